@@ -1,0 +1,257 @@
+"""Every tunable, once: default, meaning, unit (in the name) and range.
+
+The node declares its ROS parameters from these dataclasses and ``config/*.yaml`` is checked
+against them by a test, so a parameter that no code reads cannot exist.  What belongs to a trained
+network (input sizes, tile size, temperature) travels in its checkpoint: ``networks.ModelConfig``.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+
+
+def tunable(default, description: str, low=None, high=None, choices=None):
+    return field(
+        default=default,
+        metadata={'description': description, 'low': low, 'high': high, 'choices': choices},
+    )
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """The Kalman prior."""
+
+    buffer_s: float = tunable(
+        2.0, 'late measurements within this time are replayed in order; older ones are refused',
+        0.1, 30.0)
+    odometry_position_noise: float = tunable(
+        0.02, 'odometry position noise, metres of sigma per square root of a metre driven',
+        0.0, 1.0)
+    odometry_yaw_noise_rad: float = tunable(
+        0.0015, 'odometry yaw noise, radians of sigma per square root of a metre driven', 0.0, 0.1)
+    odometry_turn_noise_rad: float = tunable(
+        0.01, 'odometry yaw noise, radians of sigma per square root of a radian turned', 0.0, 0.5)
+    odometry_scale_sigma: float = tunable(
+        0.015, 'sigma of the odometry scale error, a slowly varying state (0.01 is 1 percent)',
+        0.0, 0.2)
+    odometry_scale_tau_s: float = tunable(
+        600.0, 'correlation time of the odometry scale error', 1.0, 100000.0)
+    odometry_max_speed_mps: float = tunable(
+        60.0, 'a faster step of the odometry is a jump: its increment is not used', 1.0, 200.0)
+    odometry_max_turn_radps: float = tunable(
+        3.0, 'a faster turn of the odometry is a jump: its increment is not used', 0.1, 20.0)
+    odometry_max_gap_s: float = tunable(
+        1.0, 'without odometry for this long the pose is no longer extrapolated but held, and an '
+        'increment over a longer gap is not used', 0.1, 10.0)
+    odometry_lost_s: float = tunable(
+        60.0, 'fixes and matches this much newer than the last odometry are refused', 1.0, 3600.0)
+    coast_speed_noise_mps: float = tunable(
+        1.0, 'position sigma a second without odometry; past odometry_max_gap_s the last speed '
+        'is added to it', 0.0, 20.0)
+    coast_yaw_noise_radps: float = tunable(
+        0.1, 'yaw sigma a second without odometry', 0.0, 2.0)
+    idle_position_noise_m: float = tunable(
+        0.02, 'sigma added per square root of a second, moving or not', 0.0, 1.0)
+    idle_yaw_noise_rad: float = tunable(
+        0.0005, 'yaw sigma added per square root of a second', 0.0, 0.1)
+    gnss_bias_sigma_m: float = tunable(
+        3.0, 'sigma of the slowly wandering GNSS error on each axis (Gauss-Markov)', 0.0, 50.0)
+    gnss_bias_tau_s: float = tunable(
+        60.0, 'correlation time of the wandering GNSS error', 1.0, 3600.0)
+    gnss_sigma_floor_m: float = tunable(
+        0.7, 'smallest white sigma believed of a GNSS fix, whatever it reports', 0.01, 50.0)
+    gnss_gate_probability: float = tunable(
+        0.99, 'GNSS fixes outside this share of the predicted distribution are refused', 0.5, 1.0)
+    gnss_gate_patience_s: float = tunable(
+        10.0, 'after this long of refused fixes the GNSS bias is opened again or, with no match '
+        'used for as long, the pose', 0.5, 600.0)
+    match_gate_probability: float = tunable(
+        0.99, 'matches outside this share of the predicted distribution are refused', 0.5, 1.0)
+    match_sigma_floor_m: float = tunable(
+        0.3, 'smallest position sigma believed of a match', 0.01, 10.0)
+    match_yaw_sigma_floor_rad: float = tunable(
+        0.01, 'smallest yaw sigma believed of a match', 0.0001, 1.0)
+    match_inflation: float = tunable(
+        1.0, 'factor on every match covariance (fitted on validation drives)', 0.1, 100.0)
+    match_correlation_m: float = tunable(
+        5.0, 'matches closer together than this along the road share their errors: their '
+        'information is scaled by distance driven over this length', 0.0, 100.0)
+    match_correlation_s: float = tunable(
+        2.0, 'the same when standing still: information is scaled by time over this length',
+        0.0, 60.0)
+    start_distance_m: float = tunable(
+        8.0, 'the heading is found by aligning odometry and GNSS over at least this distance',
+        1.0, 100.0)
+    start_yaw_sigma_rad: float = tunable(
+        0.2, 'and over more, until its sigma is below this', 0.01, 0.5)
+    lost_yaw_sigma_rad: float = tunable(
+        0.7, 'a heading less certain than this after a gap of odometry is found anew', 0.3, 1.5)
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """The search window and what is made of the heat map."""
+
+    window_sigmas: float = tunable(
+        3.0, 'half width of the search window in sigmas of the prior', 3.0, 10.0)
+    window_min_m: float = tunable(15.0, 'smallest half width of the search window', 1.0, 200.0)
+    window_max_m: float = tunable(
+        60.0, 'a prior that asks for a larger half width gives no match', 5.0, 500.0)
+    min_coverage: float = tunable(
+        0.5, 'share of the window that must hold map tiles', 0.0, 1.0)
+    refine: int = tunable(
+        4, 'steps per tile spacing to which the scores are interpolated', 1, 16)
+    max_edge_mass: float = tunable(
+        0.5, 'more probability than this at the window edge makes the match ambiguous', 0.0, 1.0)
+    reference_inflation: float = tunable(
+        1.5, 'the heat map is read under a Gaussian this many times wider than the prior, which '
+        'is divided out again', 1.0, 10.0)
+    reference_floor_m: float = tunable(
+        1.0, 'sigma added to that Gaussian on each axis', 0.0, 50.0)
+    min_information_nats: float = tunable(
+        0.05, 'a heat map that narrows that Gaussian by less than this gives no update', 0.0, 10.0)
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Where the camera is, where /tf_static and camera_info do not say."""
+
+    height_m: float = tunable(
+        1.52, 'height of the camera centre above the road (an estimate)', 0.1, 5.0)
+    pitch_rad: float = tunable(
+        0.0, 'correction to the camera pitch, positive nose down (an estimate)', -0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class LocalizerConfig:
+    """All that the Localizer reads."""
+
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    match: MatchConfig = field(default_factory=MatchConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What only the ROS node reads; the localizer's own tunables are parameters beside these."""
+
+    map_path: str = tunable(
+        '', 'embedding map made by build_map; empty: no matching, the prior alone is published')
+    weights_path: str = tunable('', 'network weights; empty: those shipped with the package')
+    device: str = tunable(
+        'auto', 'where the network runs; auto takes the GPU where there is one',
+        choices=('auto', 'cpu', 'cuda'))
+    torch_threads: int = tunable(
+        1, 'threads of the network on the CPU; two on two busy cores can be far slower', 1, 64)
+    autostart: bool = tunable(True, 'configure and activate without a lifecycle manager')
+    image_transport: str = tunable(
+        'raw', 'raw subscribes to image, compressed to image/compressed',
+        choices=('raw', 'compressed'))
+    image_reliability: str = tunable(
+        'best_effort', 'QoS of the image subscription; reliable needs a reliable publisher',
+        choices=('best_effort', 'reliable'))
+    sensor_reliability: str = tunable(
+        'best_effort', 'QoS of the gnss and odometry subscriptions',
+        choices=('best_effort', 'reliable'))
+    image_is_rectified: bool = tunable(
+        False, 'true for image_rect topics: P of camera_info is used and its distortion is not')
+    map_frame: str = tunable('map', 'frame of the published poses')
+    odom_frame: str = tunable(
+        '', 'child frame of the published map->odom; empty: frame_id of the odometry')
+    base_frame: str = tunable('base_link', 'vehicle frame: child frame of the odometry')
+    camera_frame: str = tunable(
+        '', 'optical frame of the camera on /tf_static; empty: frame_id of the image')
+    camera_xyz_rpy: tuple[float, ...] = tunable(
+        (), 'x, y, z (m) and roll, pitch, yaw (rad) in base_link of the camera body (x ahead, '
+        'y left, z up), used where /tf_static has no camera; empty: unknown')
+    antenna_xyz_m: tuple[float, ...] = tunable(
+        (), 'GNSS antenna in base_link, used where /tf_static does not have it; empty: unknown')
+    gnss_unknown_sigma_m: float = tunable(
+        5.0, 'horizontal sigma assumed of fixes whose covariance is unknown, zero or NaN',
+        0.1, 100.0)
+    odometry_wait_s: float = tunable(
+        0.1, 'an image waits this long for odometry that reaches its stamp, then it is '
+        'processed with an extrapolated prior', 0.0, 1.0)
+    settle_s: float = tunable(
+        0.005, 'and this long more for GNSS of the same instant', 0.0, 0.5)
+    transform_tolerance_s: float = tunable(
+        0.1, 'map->odom is stamped this long after the odometry it belongs to', 0.0, 2.0)
+    publish_tf: bool = tunable(True, 'publish the transform map->odom')
+    input_timeout_s: float = tunable(
+        2.0, 'an input silent for longer is reported in /diagnostics', 0.1, 60.0)
+
+
+def flatten(config) -> dict[str, object]:
+    """Dotted parameter names to values: ``{'filter.buffer_s': 2.0, ...}``."""
+    flat = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            flat.update({f'{item.name}.{key}': inner for key, inner in flatten(value).items()})
+        else:
+            flat[item.name] = value
+    return flat
+
+
+def tunables(config) -> dict[str, tuple[object, dict]]:
+    """Dotted parameter names to (value, metadata with description, low, high, choices)."""
+    found = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            found.update({f'{item.name}.{key}': inner for key, inner in tunables(value).items()})
+        else:
+            found[item.name] = (value, dict(item.metadata))
+    return found
+
+
+def config_from_flat(cls, values: dict[str, object]):
+    """Build a config from dotted names; a name may be left out, an unknown one is an error.
+
+    Raises ValueError naming the key, what was found and what was expected.
+    """
+    known = tunables(cls())
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(
+            f'unknown parameter {unknown[0]!r}; expected one of: {", ".join(sorted(known))}')
+    for name, value in values.items():
+        default, meta = known[name]
+        if not _fits(value, default):
+            raise ValueError(f'{name} is {value!r}; expected {_kind_name(default)}')
+        too_low = meta['low'] is not None and not value >= meta['low']
+        too_high = meta['high'] is not None and not value <= meta['high']
+        if too_low or too_high:
+            raise ValueError(f'{name} is {value!r}; expected {meta["low"]} to {meta["high"]}')
+        if meta['choices'] and value not in meta['choices']:
+            raise ValueError(f'{name} is {value!r}; expected one of {meta["choices"]}')
+    return _build(cls, values)
+
+
+def _fits(value, default) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(item, 0.0) for item in value)
+    if isinstance(default, (bool, str)):
+        return isinstance(value, type(default))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(default, float) or float(value).is_integer()
+
+
+def _kind_name(default) -> str:
+    names = {bool: 'true or false', str: 'a text', int: 'a whole number', float: 'a number',
+             tuple: 'a list of numbers'}
+    return names[type(default)]
+
+
+def _build(cls, values):
+    arguments = {}
+    for item in fields(cls):
+        inner = {
+            key.removeprefix(item.name + '.'): value
+            for key, value in values.items() if key.startswith(item.name + '.')
+        }
+        if inner:
+            arguments[item.name] = _build(item.default_factory, inner)
+        elif item.name in values:
+            kind = type(item.default)
+            arguments[item.name] = kind(values[item.name])
+    return cls(**arguments)

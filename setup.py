@@ -1,0 +1,42 @@
+from glob import glob
+
+from setuptools import setup
+
+package_name = 'crossview_localizer'
+share = f'share/{package_name}'
+
+setup(
+    name=package_name,
+    version='0.1.0',
+    description=(
+        'Cross-view localization of a vehicle: camera images are matched against preloaded '
+        'satellite embeddings around a GNSS and odometry prior.'
+    ),
+    license='Apache-2.0',
+    author='The crossview_localizer maintainers',
+    author_email='maintainers@crossview-localizer.example.org',
+    maintainer='The crossview_localizer maintainers',
+    maintainer_email='maintainers@crossview-localizer.example.org',
+    keywords=['ROS'],
+    packages=[package_name],
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
+        (share, ['package.xml']),
+        (f'{share}/launch', glob('launch/*.launch.py')),
+        (f'{share}/config', glob('config/*.*')),
+        (f'{share}/config/weights', glob('config/weights/*.*')),
+    ],
+    python_requires='>=3.10',
+    install_requires=['setuptools'],
+    extras_require={'test': ['pytest']},
+    zip_safe=True,
+    entry_points={
+        'console_scripts': [
+            'localizer_node = crossview_localizer.node:main',
+            'robotcar_to_bag = crossview_localizer.robotcar_to_bag:main',
+            'build_map = crossview_localizer.build_map:main',
+            'play_bag = crossview_localizer.play_bag:main',
+            'record_bag = crossview_localizer.record_bag:main',
+        ],
+    },
+)
