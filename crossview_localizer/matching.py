@@ -1,0 +1,139 @@
+"""From descriptors to a heat map, and from a heat map to what the filter may use of it.
+
+Shape legend: R, C rows and columns of the window; n tiles in it; K descriptor length.
+"""
+
+import cv2
+import numpy as np
+import torch
+
+from crossview_localizer import views
+from crossview_localizer.config import MatchConfig
+from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
+from crossview_localizer.geometry import MapGrid, Pose2D
+from crossview_localizer.networks import views_to_tensor
+
+# Variance, m2, along a direction of which the heat map says nothing; finite for the algebra.
+NO_INFORMATION_M2 = 1e6
+
+
+class TileMatcher:
+    """The paper's matcher: descriptor distances from one frame to the local satellite tiles."""
+
+    def __init__(self, network, device: str = 'cpu'):
+        self.network = network
+        self.device = device
+
+    def embed(self, image: CameraImage, yaw_rad: float, pitch_rad: float = 0.0) -> torch.Tensor:
+        """One network forward: the frame's descriptor (K,), seen under the prior's heading."""
+        config = self.network.config
+        view = views.birds_eye_view(
+            image.rgb, image.camera, yaw_rad, config.view_px, config.px_m, pitch_rad)
+        return self.network.embed_ground(views_to_tensor(view, self.device))[0]
+
+    def match(self, ground: torch.Tensor, window, config: MatchConfig, stamp_ns: int) -> Heatmap:
+        """Score the window's tiles; log-likelihood = -(2 - 2 cos) / temperature, normalised."""
+        scores = (window.descriptors.to(ground.dtype) @ ground).cpu().numpy()  # (n,)
+        index = window.index.cpu().numpy()                                     # (R, C)
+        log_likelihood = np.full(index.shape, -np.inf)
+        known = index >= 0
+        log_likelihood[known] = -(2.0 - 2.0 * scores[index[known]].astype(np.float64))
+        log_likelihood[known] /= self.network.config.temperature
+        return heatmap_from_scores(log_likelihood, window.grid, config.refine, stamp_ns)
+
+    def estimate(self, heatmap: Heatmap, prior: PoseEstimate, config: MatchConfig):
+        """See ``position_from_heatmap``."""
+        return position_from_heatmap(heatmap, prior, config)
+
+
+def heatmap_from_scores(
+    log_likelihood: np.ndarray, grid: MapGrid, refine: int, stamp_ns: int,
+) -> Heatmap:
+    """Interpolate tile scores (R, C), -inf where no tile is, to a ``refine`` times finer grid.
+
+    Cubic in the log-likelihood, so that the peak may lie between tiles; what is nearer to a
+    missing tile than to a known one stays unknown.
+    """
+    known = np.isfinite(log_likelihood)
+    if not known.any():
+        raise ValueError('no tile in the window; expected at least one')
+    fine = grid.refine(refine)
+    filled = np.where(known, log_likelihood, log_likelihood[known].min())
+    rows = (np.arange(fine.rows) / refine).astype(np.float32)
+    cols = (np.arange(fine.cols) / refine).astype(np.float32)
+    map_rows, map_cols = np.meshgrid(rows, cols, indexing='ij')
+    border = cv2.BORDER_REPLICATE
+    offset = filled.max()  # keeps float32 precise where it matters
+    scores = cv2.remap(
+        (filled - offset).astype(np.float32), map_cols, map_rows, cv2.INTER_CUBIC,
+        borderMode=border).astype(np.float64)
+    there = cv2.remap(
+        known.astype(np.uint8), map_cols, map_rows, cv2.INTER_NEAREST, borderMode=border) > 0
+    scores[~there] = -np.inf
+    scores -= scores.max()
+    return Heatmap(stamp_ns, fine, scores - np.log(np.exp(scores).sum()))
+
+
+def edge_mass(heatmap: Heatmap, width_cells: int) -> float:
+    """Probability within ``width_cells`` of the window's edge."""
+    p = np.exp(heatmap.log_probability)
+    inner = p[width_cells:-width_cells, width_cells:-width_cells]
+    return float(1.0 - inner.sum())
+
+
+def position_from_heatmap(
+    heatmap: Heatmap, prior: PoseEstimate, config: MatchConfig,
+) -> tuple[PoseEstimate | None, str]:
+    """The position that the heat map alone supports, or None and the reason why it supports none.
+
+    Moments of a likelihood cut off by a window are drawn to the window's centre, which is the
+    prior's mean: fused as they are, they count the prior twice.  So the moments are taken under a
+    broad Gaussian reference q about the prior and the reference is divided out again, both on the
+    same cells:
+
+        P0, m0 = moments of q;  P1, m1 = moments of q times likelihood
+        R^-1 = P1^-1 - P0^-1;   z = R (P1^-1 m1 - P0^-1 m0)
+
+    (the site of assumed-density filtering; Minka 2001).  A Gaussian likelihood comes back exactly,
+    a constant one gives R^-1 = 0 whatever the window and the holes in the map.  A direction in
+    which the likelihood is broader than the reference has no information and a huge variance.
+    The yaw variance of the result is inf: a tile descriptor does not observe it.
+    """
+    if edge_mass(heatmap, config.refine) > config.max_edge_mass:
+        return None, 'the best positions lie at the edge of the search window'
+    x_m, y_m = heatmap.grid.cell_centres()
+    offsets = np.stack(np.meshgrid(x_m - prior.pose.x_m, y_m - prior.pose.y_m), -1)  # (R, C, 2)
+    reference = prior.covariance[:2, :2] * config.reference_inflation ** 2
+    reference = reference + np.eye(2) * config.reference_floor_m ** 2
+    log_q = -0.5 * np.einsum('rci,ij,rcj->rc', offsets, np.linalg.inv(reference), offsets)
+    log_q[~np.isfinite(heatmap.log_probability)] = -np.inf
+    mean0, cov0 = _moments(offsets, log_q)
+    mean1, cov1 = _moments(offsets, log_q + heatmap.log_probability)
+    # No heat map is finer than its cells.
+    cell_variance = heatmap.grid.cell_m ** 2 / 12.0
+    precision0 = np.linalg.inv(cov0 + np.eye(2) * cell_variance)
+    precision1 = np.linalg.inv(cov1 + np.eye(2) * cell_variance)
+    gain_nats = 0.5 * (np.linalg.slogdet(precision1)[1] - np.linalg.slogdet(precision0)[1])
+    if gain_nats < config.min_information_nats:
+        return None, 'the heat map is nearly uniform'
+
+    values, vectors = np.linalg.eigh(precision1 - precision0)
+    variances = 1.0 / np.maximum(values, 1.0 / NO_INFORMATION_M2)
+    covariance_xy = vectors @ np.diag(variances) @ vectors.T
+    mean = covariance_xy @ (precision1 @ mean1 - precision0 @ mean0)
+    # Without information along a direction the reference's mean stands there.
+    blind = vectors[:, values <= 1.0 / NO_INFORMATION_M2]
+    mean = mean + blind @ (blind.T @ (mean0 - mean))
+    covariance = np.diag([0.0, 0.0, np.inf])
+    covariance[:2, :2] = covariance_xy
+    pose = Pose2D(
+        prior.pose.x_m + float(mean[0]), prior.pose.y_m + float(mean[1]), prior.pose.yaw_rad)
+    return PoseEstimate(heatmap.stamp_ns, pose, covariance), ''
+
+
+def _moments(offsets: np.ndarray, log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    mean = np.einsum('rc,rci->i', weight, offsets)
+    centred = offsets - mean
+    return mean, np.einsum('rc,rci,rcj->ij', weight, centred, centred)

