@@ -1,0 +1,105 @@
+"""Turn bags and the imagery beneath them into one training file: ``python -m training.prepare``.
+
+Images come through the node's own path (decode, undistort, camera model), poses from the bag's
+ground truth, imagery through the map plane that ``build_map`` uses.
+"""
+
+import argparse
+from pathlib import Path
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from crossview_localizer import replay
+from crossview_localizer.config import LocalizerConfig
+from crossview_localizer.datatypes import CameraImage
+from crossview_localizer.geometry import MapGrid
+from crossview_localizer.imagery import Imagery
+from crossview_localizer.networks import ModelConfig
+from crossview_localizer.views import sampling_image
+from training.datasets import save_world, World
+
+
+class _Collector:
+    """Takes the Localizer's place in a replay and keeps the images."""
+
+    def __init__(self, frame):
+        self.frame = frame
+        self.config = LocalizerConfig()
+
+    def add_gnss(self, fix):
+        pass
+
+    def add_odometry(self, sample):
+        pass
+
+    def process_image(self, image: CameraImage) -> CameraImage:
+        return image
+
+
+def prepare(bags: list[Path], imagery_paths: list[Path], name: str, px_m: float,
+            spacing_m: float) -> World:
+    """Read the bags' images that are ``spacing_m`` apart, with their true poses.
+
+    Raises ValueError where a bag holds no truth or its cameras differ.
+    """
+    imagery = Imagery.open(imagery_paths)
+    west_m, south_m, east_m, north_m = imagery.bounds_m
+    rows, cols = int((north_m - south_m) / px_m), int((east_m - west_m) / px_m)
+    grid = MapGrid(rows, cols, px_m, west_m + px_m / 2, north_m - px_m / 2)
+    raster, _ = imagery.raster(grid)
+    images, poses, drive, camera = [], [], [], None
+    for number, bag in enumerate(bags):
+        truth = replay.read_drive(bag, imagery.frame).truth
+        if not len(truth):
+            raise ValueError(f'{bag} holds no ground truth; convert it with --rtk')
+        last_m = None
+        collected = replay.localize(bag, _Collector(imagery.frame))
+        for image in tqdm(collected, desc=Path(bag).parent.name, unit=' images'):
+            pose = truth.pose_at(image.stamp_ns)
+            position_m = np.array([pose.x_m, pose.y_m])
+            if not np.isfinite(position_m).all():
+                continue
+            if last_m is not None and np.hypot(*(position_m - last_m)) < spacing_m:
+                continue
+            small, small_camera = sampling_image(image.rgb, image.camera)
+            if camera is not None and small.shape != images[0].shape:
+                raise ValueError(
+                    f'{bag} has another camera than {bags[0]}; prepare one file for each')
+            camera, last_m = small_camera, position_m
+            images.append(small)
+            poses.append((pose.x_m, pose.y_m, pose.yaw_rad))
+            drive.append(number)
+    if not images:
+        raise ValueError(f'no image with a true pose in {", ".join(map(str, bags))}')
+    return World(name, raster, grid, np.stack(images), camera, np.array(poses), np.array(drive))
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m training.prepare', description=__doc__.splitlines()[0],
+        epilog='example: python -m training.prepare bag1 bag2 --imagery orthophoto.tif '
+        '--out train/city1.npz')
+    parser.add_argument('bags', nargs='+', type=Path, help='bags of robotcar_to_bag with truth')
+    parser.add_argument('--imagery', nargs='+', type=Path, required=True, help='GeoTIFFs')
+    parser.add_argument('--out', type=Path, required=True, help='.npz to write')
+    parser.add_argument('--px-m', type=float, default=ModelConfig().px_m,
+                        help="metres a pixel of the imagery (default: the network's)")
+    parser.add_argument('--spacing-m', type=float, default=2.0,
+                        help='smallest distance between two images of a drive')
+    args = parser.parse_args(arguments)
+    try:
+        world = prepare(args.bags, args.imagery, args.out.stem, args.px_m, args.spacing_m)
+        partial = args.out.with_name('.partial_' + args.out.name)
+        save_world(world, partial)
+        partial.replace(args.out)
+    except (ValueError, OSError) as error:
+        print(f'prepare: {error}', file=sys.stderr)
+        return 2
+    print(f'{args.out}: {len(world.images)} images, imagery {world.grid.rows} x {world.grid.cols}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
