@@ -44,8 +44,10 @@ class FilterConfig:
     odometry_lost_s: float = tunable(
         60.0, 'fixes and matches this much newer than the last odometry are refused', 1.0, 3600.0)
     coast_speed_noise_mps: float = tunable(
-        1.0, 'position sigma a second without odometry; past odometry_max_gap_s the last speed '
-        'is added to it', 0.0, 20.0)
+        1.0, 'position sigma a second without odometry', 0.0, 20.0)
+    coast_hold_speed_mps: float = tunable(
+        5.0, 'past odometry_max_gap_s the last speed, or this where it is more, is added to that',
+        0.0, 60.0)
     coast_yaw_noise_radps: float = tunable(
         0.1, 'yaw sigma a second without odometry', 0.0, 2.0)
     idle_position_noise_m: float = tunable(

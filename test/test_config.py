@@ -1,0 +1,102 @@
+"""Tunables: defaults, ranges and dotted names."""
+
+from dataclasses import replace
+import math
+from pathlib import Path
+import re
+
+import pytest
+
+from crossview_localizer.config import (
+    config_from_flat,
+    FilterConfig,
+    flatten,
+    LocalizerConfig,
+    MatchConfig,
+    NodeConfig,
+    tunables,
+)
+
+PACKAGE = Path(__file__).resolve().parents[1] / 'crossview_localizer'
+
+
+@pytest.mark.parametrize('cls', [LocalizerConfig, NodeConfig])
+def test_flattening_and_building_again_gives_the_same_config(cls):
+    assert config_from_flat(cls, flatten(cls())) == cls()
+
+
+def test_a_changed_value_survives_the_round_trip():
+    config = LocalizerConfig(filter=replace(FilterConfig(), buffer_s=5.5, start_distance_m=12.0))
+    flat = flatten(config)
+    assert flat['filter.buffer_s'] == 5.5
+    assert config_from_flat(LocalizerConfig, flat) == config
+
+
+def test_what_is_not_given_keeps_its_default():
+    config = config_from_flat(LocalizerConfig, {'match.refine': 8})
+    assert config == LocalizerConfig(match=replace(MatchConfig(), refine=8))
+    assert config_from_flat(LocalizerConfig, {}) == LocalizerConfig()
+
+
+def test_a_whole_number_for_a_float_becomes_a_float():
+    config = config_from_flat(FilterConfig, {'buffer_s': 3})
+    assert config.buffer_s == 3.0 and isinstance(config.buffer_s, float)
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown parameter 'filter\.bufer_s'") as raised:
+        config_from_flat(LocalizerConfig, {'filter.bufer_s': 2.0})
+    assert 'filter.buffer_s' in str(raised.value)
+
+
+@pytest.mark.parametrize('name', ['filter', 'buffer_s', 'match.buffer_s'])
+def test_a_name_must_be_the_full_dotted_one(name):
+    with pytest.raises(ValueError, match='unknown parameter'):
+        config_from_flat(LocalizerConfig, {name: 2.0})
+
+
+@pytest.mark.parametrize('name, value, expected', [
+    ('filter.buffer_s', 0.01, '0.1 to 30.0'),
+    ('filter.buffer_s', 31.0, '0.1 to 30.0'),
+    ('filter.gnss_gate_probability', 1.01, '0.5 to 1.0'),
+    ('filter.buffer_s', math.nan, '0.1 to 30.0'),
+    ('filter.buffer_s', '2', 'a number'),
+    ('filter.buffer_s', True, 'a number'),
+    ('match.refine', 2.5, 'a whole number'),
+    ('match.refine', 0, '1 to 16'),
+])
+def test_a_value_out_of_range_or_of_another_kind_is_an_error_that_says_what_fits(
+    name, value, expected
+):
+    with pytest.raises(ValueError, match=re.escape(f'{name} is {value!r}; expected {expected}')):
+        config_from_flat(LocalizerConfig, {name: value})
+
+
+@pytest.mark.parametrize('name, bound', [
+    ('filter.buffer_s', 0.1), ('filter.buffer_s', 30.0), ('match.refine', 1),
+    ('match.refine', 16)])
+def test_the_bounds_themselves_are_allowed(name, bound):
+    assert flatten(config_from_flat(LocalizerConfig, {name: bound}))[name] == bound
+
+
+@pytest.mark.parametrize('name, value', [('device', 'tpu'), ('image_transport', 'theora')])
+def test_a_choice_that_does_not_exist_is_an_error(name, value):
+    with pytest.raises(ValueError, match=f"{name} is '{value}'; expected one of"):
+        config_from_flat(NodeConfig, {name: value})
+
+
+@pytest.mark.parametrize('cls', [LocalizerConfig, NodeConfig])
+def test_every_tunable_is_described_and_its_default_fits_its_range(cls):
+    for name, (default, meta) in tunables(cls()).items():
+        assert meta['description'], name
+        if isinstance(default, float):
+            assert meta['low'] <= default <= meta['high'], name
+        if meta['choices']:
+            assert default in meta['choices'], name
+
+
+def test_every_tunable_of_the_filter_is_read_by_it():
+    modules = ('pose_filter.py', 'filter_model.py', 'filter_start.py')
+    source = ''.join((PACKAGE / name).read_text() for name in modules)
+    unread = [name for name in flatten(FilterConfig()) if f'onfig.{name}' not in source]
+    assert not unread

@@ -1,0 +1,813 @@
+"""The Kalman prior on closed forms and on drives simulated with its own model."""
+
+from dataclasses import dataclass, replace
+import math
+import time
+
+import numpy as np
+import pytest
+
+from crossview_localizer.config import FilterConfig
+from crossview_localizer.datatypes import GnssFix, OdometrySample, Outcome, PoseEstimate
+from crossview_localizer.filter_model import (
+    gnss_jacobian,
+    gnss_prediction,
+    propagate,
+    propagate_jacobian,
+)
+from crossview_localizer.filter_start import aligned_start
+from crossview_localizer.geometry import Pose2D, wrap_angle
+from crossview_localizer.pose_filter import PoseFilter
+
+SECOND_NS = 1_000_000_000
+START_NS = 1_700_000_000 * SECOND_NS
+CONFIG = FilterConfig()
+
+
+def at(time_s: float) -> int:
+    return START_NS + round(time_s * 1e9)
+
+
+def odometry(time_s, x_m, y_m=0.0, yaw_rad=0.0) -> OdometrySample:
+    return OdometrySample(at(time_s), Pose2D(x_m, y_m, yaw_rad))
+
+
+def gnss(time_s, x_m, y_m, sigma_m=0.5) -> GnssFix:
+    return GnssFix(at(time_s), x_m, y_m, sigma_m**2 * np.eye(2))
+
+
+def estimate(time_s, x_m, y_m, yaw_rad, sigma_m=1.0, yaw_sigma_rad=0.1) -> PoseEstimate:
+    return PoseEstimate(
+        at(time_s), Pose2D(x_m, y_m, yaw_rad), np.diag([sigma_m, sigma_m, yaw_sigma_rad]) ** 2)
+
+
+def give(pose_filter, measurement):
+    if isinstance(measurement, OdometrySample):
+        return pose_filter.add_odometry(measurement)
+    if isinstance(measurement, GnssFix):
+        return pose_filter.add_gnss(measurement)
+    return pose_filter.add_match(measurement)
+
+
+def straight(config=CONFIG, until_s=4.0, speed_mps=10.0, sigma_m=1.0) -> PoseFilter:
+    """A filter set to the origin, driven along x with odometry at 20 Hz up to ``until_s``."""
+    pose_filter = PoseFilter(config)
+    pose_filter.set_pose(estimate(0.0, 0.0, 0.0, 0.0, sigma_m, 0.01))
+    for step in range(round(until_s * 20) + 1):
+        pose_filter.add_odometry(odometry(step / 20, speed_mps * step / 20))
+    return pose_filter
+
+
+@dataclass
+class Drive:
+    truth: dict[int, Pose2D]
+    odometry: list[OdometrySample]
+    fixes: list[GnssFix]
+    matches: list[PoseEstimate]
+
+    def in_order(self):
+        return sorted([*self.odometry, *self.fixes, *self.matches], key=lambda m: m.stamp_ns)
+
+
+def simulated_drive(
+    seed, duration_s=120.0, odometry_hz=20, gnss_hz=5, match_hz=2, config=CONFIG,
+    white_sigma_m=0.5, match_sigma_m=1.5, lever_m=(-0.6, 0.3),
+) -> Drive:
+    """A simulated drive whose errors are those that ``config`` describes."""
+    rng = np.random.default_rng(seed)
+    step_s = 1.0 / odometry_hz
+    scale = config.odometry_scale_sigma * rng.standard_normal()
+    decay = math.exp(-step_s / config.gnss_bias_tau_s)
+    bias_m = config.gnss_bias_sigma_m * rng.standard_normal(2)
+    phase = rng.uniform(0, 2 * math.pi, 2)
+    pose = Pose2D(*rng.uniform(-50, 50, 2), rng.uniform(-math.pi, math.pi))
+    odom = Pose2D(*rng.uniform(-5, 5, 2), rng.uniform(-math.pi, math.pi))
+    drive = Drive({}, [], [], [])
+    for step in range(round(duration_s * odometry_hz) + 1):
+        stamp_ns = at(step * step_s)
+        drive.truth[stamp_ns] = pose
+        drive.odometry.append(OdometrySample(stamp_ns, odom))
+        if step % (odometry_hz // gnss_hz) == 0:
+            antenna_m = pose.transform(np.array(lever_m))
+            z_m = antenna_m + bias_m + white_sigma_m * rng.standard_normal(2)
+            drive.fixes.append(
+                GnssFix(stamp_ns, *z_m, white_sigma_m**2 * np.eye(2), lever_m))
+        if match_hz and step % (odometry_hz // match_hz) == 0:
+            z_m = np.array([pose.x_m, pose.y_m]) + match_sigma_m * rng.standard_normal(2)
+            drive.matches.append(PoseEstimate(
+                stamp_ns, Pose2D(*z_m, 0.0), np.diag([match_sigma_m**2] * 2 + [math.inf])))
+
+        speed_mps = 8.0 + 4.0 * math.sin(0.1 * step * step_s + phase[0])
+        turn_radps = 0.2 * math.sin(0.15 * step * step_s + phase[1])
+        distance_m, turn_rad = speed_mps * step_s, turn_radps * step_s
+        measured = Pose2D(distance_m, 0.0, turn_rad)
+        # pose' = pose (+) exp(scale) measured (+) noise, as the filter has it
+        noise_m = math.sqrt(
+            config.odometry_position_noise**2 * distance_m
+            + config.idle_position_noise_m**2 * step_s)
+        noise_rad = math.sqrt(
+            config.odometry_yaw_noise_rad**2 * distance_m
+            + config.odometry_turn_noise_rad**2 * abs(turn_rad)
+            + config.idle_yaw_noise_rad**2 * step_s)
+        moved = pose @ Pose2D(math.exp(scale) * distance_m, 0.0, turn_rad)
+        pose = Pose2D(
+            moved.x_m + noise_m * rng.standard_normal(),
+            moved.y_m + noise_m * rng.standard_normal(),
+            wrap_angle(moved.yaw_rad + noise_rad * rng.standard_normal()))
+        odom = odom @ measured
+        bias_m = decay * bias_m + config.gnss_bias_sigma_m * math.sqrt(
+            1 - decay**2) * rng.standard_normal(2)
+    return drive
+
+
+def error_of(found: PoseEstimate, truth: Pose2D) -> np.ndarray:
+    error = found.pose.as_array() - truth.as_array()
+    error[2] = wrap_angle(error[2])
+    return error
+
+
+def derivative(function, state, step=1e-6) -> np.ndarray:
+    columns = [
+        (function(state + step * axis) - function(state - step * axis)) / (2 * step)
+        for axis in np.eye(len(state))]
+    return np.stack(columns, axis=1)
+
+
+STATE = np.array([12.0, -7.0, 2.1, 0.03, 1.5, -2.5])
+
+
+def test_the_motion_jacobian_is_the_finite_difference_of_the_motion():
+    motion = (Pose2D(1.7, -0.4, 0.3), 0.98, 0.9)
+    expected = derivative(lambda state: propagate(state, *motion), STATE)
+    assert np.allclose(propagate_jacobian(STATE, *motion), expected, atol=1e-8)
+
+
+def test_the_gnss_jacobian_is_the_finite_difference_of_the_prediction():
+    expected = derivative(lambda state: gnss_prediction(state, (1.2, -0.8)), STATE)
+    assert np.allclose(gnss_jacobian(STATE, (1.2, -0.8)), expected, atol=1e-8)
+
+
+def test_the_motion_composes_like_poses_with_the_scale_on_the_distance():
+    moved = propagate(STATE, Pose2D(2.0, 0.5, 1.5), 1.0, 1.0)
+    factor = math.exp(STATE[3])
+    expected = Pose2D(*STATE[:3]) @ Pose2D(2.0 * factor, 0.5 * factor, 1.5)
+    assert np.allclose(moved[:3], expected.as_array())
+
+
+def test_a_straight_drive_has_the_covariance_of_the_closed_form():
+    config = replace(
+        CONFIG, odometry_yaw_noise_rad=0.0, idle_yaw_noise_rad=0.0, odometry_scale_tau_s=1e9)
+    found = straight(config, until_s=4.0, speed_mps=10.0, sigma_m=1.0).estimate_at(at(4.0))
+    assert np.allclose(found.pose.as_array(), [40.0, 0.0, 0.0])
+    noise_m2 = config.odometry_position_noise**2 * 40.0 + config.idle_position_noise_m**2 * 4.0
+    along_m2 = 1.0 + noise_m2 + (config.odometry_scale_sigma * 40.0) ** 2
+    across_m2 = 1.0 + noise_m2 + (0.01 * 40.0) ** 2
+    expected = [[along_m2, 0, 0], [0, across_m2, 0.01**2 * 40.0], [0, 0.01**2 * 40.0, 0.01**2]]
+    expected = np.array(expected)
+    assert np.allclose(found.covariance, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_only_increments_of_the_odometry_frame_matter():
+    anywhere = Pose2D(1e4, -3e3, 2.5)
+    turned = PoseFilter(CONFIG)
+    turned.set_pose(estimate(0.0, 0.0, 0.0, 0.0, 1.0, 0.01))
+    for step in range(81):
+        pose = anywhere @ Pose2D(step / 2, 0.0, 0.0)
+        turned.add_odometry(OdometrySample(at(step / 20), pose))
+    expected = straight().estimate_at(at(4.0))
+    found = turned.estimate_at(at(4.0))
+    assert np.allclose(found.pose.as_array(), expected.pose.as_array(), atol=1e-8)
+    assert np.allclose(found.covariance, expected.covariance, atol=1e-8)
+
+
+def test_a_fix_is_weighed_against_pose_and_bias_as_the_closed_form_says():
+    pose_filter = straight(until_s=0.0, sigma_m=2.0)
+    update = pose_filter.add_gnss(gnss(0.0, 3.0, 0.0, sigma_m=1.0))
+    spread_m2 = 2.0**2 + CONFIG.gnss_bias_sigma_m**2 + 1.0**2
+    found = pose_filter.estimate_at(at(0.0))
+    assert update.outcome is Outcome.USED
+    assert update.mahalanobis2 == pytest.approx(3.0**2 / spread_m2)
+    assert found.pose.x_m == pytest.approx(3.0 * 4.0 / spread_m2)
+    assert found.covariance[0, 0] == pytest.approx(4.0 - 16.0 / spread_m2)
+
+
+def test_a_fix_that_claims_too_much_is_believed_to_the_floor_only():
+    proud, honest = straight(), straight()
+    proud.add_gnss(gnss(4.0, 41.0, 0.0, sigma_m=0.01))
+    honest.add_gnss(gnss(4.0, 41.0, 0.0, sigma_m=CONFIG.gnss_sigma_floor_m))
+    assert proud.estimate_at(at(4.0)).pose == honest.estimate_at(at(4.0)).pose
+
+
+def test_the_lever_arm_is_turned_with_the_heading():
+    pose_filter = PoseFilter(CONFIG)
+    pose_filter.set_pose(estimate(0.0, 5.0, 5.0, math.pi / 2, 1.0, 0.01))
+    fix = replace(gnss(0.0, 5.0, 7.0), base_from_antenna_m=(2.0, 0.0))
+    update = pose_filter.add_gnss(fix)
+    assert update.mahalanobis2 == pytest.approx(0.0, abs=1e-12)
+    assert pose_filter.estimate_at(at(0.0)).pose.y_m == pytest.approx(5.0)
+
+
+# --- matches ------------------------------------------------------------------------------------
+
+
+def match(time_s, x_m, y_m, covariance, yaw_rad=0.0) -> PoseEstimate:
+    return PoseEstimate(at(time_s), Pose2D(x_m, y_m, yaw_rad), np.asarray(covariance, float))
+
+
+def test_a_match_without_heading_is_weighed_as_the_closed_form_says():
+    pose_filter = straight(until_s=0.0, sigma_m=2.0)
+    update = pose_filter.add_match(match(0.0, 1.0, -1.0, np.diag([1.0, 4.0, np.inf])))
+    found = pose_filter.estimate_at(at(0.0))
+    assert update.mahalanobis2 == pytest.approx(1 / 5 + 1 / 8)
+    assert np.allclose(found.pose.as_array(), [4 / 5, -4 / 8, 0.0])
+    assert np.allclose(found.covariance, np.diag([4 / 5, 16 / 8, 0.01**2]))
+
+
+def test_a_match_of_one_coordinate_leaves_the_other_alone():
+    pose_filter = straight(until_s=0.0, sigma_m=2.0)
+    pose_filter.add_match(match(0.0, 500.0, 1.0, np.diag([np.inf, 4.0, np.inf])))
+    found = pose_filter.estimate_at(at(0.0))
+    assert np.allclose(found.pose.as_array(), [0.0, 0.5, 0.0])
+    assert np.allclose(np.diag(found.covariance), [4.0, 2.0, 0.01**2])
+
+
+@pytest.mark.parametrize('variance', [1e6, 1e9, 1e15, 1e300])
+def test_an_elongated_match_informs_only_its_short_axis(variance):
+    pose_filter = straight(until_s=0.0, sigma_m=2.0)
+    pose_filter.add_match(match(0.0, 500.0, 1.0, np.diag([variance, 4.0, 1e12])))
+    found = pose_filter.estimate_at(at(0.0))
+    assert np.allclose(found.pose.as_array(), [0.0, 0.5, 0.0], atol=3e-3)
+    assert np.allclose(np.diag(found.covariance), [4.0, 2.0, 0.01**2], rtol=1e-5)
+
+
+def test_a_match_elongated_across_the_axes_informs_only_its_short_axis():
+    pose_filter = straight(until_s=0.0, sigma_m=2.0)
+    along, across = np.array([1.0, 1.0]) / math.sqrt(2), np.array([1.0, -1.0]) / math.sqrt(2)
+    covariance = np.diag([0.0, 0.0, np.inf])
+    covariance[:2, :2] = 1e9 * np.outer(along, along) + 4.0 * np.outer(across, across)
+    pose_filter.add_match(match(0.0, *(300.0 * along + 1.0 * across), covariance))
+    found = pose_filter.estimate_at(at(0.0))
+    position_m, planar_m2 = found.pose.as_array()[:2], found.covariance[:2, :2]
+    assert position_m @ along == pytest.approx(0.0, abs=1e-5)
+    assert position_m @ across == pytest.approx(0.5, abs=1e-5)
+    assert along @ planar_m2 @ along == pytest.approx(4.0, abs=1e-5)
+    assert across @ planar_m2 @ across == pytest.approx(2.0, abs=1e-5)
+
+
+@pytest.mark.parametrize('covariance', [
+    np.diag([np.inf] * 3), 1e300 * np.eye(3), np.diag([1e11, 1e11, 1e11])])
+def test_a_flat_match_leaves_pose_and_covariance_as_they_were(covariance):
+    pose_filter = straight(sigma_m=3.0)
+    before = pose_filter.estimate_at(at(4.0))
+    pose_filter.add_match(match(4.0, 50.0, 10.0, covariance))
+    after = pose_filter.estimate_at(at(4.0))
+    assert np.allclose(after.pose.as_array(), before.pose.as_array(), atol=1e-8)
+    assert np.allclose(after.covariance, before.covariance, rtol=1e-9, atol=1e-9)
+
+
+def test_a_heading_match_across_the_half_turn_takes_the_short_way():
+    pose_filter = PoseFilter(CONFIG)
+    pose_filter.set_pose(estimate(0.0, 0.0, 0.0, math.pi - 0.05, 1.0, 0.1))
+    covariance = np.diag([np.inf, np.inf, 0.01])
+    pose_filter.add_match(match(0.0, 0.0, 0.0, covariance, yaw_rad=-math.pi + 0.05))
+    assert abs(pose_filter.estimate_at(at(0.0)).pose.yaw_rad) == pytest.approx(math.pi)
+
+
+def test_inflation_multiplies_the_covariance_of_a_match():
+    inflated = straight(replace(CONFIG, match_inflation=4.0), until_s=0.0, sigma_m=2.0)
+    inflated.add_match(match(0.0, 1.0, 0.0, np.diag([1.0, 1.0, np.inf])))
+    assert inflated.estimate_at(at(0.0)).pose.x_m == pytest.approx(4 / 8)
+
+
+def test_the_floor_bounds_what_a_match_may_claim():
+    pose_filter = straight(until_s=0.0, sigma_m=2.0)
+    pose_filter.add_match(match(0.0, 1.0, 0.0, np.diag([1e-8, 1e-8, 1e-12])))
+    variances = np.diag(pose_filter.estimate_at(at(0.0)).covariance)
+    floor_m2 = CONFIG.match_sigma_floor_m**2
+    assert variances[0] == pytest.approx(4.0 * floor_m2 / (4.0 + floor_m2))
+    yaw_floor_rad2 = CONFIG.match_yaw_sigma_floor_rad**2
+    assert variances[2] == pytest.approx(1e-4 * yaw_floor_rad2 / (1e-4 + yaw_floor_rad2))
+
+
+def test_a_match_close_to_the_last_counts_by_the_distance_driven_since():
+    config = replace(CONFIG, match_correlation_m=20.0, match_correlation_s=100.0)
+    tempered, expected = straight(config, sigma_m=2.0), straight(config, sigma_m=2.0)
+    first = match(3.5, 35.0, 0.0, np.diag([2.0, 2.0, np.inf]))
+    for pose_filter in (tempered, expected):
+        pose_filter.add_match(first)
+    # 5 m on, the match holds 5/20 of its information: as if its covariance were 4 times as large.
+    tempered.add_match(match(4.0, 41.0, 0.0, np.diag([2.0, 2.0, np.inf])))
+    before = expected.estimate_at(at(4.0))
+    gain = before.covariance[0, 0] / (before.covariance[0, 0] + 4 * 2.0)
+    assert tempered.estimate_at(at(4.0)).pose.x_m == pytest.approx(
+        before.pose.x_m + gain * (41.0 - before.pose.x_m))
+
+
+def test_a_hundred_matches_at_a_standstill_count_as_the_time_they_took():
+    config = replace(CONFIG, match_correlation_m=5.0, match_correlation_s=2.0,
+                     idle_position_noise_m=0.0, odometry_position_noise=0.0)
+    pose_filter = straight(config, until_s=10.0, speed_mps=0.0, sigma_m=50.0)
+    for step in range(100):
+        pose_filter.add_match(match(8.0 + step / 50, 1.0, 1.0, np.diag([9.0, 9.0, np.inf])))
+    # 1 at first and 99 of 0.02 s / 2 s
+    expected_m2 = 1 / (1 / 50.0**2 + (1 + 0.99) / 9.0)
+    assert pose_filter.estimate_at(at(10.0)).covariance[0, 0] == pytest.approx(expected_m2)
+
+
+# --- order --------------------------------------------------------------------------------------
+
+
+def shuffled(measurements, rng, delay_s) -> list:
+    """In the order of arrival, each delayed by less than ``delay_s``."""
+    arrival = [m.stamp_ns + rng.uniform(0, delay_s * 1e9) for m in measurements]
+    return [measurements[i] for i in np.argsort(arrival)]
+
+
+def offset_drive(seed) -> tuple[list, PoseEstimate]:
+    """A simulated drive with faults; fixes and matches lie between odometry samples."""
+    drive = simulated_drive(seed, duration_s=20.0, lever_m=(0.5, -0.2))
+    fixes = [replace(fix, stamp_ns=fix.stamp_ns + 13_000_001) for fix in drive.fixes]
+    matches = [replace(m, stamp_ns=m.stamp_ns + 27_000_003) for m in drive.matches]
+    fixes[30:33] = [replace(fix, x_m=fix.x_m + 40.0) for fix in fixes[30:33]]
+    jitter_ns = np.random.default_rng(seed).integers(0, 25_000_000, len(drive.odometry))
+    samples = [replace(s, stamp_ns=s.stamp_ns + int(j)) for s, j in zip(drive.odometry, jitter_ns)]
+    samples = [s for s in samples if not 9.0 < (s.stamp_ns - START_NS) * 1e-9 < 10.4]
+    samples[300] = replace(samples[300], odom_from_base=Pose2D(0.0, 900.0, 0.0))
+    first = drive.truth[drive.odometry[0].stamp_ns]
+    start = PoseEstimate(START_NS, first, np.diag([2.0, 2.0, 0.1]) ** 2)
+    in_order = sorted([*samples, *fixes, *matches], key=lambda m: m.stamp_ns)
+    return in_order, start
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_late_and_shuffled_measurements_give_the_result_of_those_in_order(seed):
+    measurements, start = offset_drive(seed)
+    straightforward, muddled = PoseFilter(CONFIG), PoseFilter(CONFIG)
+    for pose_filter in (straightforward, muddled):
+        pose_filter.set_pose(start)
+    for measurement in measurements:
+        give(straightforward, measurement)
+    arrived = shuffled(measurements, np.random.default_rng(seed), delay_s=1.9)
+    assert arrived != measurements
+    outcomes = [give(muddled, measurement).outcome for measurement in arrived]
+    assert Outcome.GATED in outcomes and Outcome.TOO_OLD not in outcomes
+    for time_s in (18.7, 19.5, 20.0, 20.3):
+        expected, found = straightforward.estimate_at(at(time_s)), muddled.estimate_at(at(time_s))
+        assert np.abs(found.pose.as_array() - expected.pose.as_array()).max() < 1e-9
+        assert np.abs(found.covariance - expected.covariance).max() < 1e-9
+
+
+def test_odometry_late_by_nearly_the_whole_buffer_gives_the_result_in_order():
+    measurements, start = offset_drive(9)
+    samples = [m for m in measurements if isinstance(m, OdometrySample)]
+    late_ns = {sample.stamp_ns for sample in samples[65:330:23]}
+    straightforward, waiting = PoseFilter(CONFIG), PoseFilter(CONFIG)
+    straightforward.set_pose(start)
+    waiting.set_pose(start)
+    held = []
+    for measurement in measurements:
+        give(straightforward, measurement)
+        while held and measurement.stamp_ns - held[0].stamp_ns > 1.999e9:
+            assert give(waiting, held.pop(0)).outcome is Outcome.USED
+        if measurement.stamp_ns in late_ns:
+            held.append(measurement)
+        else:
+            give(waiting, measurement)
+    assert not held
+    expected, found = straightforward.estimate_at(at(20.0)), waiting.estimate_at(at(20.0))
+    assert np.abs(found.pose.as_array() - expected.pose.as_array()).max() < 1e-9
+    assert np.abs(found.covariance - expected.covariance).max() < 1e-9
+
+
+def test_the_past_is_estimated_from_what_was_measured_up_to_then():
+    measurements, start = offset_drive(7)
+    complete, cut = PoseFilter(CONFIG), PoseFilter(CONFIG)
+    complete.set_pose(start)
+    cut.set_pose(start)
+    moment_ns = at(19.333)
+    for measurement in measurements:
+        give(complete, measurement)
+        if isinstance(measurement, OdometrySample) or measurement.stamp_ns <= moment_ns:
+            give(cut, measurement)
+    expected, found = cut.estimate_at(moment_ns), complete.estimate_at(moment_ns)
+    assert np.abs(found.pose.as_array() - expected.pose.as_array()).max() < 1e-9
+    assert np.abs(found.covariance - expected.covariance).max() < 1e-9
+
+
+def test_asking_for_an_estimate_changes_nothing():
+    measurements, start = offset_drive(8)
+    asked, silent = PoseFilter(CONFIG), PoseFilter(CONFIG)
+    for pose_filter in (asked, silent):
+        pose_filter.set_pose(start)
+    for measurement in measurements:
+        give(silent, measurement)
+        give(asked, measurement)
+        for ahead_s in (-0.5, 0.0, 0.03, 3.0):
+            asked.estimate_at(measurement.stamp_ns + round(ahead_s * 1e9))
+    expected, found = silent.estimate_at(at(20.0)), asked.estimate_at(at(20.0))
+    assert found.pose == expected.pose
+
+
+def test_a_fix_ahead_of_the_odometry_is_predicted_at_once_and_settled_when_odometry_passes():
+    ahead, behind = straight(until_s=4.0, sigma_m=3.0), straight(until_s=4.1, sigma_m=3.0)
+    fix = gnss(4.07, 44.0, 1.0)
+    assert ahead.add_gnss(fix).outcome is Outcome.USED
+    assert ahead.estimate_at(at(4.06)).pose.y_m == pytest.approx(0.0)
+    assert ahead.estimate_at(at(4.08)).pose.y_m > 0.1
+    for step in (81, 82):
+        ahead.add_odometry(odometry(step / 20, step / 2))
+    behind.add_gnss(fix)
+    expected, found = behind.estimate_at(at(4.1)), ahead.estimate_at(at(4.1))
+    assert np.allclose(found.pose.as_array(), expected.pose.as_array(), atol=1e-12)
+    assert np.allclose(found.covariance, expected.covariance, atol=1e-12)
+
+
+def test_what_is_older_than_the_buffer_is_refused_and_named():
+    pose_filter = straight(until_s=10.0)
+    before = pose_filter.estimate_at(at(10.0))
+    for late in (gnss(7.9, 79.0, 0.0), match(7.9, 79.0, 0.0, np.eye(3)), odometry(7.9, 79.0)):
+        update = give(pose_filter, late)
+        assert update.outcome is Outcome.TOO_OLD
+        assert '2.10 s' in update.reason
+    assert pose_filter.estimate_at(at(10.0)) .pose == before.pose
+    assert pose_filter.estimate_at(at(7.5)) is None
+    assert give(pose_filter, gnss(8.1, 81.0, 0.0)).outcome is Outcome.USED
+
+
+def test_a_message_delivered_twice_counts_once():
+    pose_filter = straight()
+    pose_filter.add_gnss(gnss(4.0, 41.0, 0.0))
+    before = pose_filter.estimate_at(at(4.0))
+    assert pose_filter.add_gnss(gnss(4.0, 41.0, 0.0)).outcome is Outcome.INVALID
+    assert pose_filter.add_odometry(odometry(4.0, 40.0)).outcome is Outcome.INVALID
+    assert pose_filter.estimate_at(at(4.0)).pose == before.pose
+
+
+# --- without odometry ---------------------------------------------------------------------------
+
+
+def test_past_the_last_odometry_the_pose_moves_on_and_is_then_held_with_growing_sigma():
+    pose_filter = straight(until_s=4.0, speed_mps=10.0, sigma_m=1.0)
+    at_last = pose_filter.estimate_at(at(4.0))
+    assert pose_filter.estimate_at(at(4.5)).pose.x_m == pytest.approx(45.0)
+    times_s = [5.0, 6.0, 8.0, 14.0]
+    found = [pose_filter.estimate_at(at(time_s)) for time_s in times_s]
+    assert [e.pose.x_m for e in found] == pytest.approx([50.0] * 4)
+    for time_s, later in zip(times_s, found):
+        sigma_m = CONFIG.coast_speed_noise_mps * (time_s - 4.0) + 10.0 * (time_s - 5.0)
+        # The scale error lengthens the 10 m of extrapolation too.
+        scale_m2 = CONFIG.odometry_scale_sigma**2 * (50.0**2 - 40.0**2)
+        grown_m2 = later.covariance[0, 0] - at_last.covariance[0, 0]
+        assert grown_m2 == pytest.approx(sigma_m**2 + scale_m2, rel=0.02)
+    # A car that in truth drove on at 10 m/s is still within two sigmas.
+    assert 140.0 - found[-1].pose.x_m < 2.0 * math.sqrt(found[-1].covariance[0, 0])
+
+
+def test_a_turn_goes_on_past_the_last_odometry():
+    pose_filter = PoseFilter(CONFIG)
+    pose_filter.set_pose(estimate(0.0, 0.0, 0.0, 0.0))
+    for step in range(41):
+        turn_rad = 0.02 * step
+        pose_filter.add_odometry(odometry(
+            step / 20, 20 * math.sin(turn_rad), 20 * (1 - math.cos(turn_rad)), turn_rad))
+    found = pose_filter.estimate_at(at(2.5)).pose
+    expected = [20 * math.sin(1.0), 20 * (1 - math.cos(1.0)), 1.0]
+    assert np.allclose(found.as_array(), expected, atol=0.05)
+
+
+def test_fixes_still_lead_the_pose_when_odometry_has_gone():
+    pose_filter = straight(until_s=4.0, speed_mps=10.0)
+    for step in range(1, 30):
+        time_s = 4.0 + step / 2
+        update = pose_filter.add_gnss(gnss(time_s, 10.0 * time_s, 0.0))
+        assert update.outcome is Outcome.USED
+        found = pose_filter.estimate_at(at(time_s))
+        assert abs(found.pose.x_m - 10.0 * time_s) < 3.0 * math.sqrt(found.covariance[0, 0])
+    # Half a second after a fix it is the fix that counts, not the 14 s without odometry.
+    assert pose_filter.estimate_at(at(time_s + 0.5)).covariance[0, 0] < 9.0**2
+    update = pose_filter.add_gnss(gnss(4.0 + CONFIG.odometry_lost_s + 1.0, 0.0, 0.0))
+    assert update.outcome is Outcome.INVALID and 'ahead of the last odometry' in update.reason
+
+
+def test_after_a_short_gap_the_pose_is_re_anchored_and_wider():
+    pose_filter = straight(until_s=4.0, speed_mps=10.0)
+    before = pose_filter.estimate_at(at(4.0))
+    update = pose_filter.add_odometry(odometry(7.0, -500.0, 300.0, 1.0))
+    assert update.outcome is Outcome.INVALID or 'without odometry' in update.reason
+    found = pose_filter.estimate_at(at(7.0))
+    assert found.pose.x_m == pytest.approx(50.0)
+    assert found.covariance[0, 0] > before.covariance[0, 0] + 20.0**2
+    pose_filter.add_odometry(OdometrySample(at(7.1), Pose2D(-500.0, 300.0, 1.0) @ Pose2D(1, 0, 0)))
+    assert pose_filter.estimate_at(at(7.1)).pose.x_m == pytest.approx(51.0)
+
+
+def test_after_a_long_gap_the_heading_is_found_anew():
+    pose_filter = straight(until_s=4.0)
+    update = pose_filter.add_odometry(odometry(24.0, 240.0))
+    assert update.outcome is Outcome.NOT_STARTED and 'heading' in update.reason
+    assert not pose_filter.started and pose_filter.estimate_at(at(24.0)) is None
+    for step in range(1, 60):
+        pose_filter.add_odometry(odometry(24.0 + step / 20, 240.0 + step / 2))
+        pose_filter.add_gnss(gnss(24.0 + step / 20, 700.0, step / 2))
+    found = pose_filter.estimate_at(at(26.9)).pose
+    assert np.allclose(found.as_array(), [700.0, 29.0, math.pi / 2], atol=0.3)
+
+
+@pytest.mark.parametrize('pose', [
+    Pose2D(80.5, 0.0, 0.0), Pose2D(40.5, -30.0, 0.0), Pose2D(40.5, 0.0, 2.0)])
+def test_a_jump_of_the_odometry_is_refused_and_what_follows_is_used(pose):
+    pose_filter = straight(until_s=4.0, speed_mps=10.0)
+    before = pose_filter.estimate_at(at(4.0))
+    update = pose_filter.add_odometry(OdometrySample(at(4.05), pose))
+    assert update.outcome is Outcome.INVALID and 'jumped' in update.reason
+    found = pose_filter.estimate_at(at(4.05))
+    assert found.pose.x_m == pytest.approx(40.5)
+    assert found.covariance[0, 0] > before.covariance[0, 0] + (10.0 * 0.05) ** 2
+    pose_filter.add_odometry(OdometrySample(at(4.1), pose @ Pose2D(0.5, 0.0, 0.0)))
+    assert pose_filter.estimate_at(at(4.1)).pose.x_m == pytest.approx(41.0)
+
+
+# --- gates --------------------------------------------------------------------------------------
+
+
+def test_a_fix_far_away_is_refused_with_its_distance_and_changes_nothing():
+    pose_filter = straight(sigma_m=1.0)
+    before = pose_filter.estimate_at(at(4.0))
+    update = pose_filter.add_gnss(gnss(4.0, 100.0, 0.0))
+    assert update.outcome is Outcome.GATED
+    spread_m2 = before.covariance[0, 0] + CONFIG.gnss_bias_sigma_m**2 + 0.7**2
+    assert update.mahalanobis2 == pytest.approx(60.0**2 / spread_m2)
+    after = pose_filter.estimate_at(at(4.0))
+    assert after.pose == before.pose and np.array_equal(after.covariance, before.covariance)
+
+
+def test_fixes_refused_before_an_outage_do_not_count_after_it():
+    pose_filter = straight(until_s=20.0)
+    pose_filter.add_gnss(gnss(18.5, 185.0, 0.0))
+    assert pose_filter.add_gnss(gnss(19.0, 190.0, 60.0)).outcome is Outcome.GATED
+    for step in range(401, 1000):
+        pose_filter.add_odometry(odometry(step / 20, step / 2))
+    update = pose_filter.add_gnss(gnss(49.0, 490.0, 60.0))
+    assert update.outcome is Outcome.GATED and update.reason == 'refused for 0.0 s'
+
+
+def test_a_match_far_away_is_refused_for_as_long_as_it_disagrees():
+    pose_filter = straight(until_s=5.0, sigma_m=1.0)
+    before = pose_filter.estimate_at(at(5.0))
+    for time_s in (4.0, 4.5, 5.0):
+        update = pose_filter.add_match(
+            match(time_s, 10 * time_s, 25.0, np.diag([1.0, 1.0, np.inf])))
+        assert update.outcome is Outcome.GATED and update.mahalanobis2 > 9.2
+    assert update.reason == 'refused for 1.0 s'
+    assert pose_filter.estimate_at(at(5.0)).pose == before.pose
+
+
+def long_disagreement(with_matches: bool):
+    """30 s along x after fixes and matches agreed for 10 s; then GNSS is 40 m off to the left."""
+    pose_filter = straight(until_s=0.0)
+    opened_s = None
+    for step in range(1, 40 * 10):
+        time_s = step / 10
+        pose_filter.add_odometry(odometry(time_s, 10 * time_s))
+        if step % 2 == 0:
+            update = pose_filter.add_gnss(
+                gnss(time_s, 10 * time_s, 40.0 if time_s > 10 else 0.0))
+            if opened_s is None and 'opened' in update.reason:
+                opened_s = time_s
+        if with_matches and step % 5 == 0:
+            pose_filter.add_match(
+                match(time_s, 10 * time_s, 0.0, np.diag([1.0, 1.0, np.inf])))
+    return pose_filter.estimate_at(at(time_s)), opened_s
+
+
+def test_long_refused_fixes_open_the_bias_and_leave_a_matched_pose_alone():
+    found, opened_s = long_disagreement(with_matches=True)
+    assert opened_s == pytest.approx(10.2 + CONFIG.gnss_gate_patience_s, abs=0.3)
+    assert abs(found.pose.y_m) < 1.0
+
+
+def test_long_refused_fixes_open_an_unmatched_pose():
+    found, opened_s = long_disagreement(with_matches=False)
+    assert opened_s == pytest.approx(10.2 + CONFIG.gnss_gate_patience_s, abs=0.3)
+    assert abs(found.pose.y_m - 40.0) < 2.0 * math.sqrt(found.covariance[1, 1])
+
+
+@pytest.mark.parametrize('bad', [
+    gnss(4.0, math.nan, 0.0),
+    gnss(4.0, math.inf, 0.0),
+    gnss(4.0, 40.0, 0.0, sigma_m=0.0),
+    gnss(4.0, 40.0, 0.0, sigma_m=math.nan),
+    replace(gnss(4.0, 40.0, 0.0), covariance=np.diag([1.0, -1.0])),
+    replace(gnss(4.0, 40.0, 0.0), covariance=np.eye(3)),
+    replace(gnss(4.0, 40.0, 0.0), base_from_antenna_m=(math.nan, 0.0)),
+    replace(gnss(4.0, 40.0, 0.0), stamp_ns=0),
+    replace(gnss(4.0, 40.0, 0.0), stamp_ns=-5),
+    match(4.0, math.nan, 0.0, np.eye(3)),
+    match(4.0, 40.0, 0.0, np.zeros((3, 3))),
+    match(4.0, 40.0, 0.0, np.diag([1.0, math.nan, math.inf])),
+    match(4.0, 40.0, 0.0, [[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
+    match(4.0, 40.0, 0.0, np.eye(2)),
+    replace(match(4.0, 40.0, 0.0, np.eye(3)), stamp_ns=0),
+    odometry(4.05, math.nan),
+    odometry(4.05, 40.5, 0.0, math.inf),
+    OdometrySample(0, Pose2D(0.0, 0.0, 0.0)),
+])
+def test_what_is_not_a_measurement_is_refused_with_a_reason_and_changes_nothing(bad):
+    pose_filter, untouched = straight(), straight()
+    update = give(pose_filter, bad)
+    assert update.outcome is Outcome.INVALID and update.reason
+    found, expected = pose_filter.estimate_at(at(4.1)), untouched.estimate_at(at(4.1))
+    assert found.pose == expected.pose and np.array_equal(found.covariance, expected.covariance)
+
+
+def test_a_pose_given_from_outside_that_is_none_is_refused():
+    pose_filter = PoseFilter(CONFIG)
+    for bad in (estimate(0.0, math.nan, 0.0, 0.0), estimate(0.0, 0.0, 0.0, 0.0, sigma_m=0.0),
+                estimate(0.0, 0.0, 0.0, 0.0, yaw_sigma_rad=math.inf),
+                estimate(0.0, 0.0, 0.0, 0.0, yaw_sigma_rad=3.0)):
+        assert pose_filter.set_pose(bad).outcome is Outcome.INVALID
+        assert not pose_filter.started
+
+
+def test_a_pose_given_while_running_replaces_the_estimate_and_is_moved_on_by_odometry():
+    pose_filter = straight(until_s=4.0, speed_mps=10.0)
+    pose_filter.set_pose(estimate(3.0, 100.0, 50.0, math.pi / 2))
+    found = pose_filter.estimate_at(at(4.0)).pose
+    assert np.allclose(found.as_array(), [100.0, 60.0, math.pi / 2])
+
+
+def test_a_pose_given_ahead_of_the_odometry_keeps_the_odometry_that_is_still_to_come():
+    pose_filter, expected = straight(until_s=4.0), straight(until_s=4.5)
+    given = estimate(4.12, 100.0, 50.0, math.pi / 2)
+    assert pose_filter.set_pose(given).outcome is Outcome.USED
+    assert pose_filter.add_gnss(gnss(4.1, 100.0, 50.0)).outcome is Outcome.TOO_OLD
+    for step in range(81, 91):
+        pose_filter.add_odometry(odometry(step / 20, step / 2))
+    expected.set_pose(given)
+    found = pose_filter.estimate_at(at(4.5))
+    assert np.allclose(found.pose.as_array(), [100.0, 53.8, math.pi / 2])
+    assert np.allclose(found.covariance, expected.estimate_at(at(4.5)).covariance)
+
+
+def test_a_pose_given_without_any_odometry_is_held_ever_wider_and_never_runs_backwards():
+    pose_filter = PoseFilter(CONFIG)
+    pose_filter.set_pose(estimate(10.0, 5.0, 5.0, 0.0))
+    assert pose_filter.add_gnss(gnss(9.0, 5.0, 5.0)).outcome is Outcome.TOO_OLD
+    sigmas_m = [
+        math.sqrt(pose_filter.estimate_at(at(time_s)).covariance[0, 0])
+        for time_s in (10.0, 11.0, 12.0, 20.0)]
+    assert sigmas_m == sorted(sigmas_m) and sigmas_m[-1] > 9.0 * CONFIG.coast_hold_speed_mps
+    assert pose_filter.estimate_at(at(9.0)) is None
+    assert pose_filter.estimate_at(at(20.0)).pose == Pose2D(5.0, 5.0, 0.0)
+
+
+def test_a_pose_stamped_by_another_clock_is_refused():
+    pose_filter = straight(until_s=4.0)
+    update = pose_filter.set_pose(estimate(1e6, 0.0, 0.0, 0.0))
+    assert update.outcome is Outcome.INVALID and 'ahead' in update.reason
+
+
+# --- the start ----------------------------------------------------------------------------------
+
+
+def test_a_noise_free_start_finds_the_pose_with_the_lever_arm():
+    map_from_odom = Pose2D(400.0, -200.0, 2.4)
+    lever_m = (-0.8, 0.4)
+    pose_filter = PoseFilter(CONFIG)
+    for step in range(60):
+        turn_rad = 0.01 * step
+        odom = Pose2D(30 * math.sin(turn_rad), 30 * (1 - math.cos(turn_rad)), turn_rad)
+        truth = map_from_odom @ odom
+        pose_filter.add_odometry(OdometrySample(at(step / 20), odom))
+        if step % 4 == 0:
+            x_m, y_m = truth.transform(np.array(lever_m))
+            update = pose_filter.add_gnss(GnssFix(at(step / 20), x_m, y_m, np.eye(2), lever_m))
+        if pose_filter.started:
+            break
+    assert update.outcome is Outcome.USED and 'started' in update.reason
+    found = pose_filter.estimate_at(at(step / 20))
+    assert np.allclose(found.pose.as_array(), truth.as_array(), atol=1e-8)
+    assert pose_filter.latest_stamp_ns == at(step / 20)
+
+
+def test_before_the_start_nothing_is_estimated_and_the_reason_is_told():
+    pose_filter = PoseFilter(CONFIG)
+    assert not pose_filter.started and pose_filter.latest_stamp_ns is None
+    update = pose_filter.add_match(match(0.0, 0.0, 0.0, np.eye(3)))
+    assert update.outcome is Outcome.NOT_STARTED and 'no odometry' in update.reason
+    for step in range(200):
+        update = pose_filter.add_gnss(gnss(step / 5, 2.0 * step, 0.0))
+    assert update.outcome is Outcome.NOT_STARTED and 'no odometry' in update.reason
+    assert pose_filter.estimate_at(at(40.0)) is None
+    pose_filter.reset()
+    update = pose_filter.add_odometry(odometry(0.0, 0.0))
+    assert update.outcome is Outcome.NOT_STARTED and 'no position fix' in update.reason
+
+
+def test_standing_still_waits_and_driving_off_starts_within_seconds():
+    rng = np.random.default_rng(3)
+    pose_filter = PoseFilter(CONFIG)
+    for step in range(20 * 200):
+        time_s = step / 20
+        driven_m = 6.0 * max(time_s - 180.0, 0.0)
+        pose_filter.add_odometry(odometry(time_s, driven_m))
+        if step % 4 == 0:
+            noise_m = 0.5 * rng.standard_normal(2)
+            pose_filter.add_gnss(gnss(time_s, noise_m[0], driven_m + noise_m[1]))
+        assert not (pose_filter.started and time_s < 180.0)
+        if pose_filter.started:
+            break
+    assert time_s < 180.0 + 6.0
+    found = pose_filter.estimate_at(at(time_s))
+    assert abs(found.pose.yaw_rad - math.pi / 2) < 3.0 * math.sqrt(found.covariance[2, 2])
+
+
+def test_paths_that_disagree_do_not_start():
+    pose_filter = PoseFilter(CONFIG)
+    for step in range(200):
+        pose_filter.add_odometry(odometry(step / 20, step / 2))
+        update = pose_filter.add_gnss(gnss(step / 20, 0.0, 30.0 * (step % 2)))
+    assert not pose_filter.started
+    assert update.outcome is Outcome.NOT_STARTED and 'disagree' in update.reason
+
+
+def test_the_start_knows_its_own_error():
+    rng = np.random.default_rng(5)
+    count, white_m, trials = 12, 0.7, 400
+    times_s = np.arange(count) / 5
+    ages_s = np.abs(times_s[:, None] - times_s[None, :])
+    wander = np.linalg.cholesky(
+        CONFIG.gnss_bias_sigma_m**2 * np.exp(-ages_s / CONFIG.gnss_bias_tau_s)
+        + 1e-12 * np.eye(count))
+    truth = Pose2D(30.0, -40.0, 0.9)
+    nees = []
+    for _ in range(trials):
+        scale = math.exp(CONFIG.odometry_scale_sigma * rng.standard_normal())
+        antennas_m = np.stack((1.6 * np.arange(count), np.zeros(count)), axis=1)
+        antennas_m -= antennas_m[-1]
+        errors_m = wander @ rng.standard_normal((count, 2))
+        errors_m += white_m * rng.standard_normal((count, 2))
+        measured_m = truth.transform(scale * antennas_m) + errors_m
+        fixes = [gnss(t, *z_m, sigma_m=white_m) for t, z_m in zip(times_s, measured_m)]
+        start = aligned_start(fixes, antennas_m, Pose2D(0.0, 0.0, 0.0), CONFIG)
+        error = start.mean[:3] - truth.as_array()
+        nees.append(error @ np.linalg.solve(start.covariance[:3, :3], error))
+    # chi-square with 3 degrees of freedom: mean 3, sigma of the mean sqrt(6 / 400) = 0.12
+    assert 2.5 < np.mean(nees) < 3.5
+
+
+# --- consistency over simulated drives ----------------------------------------------------------
+
+
+@pytest.mark.parametrize('match_hz, nees_band', [(2, (2.6, 3.4)), (0, (2.0, 4.0))])
+def test_over_simulated_drives_the_error_is_as_large_as_the_filter_says(match_hz, nees_band):
+    # These matches are white, which the tempering must not assume.
+    config = replace(CONFIG, match_correlation_m=0.0, match_correlation_s=0.0)
+    nees, error_m2, gnss_m2 = [], [], []
+    for seed in range(25):
+        drive = simulated_drive(
+            100 + seed + 1000 * match_hz, odometry_hz=4, gnss_hz=1, match_hz=match_hz)
+        pose_filter = PoseFilter(config)
+        fix = None
+        for index, measurement in enumerate(drive.in_order()):
+            give(pose_filter, measurement)
+            fix = measurement if isinstance(measurement, GnssFix) else fix
+            if not pose_filter.started or index % 8:
+                continue
+            truth = drive.truth[measurement.stamp_ns]
+            found = pose_filter.estimate_at(measurement.stamp_ns)
+            error = error_of(found, truth)
+            nees.append(error @ np.linalg.solve(found.covariance, error))
+            error_m2.append(error[0]**2 + error[1]**2)
+            at_fix = drive.truth[fix.stamp_ns].transform(np.array(fix.base_from_antenna_m))
+            gnss_m2.append((fix.x_m - at_fix[0])**2 + (fix.y_m - at_fix[1])**2)
+    coverage = np.mean(np.array(nees) < 7.815)
+    assert nees_band[0] < np.mean(nees) < nees_band[1]
+    assert 0.88 < coverage < 0.99
+    assert np.mean(error_m2) < np.mean(gnss_m2)
+    if match_hz:
+        assert math.sqrt(np.mean(error_m2)) < 1.5
+
+
+# --- speed --------------------------------------------------------------------------------------
+
+
+def test_an_odometry_update_and_a_replay_of_two_seconds_are_quick():
+    measurements, start = offset_drive(11)
+    pose_filter = PoseFilter(CONFIG)
+    pose_filter.set_pose(start)
+    update_s = []
+    for measurement in measurements:
+        begun_s = time.thread_time()
+        give(pose_filter, measurement)
+        if isinstance(measurement, OdometrySample):
+            update_s.append(time.thread_time() - begun_s)
+    replay_s = []
+    for trial in range(5):
+        late = replace(measurements[-1], stamp_ns=at(18.05) + trial)
+        begun_s = time.thread_time()
+        assert give(pose_filter, late).outcome in (Outcome.USED, Outcome.GATED)
+        replay_s.append(time.thread_time() - begun_s)
+    # Processor time, that a busy machine does not make it fail.
+    assert np.median(update_s) < 0.3e-3
+    assert min(replay_s) < 20e-3
