@@ -43,9 +43,9 @@ class Localizer:
         with self._lock:
             return self.filter.add_odometry(sample)
 
-    def set_pose(self, estimate: PoseEstimate) -> None:
+    def set_pose(self, estimate: PoseEstimate) -> FilterUpdate:
         with self._lock:
-            self.filter.set_pose(estimate)
+            return self.filter.set_pose(estimate)
 
     def estimate_at(self, stamp_ns: int) -> PoseEstimate | None:
         with self._lock:
@@ -58,8 +58,10 @@ class Localizer:
     def process_image(self, image: CameraImage) -> Localization:
         """Match one frame inside the prior and fuse the match at the frame's stamp."""
         clock = _Stopwatch()
-        prior = self.estimate_at(image.stamp_ns)
-        result = Localization(image.stamp_ns, Outcome.NOT_STARTED, Outcome.NOT_STARTED.value,
+        with self._lock:
+            prior = self.filter.estimate_at(image.stamp_ns)
+            without_prior = Outcome.TOO_OLD if self.filter.started else Outcome.NOT_STARTED
+        result = Localization(image.stamp_ns, without_prior, without_prior.value,
                               prior=prior, posterior=prior, seconds=clock.seconds)
         if prior is None:
             return result

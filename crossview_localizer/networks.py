@@ -2,8 +2,8 @@
 
 Shape legend: B batch, S image side, C channels, N = H * W cells of a feature map, D heads.
 
-``SafaNetwork`` is the paper's two-branch network with spatial-aware feature aggregation (Shi et
-al., NeurIPS 2019, as used by Xia et al., RA-L 2021): two unshared trunks, per branch D fully linear
+``SafaNetwork`` is the paper's two-branch network with spatial-aware aggregation (Shi et al.,
+NeurIPS 2019, as used by Xia et al., RA-L 2021): two unshared trunks, per branch D fully linear
 aggregation heads, descriptors of unit length.  The trunk, the number of heads and their hidden
 width are choices of ``ModelConfig``, which travels in the checkpoint with the temperature that
 turns descriptor distances into log-likelihood.

@@ -1,0 +1,707 @@
+"""The ROS shell around the Localizer: subscribe, convert, hand over, publish, report.
+
+One thread runs every callback (single-threaded executor); a second one processes images, so that
+odometry goes on while the network runs.  Only what /diagnostics counts is shared between them;
+the Localizer has its own lock.
+"""
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass
+import math
+from pathlib import Path
+import sys
+import time
+import traceback
+
+from ament_index_python.packages import get_package_share_directory, PackageNotFoundError
+import cv2
+from diagnostic_msgs.msg import DiagnosticArray
+from geographic_msgs.msg import GeoPoseWithCovarianceStamped
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from nav_msgs.msg import OccupancyGrid, Odometry
+import numpy as np
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+import rclpy
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
+from std_msgs.msg import Float64
+from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
+
+from crossview_localizer import conversions
+from crossview_localizer.config import config_from_flat, LocalizerConfig, NodeConfig, tunables
+from crossview_localizer.datatypes import (
+    FilterUpdate,
+    Heatmap,
+    Localization,
+    Outcome,
+    PoseEstimate,
+)
+from crossview_localizer.diagnostics import InputMonitor, Latency, Level, Status
+from crossview_localizer.geometry import LocalFrame
+from crossview_localizer.image_worker import ImageWorker
+from crossview_localizer.interrupts import stop_on_interrupt
+from crossview_localizer.localizer import load_localizer, Localizer
+from crossview_localizer.rig import SensorRig, UnknownCalibration
+
+# Parameters that rclpy itself reads.
+ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service', 'qos_overrides')
+# /clock may wobble by less than this without having jumped back.
+CLOCK_JUMP_S = 0.1
+# So many odometry samples in a row from before the filter's buffer are a restart, not stragglers.
+STALE_ODOMETRY_RESTART = 5
+LARGE_IMAGE_HINT = (
+    'large images are lost over DDS defaults: set FASTDDS_DEFAULT_PROFILES_FILE (Jazzy: '
+    'FASTRTPS_DEFAULT_PROFILES_FILE) to config/fastdds_large_images.xml for publisher and node, '
+    'or use image_transport compressed')
+
+
+@dataclass(frozen=True)
+class ReceivedImage:
+    """An image message and when its callback was entered (seconds of the latency clock)."""
+
+    msg: Image | CompressedImage
+    entered_s: float
+
+
+class LocalizerNode(LifecycleNode):
+    """Lifecycle node ``crossview_localizer``; parameters are those of NodeConfig and
+    LocalizerConfig and are read when it is configured.
+
+    Raises ValueError from the constructor for a parameter that is unknown or out of range.
+    """
+
+    def __init__(self, **kwargs):
+        self._configured = False
+        self._active = False
+        self._clear_state()
+        super().__init__(
+            'crossview_localizer', automatically_declare_parameters_from_overrides=True, **kwargs)
+        self._declare_parameters()
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        # A steady clock: with use_sim_time and no /clock, ROS time stands still.
+        self._diagnostics_timer = self.create_timer(
+            1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def autostart(self) -> None:
+        """Configure and activate, where the parameter asks for it."""
+        if not self.get_parameter('autostart').value:
+            return
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    # --- parameters
+
+    def _declare_parameters(self) -> None:
+        """Declare every tunable with its description and range; given values are checked."""
+        given = {
+            name: parameter.value
+            for name, parameter in self.get_parameters_by_prefix('').items()
+            if name.split('.')[0] not in ROS_PARAMETERS
+        }
+        for name in given:
+            self.undeclare_parameter(name)
+        node_config, config = configs_from_parameters(given)
+        for values in (node_config, config):
+            for name, (value, meta) in tunables(values).items():
+                if isinstance(value, tuple):
+                    # An empty list has no type in ROS: the parameter stays unset.
+                    value = [float(item) for item in value] or Parameter.Type.DOUBLE_ARRAY
+                self.declare_parameter(
+                    name, value, _descriptor(value, meta), ignore_override=True)
+        self.add_on_set_parameters_callback(self._refuse_changes)
+
+    def _refuse_changes(self, parameters) -> SetParametersResult:
+        changed = [p for p in parameters if p.name.split('.')[0] not in ROS_PARAMETERS]
+        if changed and self._configured:
+            return SetParametersResult(
+                successful=False,
+                reason=f'{changed[0].name} is read when the node is configured; deactivate and '
+                'clean up the node first')
+        return SetParametersResult(successful=True)
+
+    def _parameter_values(self) -> dict[str, object]:
+        return {
+            name: parameter.value
+            for name, parameter in self.get_parameters_by_prefix('').items()
+            if name.split('.')[0] not in ROS_PARAMETERS and parameter.value is not None
+        }
+
+    # --- lifecycle
+
+    def on_configure(self, state) -> TransitionCallbackReturn:
+        try:
+            self._node_config, self._config = configs_from_parameters(self._parameter_values())
+            self._rig = SensorRig(self._node_config, self._config.camera)
+            self._load_localizer()
+            self._create_outputs()
+            self._create_inputs()
+        except Exception as error:  # rclpy would swallow it
+            self._release()
+            self.report_failure(error)
+            return TransitionCallbackReturn.FAILURE
+        self._failure = ''
+        self._configured = True
+        return super().on_configure(state)
+
+    def on_activate(self, state) -> TransitionCallbackReturn:
+        result = super().on_activate(state)
+        self._worker = ImageWorker(
+            self._process_guarded, self._node_config.odometry_wait_s, self._node_config.settle_s)
+        for monitor in self._monitors:
+            monitor.start(time.monotonic())
+        self._active = True
+        return result
+
+    def on_deactivate(self, state) -> TransitionCallbackReturn:
+        self._active = False
+        self._worker.stop()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state) -> TransitionCallbackReturn:
+        result = super().on_cleanup(state)
+        self._release()
+        return result
+
+    def on_shutdown(self, state) -> TransitionCallbackReturn:
+        if self._active:
+            self._active = False
+            self._worker.stop()
+        result = super().on_shutdown(state)
+        self._release()
+        return result
+
+    def on_error(self, state) -> TransitionCallbackReturn:
+        return self.on_shutdown(state)
+
+    def destroy_node(self) -> None:
+        if self._active:
+            self._active = False
+            self._worker.stop()
+        super().destroy_node()
+
+    def _clear_state(self) -> None:
+        """All that lives between configure and cleanup."""
+        self._localizer: Localizer | None = None
+        self._map_status = Status('map', Level.WARN, 'not configured')
+        self._device = ''
+        self._inputs = []
+        self._outputs = []
+        self._tf_publisher = None
+        self._reset_service = None
+        self._jump_handle = None
+        self._camera_monitor = InputMonitor('camera')
+        self._camera_monitor.counts['dropped'] = 0
+        self._gnss_monitor = InputMonitor('gnss')
+        self._odometry_monitor = InputMonitor('odometry')
+        self._monitors = (self._camera_monitor, self._gnss_monitor, self._odometry_monitor)
+        self._outcomes: Counter[Outcome] = Counter()
+        self._latency = Latency()
+        self._localization: Localization | None = None
+        self._estimate: PoseEstimate | None = None
+        self._failure = ''
+        self._restart_reason = ''
+        self._rig: SensorRig | None = None
+        self._cleared_heatmap: Heatmap | None = None
+        self._last_odometry_ns: int | None = None
+        self._stale_odometry = 0
+        self._image_qos_problem = ''
+
+    def _release(self) -> None:
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        for publisher in self._outputs:
+            self.destroy_lifecycle_publisher(publisher)
+        if self._tf_publisher is not None:
+            self.destroy_publisher(self._tf_publisher)
+        if self._reset_service is not None:
+            self.destroy_service(self._reset_service)
+        if self._jump_handle is not None:
+            self._jump_handle.unregister()
+        self._configured = False
+        self._clear_state()
+
+    def _load_localizer(self) -> None:
+        """Map and network; where they cannot be had the prior alone is published, and why."""
+        config = self._node_config
+        if not config.map_path:
+            self._map_status = Status(
+                'map', Level.WARN, 'no map_path is set: the prior alone is published')
+            return
+        # torch loads only where a network runs.
+        from crossview_localizer.networks import prepare_torch
+        cv2.setNumThreads(config.torch_threads)
+        self._device, warning = prepare_torch(config.device, config.torch_threads)
+        if warning:
+            self.get_logger().warning(warning)
+        values = {'map_path': config.map_path, 'device': self._device}
+        try:
+            weights = values['weights'] = config.weights_path or shipped_weights()
+            self._localizer = load_localizer(
+                config.map_path, weights, self._config, self._device)
+        except (ValueError, OSError, RuntimeError) as error:  # the last from torch on a GPU
+            text = f'{error}; the prior alone is published'
+            self.get_logger().error(text)
+            self._map_status = Status('map', Level.ERROR, text, values)
+            return
+        values['tiles'] = len(self._localizer.embedding_map.descriptors)
+        self._map_status = Status(
+            'map', Level.WARN if warning else Level.OK, warning or 'loaded', values)
+
+    def _create_outputs(self) -> None:
+        def output(message_type, topic):
+            publisher = self.create_lifecycle_publisher(message_type, f'~/{topic}', 10)
+            self._outputs.append(publisher)
+            return publisher
+
+        self._pose_publisher = output(PoseWithCovarianceStamped, 'pose')
+        self._geopose_publisher = output(GeoPoseWithCovarianceStamped, 'geopose')
+        self._odometry_publisher = output(Odometry, 'odometry')
+        self._match_publisher = output(PoseWithCovarianceStamped, 'match')
+        self._prior_publisher = output(PoseWithCovarianceStamped, 'prior')
+        self._heatmap_publisher = output(OccupancyGrid, 'heatmap')
+        self._latency_publisher = output(Float64, 'latency')
+        self._tf_publisher = self.create_publisher(TFMessage, '/tf', 100)
+        self._reset_service = self.create_service(Trigger, '~/reset', self._on_reset)
+
+    def _create_inputs(self) -> None:
+        """Subscribe; the executor serves what is ready in this order, GNSS before odometry."""
+        config = self._node_config
+        sensor_qos = _qos(config.sensor_reliability, 100)
+        image_qos = _qos(config.image_reliability, 5)
+        static_qos = QoSProfile(
+            depth=100, reliability=ReliabilityPolicy.RELIABLE,
+            durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+        def subscribe(message_type, topic, callback, qos, events=None):
+            self._inputs.append(self.create_subscription(
+                message_type, topic, callback, qos, event_callbacks=events))
+
+        subscribe(TFMessage, '/tf_static', self._on_static_transforms, static_qos)
+        subscribe(CameraInfo, 'camera_info', self._on_camera_info,
+                  _qos(config.sensor_reliability, 10))
+        subscribe(NavSatFix, 'gnss', self._on_gnss, sensor_qos)
+        subscribe(Odometry, 'odometry', self._on_odometry, sensor_qos)
+        subscribe(PoseWithCovarianceStamped, 'initialpose', self._on_initial_pose, 10)
+        # As image_transport names it: below the name that `image` is remapped to.
+        self._image_topic = self.resolve_topic_name('image')
+        if config.image_transport == 'compressed':
+            self._image_topic += '/compressed'
+        subscribe(
+            CompressedImage if config.image_transport == 'compressed' else Image,
+            self._image_topic, self._on_image, image_qos,
+            SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_image_qos))
+        self._jump_handle = self.get_clock().create_jump_callback(
+            JumpThreshold(
+                min_forward=None, min_backward=Duration(seconds=-CLOCK_JUMP_S),
+                on_clock_change=False),
+            post_callback=self._on_clock_jump)
+
+    # --- inputs
+
+    def _on_static_transforms(self, msg: TFMessage) -> None:
+        try:
+            self._rig.static_transforms.add(msg)
+        except ValueError as error:
+            self.get_logger().error(f'/tf_static: {error}')
+
+    def _on_camera_info(self, msg: CameraInfo) -> None:
+        self._rig.camera_info = msg
+
+    def _on_gnss(self, msg: NavSatFix) -> None:
+        if not self._active:
+            return
+        self._gnss_monitor.received(time.monotonic())
+        try:
+            if self._localizer is None:
+                self._start_without_map(*conversions.gnss_latlon_from_msg(msg))
+            fix = self._rig.gnss_fix(msg, self._localizer.frame)
+        except UnknownCalibration as error:
+            self._gnss_monitor.refused(str(error), Level.ERROR)
+            return
+        except ValueError as error:
+            self._gnss_monitor.refused(str(error))
+            return
+        remark = ''
+        if conversions.gnss_covariance_from_msg(msg) is None:
+            remark = ('covariance is unknown, zero or NaN: '
+                      f'{self._node_config.gnss_unknown_sigma_m} m are assumed')
+        _note(self._gnss_monitor, self._localizer.add_gnss(fix), remark)
+
+    def _start_without_map(self, latitude_deg: float, longitude_deg: float) -> None:
+        """Without a map the frame `map` is a plane about the first fix."""
+        frame = LocalFrame(latitude_deg, longitude_deg)
+        self._localizer = Localizer(self._config, frame)
+        self.get_logger().info(
+            f'the origin of {self._node_config.map_frame} is the first fix, latitude '
+            f'{latitude_deg}, longitude {longitude_deg}')
+
+    def _on_odometry(self, msg: Odometry) -> None:
+        if not self._active:
+            return
+        self._odometry_monitor.received(time.monotonic())
+        base_frame = self._node_config.base_frame
+        if msg.child_frame_id.lstrip('/') not in ('', base_frame):
+            self._odometry_monitor.refused(
+                f'child_frame_id is {msg.child_frame_id!r}; expected {base_frame!r} '
+                '(parameter base_frame)', Level.ERROR)
+            return
+        try:
+            sample = conversions.odometry_sample_from_msg(msg)
+        except ValueError as error:
+            self._odometry_monitor.refused(str(error))
+            return
+        if self._localizer is None:
+            self._odometry_monitor.refused('waiting for a first GNSS fix to place the map frame')
+            return
+        update = self._localizer.add_odometry(sample)
+        if self._restarts(update, sample.stamp_ns):
+            update = self._localizer.add_odometry(sample)
+        _note(self._odometry_monitor, update)
+        if update.outcome in (Outcome.INVALID, Outcome.TOO_OLD):
+            return
+        self._last_odometry_ns = sample.stamp_ns
+        estimate = self._localizer.estimate_at(sample.stamp_ns)
+        if estimate is not None:
+            self._publish_odometry(estimate, sample, msg)
+        self._worker.odometry_reached(sample.stamp_ns)
+
+    def _restarts(self, update: FilterUpdate, stamp_ns: int) -> bool:
+        """Odometry that keeps coming from before the buffer: a bag looped without /clock."""
+        if update.outcome is not Outcome.TOO_OLD:
+            self._stale_odometry = 0
+            return False
+        self._stale_odometry += 1
+        if self._stale_odometry < STALE_ODOMETRY_RESTART:
+            return False
+        back_s = (self._last_odometry_ns - stamp_ns) / 1e9 if self._last_odometry_ns else 0.0
+        self._restart(f'stamps of the odometry jumped back by {back_s:.1f} s')
+        return True
+
+    def _on_initial_pose(self, msg: PoseWithCovarianceStamped) -> None:
+        if not self._active:
+            return
+        frame_id = msg.header.frame_id.lstrip('/')
+        if frame_id not in ('', self._node_config.map_frame):
+            self.get_logger().error(
+                f'initialpose is in {frame_id!r}; expected {self._node_config.map_frame!r}')
+            return
+        if self._localizer is None:
+            self.get_logger().error('initialpose: without a map a first GNSS fix must place it')
+            return
+        try:
+            estimate = conversions.pose_estimate_from_msg(msg)
+        except ValueError as error:
+            self.get_logger().error(f'initialpose: {error}')
+            return
+        # RViz stamps with its own clock, which need not be the bag's.
+        latest_ns = self._last_odometry_ns
+        buffer_ns = self._config.filter.buffer_s * 1e9
+        if latest_ns is not None and abs(estimate.stamp_ns - latest_ns) > buffer_ns:
+            estimate = PoseEstimate(latest_ns, estimate.pose, estimate.covariance)
+        update = self._localizer.set_pose(estimate)
+        if update.outcome is not Outcome.USED:
+            self.get_logger().error(f'initialpose: {update.reason or update.outcome.value}')
+
+    def _on_image(self, msg: Image | CompressedImage) -> None:
+        entered_s = time.perf_counter()
+        if not self._active:
+            return
+        self._camera_monitor.received(time.monotonic())
+        stamp_ns = conversions.stamp_ns_from_msg(msg.header.stamp)
+        if self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s)):
+            self._camera_monitor.counts['dropped'] += 1
+
+    def _on_incompatible_image_qos(self, event) -> None:
+        self._image_qos_problem = (
+            'a publisher offers a QoS that image_reliability '
+            f'{self._node_config.image_reliability} does not accept; set best_effort')
+
+    def _on_reset(self, request, response):
+        self._restart('asked for by the service reset')
+        response.success = True
+        response.message = 'restarted; ' + Outcome.NOT_STARTED.value
+        return response
+
+    def _on_clock_jump(self, jump) -> None:
+        self._restart(f'the clock jumped back by {-jump.delta.nanoseconds / 1e9:.1f} s')
+
+    def _restart(self, reason: str) -> None:
+        self.get_logger().warning(f'restart: {reason}')
+        self._restart_reason = reason
+        self._failure = ''
+        self._stale_odometry = 0
+        self._last_odometry_ns = None
+        self._estimate = None
+        if self._active:
+            self._worker.clear()
+        if self._localizer is not None:
+            self._localizer.reset()
+
+    # --- the image thread
+
+    def _process_guarded(self, received: ReceivedImage) -> None:
+        try:
+            self._process(received)
+        except Exception as error:  # a fault in one image must not end the thread
+            self.report_failure(error)
+
+    def _process(self, received: ReceivedImage) -> None:
+        try:
+            image = self._rig.camera_image(received.msg)
+        except ValueError as error:
+            self._camera_monitor.refused(str(error), Level.ERROR)
+            return
+        self._camera_monitor.used()
+        if self._localizer is None:
+            return
+        localization = self._localizer.process_image(image)
+        self._publish_localization(localization, received.entered_s)
+        self._localization = localization
+        self._outcomes[localization.outcome] += 1
+
+    def report_failure(self, error: Exception) -> None:
+        self._failure = f'{type(error).__name__}: {error}'
+        self.get_logger().error(
+            'internal error: ' + ''.join(traceback.format_exception(error)).strip())
+
+    # --- outputs
+
+    def _publish_localization(self, localization: Localization, entered_s: float) -> None:
+        map_frame = self._node_config.map_frame
+        posterior = localization.posterior
+        if posterior is not None:
+            self._pose_publisher.publish(conversions.pose_msg_from_estimate(posterior, map_frame))
+            latency_ms = (time.perf_counter() - entered_s) * 1e3
+            self._latency.add(latency_ms)
+            self._latency_publisher.publish(Float64(data=latency_ms))
+            self._geopose_publisher.publish(
+                conversions.geopose_msg_from_estimate(posterior, self._localizer.frame))
+        if localization.prior is not None:
+            self._prior_publisher.publish(
+                conversions.pose_msg_from_estimate(localization.prior, map_frame))
+        if localization.match is not None:
+            self._match_publisher.publish(
+                conversions.pose_msg_from_estimate(localization.match, map_frame))
+        heatmap = self._heatmap_to_show(localization)
+        if heatmap is not None:
+            self._heatmap_publisher.publish(
+                conversions.heatmap_msg_from_heatmap(heatmap, map_frame))
+
+    def _heatmap_to_show(self, localization: Localization) -> Heatmap | None:
+        """The match's heat map; without a match a cleared one in its, or the last one's, place."""
+        if localization.heatmap is not None:
+            grid = localization.heatmap.grid
+            self._cleared_heatmap = Heatmap(
+                0, grid, np.full((grid.rows, grid.cols), -np.inf))
+        if localization.match is not None:
+            return localization.heatmap
+        if self._cleared_heatmap is None:
+            return None
+        return Heatmap(
+            localization.stamp_ns, self._cleared_heatmap.grid,
+            self._cleared_heatmap.log_probability)
+
+    def _publish_odometry(self, estimate: PoseEstimate, sample, msg: Odometry) -> None:
+        config = self._node_config
+        self._estimate = estimate
+        self._odometry_publisher.publish(conversions.odometry_msg_from_estimate(
+            estimate, config.map_frame, config.base_frame, msg.twist))
+        if not config.publish_tf:
+            return
+        map_from_odom = estimate.pose @ sample.odom_from_base.inverse()
+        odom_frame = config.odom_frame or msg.header.frame_id.lstrip('/') or 'odom'
+        stamp_ns = sample.stamp_ns + round(config.transform_tolerance_s * 1e9)
+        self._tf_publisher.publish(TFMessage(transforms=[conversions.transform_msg_from_pose(
+            map_from_odom, stamp_ns, config.map_frame, odom_frame)]))
+
+    # --- diagnostics
+
+    def _publish_diagnostics(self) -> None:
+        stamp_ns = self.get_clock().now().nanoseconds
+        self._diagnostics_publisher.publish(conversions.diagnostics_msg_from_statuses(
+            self._statuses(), stamp_ns, self.get_name()))
+
+    def _statuses(self) -> list[Status]:
+        if not self._active:
+            if self._failure:
+                return [Status('node', Level.ERROR, f'not configured: {self._failure}')]
+            state = 'inactive' if self._configured else 'not configured'
+            return [Status('node', Level.WARN, f'{state}: activate the lifecycle node')]
+        now_s = time.monotonic()
+        timeout_s = self._node_config.input_timeout_s
+        return [
+            self._node_status(),
+            self._camera_monitor.status(now_s, timeout_s, self._image_silence_hint()),
+            self._gnss_monitor.status(now_s, timeout_s, self._silence_hint('gnss')),
+            self._odometry_monitor.status(now_s, timeout_s, self._silence_hint('odometry')),
+            self._map_status,
+            self._matcher_status(),
+            self._filter_status(),
+        ]
+
+    def _node_status(self) -> Status:
+        values = {'last_restart': self._restart_reason or 'none'}
+        if self._failure:
+            return Status('node', Level.ERROR, f'internal error: {self._failure}', values)
+        sim_time = self.get_parameter('use_sim_time').value
+        if sim_time and self.get_clock().now().nanoseconds == 0:
+            return Status(
+                'node', Level.WARN, 'use_sim_time is set and nothing comes on /clock', values)
+        if self._restart_reason and self._estimate is None:
+            return Status('node', Level.WARN, f'restarted: {self._restart_reason}', values)
+        return Status('node', Level.OK, 'active', values)
+
+    def _silence_hint(self, topic: str) -> str:
+        name = self.resolve_topic_name(topic)
+        publishers = self.count_publishers(name)
+        return f'{name} has {publishers} publisher{"" if publishers == 1 else "s"}'
+
+    def _image_silence_hint(self) -> str:
+        if self._image_qos_problem:
+            return f'{self._image_topic}: {self._image_qos_problem}'
+        if self.count_publishers(self._image_topic) == 0:
+            return (
+                f'nobody publishes {self._image_topic}; check the remapping of image and '
+                'image_transport')
+        return f'{self._image_topic} has a publisher; {LARGE_IMAGE_HINT}'
+
+    def _matcher_status(self) -> Status:
+        values = {outcome.name.lower(): self._outcomes[outcome] for outcome in Outcome}
+        values.update(self._latency.values())
+        localization = self._localization
+        if localization is None:
+            return Status('matcher', Level.WARN, 'no image has been processed', values)
+        values.update({
+            f'{stage}_ms': f'{1e3 * seconds:.1f}'
+            for stage, seconds in localization.seconds.items()})
+        if localization.outcome is Outcome.USED:
+            return Status('matcher', Level.OK, 'matching', values)
+        text = localization.outcome.value
+        if localization.reason and localization.reason != text:
+            text += f': {localization.reason}'
+        return Status('matcher', Level.WARN, text, values)
+
+    def _filter_status(self) -> Status:
+        estimate = self._estimate
+        if estimate is None:
+            return Status('filter', Level.WARN, Outcome.NOT_STARTED.value)
+        covariance = estimate.covariance
+        sigma_m = math.sqrt(np.linalg.eigvalsh(covariance[:2, :2])[1])
+        sigma_deg = math.degrees(math.sqrt(covariance[2, 2]))
+        values = {'sigma_m': f'{sigma_m:.2f}', 'sigma_yaw_deg': f'{sigma_deg:.2f}'}
+        return Status(
+            'filter', Level.OK, f'sigma {sigma_m:.1f} m along its longest axis', values)
+
+
+def _note(monitor: InputMonitor, update: FilterUpdate, remark: str = '') -> None:
+    """Enter what the filter did with a measurement."""
+    if update.outcome in (Outcome.USED, Outcome.NOT_STARTED):
+        monitor.used(remark)
+        return
+    monitor.counts[update.outcome.name.lower()] += 1
+    monitor.refused(f'{update.outcome.value}: {update.reason}')
+
+
+def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, LocalizerConfig]:
+    """Split dotted names between the two configs; what neither knows raises ValueError."""
+    node_names = tunables(NodeConfig())
+    node_config = config_from_flat(
+        NodeConfig, {name: value for name, value in values.items() if name in node_names})
+    for name, length in (('camera_xyz_rpy', 6), ('antenna_xyz_m', 3)):
+        found = len(getattr(node_config, name))
+        if found not in (0, length):
+            raise ValueError(f'{name} has {found} numbers; expected {length}')
+    return node_config, config_from_flat(
+        LocalizerConfig,
+        {name: value for name, value in values.items() if name not in node_names})
+
+
+def _descriptor(value, meta: dict) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(description=meta['description'])
+    if meta['choices']:
+        descriptor.additional_constraints = 'one of ' + ', '.join(meta['choices'])
+    if meta['low'] is not None and isinstance(value, float):
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=float(meta['low']), to_value=float(meta['high']))]
+    elif meta['low'] is not None:
+        descriptor.integer_range = [IntegerRange(
+            from_value=int(meta['low']), to_value=int(meta['high']), step=1)]
+    return descriptor
+
+
+def _qos(reliability: str, depth: int) -> QoSProfile:
+    policies = {
+        'best_effort': ReliabilityPolicy.BEST_EFFORT, 'reliable': ReliabilityPolicy.RELIABLE}
+    return QoSProfile(depth=depth, reliability=policies[reliability])
+
+
+def shipped_weights() -> str:
+    """The weights that come with the package, installed or in a source tree."""
+    try:
+        share = Path(get_package_share_directory('crossview_localizer'))
+    except PackageNotFoundError:
+        share = Path(__file__).resolve().parents[1]
+    found = sorted((share / 'config' / 'weights').glob('*.safetensors'))
+    if not found:
+        raise ValueError(
+            f'no weights in {share / "config" / "weights"}; set the parameter weights_path')
+    return str(found[0])
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; both may come again while it ends."""
+    # A flag and nothing else: an interrupt never becomes an exception in the middle of things.
+    stop = stop_on_interrupt()
+    parser = argparse.ArgumentParser(
+        description='Localize a vehicle by matching its camera with satellite embeddings.',
+        epilog='example: ros2 run crossview_localizer localizer_node --ros-args '
+        '--params-file robotcar.yaml -p map_path:=oxford.map -r image:=/camera/image')
+    parser.add_argument('--ros-args', nargs=argparse.REMAINDER, help='arguments of ROS 2')
+    parser.parse_args(args)
+
+    rclpy.init(args=sys.argv[:1] + args if args is not None else None,
+               signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = LocalizerNode()
+    except ValueError as error:
+        print(f'localizer_node: {error}', file=sys.stderr)
+        rclpy.shutdown()
+        return 2
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        node.autostart()
+        while not stop.is_set():
+            _spin_once(executor, node)
+    except ExternalShutdownException:
+        pass
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return 0
+
+
+def _spin_once(executor: SingleThreadedExecutor, node: LocalizerNode) -> None:
+    try:
+        executor.spin_once(timeout_sec=0.2)
+    except ExternalShutdownException:
+        raise
+    except Exception as error:  # a fault in one callback must not end the localization
+        node.report_failure(error)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

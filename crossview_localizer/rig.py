@@ -1,0 +1,108 @@
+"""Where the sensors sit and how the camera sees: what must be known before a message is of use.
+
+The node and the offline replay feed it the same messages, from rclpy or from ``rosbags``, and ask
+it for the same records.
+"""
+
+import numpy as np
+
+from crossview_localizer import conversions
+from crossview_localizer.config import CameraConfig, NodeConfig
+from crossview_localizer.datatypes import CameraImage, GnssFix
+from crossview_localizer.geometry import LocalFrame
+
+
+class UnknownCalibration(ValueError):
+    """A sensor's place or the camera's intrinsics are not known (yet)."""
+
+
+class StaticTransforms:
+    """The tree of /tf_static, looked up along its branches.
+
+    tf2_ros has no wheel, and frames that never move need none of its history.
+    """
+
+    def __init__(self):
+        self._parents: dict[str, tuple[str, np.ndarray]] = {}
+
+    def add(self, msg) -> None:
+        for transform in msg.transforms:
+            parent_from_child = conversions.matrix_from_transform(transform.transform)
+            child = transform.child_frame_id.lstrip('/')
+            self._parents[child] = (transform.header.frame_id.lstrip('/'), parent_from_child)
+
+    def lookup(self, a: str, b: str) -> np.ndarray | None:
+        """``a_from_b`` (4, 4), or None where the tree does not join the two."""
+        above_a, above_b = self._ancestors(a), self._ancestors(b)
+        for ancestor, ancestor_from_b in above_b.items():
+            if ancestor in above_a:
+                return np.linalg.inv(above_a[ancestor]) @ ancestor_from_b
+        return None
+
+    def _ancestors(self, frame: str) -> dict[str, np.ndarray]:
+        """Each ancestor of a frame, itself first, with ``ancestor_from_frame``."""
+        found = {frame: np.eye(4)}
+        while frame in self._parents:
+            parent, parent_from_child = self._parents[frame]
+            if parent in found:
+                break
+            found[parent] = parent_from_child @ found[frame]
+            frame = parent
+        return found
+
+
+class SensorRig:
+    """Extrinsics from /tf_static, else from parameters; intrinsics from camera_info."""
+
+    def __init__(self, node_config: NodeConfig, camera_config: CameraConfig):
+        self.static_transforms = StaticTransforms()
+        self.camera_info = None
+        self._config = node_config
+        self._camera_height_m = camera_config.height_m
+        self._rectifier: tuple[tuple, conversions.ImageRectifier] | None = None
+
+    def gnss_fix(self, msg, frame: LocalFrame) -> GnssFix:
+        """NavSatFix with its lever arm; raises UnknownCalibration, or ValueError if not valid."""
+        return conversions.gnss_fix_from_msg(
+            msg, frame, self.base_from_antenna_m(msg.header.frame_id),
+            self._config.gnss_unknown_sigma_m)
+
+    def camera_image(self, msg) -> CameraImage:
+        """Image or CompressedImage; raises UnknownCalibration, or ValueError if not valid."""
+        return conversions.camera_image_from_msg(msg, self._rectifier_for(msg.header.frame_id))
+
+    def base_from_antenna_m(self, frame_id: str) -> tuple[float, float]:
+        """Lever arm of the antenna; raises UnknownCalibration."""
+        base_from_antenna = self._base_from(frame_id)
+        if base_from_antenna is not None:
+            return float(base_from_antenna[0, 3]), float(base_from_antenna[1, 3])
+        if self._config.antenna_xyz_m:
+            return self._config.antenna_xyz_m[:2]
+        raise UnknownCalibration(
+            f'/tf_static has no transform from {self._config.base_frame!r} to {frame_id!r} and '
+            'antenna_xyz_m is not set: fixes are not used')
+
+    def _base_from(self, frame_id: str) -> np.ndarray | None:
+        return self.static_transforms.lookup(self._config.base_frame, frame_id.lstrip('/'))
+
+    def _rectifier_for(self, image_frame_id: str) -> conversions.ImageRectifier:
+        """The camera as it is known now; made anew only when something about it changes."""
+        frame_id = self._config.camera_frame or image_frame_id
+        base_from_camera = self._base_from(frame_id)
+        if base_from_camera is None and self._config.camera_xyz_rpy:
+            base_from_camera = conversions.base_from_camera_body(self._config.camera_xyz_rpy)
+        if base_from_camera is None:
+            raise UnknownCalibration(
+                f'/tf_static has no transform from {self._config.base_frame!r} to {frame_id!r} '
+                'and camera_xyz_rpy is not set: images are not used')
+        info = self.camera_info
+        if info is None:
+            raise UnknownCalibration('no camera_info has come: images are not used')
+        key = (
+            info.width, info.height, info.distortion_model, tuple(info.d), tuple(info.k),
+            tuple(info.p), info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height,
+            info.binning_x, info.binning_y, base_from_camera.tobytes())
+        if self._rectifier is None or self._rectifier[0] != key:
+            self._rectifier = (key, conversions.rectifier_from_msg(
+                info, base_from_camera, self._camera_height_m, self._config.image_is_rectified))
+        return self._rectifier[1]

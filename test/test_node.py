@@ -1,0 +1,845 @@
+"""The node on real ROS 2: what goes in over DDS, what comes out, what it says of each fault."""
+
+from array import array
+from collections import defaultdict
+import math
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy')
+
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
+from geographic_msgs.msg import GeoPoseWithCovarianceStamped
+from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
+from lifecycle_msgs.srv import ChangeState, GetState
+from nav_msgs.msg import OccupancyGrid, Odometry
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
+from std_msgs.msg import Float64
+from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
+import yaml
+
+from crossview_localizer import conversions
+from crossview_localizer import node as node_module
+from crossview_localizer.config import LocalizerConfig, NodeConfig, tunables
+from crossview_localizer.datatypes import Heatmap, PoseEstimate
+from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+from crossview_localizer.image_worker import ImageWorker
+from crossview_localizer.localizer import Localizer
+from crossview_localizer.node import LocalizerNode
+
+FRAME = LocalFrame(51.76, -1.26)
+START_NS = 1_400_000_000_000_000_000
+ODOMETRY_HZ = 20
+LEVER_ARM = (-1.7, 0.1)
+CONFIG = LocalizerConfig()
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+# --- a drive and what its sensors say
+
+
+def true_pose(time_s: float) -> Pose2D:
+    """A circle of radius 100 m at 8 m/s, from the map's origin."""
+    angle_rad = 0.08 * time_s
+    return Pose2D(100.0 * math.sin(angle_rad), 100.0 * (1.0 - math.cos(angle_rad)), angle_rad)
+
+
+def stamp_ns_at(time_s: float) -> int:
+    return START_NS + round(time_s * 1e9)
+
+
+def time_s_of(stamp_ns: int) -> float:
+    return (stamp_ns - START_NS) * 1e-9
+
+
+def stamp_at(time_s: float) -> Time:
+    return conversions.stamp_msg_from_ns(stamp_ns_at(time_s))
+
+
+def odometry_msg(time_s: float) -> Odometry:
+    odom_from_map = Pose2D(5.0, -3.0, 0.5)
+    pose = odom_from_map @ true_pose(time_s)
+    msg = Odometry(child_frame_id='base_link')
+    msg.header.frame_id = 'odom'
+    msg.header.stamp = stamp_at(time_s)
+    msg.pose.pose.position.x, msg.pose.pose.position.y = pose.x_m, pose.y_m
+    msg.pose.pose.orientation = conversions.quaternion_msg_from_yaw(pose.yaw_rad)
+    msg.twist.twist.linear.x = 8.0
+    return msg
+
+
+def gnss_msg(time_s: float, sigma_m=1.0) -> NavSatFix:
+    """A fix that is 1 m off to the east, as a wandering receiver would be."""
+    antenna = true_pose(time_s) @ Pose2D(*LEVER_ARM, 0.0)
+    msg = NavSatFix(position_covariance_type=2)
+    msg.status.status = 0
+    msg.header.frame_id = 'gnss_antenna'
+    msg.header.stamp = stamp_at(time_s)
+    msg.latitude, msg.longitude = FRAME.latlon_from_xy(antenna.x_m + 1.0, antenna.y_m)
+    msg.position_covariance = (np.eye(3) * sigma_m**2).ravel()
+    return msg
+
+
+def image_msg(time_s: float, encoding='rgb8') -> Image:
+    msg = Image(height=6, width=8, step=24, encoding=encoding, data=array('B', bytes(144)))
+    msg.header.frame_id = 'camera_optical'
+    msg.header.stamp = stamp_at(time_s)
+    return msg
+
+
+def camera_info_msg() -> CameraInfo:
+    return CameraInfo(
+        width=8, height=6, k=[8.0, 0.0, 3.5, 0.0, 8.0, 2.5, 0.0, 0.0, 1.0],
+        distortion_model='plumb_bob', d=[0.0] * 5)
+
+
+def static_transforms() -> TFMessage:
+    """The antenna hangs below a roof frame, so that the chain must be followed."""
+    def transform(parent, child, x_m, y_m, rotation=(0.0, 0.0, 0.0, 1.0)):
+        msg = TransformStamped(child_frame_id=child)
+        msg.header.frame_id = parent
+        msg.transform.translation.x, msg.transform.translation.y = x_m, y_m
+        q = msg.transform.rotation
+        q.x, q.y, q.z, q.w = rotation
+        return msg
+
+    return TFMessage(transforms=[
+        transform('base_link', 'roof', -1.0, 0.0, (0.0, 0.0, 1.0, 0.0)),
+        transform('roof', 'gnss_antenna', 0.7, -0.1),
+        transform('base_link', 'camera_optical', 0.0, 0.0, (-0.5, 0.5, -0.5, 0.5)),
+    ])
+
+
+class FakeMap:
+    """Covers the first 40 s or so of the drive: 100 m about the origin."""
+
+    frame = FRAME
+    descriptors = np.zeros((10, 4))
+
+    def window(self, prior, half_width_m):
+        if math.hypot(prior.pose.x_m, prior.pose.y_m) > 100.0:
+            return None
+        return SimpleNamespace(
+            grid=MapGrid.around(prior.pose.x_m, prior.pose.y_m, half_width_m, 2.0), coverage=1.0)
+
+
+class FakeMatcher:
+    """Sees where the vehicle is to 0.5 m; ``ambiguous`` and ``gate`` make it slow or unsure."""
+
+    def __init__(self):
+        self.ambiguous = False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def embed(self, image, yaw_rad, pitch_rad):
+        assert self.gate.wait(10.0)
+        return image.rgb.mean()
+
+    def match(self, ground, window, config, stamp_ns):
+        x_m, y_m = window.grid.cell_centres()
+        truth = true_pose(time_s_of(stamp_ns))
+        distance2 = (x_m[None, :] - truth.x_m) ** 2 + (y_m[:, None] - truth.y_m) ** 2
+        log_p = -0.5 * distance2 / 4.0
+        return Heatmap(stamp_ns, window.grid, log_p - np.log(np.exp(log_p).sum()))
+
+    def estimate(self, heatmap, prior, config):
+        if self.ambiguous:
+            return None, 'two streets look alike'
+        truth = true_pose(time_s_of(heatmap.stamp_ns))
+        pose = Pose2D(truth.x_m, truth.y_m, prior.pose.yaw_rad)
+        return PoseEstimate(heatmap.stamp_ns, pose, np.diag([0.25, 0.25, np.inf])), ''
+
+
+# --- the bench: the node and a driver in one executor
+
+
+class Bench:
+    outputs = {
+        'pose': PoseWithCovarianceStamped, 'prior': PoseWithCovarianceStamped,
+        'match': PoseWithCovarianceStamped, 'odometry': Odometry, 'heatmap': OccupancyGrid,
+        'geopose': GeoPoseWithCovarianceStamped, 'latency': Float64,
+    }
+
+    def __init__(self, monkeypatch):
+        self.matcher = FakeMatcher()
+        monkeypatch.setattr(
+            node_module, 'load_localizer',
+            lambda path, weights, config, device: Localizer(
+                config, FRAME, FakeMap(), self.matcher))
+        monkeypatch.setattr(node_module, 'shipped_weights', lambda: 'weights')
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.driver = rclpy.create_node('driver', context=self.context)
+        self.executor.add_node(self.driver)
+        self.node = None
+        self.received = defaultdict(list)
+        self.diagnostics = {}
+
+    def start(self, autostart=True, transforms=True, **parameters):
+        values = {'map_path': 'map', 'device': 'cpu', 'autostart': autostart, **parameters}
+        overrides = [
+            Parameter(name.replace('__', '.'), value=value) for name, value in values.items()]
+        self.node = LocalizerNode(context=self.context, parameter_overrides=overrides)
+        self.executor.add_node(self.node)
+        # Ten times as often, so that no test waits a second for each text.
+        self.node._diagnostics_timer.timer_period_ns = 100_000_000
+        self.node._diagnostics_timer.reset()
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        compressed = values.get('image_transport') == 'compressed'
+        kinds = {
+            '/tf_static': (TFMessage, latched), 'camera_info': (CameraInfo, 10),
+            'gnss': (NavSatFix, 100), 'odometry': (Odometry, 100), 'clock': (Clock, 10),
+            'initialpose': (PoseWithCovarianceStamped, 10),
+            'image': (CompressedImage if compressed else Image, 10),
+        }
+        self.publishers = {
+            name: self.driver.create_publisher(
+                kind, f'{name}/compressed' if compressed and name == 'image' else name, qos)
+            for name, (kind, qos) in kinds.items()
+        }
+        for name, kind in self.outputs.items():
+            self.driver.create_subscription(
+                kind, f'/crossview_localizer/{name}', self.received[name].append, 100)
+        self.driver.create_subscription(TFMessage, '/tf', self.received['tf'].append, 100)
+        self.driver.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
+        self.node.autostart()
+        if autostart:
+            self.wait(lambda: all(
+                publisher.get_subscription_count() > 0
+                for name, publisher in self.publishers.items()
+                if name != 'clock') and self.driver.count_publishers('/tf') > 0)
+            self.camera_info_sent()
+        if transforms:
+            self.publish('/tf_static', static_transforms())
+        return self
+
+    def _on_diagnostics(self, msg):
+        self.diagnostics = {status.name.split(': ')[1]: status for status in msg.status}
+
+    def publish(self, topic, msg):
+        self.publishers[topic].publish(msg)
+
+    def wait(self, condition, deadline_s=10.0):
+        end_s = time.monotonic() + deadline_s
+        while not condition():
+            assert time.monotonic() < end_s, (
+                f'not true within {deadline_s} s; diagnostics: '
+                f'{ {name: status.message for name, status in self.diagnostics.items()} }')
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def count(self, part: str, key: str) -> int:
+        """A value of the newest diagnostics."""
+        status = self.diagnostics.get(part)
+        values = {value.key: value.value for value in status.values} if status else {}
+        return int(values.get(key, 0))
+
+    def expect(self, part: str, level: int, text: str):
+        """Wait until /diagnostics says this of a part."""
+        def said():
+            status = self.diagnostics.get(part)
+            return status is not None and status.level == bytes([level]) and (
+                text in status.message)
+        self.wait(said)
+
+    def camera_info_sent(self):
+        self.wait(lambda: self.publishers['camera_info'].get_subscription_count() > 0)
+        self.publish('camera_info', camera_info_msg())
+        self.wait(lambda: self.node._rig.camera_info is not None)
+
+    def odometry_sent(self, time_s):
+        """Publish one odometry message and wait until the node has taken it in."""
+        sent = self.node._odometry_monitor.counts['received']
+        self.publish('odometry', odometry_msg(time_s))
+        self.wait(lambda: self.node._odometry_monitor.counts['received'] > sent)
+
+    def gnss_sent(self, time_s, **kwargs):
+        sent = self.node._gnss_monitor.counts['received']
+        self.publish('gnss', gnss_msg(time_s, **kwargs))
+        self.wait(lambda: self.node._gnss_monitor.counts['received'] > sent)
+
+    def image_processed(self, time_s, message=None):
+        """Publish an image and wait for its pose."""
+        poses = len(self.received['pose'])
+        self.publish('image', message or image_msg(time_s))
+        self.wait(lambda: len(self.received['pose']) > poses)
+
+    def drive(self, start_s=0.0, end_s=4.0):
+        """GNSS at 5 Hz and odometry, without images; the filter starts within the first 3 s."""
+        for tick in range(round(start_s * ODOMETRY_HZ), round(end_s * ODOMETRY_HZ) + 1):
+            time_s = tick / ODOMETRY_HZ
+            if tick % 4 == 0:
+                self.gnss_sent(time_s)
+            self.odometry_sent(time_s)
+        return self
+
+    def close(self):
+        self.matcher.gate.set()
+        if self.node is not None:
+            self.node.destroy_node()
+        self.driver.destroy_node()
+        self.executor.shutdown()
+        rclpy.try_shutdown(context=self.context)
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    bench = Bench(monkeypatch)
+    yield bench
+    bench.close()
+
+
+# --- what comes out
+
+
+def position_error_m(msg, time_s: float) -> float:
+    truth = true_pose(time_s)
+    position = msg.pose.pose.position
+    return math.hypot(position.x - truth.x_m, position.y - truth.y_m)
+
+
+def test_every_image_gives_a_pose_with_its_stamp_and_everything_beside_it(bench):
+    bench.start().drive()
+    bench.image_processed(4.0)
+    bench.wait(lambda: all(bench.received[name] for name in bench.outputs))
+    pose, = bench.received['pose']
+    for name in ('pose', 'prior', 'match', 'geopose', 'heatmap'):
+        message, = bench.received[name]
+        assert conversions.stamp_ns_from_msg(message.header.stamp) == stamp_ns_at(4.0), name
+    assert pose.header.frame_id == 'map'
+    assert position_error_m(pose, 4.0) < 1.0
+    assert position_error_m(pose, 4.0) < position_error_m(bench.received['prior'][0], 4.0)
+    assert position_error_m(bench.received['match'][0], 4.0) < 1e-6
+    position = bench.received['geopose'][0].pose.pose.position
+    np.testing.assert_allclose(
+        FRAME.xy_from_latlon(position.latitude, position.longitude),
+        (pose.pose.pose.position.x, pose.pose.pose.position.y), atol=1e-6)
+    assert max(bench.received['heatmap'][0].data) == 100
+    assert 0.0 < bench.received['latency'][0].data < 5000.0
+    bench.expect('matcher', 0, 'matching')
+    bench.expect('camera', 0, 'receiving')
+    bench.expect('gnss', 0, 'receiving')
+    bench.expect('filter', 0, 'sigma')
+    bench.expect('map', 0, 'loaded')
+
+
+def test_the_offline_localizer_gives_the_nodes_poses(bench):
+    bench.start()
+    offline = Localizer(CONFIG, FRAME, FakeMap(), FakeMatcher())
+    rectify = conversions.rectifier_from_msg(
+        camera_info_msg(), np.eye(4), CONFIG.camera.height_m)
+    expected = []
+    for tick in range(8 * ODOMETRY_HZ):
+        time_s = tick / ODOMETRY_HZ
+        if tick % 4 == 1:
+            bench.gnss_sent(time_s)
+            offline.add_gnss(conversions.gnss_fix_from_msg(
+                gnss_msg(time_s), FRAME, LEVER_ARM, 5.0))
+        if tick % 5 == 0:
+            # The image comes first; it waits for the odometry of its own stamp.
+            bench.publish('image', image_msg(time_s))
+            processed = len(expected)
+        bench.odometry_sent(time_s)
+        offline.add_odometry(conversions.odometry_sample_from_msg(odometry_msg(time_s)))
+        if tick % 5 == 0:
+            image = conversions.camera_image_from_msg(image_msg(time_s), rectify)
+            localization = offline.process_image(image)
+            if localization.posterior is not None:
+                expected.append(localization.posterior)
+                bench.wait(lambda n=processed: len(bench.received['pose']) > n)
+    assert len(expected) > 15
+    assert len(bench.received['pose']) == len(expected)
+    for msg, estimate in zip(bench.received['pose'], expected):
+        wanted = conversions.pose_msg_from_estimate(estimate, 'map')
+        assert msg.header.stamp == wanted.header.stamp
+        np.testing.assert_allclose(
+            [msg.pose.pose.position.x, msg.pose.pose.position.y],
+            [wanted.pose.pose.position.x, wanted.pose.pose.position.y], atol=1e-6)
+        np.testing.assert_allclose(
+            conversions.yaw_from_quaternion(msg.pose.pose.orientation), estimate.pose.yaw_rad,
+            atol=1e-6)
+        np.testing.assert_allclose(msg.pose.covariance, wanted.pose.covariance, atol=1e-6)
+
+
+def test_map_from_odom_times_the_odometry_is_the_published_pose_and_nothing_else_is_on_tf(bench):
+    bench.start().drive()
+    bench.wait(lambda: bench.received['tf'] and bench.received['odometry'][-1].header.stamp
+               == stamp_at(4.0))
+    # Stamped later by transform_tolerance_s.
+    bench.wait(lambda: bench.received['tf'][-1].transforms[0].header.stamp == stamp_at(4.1))
+    tf, = bench.received['tf'][-1].transforms
+    assert (tf.header.frame_id, tf.child_frame_id) == ('map', 'odom')
+    map_from_odom = Pose2D(
+        tf.transform.translation.x, tf.transform.translation.y,
+        conversions.yaw_from_quaternion(tf.transform.rotation))
+    sample = conversions.odometry_sample_from_msg(odometry_msg(4.0))
+    odometry = bench.received['odometry'][-1]
+    np.testing.assert_allclose(
+        (map_from_odom @ sample.odom_from_base).as_array(),
+        conversions.odometry_sample_from_msg(odometry).odom_from_base.as_array(), atol=1e-9)
+    assert odometry.child_frame_id == 'base_link'
+    assert odometry.twist.twist.linear.x == 8.0
+    assert {(t.header.frame_id, t.child_frame_id)
+            for message in bench.received['tf'] for t in message.transforms} == {('map', 'odom')}
+
+
+def test_compressed_images_below_the_name_of_the_image_topic_are_matched(bench):
+    import cv2
+    bench.start(image_transport='compressed', image_reliability='reliable').drive()
+    jpeg = cv2.imencode('.jpg', np.zeros((6, 8, 3), np.uint8))[1]
+    msg = CompressedImage(format='jpeg', data=array('B', jpeg.tobytes()))
+    msg.header = image_msg(4.0).header
+    bench.image_processed(4.0, msg)
+    assert position_error_m(bench.received['pose'][0], 4.0) < 1.0
+
+
+def test_an_initial_pose_starts_the_node_without_gnss(bench):
+    bench.start()
+    bench.odometry_sent(0.0)
+    msg = conversions.pose_msg_from_estimate(
+        PoseEstimate(stamp_ns_at(0.0), true_pose(0.0), np.diag([1.0, 1.0, 0.01])), 'map')
+    bench.publish('initialpose', msg)
+    bench.wait(lambda: bench.node._localizer.estimate_at(stamp_ns_at(0.0)) is not None)
+    for tick in range(1, 21):
+        bench.odometry_sent(tick / ODOMETRY_HZ)
+    bench.image_processed(1.0)
+    assert position_error_m(bench.received['pose'][0], 1.0) < 1.0
+    bench.expect('gnss', 2, 'nothing received')
+
+
+# --- faults
+
+
+def test_without_images_and_gnss_the_node_says_who_does_not_publish(bench):
+    bench.start(input_timeout_s=0.5)
+    bench.driver.destroy_publisher(bench.publishers['image'])
+    bench.expect('camera', 2, 'nobody publishes /image')
+    bench.expect('gnss', 2, '/gnss has 1 publisher')
+    bench.expect('odometry', 2, 'nothing received')
+    bench.expect('filter', 1, 'waiting for a first position')
+
+
+def test_a_silent_publisher_of_images_brings_the_hint_on_large_images(bench):
+    bench.start(input_timeout_s=0.5)
+    bench.expect('camera', 2, 'fastdds_large_images.xml')
+
+
+def test_a_publisher_with_an_incompatible_qos_is_named(bench):
+    bench.start(image_reliability='reliable', input_timeout_s=0.5)
+    bench.driver.destroy_publisher(bench.publishers['image'])
+    bench.driver.create_publisher(
+        Image, 'image', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    bench.expect('camera', 2, 'set best_effort')
+
+
+def test_an_unknown_encoding_is_reported_and_a_good_image_after_it_is_used(bench):
+    bench.start().drive()
+    bench.publish('image', image_msg(4.0, '32FC1'))
+    bench.expect('camera', 2, '32FC1')
+    bench.image_processed(4.0)
+    bench.expect('camera', 0, 'receiving')
+
+
+def test_an_image_of_another_size_than_camera_info_is_reported(bench):
+    bench.start()
+    info = camera_info_msg()
+    info.width = 16
+    bench.publish('camera_info', info)
+    bench.wait(lambda: bench.node._rig.camera_info.width == 16)
+    bench.publish('image', image_msg(0.0))
+    bench.expect('camera', 2, 'image is 8x6 px; camera_info describes 16x6 px')
+
+
+@pytest.mark.parametrize('variance', [0.0, math.nan])
+def test_a_fix_with_a_zero_or_nan_covariance_is_used_with_an_assumed_one_and_reported(
+        bench, variance):
+    bench.start(gnss_unknown_sigma_m=3.0)
+    bench.drive(0.0, 3.9)
+    bench.gnss_sent(4.0, sigma_m=variance)
+    bench.expect('gnss', 1, '3.0 m are assumed')
+
+
+def test_a_fix_without_a_position_is_refused_with_the_reason(bench):
+    bench.start()
+    msg = gnss_msg(0.0)
+    msg.status.status = -1
+    bench.publish('gnss', msg)
+    bench.expect('gnss', 1, 'no fix (status -1)')
+    msg = gnss_msg(0.1)
+    msg.latitude = math.nan
+    bench.publish('gnss', msg)
+    bench.expect('gnss', 1, 'not a latitude')
+    assert bench.count('gnss', 'refused') == 2
+
+
+def test_odometry_of_another_frame_or_with_nan_is_refused_with_the_reason(bench):
+    bench.start()
+    msg = odometry_msg(0.0)
+    msg.child_frame_id = 'rear_axle'
+    bench.publish('odometry', msg)
+    bench.expect('odometry', 2, "'rear_axle'; expected 'base_link'")
+    msg = odometry_msg(0.1)
+    msg.pose.pose.position.x = math.nan
+    bench.publish('odometry', msg)
+    bench.expect('odometry', 1, 'not finite')
+
+
+def test_without_extrinsics_images_and_fixes_are_not_used_and_both_are_named(bench):
+    bench.start(transforms=False)
+    bench.publish('image', image_msg(0.0))
+    bench.publish('gnss', gnss_msg(0.0))
+    bench.expect('camera', 2, 'camera_xyz_rpy is not set')
+    bench.expect('gnss', 2, 'antenna_xyz_m is not set')
+    bench.publish('/tf_static', static_transforms())
+    bench.drive()
+    bench.image_processed(4.0)
+    bench.expect('camera', 0, 'receiving')
+    bench.expect('gnss', 0, 'receiving')
+
+
+def test_parameters_stand_in_for_missing_extrinsics(bench):
+    bench.start(
+        transforms=False, camera_xyz_rpy=[0.0] * 6, antenna_xyz_m=[*LEVER_ARM, 1.0]).drive()
+    bench.image_processed(4.0)
+    assert position_error_m(bench.received['pose'][0], 4.0) < 1.0
+
+
+def test_an_ambiguous_match_clears_the_heat_map_and_the_prior_goes_out_as_the_pose(bench):
+    bench.start().drive()
+    bench.matcher.ambiguous = True
+    bench.image_processed(4.0)
+    bench.wait(lambda: bench.received['heatmap'])
+    assert set(bench.received['heatmap'][0].data) == {-1}
+    assert bench.received['heatmap'][0].header.stamp == stamp_at(4.0)
+    assert not bench.received['match']
+    assert bench.received['pose'][0].pose.pose == bench.received['prior'][0].pose.pose
+    bench.expect('matcher', 1, 'match ambiguous: two streets look alike')
+    assert bench.count('matcher', 'ambiguous') == 1
+
+
+def test_outside_the_map_the_prior_goes_out_as_the_pose_and_the_node_says_so(bench):
+    bench.start()
+    far = PoseEstimate(stamp_ns_at(0.0), Pose2D(500.0, 500.0, 0.0), np.diag([1.0, 1.0, 0.01]))
+    bench.odometry_sent(0.0)
+    bench.publish('initialpose', conversions.pose_msg_from_estimate(far, 'map'))
+    bench.wait(lambda: bench.node._localizer.estimate_at(stamp_ns_at(0.0)) is not None)
+    bench.image_processed(0.0)
+    assert bench.received['pose'][0].pose.pose.position.x == pytest.approx(500.0, abs=0.1)
+    bench.expect('matcher', 1, 'outside the map')
+
+
+@pytest.mark.parametrize('error', [
+    ValueError('map was made with the weights abc, loaded are def; rebuild with: build_map'),
+    FileNotFoundError('no map at map'),
+])
+def test_a_map_that_cannot_be_used_leaves_the_prior_running_and_is_an_error(
+        bench, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(node_module, 'load_localizer', fail)
+    bench.start().drive()
+    bench.image_processed(4.0)
+    bench.expect('map', 2, f'{error}; the prior alone is published')
+    bench.expect('matcher', 1, 'no matcher is loaded')
+    # The first fix, 1 m east of the antenna, is the origin of this map.
+    pose = bench.received['pose'][0].pose.pose.position
+    moved_m = true_pose(4.0).x_m - true_pose(0.0).x_m
+    assert pose.x - LEVER_ARM[0] == pytest.approx(moved_m - LEVER_ARM[0] * 2, abs=3.0)
+
+
+def test_missing_weights_leave_the_prior_running_and_are_an_error(bench, monkeypatch):
+    def fail():
+        raise ValueError('no weights in config/weights')
+
+    monkeypatch.setattr(node_module, 'shipped_weights', fail)
+    bench.start()
+    bench.expect('map', 2, 'no weights in config/weights; the prior alone is published')
+
+
+def test_a_fault_while_configuring_is_reported_and_configuring_can_be_tried_again(
+        bench, monkeypatch):
+    bench.start(autostart=False)
+    with monkeypatch.context() as broken:
+        broken.setattr(LocalizerNode, '_create_inputs', lambda node: 1 / 0)
+        assert not change_state(bench, 'configure')
+        bench.expect('node', 2, 'not configured: ZeroDivisionError')
+    assert change_state(bench, 'configure')
+    bench.expect('node', 1, 'inactive')
+
+
+def test_no_map_path_is_a_warning(bench):
+    bench.start(map_path='')
+    bench.expect('map', 1, 'no map_path is set')
+
+
+def test_a_missing_gpu_is_a_warning_and_the_cpu_is_used(bench):
+    torch = pytest.importorskip('torch')
+    if torch.cuda.is_available():
+        bench.start(device='cuda')
+        assert bench.node._device == 'cuda'
+    else:
+        bench.start(device='cuda')
+        bench.expect('map', 1, 'no GPU is available: running on the CPU')
+
+
+def test_images_that_come_while_one_is_processed_are_dropped_but_for_the_newest(bench):
+    bench.start().drive()
+    bench.matcher.gate.clear()
+    for time_s in (3.0, 3.25, 3.5, 3.75, 4.0):
+        bench.publish('image', image_msg(time_s))
+        seen = bench.node._camera_monitor.counts['received']
+        bench.wait(lambda seen=seen: bench.node._camera_monitor.counts['received'] > seen
+                   or seen == 5)
+        if time_s == 3.0:
+            bench.wait(lambda: bench.node._worker._waiting is None)
+    bench.matcher.gate.set()
+    bench.wait(lambda: len(bench.received['pose']) == 2)
+    stamps = [conversions.stamp_ns_from_msg(msg.header.stamp) for msg in bench.received['pose']]
+    assert stamps == [stamp_ns_at(3.0), stamp_ns_at(4.0)]
+    bench.wait(lambda: bench.count('camera', 'dropped') == 3)
+
+
+def test_a_fault_inside_is_reported_and_the_next_image_is_processed(bench, monkeypatch):
+    bench.start().drive()
+    bench.matcher.estimate = None
+    bench.publish('image', image_msg(3.75))
+    bench.expect('node', 2, 'internal error: TypeError')
+    del bench.matcher.estimate
+    bench.image_processed(4.0)
+
+
+def test_the_reset_service_starts_the_filter_anew(bench):
+    bench.start().drive()
+    bench.wait(lambda: bench.received['odometry'])
+    client = bench.driver.create_client(Trigger, '/crossview_localizer/reset')
+    future = client.call_async(Trigger.Request())
+    bench.wait(future.done)
+    assert future.result().success
+    assert bench.node._localizer.estimate_at(stamp_ns_at(4.0)) is None
+    bench.expect('node', 1, 'restarted: asked for by the service reset')
+    bench.drive(5.0, 9.0)
+    bench.image_processed(9.0)
+    assert position_error_m(bench.received['pose'][-1], 9.0) < 1.5
+
+
+def test_a_clock_that_jumps_back_starts_the_filter_anew(bench):
+    bench.start(use_sim_time=True)
+    bench.expect('node', 1, 'nothing comes on /clock')
+    bench.publish('clock', Clock(clock=stamp_at(4.0)))
+    bench.wait(lambda: bench.node.get_clock().now().nanoseconds == stamp_ns_at(4.0))
+    bench.drive()
+    assert bench.node._localizer.estimate_at(stamp_ns_at(4.0)) is not None
+    bench.publish('clock', Clock(clock=stamp_at(0.0)))
+    bench.expect('node', 1, 'the clock jumped back by 4.0 s')
+    assert bench.node._localizer.estimate_at(stamp_ns_at(4.0)) is None
+    bench.drive()
+    bench.image_processed(4.0)
+    bench.expect('node', 0, 'active')
+
+
+def test_odometry_that_jumps_back_without_a_clock_starts_the_filter_anew(bench):
+    bench.start().drive(0.0, 8.0)
+    poses = len(bench.received['odometry'])
+    bench.drive(0.0, 4.0)
+    bench.wait(lambda: len(bench.received['odometry']) > poses)
+    bench.image_processed(4.0)
+    assert position_error_m(bench.received['pose'][-1], 4.0) < 1.5
+    assert 'jumped back' in bench.node._restart_reason
+
+
+# --- lifecycle and parameters
+
+
+def call(bench, kind, service, request):
+    client = bench.driver.create_client(kind, f'/crossview_localizer/{service}')
+    bench.wait(client.service_is_ready)
+    future = client.call_async(request)
+    bench.wait(future.done)
+    return future.result()
+
+
+def change_state(bench, label: str) -> bool:
+    request = ChangeState.Request()
+    request.transition.label = label
+    return call(bench, ChangeState, 'change_state', request).success
+
+
+def test_without_autostart_the_lifecycle_services_drive_the_node_there_and_back(bench):
+    bench.start(autostart=False)
+    bench.expect('node', 1, 'not configured')
+    assert change_state(bench, 'configure')
+    bench.expect('node', 1, 'inactive')
+    assert change_state(bench, 'activate')
+    bench.camera_info_sent()
+    bench.drive()
+    bench.image_processed(4.0)
+    assert change_state(bench, 'deactivate')
+    received = len(bench.received['odometry'])
+    bench.publish('odometry', odometry_msg(5.0))
+    bench.expect('node', 1, 'inactive')
+    assert len(bench.received['odometry']) == received
+    assert change_state(bench, 'cleanup')
+    bench.wait(lambda: bench.driver.count_subscribers('/gnss') == 0)
+    assert change_state(bench, 'configure')
+    assert change_state(bench, 'activate')
+    bench.camera_info_sent()
+    bench.drive(10.0, 14.0)
+    bench.image_processed(14.0)
+    assert change_state(bench, 'deactivate')
+    assert change_state(bench, 'shutdown')
+    state = call(bench, GetState, 'get_state', GetState.Request())
+    assert state.current_state.label == 'finalized'
+
+
+def test_every_tunable_is_a_parameter_with_description_and_range(bench):
+    bench.start(autostart=False)
+    expected = {**tunables(NodeConfig()), **tunables(LocalizerConfig())}
+    for name, (_, meta) in expected.items():
+        descriptor = bench.node.describe_parameter(name)
+        assert descriptor.description == meta['description']
+        if meta['low'] is not None:
+            limits, = [*descriptor.floating_point_range, *descriptor.integer_range]
+            assert (limits.from_value, limits.to_value) == (meta['low'], meta['high'])
+    assert set(bench.node.get_parameters_by_prefix('')) - set(expected) <= {
+        'use_sim_time', 'start_type_description_service'}
+
+
+def test_parameters_are_read_when_configuring_and_refused_after(bench):
+    bench.start(autostart=False)
+    change = Parameter('filter.buffer_s', value=3.0)
+    assert bench.node.set_parameters([change])[0].successful
+    assert change_state(bench, 'configure')
+    assert bench.node._config.filter.buffer_s == 3.0
+    result, = bench.node.set_parameters([Parameter('filter.buffer_s', value=2.5)])
+    assert not result.successful
+    assert 'read when the node is configured' in result.reason
+
+
+@pytest.mark.parametrize(('name', 'value', 'complaint'), [
+    ('filter.bufer_s', 2.0, 'unknown parameter'),
+    ('filter.buffer_s', 1e9, 'expected 0.1 to 30.0'),
+    ('device', 'tpu', 'expected one of'),
+    ('camera_xyz_rpy', [1.0, 2.0], 'has 2 numbers; expected 6'),
+])
+def test_a_wrong_parameter_is_refused_with_what_was_expected(bench, name, value, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        LocalizerNode(
+            context=bench.context, parameter_overrides=[Parameter(name, value=value)])
+
+
+def test_a_whole_number_will_do_for_a_parameter_in_metres(bench):
+    bench.start(autostart=False, match__window_min_m=20, antenna_xyz_m=[1, 0, 2])
+    assert bench.node.get_parameter('match.window_min_m').value == 20.0
+    assert list(bench.node.get_parameter('antenna_xyz_m').value) == [1.0, 0.0, 2.0]
+
+
+def flattened(values: dict, prefix='') -> dict:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flattened(value, f'{prefix}{key}.'))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def test_the_parameter_file_of_robotcar_has_only_keys_that_the_node_reads():
+    values = yaml.safe_load((REPOSITORY / 'config/robotcar.yaml').read_text())
+    parameters = flattened(values['/**']['ros__parameters'])
+    node_config, config = node_module.configs_from_parameters(parameters)
+    assert node_config.image_transport == 'compressed'
+    assert config.camera.height_m == 1.52
+
+
+# --- the process
+
+
+def start_process(*arguments):
+    return subprocess.Popen(
+        [sys.executable, '-m', 'crossview_localizer.node', *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_two_interrupts_end_the_process_with_exit_code_0(bench):
+    process = start_process('--ros-args', '-p', 'input_timeout_s:=0.5')
+    try:
+        bench.wait(lambda: bench.driver.count_publishers('/diagnostics') > 0, 30.0)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert 'Traceback' not in output
+
+
+def test_a_wrong_parameter_ends_the_process_with_one_line_and_exit_code_2():
+    process = start_process('--ros-args', '-p', 'filter.buffer_s:=99')
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert output.count('\n') == 1
+    assert 'filter.buffer_s is 99; expected 0.1 to 30.0' in output
+
+
+# --- the image thread alone
+
+
+@pytest.fixture
+def worker():
+    processed = []
+    worker = ImageWorker(processed.append, odometry_wait_s=0.05, settle_s=0.0)
+    worker.processed = processed
+    yield worker
+    worker.stop()
+
+
+def test_an_image_waits_for_odometry_that_reaches_its_stamp(wait_until):
+    processed = []
+    worker = ImageWorker(processed.append, odometry_wait_s=60.0, settle_s=0.0)
+    worker.offer(100, 'image')
+    worker.odometry_reached(99)
+    wait_until(lambda: worker._waiting is None)
+    assert processed == []
+    worker.odometry_reached(100)
+    wait_until(lambda: processed == ['image'])
+    worker.stop()
+
+
+def test_without_odometry_an_image_is_processed_after_the_wait(worker, wait_until):
+    worker.offer(100, 'image')
+    wait_until(lambda: worker.processed == ['image'])
+
+
+def test_a_cleared_image_is_never_processed(wait_until):
+    processed = []
+    worker = ImageWorker(processed.append, odometry_wait_s=60.0, settle_s=0.0)
+    worker.offer(100, 'before the jump')
+    worker.clear()
+    worker.offer(5, 'after the jump')
+    worker.odometry_reached(5)
+    wait_until(lambda: processed == ['after the jump'])
+    worker.stop()
+
+
+def test_stopping_does_not_wait_for_odometry(wait_until):
+    worker = ImageWorker(lambda image: None, odometry_wait_s=60.0, settle_s=0.0)
+    worker.offer(100, 'image')
+    wait_until(lambda: worker._waiting is None)
+    started_s = time.monotonic()
+    worker.stop()
+    assert time.monotonic() - started_s < 10.0
