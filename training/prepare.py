@@ -11,11 +11,9 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from crossview_localizer import replay
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.datatypes import CameraImage
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.imagery import Imagery
 from crossview_localizer.networks import ModelConfig
 from crossview_localizer.views import sampling_image
 from training.datasets import save_world, World
@@ -44,6 +42,10 @@ def prepare(bags: list[Path], imagery_paths: list[Path], name: str, px_m: float,
 
     Raises ValueError where a bag holds no truth or its cameras differ.
     """
+    # Bags and projections are needed here only, not where this module is merely loaded.
+    from crossview_localizer import replay
+    from crossview_localizer.imagery import Imagery
+
     imagery = Imagery.open(imagery_paths)
     west_m, south_m, east_m, north_m = imagery.bounds_m
     rows, cols = int((north_m - south_m) / px_m), int((east_m - west_m) / px_m)

@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LocalGroup:
-    """Images of one world near one place; ``centre_m`` (2,) is the middle of the satellite area."""
+    """Images of one world near one place; ``centre_m`` (2,) is the satellite area's middle."""
 
     world: int
     centre_m: np.ndarray

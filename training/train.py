@@ -248,12 +248,10 @@ def train(model: ModelConfig, config: TrainConfig, train_worlds: list[World],
             group = epoch_groups[place]
             area, views, distance = group_tensors(
                 train_worlds[group.world], group, model, config, stride, rng)
-            with torch.autocast('cpu', torch.bfloat16):
-                lattice = network.satellite_lattice(area)
-                ground = network.ground_descriptors(views)
             loss = local_triplet_loss(
-                lattice.float().flatten(0, 1), ground.float(), distance.argmin(0),
-                distance.float(), config.gamma, config.sigma_m, config.hole_m, config.radius_m)
+                network.satellite_lattice(area).flatten(0, 1), network.ground_descriptors(views),
+                distance.argmin(0), distance.float(), config.gamma, config.sigma_m,
+                config.hole_m, config.radius_m)
             (loss / config.groups).backward()
             total += float(loss.detach()) / config.groups
         optimizer.step()
@@ -298,7 +296,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--out', type=Path, required=True, help='weights file to write')
     parser.add_argument('--steps', type=int, help="optimizer steps (default: the config's)")
     parser.add_argument('--seed', type=int, help="(default: the config's)")
-    parser.add_argument('--threads', type=int, default=2, help='torch threads')
+    parser.add_argument('--threads', type=int, default=1,
+                        help='torch threads (more than free cores is far slower)')
     parser.add_argument('--random-trunk', action='store_true',
                         help='start from random weights instead of ImageNet (a control)')
     args = parser.parse_args(arguments)

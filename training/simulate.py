@@ -1,0 +1,70 @@
+"""Render simulated worlds and prepare them for training, each through the RobotCar formats.
+
+A world is rendered, its traversals are converted to bags and prepared to one ``.npz``; the raw
+files are deleted.  Worlds that are there already are skipped, so a killed run goes on.
+"""
+
+import argparse
+from pathlib import Path
+import shutil
+import sys
+
+from training.datasets import save_world
+
+
+def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, duration_s: float,
+             traversals: int, jobs: int) -> Path:
+    """Make ``out/world_SEED.npz`` unless it is there; returns its path."""
+    from crossview_localizer.networks import ModelConfig
+    from crossview_localizer.robotcar_to_bag import convert, Options
+    from training.prepare import prepare
+    from training.synthetic import make_world
+
+    path = out / f'world_{seed}.npz'
+    if path.exists():
+        return path
+    raw = out / f'raw_{seed}'
+    names = make_world(raw, seed, image_size=image_size, rate_hz=rate_hz, duration_s=duration_s,
+                       traversals=traversals, jobs=jobs)
+    bags = []
+    for name in names:
+        bags.append(raw / 'bags' / name)
+        bags[-1].parent.mkdir(exist_ok=True)
+        convert(Options(raw / name, raw / 'models', raw / 'extrinsics', bags[-1],
+                        raw / 'rtk' / name / 'rtk.csv', overwrite=True), progress=False)
+    world = prepare(bags, [raw / 'orthophoto.tif'], path.stem, ModelConfig().px_m, 2.0)
+    partial = out / f'.partial_{seed}.npz'
+    save_world(world, partial)
+    partial.replace(path)
+    shutil.rmtree(raw)
+    print(f'{path}: {len(world.images)} images (SIMULATION)', flush=True)
+    return path
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m training.simulate', description=__doc__.splitlines()[0],
+        epilog='example: python -m training.simulate --seeds 100 112 --out runs/train')
+    parser.add_argument('--seeds', nargs=2, type=int, required=True, metavar=('FIRST', 'END'),
+                        help='worlds FIRST to END - 1')
+    parser.add_argument('--out', type=Path, required=True, help='folder of the .npz files')
+    parser.add_argument('--image-size', default='320x240', help='raw images, 4:3')
+    parser.add_argument('--rate-hz', type=float, default=2.0, help='images a second')
+    parser.add_argument('--duration-s', type=float, default=130.0, help='of each traversal')
+    parser.add_argument('--traversals', type=int, default=2, help='days a world')
+    parser.add_argument('--jobs', type=int, default=2, help='rendering processes')
+    args = parser.parse_args(arguments)
+    try:
+        width, _, height = args.image_size.partition('x')
+        args.out.mkdir(parents=True, exist_ok=True)
+        for seed in range(*args.seeds):
+            simulate(seed, args.out, (int(width), int(height)), args.rate_hz, args.duration_s,
+                     args.traversals, args.jobs)
+    except (ValueError, OSError) as error:
+        print(f'simulate: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
