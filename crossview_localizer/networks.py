@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open, SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -305,7 +305,7 @@ def save_network(network: SafaNetwork, path: str | Path, provenance: dict[str, o
         'provenance': json.dumps(provenance, sort_keys=True),
     }
     partial = path.with_name(path.name + '.partial')
-    save_file(tensors, partial, metadata)
+    partial.write_bytes(save(tensors, metadata))  # save_file would make it private to its user
     partial.replace(path)
 
 

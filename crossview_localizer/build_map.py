@@ -1,0 +1,412 @@
+"""Georeferenced imagery to the preloaded embedding map, over a whole area or along a route."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+import hashlib
+import json
+import math
+from pathlib import Path
+import sys
+import time
+import zlib
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from crossview_localizer.embedding_map import EmbeddingMap
+from crossview_localizer.geometry import LocalFrame, MapGrid
+from crossview_localizer.imagery import Imagery
+from crossview_localizer.networks import load_network
+from crossview_localizer.route import corridor, lattice, read_route
+from crossview_localizer.views import UNSEEN
+
+MAX_INVALID = 0.1              # share of a tile without imagery, above which it is left out
+AREA_TILES = 24                # lattice points a side that are embedded at once
+ORTHOPHOTO_CELL_M = 0.5        # of the picture kept for display, coarser where it would be
+ORTHOPHOTO_MAX_PX = 4096       # larger than this
+
+
+def build_map(
+    imagery: Imagery,
+    network,
+    spacing_m: float = 3.0,
+    route_latlon_deg: np.ndarray | None = None,
+    corridor_m: float = 25.0,
+    batch: int = 16,
+    device: str = 'cpu',
+    max_tiles: int = 200_000,
+    max_crs_error_m: float = 0.5,
+    partial_path: Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> EmbeddingMap:
+    """Embed every tile whose centre is a lattice point near the route, or in the whole imagery.
+
+    The lattice holds the multiples of ``spacing_m`` in the imagery's frame.  The corridor of
+    ``route_latlon_deg`` (N, 2) holds all points within ``corridor_m`` of the straight lines
+    between its fixes.  Tiles with more than 10 percent of their area without imagery are left out.
+    Where the spacing is the stride of the network's trunk on the ground (8 pixels of 0.375 m), the
+    trunk runs once for many tiles, as in training: about 50 times faster than tile by tile.
+    ``network`` is on ``device`` already.  With ``partial_path`` a killed run goes on where it
+    stopped, if its arguments are the same; the caller deletes that file once the map is saved.
+
+    Raises ValueError for inaccurate georeferencing, too many tiles, or no tile at all.
+    """
+    if not (0.0 < spacing_m < math.inf and corridor_m > 0.0 and batch > 0):
+        raise ValueError(
+            f'spacing {spacing_m} m, corridor {corridor_m} m, batch {batch}; '
+            'expected positive numbers')
+    imagery.require_accuracy(max_crs_error_m)
+
+    if route_latlon_deg is None:
+        # Nearer than this to the edge, a tile has too little imagery.
+        inset_m = (0.5 - MAX_INVALID) * network.config.tile_m
+        bounds_m = np.array(imagery.bounds_m) + inset_m * np.array([1.0, 1.0, -1.0, -1.0])
+        grid = lattice(bounds_m, spacing_m)
+        wanted = np.ones((grid.rows, grid.cols), bool)
+    else:
+        route_m = np.stack(imagery.frame.xy_from_latlon(*np.asarray(route_latlon_deg).T), axis=1)
+        grid, wanted = corridor(route_m, corridor_m, spacing_m, imagery.bounds_m, report)
+    row, col = np.nonzero(wanted)
+    if len(row) == 0:
+        raise ValueError('no tile to embed; expected a route or an area inside the imagery')
+    if len(row) > max_tiles:
+        raise ValueError(
+            f'{len(row)} tiles are wanted; expected at most {max_tiles}: widen --spacing-m, '
+            'narrow --corridor-m, or raise --max-tiles'
+        )
+
+    kind = _AreaByArea if _AreaByArea.fits(network, spacing_m) else _TileByTile
+    tiles = kind(imagery, network, grid, wanted, batch)
+    way = f'{batch} at a time'
+    if _AreaByArea.shares_trunk(network, spacing_m):
+        way = 'the trunk shared by neighbours'
+    report(f'{len(row)} tiles of {network.config.tile_m:g} m, every {spacing_m:g} m, {way}')
+    plan = _plan(imagery, network, grid, wanted, batch, device)
+    kept, descriptors = _describe_tiles(tiles, len(row), device, partial_path, plan, report)
+    if not kept.all():
+        report(
+            f'{np.count_nonzero(~kept)} tiles left out: more than {MAX_INVALID:.0%} of each is '
+            'without imagery'
+        )
+    index = np.full((grid.rows, grid.cols), -1, np.int64)
+    index[row[kept], col[kept]] = np.arange(len(descriptors))
+    picture, picture_grid = _orthophoto(imagery, grid, network.config.tile_m)
+    return EmbeddingMap(
+        imagery.frame, grid, torch.from_numpy(index).to(device),
+        torch.from_numpy(descriptors).to(device), network.fingerprint, network.config.tile_m,
+        network.config.tile_px, imagery.attribution, picture, picture_grid)
+
+
+class _TileByTile:
+    """Crops every tile for itself and embeds them ``batch`` at a time."""
+
+    def __init__(self, imagery: Imagery, network, grid: MapGrid, wanted: np.ndarray, batch: int):
+        self._imagery, self._network, self._config = imagery, network, network.config
+        self._tile_xy_m = np.stack(grid.xy_from_row_col(*np.nonzero(wanted)), axis=1)
+        numbers = np.arange(len(self._tile_xy_m))
+        self.jobs = [numbers[first:first + batch] for first in range(0, len(numbers), batch)]
+
+    def crop(self, job: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which tiles of a job lie in the imagery, (B,) bool, and the pixels of those."""
+        tiles, kept = [], []
+        for x_m, y_m in self._tile_xy_m[job]:
+            rgb, valid = self._imagery.crop(
+                x_m, y_m, self._config.tile_m, self._config.tile_px)
+            rgb[~valid] = UNSEEN
+            tiles.append(rgb)
+            kept.append(1.0 - valid.mean() <= MAX_INVALID)
+        kept = np.array(kept)
+        return kept, np.stack(tiles)[kept]                          # (n, S, S, 3)
+
+    def embed(self, tiles: torch.Tensor, job: np.ndarray) -> torch.Tensor:
+        return self._network.embed_satellite(tiles)                 # (n, D)
+
+
+class _AreaByArea:
+    """Warps squares of AREA_TILES x AREA_TILES lattice points and cuts the tiles from them.
+
+    That takes a spacing of whole pixels.  Where it is the stride of the network's trunk as well,
+    the trunk runs once an area; else ``batch`` tiles go through the network at a time.
+    """
+
+    def __init__(self, imagery: Imagery, network, grid: MapGrid, wanted: np.ndarray, batch: int):
+        self._imagery, self._network, self._config = imagery, network, network.config
+        self._grid, self._batch = grid, batch
+        self._stride_px = round(grid.cell_m / _px_m(network))
+        self._row, self._col = np.nonzero(wanted)
+        area = self._row // AREA_TILES * wanted.shape[1] + self._col // AREA_TILES
+        order = np.argsort(area, kind='stable')
+        self.jobs = np.split(order, np.flatnonzero(np.diff(area[order])) + 1)
+        # One lattice point more than is used: the trunk wants a side that divides by 32.
+        self._side_px = self._config.tile_px + AREA_TILES * self._stride_px
+
+    @staticmethod
+    def fits(network, spacing_m: float) -> bool:
+        pixels = spacing_m / _px_m(network)
+        return pixels > 0.5 and math.isclose(pixels, round(pixels), rel_tol=1e-9)
+
+    @staticmethod
+    def shares_trunk(network, spacing_m: float) -> bool:
+        """Whether neighbouring tiles of this spacing share the cells of the feature map."""
+        if not hasattr(network, 'satellite_lattice'):
+            return False
+        return math.isclose(spacing_m, network.satellite.stride * _px_m(network), rel_tol=1e-9)
+
+    def _place(self, job: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column of each tile in its area's lattice."""
+        return self._row[job] % AREA_TILES, self._col[job] % AREA_TILES
+
+    def crop(self, job: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which tiles of a job lie in the imagery, (B,) bool, and the pixels of their area."""
+        x_m, y_m = self._grid.xy_from_row_col(
+            self._row[job[0]] // AREA_TILES * AREA_TILES,
+            self._col[job[0]] // AREA_TILES * AREA_TILES)
+        cell_m, tile_px = _px_m(self._network), self._config.tile_px
+        reach_m = (tile_px - 1) * cell_m / 2.0
+        rgb, valid = self._imagery.raster(
+            MapGrid(self._side_px, self._side_px, cell_m, x_m - reach_m, y_m + reach_m))
+        rgb[~valid] = UNSEEN
+        total = cv2.integral(valid.astype(np.uint8))                # (S + 1, S + 1)
+        top, left = (axis * self._stride_px for axis in self._place(job))
+        bottom, right = top + tile_px, left + tile_px
+        covered = (
+            total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left])
+        return covered >= (1.0 - MAX_INVALID) * tile_px**2, rgb
+
+    def embed(self, area: torch.Tensor, job: np.ndarray) -> torch.Tensor:
+        row, col = self._place(job)
+        if self.shares_trunk(self._network, self._grid.cell_m):
+            return self._network.satellite_lattice(area)[row, col]  # (n, D)
+        tile_px, stride_px = self._config.tile_px, self._stride_px
+        windows = area.unfold(0, tile_px, stride_px).unfold(1, tile_px, stride_px)
+        tiles = windows[row, col].permute(0, 2, 3, 1)               # (n, S, S, 3)
+        return torch.cat([
+            self._network.embed_satellite(part) for part in tiles.split(self._batch)])
+
+
+def _px_m(network) -> float:
+    return network.config.tile_m / network.config.tile_px
+
+
+def _describe_tiles(
+    tiles: _TileByTile | _AreaByArea, count: int, device: str, partial_path: Path | None,
+    plan: str, report: Callable[[str], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the wanted tiles lie in the imagery, (count,), and the descriptors of those."""
+
+    @torch.inference_mode()
+    def embed(pixels: np.ndarray, job: np.ndarray) -> np.ndarray:
+        descriptors = tiles.embed(torch.from_numpy(pixels).to(device), job)
+        if not torch.isfinite(descriptors).all():
+            raise ValueError('descriptors are not finite; expected weights that are whole')
+        return descriptors.to('cpu', torch.float16).numpy()         # (n, D)
+
+    # The first job that has imagery tells the descriptor's size and the time to expect.
+    for job in tiles.jobs:
+        kept, pixels = tiles.crop(job)
+        if kept.any():
+            break
+    else:
+        raise ValueError('no tile lies in the imagery; expected a route or an area inside it')
+    size = embed(pixels, job[kept]).shape[1]
+    started = time.perf_counter()
+    tiles.crop(job)
+    cropped = time.perf_counter()
+    embed(pixels, job[kept])
+    seconds = max(cropped - started, time.perf_counter() - cropped) * len(tiles.jobs)
+    report(f'about {_duration(seconds)} and {count * size * 2 / 1e6:.1f} MB')
+
+    # Embed job by job while the next one is cropped.
+    record = np.dtype([('kept', 'u1'), ('descriptor', '<f2', (size,))])
+    results = np.zeros(count, record)
+    with _Partial(partial_path, plan) as partial:
+        stored = list(partial.read(record, [len(job) for job in tiles.jobs]))
+        for job, part in zip(tiles.jobs, stored):
+            results[job] = part
+        done = sum(map(len, stored))
+        if done:
+            report(f'going on after {done} tiles of an earlier run')
+        remaining = tiles.jobs[len(stored):]
+        progress = tqdm(total=count, initial=done, unit='tile', desc='embedding', disable=None)
+        started = time.perf_counter()
+        with ThreadPoolExecutor(1) as ahead, progress:
+            waiting = [ahead.submit(tiles.crop, job) for job in remaining[:1]]
+            for number, job in enumerate(remaining):
+                kept, pixels = waiting.pop().result()
+                following = remaining[number + 1:number + 2]
+                waiting = [ahead.submit(tiles.crop, after) for after in following]
+                part = np.zeros(len(job), record)
+                part['kept'] = kept
+                if kept.any():
+                    part['descriptor'][kept] = embed(pixels, job[kept])
+                partial.append(part)
+                results[job] = part
+                progress.update(len(job))
+        if remaining:
+            report(f'{(count - done) / (time.perf_counter() - started):.0f} tiles/s')
+    kept = results['kept'].astype(bool)
+    return kept, results['descriptor'][kept]
+
+
+def _plan(imagery: Imagery, network, grid, wanted, batch: int, device: str) -> str:
+    """All that the descriptors depend on, as one hash."""
+    plan = {
+        'imagery': imagery.identity,
+        'origin': (imagery.frame.latitude_deg, imagery.frame.longitude_deg),
+        'weights': (network.fingerprint, network.config.tile_m, network.config.tile_px),
+        'grid': asdict(grid),
+        'wanted': hashlib.sha256(np.packbits(wanted).tobytes()).hexdigest(),
+        'batch': batch,
+        'device': (device, torch.__version__, torch.get_num_threads()),
+    }
+    return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
+
+
+class _Partial:
+    """The jobs that an unfinished build has done, each with a checksum; without a path, none."""
+
+    def __init__(self, path: Path | None, plan: str):
+        self._path = path
+        self._header = f'crossview_localizer build_map {plan}\n'.encode()
+        self._file = None
+
+    def __enter__(self) -> '_Partial':
+        if self._path is not None:
+            self._file = open(self._path, 'r+b' if self._path.exists() else 'w+b')
+            if self._file.read(len(self._header)) != self._header:
+                self._file.seek(0)
+                self._file.truncate()
+                self._file.write(self._header)
+        return self
+
+    def read(self, record: np.dtype, sizes: list[int]) -> Iterator[np.ndarray]:
+        """The whole jobs from the start; what follows the last of them is cut off."""
+        if self._file is None:
+            return
+        end = len(self._header)
+        for size in sizes:
+            data = self._file.read(size * record.itemsize)
+            check = self._file.read(4)
+            if zlib.crc32(data).to_bytes(4, 'little') != check:
+                break
+            end = self._file.tell()
+            yield np.frombuffer(data, record)
+        self._file.seek(end)
+        self._file.truncate()
+
+    def append(self, part: np.ndarray) -> None:
+        if self._file is not None:
+            data = part.tobytes()
+            self._file.write(data + zlib.crc32(data).to_bytes(4, 'little'))
+            self._file.flush()
+
+    def __exit__(self, kind, *_):
+        if self._file is not None:
+            self._file.close()
+
+
+def _orthophoto(imagery: Imagery, grid: MapGrid, tile_m: float) -> tuple[bytes, MapGrid]:
+    width_m = (grid.cols - 1) * grid.cell_m + tile_m
+    height_m = (grid.rows - 1) * grid.cell_m + tile_m
+    cell_m = max(ORTHOPHOTO_CELL_M, max(width_m, height_m) / ORTHOPHOTO_MAX_PX)
+    picture_grid = MapGrid(
+        math.ceil(height_m / cell_m), math.ceil(width_m / cell_m), cell_m,
+        grid.x0_m - tile_m / 2.0 + cell_m / 2.0, grid.y0_m + tile_m / 2.0 - cell_m / 2.0)
+    rgb, _ = imagery.raster(picture_grid)
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    return cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes(), picture_grid
+
+
+def _duration(seconds: float) -> str:
+    return f'{seconds:.0f} s' if seconds < 120.0 else f'{seconds / 60.0:.0f} min'
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='build_map',
+        description='Embed georeferenced imagery (GeoTIFF, any CRS) for localization in it.',
+        epilog='example: build_map orthophoto.tif --weights config/weights/WEIGHTS.safetensors '
+        '--route drive/gps/gps.csv --out oxford.map',
+    )
+    parser.add_argument(
+        'imagery', type=Path, nargs='+',
+        help='8-bit GeoTIFFs; where they overlap the first is used'
+    )
+    parser.add_argument('--weights', type=Path, required=True, help='the network (.safetensors)')
+    parser.add_argument('--out', type=Path, required=True, help='the map file to write')
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        '--route', type=Path, help='only along this drive: a bag with a NavSatFix topic, or a CSV '
+        'with latitude and longitude columns (gps.csv, ins.csv and rtk.csv of RobotCar have them)'
+    )
+    where.add_argument('--area', action='store_true', help='all of the imagery')
+    parser.add_argument('--topic', help='NavSatFix topic of the bag, if it has several')
+    parser.add_argument(
+        '--corridor-m', type=float, default=25.0, metavar='M',
+        help='tiles whose centre is this close to the route (default 25)'
+    )
+    parser.add_argument(
+        '--spacing-m', type=float, default=3.0, metavar='M',
+        help='distance between tile centres (default 3, at which the shipped network is fastest)'
+    )
+    parser.add_argument(
+        '--origin', type=float, nargs=2, metavar=('LAT', 'LON'),
+        help='origin of the map frame in degrees (default: the centre of the imagery)'
+    )
+    parser.add_argument(
+        '--batch', type=int, default=16, metavar='N', help='tiles a network call (default 16)'
+    )
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--threads', type=int, metavar='N', help='of torch on the CPU')
+    parser.add_argument(
+        '--max-tiles', type=int, default=200_000, metavar='N', help='refuse more (default 200000)'
+    )
+    parser.add_argument(
+        '--max-crs-error', type=float, default=0.5, metavar='M',
+        help='refuse imagery whose CRS is known less well than this (default 0.5); inf takes all'
+    )
+    try:
+        return _run(parser.parse_args(argv))
+    except (ValueError, OSError) as error:
+        print(f'build_map: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('build_map: interrupted; the same command goes on from here', file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('no CUDA device was found; use --device cpu')
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f'--threads is {arguments.threads}; expected 1 or more')
+        torch.set_num_threads(arguments.threads)
+    if arguments.out.is_dir() or not arguments.out.parent.is_dir():
+        raise ValueError(
+            f'{arguments.out} cannot be written; expected a file in a folder that exists')
+    frame = LocalFrame(*arguments.origin) if arguments.origin else None
+    imagery = Imagery.open(arguments.imagery, frame)
+    for accuracy in imagery.crs_accuracy:
+        print(accuracy)
+    route = read_route(arguments.route, arguments.topic) if arguments.route else None
+    network = load_network(arguments.weights, arguments.device)
+    partial = arguments.out.with_name(arguments.out.name + '.partial')
+    embedding_map = build_map(
+        imagery, network, arguments.spacing_m, route, arguments.corridor_m, arguments.batch,
+        arguments.device, arguments.max_tiles, arguments.max_crs_error, partial, print)
+    embedding_map.save(arguments.out)
+    partial.unlink()
+    print(
+        f'{arguments.out}: {len(embedding_map.descriptors)} tiles, '
+        f'{arguments.out.stat().st_size / 1e6:.1f} MB, origin {imagery.frame.latitude_deg:.7f}, '
+        f'{imagery.frame.longitude_deg:.7f}, weights {network.fingerprint[:12]}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

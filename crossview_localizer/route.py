@@ -1,0 +1,156 @@
+"""Where the vehicle will drive: fixes from a file, and the lattice points along them."""
+
+from collections.abc import Callable, Iterator
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+
+from crossview_localizer.geometry import MapGrid
+
+MAX_GAP_M = 500.0              # fixes farther apart than this are not joined by a straight line
+MAX_LATTICE = 100_000_000      # points of the grid, with or without a tile
+
+
+def read_route(path: str | Path, topic: str | None = None) -> np.ndarray:
+    """The fixes of a drive, (N, 2) latitude and longitude in degrees, in the order of the file.
+
+    ``path`` is a CSV with columns ``latitude`` and ``longitude`` (RobotCar's gps.csv, ins.csv and
+    rtk.csv have them) or a rosbag2 with a NavSatFix topic.  Fixes that are not valid are left out.
+    Raises OSError or ValueError.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f'route {path} does not exist; expected a CSV or a bag')
+    is_bag = path.is_dir() or path.suffix in ('.mcap', '.db3')
+    fixes = list(_bag_fixes(path, topic) if is_bag else _csv_fixes(path))
+    route = np.array(fixes, float).reshape(-1, 2)
+    good = np.isfinite(route).all(1) & (np.abs(route) <= [89.0, 180.0]).all(1) & route.any(1)
+    if not good.any():
+        raise ValueError(
+            f'{path} holds no valid fix ({len(route)} read); expected a drive with GNSS')
+    return route[good]
+
+
+def _csv_fixes(path: Path) -> Iterator[tuple[float, float]]:
+    try:
+        with open(path, newline='', encoding='utf-8') as file:
+            reader = csv.reader(file)
+            names = [name.strip().lower() for name in next(reader, [])]
+            if 'latitude' not in names or 'longitude' not in names:
+                raise ValueError(
+                    f'{path} has the columns {", ".join(names)[:80] or "(none)"}; expected '
+                    'latitude and longitude')
+            latitude, longitude = names.index('latitude'), names.index('longitude')
+            for row in reader:
+                try:
+                    yield float(row[latitude]), float(row[longitude])
+                except (IndexError, ValueError):       # an empty or truncated row
+                    continue
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f'{path} is not a CSV; expected latitude and longitude columns') from error
+
+
+def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
+    from rosbags.highlevel import AnyReader, AnyReaderError
+    from rosbags.rosbag2 import ReaderError
+    from rosbags.typesys import get_typestore, Stores
+
+    try:
+        bag = path if path.is_dir() else path.parent
+        with AnyReader([bag], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
+            found = [
+                connection for connection in reader.connections
+                if connection.msgtype == 'sensor_msgs/msg/NavSatFix'
+                and topic in (None, connection.topic)
+            ]
+            topics = sorted({connection.topic for connection in found})
+            if len(topics) != 1:
+                raise ValueError(
+                    f'{path} has {len(topics)} NavSatFix topics ({", ".join(topics) or "none"}); '
+                    'expected one: name it with --topic')
+            for connection, _, data in reader.messages(found):
+                fix = reader.deserialize(data, connection.msgtype)
+                if fix.status.status >= 0:
+                    yield fix.latitude, fix.longitude
+    except (AnyReaderError, ReaderError, OSError) as error:
+        raise ValueError(f'{path} cannot be read as a bag ({error})') from error
+
+
+def lattice(bounds_m, spacing_m: float) -> MapGrid:
+    """The multiples of ``spacing_m`` in a box (x_min, y_min, x_max, y_max); may be empty."""
+    west, south = (math.ceil(value / spacing_m) for value in bounds_m[:2])
+    east, north = (math.floor(value / spacing_m) for value in bounds_m[2:])
+    rows, cols = max(0, north - south + 1), max(0, east - west + 1)
+    if rows * cols > MAX_LATTICE:
+        raise ValueError(
+            f'the grid of the map would have {rows} x {cols} points; expected at most '
+            f'{MAX_LATTICE}: widen --spacing-m or build the route in parts'
+        )
+    return MapGrid(rows, cols, spacing_m, west * spacing_m, north * spacing_m)
+
+
+def corridor(
+    route_m: np.ndarray, corridor_m: float, spacing_m: float, bounds_m,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[MapGrid, np.ndarray]:
+    """Lattice points within ``corridor_m`` of a polyline (N, 2), inside a box.
+
+    Returns the smallest grid that holds them and the mask (rows, cols) of those that are near.
+    """
+    bounds_m = np.asarray(bounds_m, float)
+    inside = np.isfinite(route_m).all(1)
+    inside &= (route_m >= bounds_m[:2]).all(1) & (route_m <= bounds_m[2:]).all(1)
+    if not inside.any():
+        raise ValueError(
+            f'none of the {len(route_m)} fixes of the route lies in the imagery; expected imagery '
+            'of the same place')
+    if not inside.all():
+        report(f'{np.count_nonzero(~inside)} of {len(route_m)} fixes are outside the imagery')
+    route_m = route_m[np.isfinite(route_m).all(1)]
+    reach_m = np.concatenate((route_m.min(0) - corridor_m, route_m.max(0) + corridor_m))
+    grid = lattice(
+        np.concatenate((np.maximum(reach_m[:2], bounds_m[:2]),
+                        np.minimum(reach_m[2:], bounds_m[2:]))), spacing_m)
+    wanted = np.zeros((grid.rows, grid.cols), bool)
+
+    starts = route_m
+    ends = np.concatenate((route_m[1:], route_m[-1:]))
+    gaps = np.linalg.norm(ends - starts, axis=1) > MAX_GAP_M
+    if gaps.any():
+        report(f'{np.count_nonzero(gaps)} gaps of more than {MAX_GAP_M:g} m are not joined')
+    ends = np.where(gaps[:, None], starts, ends)
+    for start, end in zip(starts, ends):
+        # Only the points of the segment's own box can be near it.
+        top, left = grid.row_col_from_xy(
+            min(start[0], end[0]) - corridor_m, max(start[1], end[1]) + corridor_m)
+        bottom, right = grid.row_col_from_xy(
+            max(start[0], end[0]) + corridor_m, min(start[1], end[1]) - corridor_m)
+        rows = np.arange(max(0, math.ceil(top)), min(grid.rows, math.floor(bottom) + 1))
+        cols = np.arange(max(0, math.ceil(left)), min(grid.cols, math.floor(right) + 1))
+        if len(rows) == 0 or len(cols) == 0:
+            continue
+        x_m, y_m = grid.xy_from_row_col(rows[:, None], cols[None, :])
+        distance_m = _segment_distance(x_m, y_m, start, end)
+        wanted[rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1] |= distance_m <= corridor_m
+    return _trimmed(grid, wanted)
+
+
+def _segment_distance(x_m, y_m, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    along = end - start
+    length2 = float(along @ along)
+    share = 0.0
+    if length2 > 0.0:
+        share = ((x_m - start[0]) * along[0] + (y_m - start[1]) * along[1]) / length2
+        share = np.clip(share, 0.0, 1.0)
+    return np.hypot(x_m - start[0] - share * along[0], y_m - start[1] - share * along[1])
+
+
+def _trimmed(grid: MapGrid, wanted: np.ndarray) -> tuple[MapGrid, np.ndarray]:
+    rows, cols = (np.flatnonzero(wanted.any(axis)) for axis in (1, 0))
+    if len(rows) == 0:
+        return grid, wanted
+    part = np.s_[rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1]
+    return grid.crop(int(rows[0]), int(cols[0]), *wanted[part].shape), wanted[part]

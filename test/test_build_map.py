@@ -1,0 +1,363 @@
+"""From imagery and a route to the embedding map, with a small stand-in for the network."""
+
+from types import SimpleNamespace
+
+import numpy as np
+from pyproj import Transformer
+import pytest
+import rasterio
+from rasterio.transform import Affine
+import torch
+
+from crossview_localizer import build_map as module
+from crossview_localizer.build_map import build_map, main
+from crossview_localizer.datatypes import PoseEstimate
+from crossview_localizer.embedding_map import EmbeddingMap
+from crossview_localizer.geometry import LocalFrame, Pose2D
+from crossview_localizer.imagery import Imagery
+from crossview_localizer.networks import ModelConfig, random_network
+from crossview_localizer.route import corridor, lattice, read_route
+from crossview_localizer.views import UNSEEN
+
+FRAME = LocalFrame(51.76, -1.26)
+EVERYWHERE = (-1e4, -1e4, 1e4, 1e4)
+
+
+class MeanColours:
+    """Stands for the network: colours pooled over 4 x 4 cells, as unit vectors."""
+
+    def __init__(self, tile_m=20.0, tile_px=32, interrupt_after=None):
+        self.config = SimpleNamespace(tile_m=tile_m, tile_px=tile_px)
+        self.fingerprint = 'c0105' * 12 + 'abcd'
+        self.batches = []
+        self.interrupt_after = interrupt_after
+
+    def embed_satellite(self, tiles):
+        if self.interrupt_after == len(self.batches):
+            raise KeyboardInterrupt
+        self.batches.append(len(tiles))
+        pooled = torch.nn.functional.adaptive_avg_pool2d(tiles.permute(0, 3, 1, 2).float(), 4)
+        return torch.nn.functional.normalize(pooled.flatten(1) - 100.0, dim=1)
+
+
+class SharedTrunk(MeanColours):
+    """The same descriptors, made of whole areas like those of the network with a trunk."""
+
+    def __init__(self):
+        super().__init__(tile_m=24.0, tile_px=32)
+        self.config.px_m = 0.75
+        self.satellite = SimpleNamespace(stride=4)
+
+    def satellite_lattice(self, area):
+        tiles = area.unfold(0, 32, 4).unfold(1, 32, 4)             # (R, R, 3, S, S)
+        rows, cols = tiles.shape[:2]
+        return self.embed_satellite(tiles.flatten(0, 1).permute(0, 2, 3, 1)).view(rows, cols, -1)
+
+
+@pytest.fixture(scope='module')
+def orthophoto(tmp_path_factory):
+    """120 m of random smooth colour at 0.25 m in UTM, the eastern 20 m of it without data."""
+    utm_from_map = Transformer.from_crs(FRAME.proj4, 'EPSG:32630', always_xy=True)
+    easting_m, northing_m = utm_from_map.transform(0.0, 0.0)
+    noise = np.random.default_rng(1).integers(1, 255, (30, 30, 3)).astype(np.uint8)
+    pixels = noise.repeat(16, 0).repeat(16, 1)
+    pixels[:, 400:] = 0
+    path = tmp_path_factory.mktemp('imagery') / 'ortho.tif'
+    with rasterio.open(
+        path, 'w', driver='GTiff', height=480, width=480, count=3, dtype='uint8',
+        crs='EPSG:32630', nodata=0,
+        transform=Affine(0.25, 0, easting_m - 60.0, 0, -0.25, northing_m + 60.0),
+    ) as file:
+        file.write(np.moveaxis(pixels, 2, 0))
+    return path
+
+
+@pytest.fixture(scope='module')
+def route_csv(tmp_path_factory):
+    """A RobotCar gps.csv of a bent drive of 60 m, with an empty, a cut off and a NaN row."""
+    path = tmp_path_factory.mktemp('route') / 'gps.csv'
+    lines = ['timestamp,num_satellites,latitude,longitude,altitude']
+    for number, (x_m, y_m) in enumerate([(-35, -20), (-10, -20), (0, -10), (0, 15)]):
+        latitude_deg, longitude_deg = FRAME.latlon_from_xy(x_m, y_m)
+        lines.append(f'{number},9,{latitude_deg!r},{longitude_deg!r},60')
+    path.write_text('\n'.join([*lines, '', '7,9,nan,nan,60', '8,9,51.7']))
+    return path
+
+
+def test_corridor_holds_exactly_the_points_within_its_distance():
+    route_m = np.array([[0.3, 0.1], [40.0, 3.0], [40.0, 3.0], [45.0, 60.0], [20.0, 61.0]])
+    grid, wanted = corridor(route_m, 11.0, 2.5, EVERYWHERE)
+    # All lattice points around, against densely sampled segments (every 2 cm).
+    x_m, y_m = np.meshgrid(np.arange(-20, 65, 2.5), np.arange(-20, 80, 2.5))
+    share = np.linspace(0.0, 1.0, 3000)[:, None]
+    nearest_m = np.full(x_m.shape, np.inf)
+    for start, end in zip(route_m[:-1], route_m[1:]):
+        line = start + share * (end - start)
+        for point in np.ndindex(x_m.shape):
+            distance_m = np.hypot(line[:, 0] - x_m[point], line[:, 1] - y_m[point]).min()
+            nearest_m[point] = min(nearest_m[point], distance_m)
+    assert np.abs(nearest_m - 11.0).min() > 1e-3        # no point is on the edge
+    expected = {(float(x), float(y)) for x, y in zip(
+        x_m[nearest_m < 11.0], y_m[nearest_m < 11.0])}
+    found = np.stack(grid.xy_from_row_col(*np.nonzero(wanted)), axis=1)
+    assert {(float(x), float(y)) for x, y in found} == expected
+    assert wanted[0].any() and wanted[-1].any() and wanted[:, 0].any() and wanted[:, -1].any()
+
+
+def test_corridor_of_one_fix_is_a_disc_and_fixes_far_apart_are_not_joined():
+    lines = []
+    grid, wanted = corridor(
+        np.array([[0.0, 0.0], [600.0, 0.0]]), 5.0, 2.5, EVERYWHERE, lines.append)
+    assert wanted.sum() == 2 * 13
+    assert grid.cols == 245
+    assert lines == ['1 gaps of more than 500 m are not joined']
+
+
+def test_corridor_keeps_to_the_imagery_and_reports_what_is_outside():
+    lines = []
+    route_m = np.array([[-50.0, 0.0], [50.0, 0.0], [np.inf, 0.0]])
+    grid, wanted = corridor(route_m, 10.0, 2.0, (-100.0, -4.0, 7.0, 100.0), lines.append)
+    x_m, y_m = grid.cell_centres()
+    assert x_m[-1] == 6.0 and y_m[-1] == -4.0 and wanted[-1].any()
+    assert lines == ['2 of 3 fixes are outside the imagery']
+    with pytest.raises(ValueError, match='none of the 3 fixes'):
+        corridor(route_m, 10.0, 2.0, (200.0, 200.0, 300.0, 300.0))
+
+
+def test_lattice_points_are_multiples_of_the_spacing_in_any_box():
+    grid = lattice((-7.4, 2.6, 9.9, 7.6), 2.5)
+    x_m, y_m = grid.cell_centres()
+    assert x_m.tolist() == [-5.0, -2.5, 0.0, 2.5, 5.0, 7.5]
+    assert y_m.tolist() == [7.5, 5.0]
+    with pytest.raises(ValueError, match='widen --spacing-m'):
+        lattice((0.0, 0.0, 1e5, 1e5), 2.5)
+
+
+@pytest.mark.parametrize('network, spacing_m, largest_batch', [
+    (MeanColours(), 2.7, 7),          # every tile cropped for itself
+    (MeanColours(), 2.5, 7),          # tiles cut from areas, 4 pixels apart
+    (SharedTrunk(), 3.0, 36),         # all 6 x 6 tiles of an area at once
+])
+def test_a_window_gives_the_descriptors_of_crops_at_its_tiles_positions(
+        orthophoto, route_csv, monkeypatch, network, spacing_m, largest_batch):
+    monkeypatch.setattr(module, 'AREA_TILES', 5)
+    imagery = Imagery.open(orthophoto, FRAME)
+    built = build_map(
+        imagery, network, spacing_m, read_route(route_csv), corridor_m=12.0, batch=7)
+    assert max(network.batches) == largest_batch
+    window = built.window(PoseEstimate(0, Pose2D(-3.2, -9.1, 0.4), np.eye(3)), 16.0)
+    assert window.coverage > 0.5
+    for row, col in np.ndindex(window.grid.rows, window.grid.cols):
+        number = int(window.index[row, col])
+        if number >= 0:
+            rgb, valid = imagery.crop(
+                *window.grid.xy_from_row_col(row, col), network.config.tile_m, 32)
+            rgb[~valid] = UNSEEN
+            expected = network.embed_satellite(torch.from_numpy(rgb)[None])[0]
+            assert torch.allclose(window.descriptors[number], expected, atol=2e-3)
+
+
+def test_the_area_that_a_tile_is_cut_from_changes_neither_tiles_nor_count(
+        orthophoto, monkeypatch):
+    imagery = Imagery.open(orthophoto, FRAME)
+    lines = []
+    for side in (3, 7):
+        monkeypatch.setattr(module, 'AREA_TILES', side)
+        lines.append([])
+        built = build_map(imagery, SharedTrunk(), 3.0, report=lines[-1].append)
+        centres_m = {(float(x_m), float(y_m)) for x_m, y_m in built.tile_xy_m}
+        # Tile by tile, 0.1 of a tile may be without imagery.
+        for x_m, y_m in built.tile_xy_m[::10]:
+            assert imagery.crop(x_m, y_m, 24.0, 32)[1].mean() > 0.89
+        lines[-1].append(centres_m)
+    left_out = [[line for line in each[:-1] if 'left out' in line] for each in lines]
+    assert left_out[0] == left_out[1] != []
+    assert lines[0][-1] == lines[1][-1]
+
+
+def test_the_networks_area_descriptors_belong_to_the_tiles_where_they_lie(orthophoto):
+    network = random_network(ModelConfig(view_px=64, margin_px=32), seed=0).eval()
+    network.fingerprint = 'f' * 64
+    imagery = Imagery.open(orthophoto, FRAME)
+    route = np.array([FRAME.latlon_from_xy(-8.0, 3.0)])
+    built = build_map(imagery, network, 3.0, route, corridor_m=4.5)
+    tiles = torch.stack([
+        torch.from_numpy(imagery.crop(x_m, y_m, 48.0, 128)[0]) for x_m, y_m in built.tile_xy_m])
+    single = network.embed_satellite(tiles)
+    likeness = single @ built.descriptors.float().T                # (T, T)
+    assert len(tiles) >= 6
+    assert (likeness.argmax(1) == torch.arange(len(tiles))).all()
+
+
+def test_the_map_says_where_it_lies_and_what_made_it(orthophoto, route_csv, tmp_path):
+    built = build_map(Imagery.open(orthophoto, FRAME), MeanColours(), 5.0, read_route(route_csv))
+    built.save(tmp_path / 'a.map')
+    found = EmbeddingMap.open(tmp_path / 'a.map', fingerprint=MeanColours().fingerprint)
+    assert found.frame.proj4 == FRAME.proj4
+    assert (found.tile_m, found.tile_px, found.grid.cell_m) == (20.0, 32, 5.0)
+    assert found.attribution == ('ortho.tif',)
+    rgb, grid = found.orthophoto()
+    x_m, y_m = -22.0, -13.0
+    row, col = (round(float(value)) for value in grid.row_col_from_xy(x_m, y_m))
+    expected, _ = Imagery.open(orthophoto, FRAME).crop(x_m, y_m, 0.5, 1)
+    assert np.abs(rgb[row, col].astype(int) - expected[0, 0].astype(int)).max() < 40
+
+
+def test_tiles_without_enough_imagery_are_left_out_and_counted(orthophoto):
+    lines = []
+    built = build_map(
+        Imagery.open(orthophoto, FRAME), MeanColours(), 5.0, batch=50, report=lines.append)
+    x_m, y_m = built.tile_xy_m.T
+    # Data end at x = 40 m at the middle of the file, whose grid is turned by 1.37 degrees:
+    # a tile of 20 m may lie over that edge by 2 m.
+    assert x_m.max() == 30.0 and x_m.min() == -50.0
+    assert y_m.max() == 50.0 and y_m.min() == -50.0
+    missing = int([line for line in lines if 'left out' in line][0].split()[0])
+    offered = int(lines[0].split()[0])
+    assert missing + len(built.descriptors) == offered
+    assert missing >= 21
+
+
+def test_too_many_tiles_or_none_at_all_are_refused_with_what_to_do(orthophoto, route_csv):
+    imagery, network = Imagery.open(orthophoto, FRAME), MeanColours()
+    with pytest.raises(ValueError, match=r'tiles are wanted; expected at most 9: .*--spacing-m'):
+        build_map(imagery, network, 2.5, read_route(route_csv), max_tiles=9)
+    with pytest.raises(ValueError, match='no tile'):
+        build_map(imagery, MeanColours(tile_m=400.0))
+    with pytest.raises(ValueError, match='expected positive'):
+        build_map(imagery, network, float('nan'))
+    assert network.batches == []
+
+
+def test_imprecise_georeferencing_is_refused_before_any_work(orthophoto, tmp_path):
+    path = tmp_path / 'dutch.tif'
+    with rasterio.open(
+        path, 'w', driver='GTiff', height=64, width=64, count=1, dtype='uint8',
+        crs='EPSG:28992', transform=Affine(0.25, 0, 155000.0, 0, -0.25, 463000.0),
+    ) as file:
+        file.write(np.full((1, 64, 64), 9, np.uint8))
+    network = MeanColours(tile_m=8.0)
+    with pytest.raises(ValueError, match='accuracy 1 m'):
+        build_map(Imagery.open(path), network)
+    assert network.batches == []
+    assert len(build_map(Imagery.open(path), network, max_crs_error_m=1.0).descriptors) > 0
+
+
+@pytest.fixture
+def fake_network(monkeypatch, tmp_path):
+    """Let the command load this network whatever weights it is told to load."""
+    networks = []
+
+    def load(path, device):
+        return networks.pop(0) if networks else MeanColours()
+    monkeypatch.setattr(module, 'load_network', load)
+    return networks
+
+
+def command(orthophoto, route_csv, out, *more):
+    return main([
+        str(orthophoto), '--weights', 'w', '--route', str(route_csv), '--out', str(out),
+        '--origin', '51.76', '-1.26', '--batch', '20', '--corridor-m', '12', *more])
+
+
+@pytest.mark.parametrize('spacing_m', ['3', '2.5'])
+def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
+        orthophoto, route_csv, tmp_path, fake_network, monkeypatch, capsys, spacing_m):
+    monkeypatch.setattr(module, 'AREA_TILES', 4)                # of 2.5 m: 4 pixels
+    spacing = ('--spacing-m', spacing_m)
+    assert command(orthophoto, route_csv, tmp_path / 'whole.map', *spacing) == 0
+    tiles = len(EmbeddingMap.open(tmp_path / 'whole.map').descriptors)
+
+    fake_network.append(MeanColours(interrupt_after=2 + 4))     # two samples, four jobs
+    assert command(orthophoto, route_csv, tmp_path / 'cut.map', *spacing) == 130
+    assert not (tmp_path / 'cut.map').exists()
+    partial = tmp_path / 'cut.map.partial'
+    partial.write_bytes(partial.read_bytes()[:-5])              # and a torn last batch
+    capsys.readouterr()
+    second = MeanColours()
+    fake_network.append(second)
+    assert command(orthophoto, route_csv, tmp_path / 'cut.map', *spacing) == 0
+    [line] = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith('going on')]
+    done = int(line.split()[3])
+    assert done > 20 and sum(second.batches[2:]) == tiles - done
+    assert (tmp_path / 'cut.map').read_bytes() == (tmp_path / 'whole.map').read_bytes()
+    assert not partial.exists()
+
+
+def test_what_another_command_left_is_not_used(
+        orthophoto, route_csv, tmp_path, fake_network, capsys):
+    assert command(orthophoto, route_csv, tmp_path / 'whole.map', '--spacing-m', '4') == 0
+    fake_network.append(MeanColours(interrupt_after=4))
+    assert command(orthophoto, route_csv, tmp_path / 'cut.map') == 130
+    assert command(orthophoto, route_csv, tmp_path / 'cut.map', '--spacing-m', '4') == 0
+    assert 'going on' not in capsys.readouterr().out
+    assert (tmp_path / 'cut.map').read_bytes() == (tmp_path / 'whole.map').read_bytes()
+
+
+def test_the_command_prints_accuracy_prediction_speed_and_size(
+        orthophoto, route_csv, tmp_path, fake_network, capsys):
+    assert command(orthophoto, route_csv, tmp_path / 'a.map') == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith('ortho.tif: WGS 84 / UTM zone 30N, accuracy 0 m')
+    assert lines[1].endswith('tiles of 20 m, every 3 m, 20 at a time')
+    assert lines[2].startswith('about ')
+    assert any(line.endswith('tiles/s') for line in lines)
+    assert 'a.map' in lines[-1] and 'MB' in lines[-1]
+
+
+def test_bad_input_is_one_line_and_exit_code_2(
+        orthophoto, route_csv, tmp_path, fake_network, capsys):
+    route = tmp_path / 'other.csv'
+    route.write_text('time,x,y\n1,2,3\n')
+    out = tmp_path / 'a.map'
+    for arguments, reason in (
+        ((tmp_path / 'none.tif', route_csv, out), 'none.tif does not exist'),
+        ((orthophoto, tmp_path / 'none.csv', out), 'none.csv does not exist'),
+        ((orthophoto, route, out), 'columns time, x, y; expected latitude and longitude'),
+        ((orthophoto, orthophoto, out), 'is not a CSV'),
+        ((orthophoto, tmp_path, out), 'cannot be read as a bag'),
+        ((orthophoto, route_csv, tmp_path / 'none' / 'a.map'), 'in a folder that exists'),
+        ((orthophoto, route_csv, out, '--spacing-m', '0'), 'expected positive numbers'),
+        ((orthophoto, route_csv, out, '--spacing-m', 'inf'), 'expected positive numbers'),
+        ((orthophoto, route_csv, out, '--threads', '0'), '--threads is 0'),
+    ):
+        assert command(*arguments) == 2
+        error = capsys.readouterr().err
+        assert reason in error and error.count('\n') == 1
+    assert list(tmp_path.glob('a.map*')) == []
+
+
+def test_weights_that_are_none_are_refused(orthophoto, route_csv, tmp_path, capsys):
+    assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
+    assert capsys.readouterr().err.startswith('build_map: no weights at w')
+
+
+def test_the_route_of_a_bag_is_that_of_its_fixes(tmp_path):
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.typesys import get_typestore, Stores
+    store = get_typestore(Stores.ROS2_JAZZY)
+    types = store.types
+    fixes = [(51.7, -1.2, 0), (51.8, -1.3, -1), (51.9, -1.4, 2), (float('nan'), 0.0, 0)]
+    path = tmp_path / 'drive'
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        topics = [
+            writer.add_connection(name, 'sensor_msgs/msg/NavSatFix', typestore=store)
+            for name in ('/gnss/fix', '/other/fix')
+        ]
+        for number, (latitude, longitude, status) in enumerate(fixes):
+            stamp = types['builtin_interfaces/msg/Time'](number, 0)
+            message = types['sensor_msgs/msg/NavSatFix'](
+                types['std_msgs/msg/Header'](stamp, 'antenna'),
+                types['sensor_msgs/msg/NavSatStatus'](status, 1),
+                latitude, longitude, 60.0, np.zeros(9), 0)
+            data = store.serialize_cdr(message, message.__msgtype__)
+            writer.write(topics[0], number * 10**9, data)
+        writer.write(topics[1], 10**10, data)
+    assert read_route(path, '/gnss/fix').tolist() == [[51.7, -1.2], [51.9, -1.4]]
+    with pytest.raises(ValueError, match=r'2 NavSatFix topics \(/gnss/fix, /other/fix\).*--topic'):
+        read_route(path)
+    with pytest.raises(ValueError, match='0 NavSatFix topics'):
+        read_route(path, '/none')
+    with pytest.raises(ValueError, match='no valid fix'):
+        read_route(path, '/other/fix')

@@ -1,0 +1,172 @@
+"""The embedding map: what a window holds, and which files are refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+import torch
+
+from crossview_localizer.datatypes import PoseEstimate
+from crossview_localizer.embedding_map import EmbeddingMap, METADATA_KEY
+from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+
+GRID = MapGrid(12, 20, 2.5, -10.0, 17.5)
+
+
+def some_map(fingerprint='a' * 64, **changes):
+    """A 12 x 20 lattice with the tiles of a diagonal band; descriptors are random."""
+    generator = torch.Generator().manual_seed(0)
+    row, col = np.indices((GRID.rows, GRID.cols))
+    wanted = np.abs(row - col) < 6
+    index = torch.full((GRID.rows, GRID.cols), -1, dtype=torch.int64)
+    index[torch.from_numpy(wanted)] = torch.randperm(int(wanted.sum()), generator=generator)
+    descriptors = torch.randn((int(wanted.sum()), 8), generator=generator)
+    descriptors = torch.nn.functional.normalize(descriptors, dim=1).half()
+    settings = {
+        'frame': LocalFrame(51.76061234567891, -1.2609876543219), 'grid': GRID, 'index': index,
+        'descriptors': descriptors, 'fingerprint': fingerprint, 'tile_m': 48.3, 'tile_px': 128,
+        'attribution': ('a.tif (someone)',),
+    }
+    return EmbeddingMap(**(settings | changes))
+
+
+def prior_at(x_m, y_m):
+    return PoseEstimate(0, Pose2D(x_m, y_m, 0.0), np.eye(3))
+
+
+def rewrite(path, change):
+    """Save the map's tensors again with other metadata or tensors."""
+    from safetensors import safe_open
+    with safe_open(path, framework='pt') as file:
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+    change(metadata, tensors)
+    save_file(tensors, path, {METADATA_KEY: json.dumps(metadata)})
+
+
+def test_a_window_holds_each_tile_at_its_own_position():
+    embedding_map = some_map()
+    window = embedding_map.window(prior_at(11.3, 3.1), 6.0)
+    tile_xy_m = embedding_map.tile_xy_m
+    rows, cols = np.nonzero(window.index.numpy() >= 0)
+    assert len(rows) == len(window.descriptors) > 20
+    for row, col in zip(rows, cols):
+        distance_m = np.hypot(*(tile_xy_m - window.grid.xy_from_row_col(row, col)).T)
+        nearest = int(distance_m.argmin())
+        assert distance_m[nearest] < 1e-9
+        expected = embedding_map.descriptors[nearest].float()
+        assert torch.equal(window.descriptors[window.index[row, col]], expected)
+    assert window.coverage == len(rows) / window.index.numel()
+
+
+@pytest.mark.parametrize('half_width_m', [0.0, 3.0, 5.0, 15.0, 60.0])
+@pytest.mark.parametrize('x_m, y_m', [(11.3, 3.1), (11.25, 3.75), (-10.9, 17.9)])
+def test_a_window_is_square_and_reaches_the_half_width_each_way(x_m, y_m, half_width_m):
+    window = some_map().window(prior_at(x_m, y_m), half_width_m)
+    assert window.grid.rows == window.grid.cols == len(window.index)
+    xs_m, ys_m = window.grid.cell_centres()
+    for low_m, high_m, centre_m in ((xs_m[0], xs_m[-1], x_m), (ys_m[-1], ys_m[0], y_m)):
+        assert low_m <= centre_m - half_width_m + 1e-9
+        assert high_m >= centre_m + half_width_m - 1e-9
+        assert high_m - low_m <= 2 * half_width_m + 3 * GRID.cell_m
+
+
+def test_beyond_the_grid_a_window_has_no_tiles():
+    window = some_map().window(prior_at(-10.0, 17.5), 10.0)     # the grid's own corner
+    assert (window.index[:5] == -1).all() and (window.index[:, :5] == -1).all()
+    assert window.index[5, 5] >= 0
+    assert window.coverage < 0.3
+
+
+@pytest.mark.parametrize('x_m, y_m', [
+    (-20.0, 0.0), (0.0, 40.0), (math.nan, 0.0), (36.0, 16.0)])
+def test_there_is_no_window_outside_the_grid_or_where_no_tile_lies(x_m, y_m):
+    assert some_map().window(prior_at(x_m, y_m), 6.0) is None
+
+
+def test_a_saved_map_comes_back_exactly_and_its_bytes_are_the_same_each_time(tmp_path):
+    picture_grid = MapGrid(2, 2, 30.0, 0.0, 0.0)
+    first = some_map(orthophoto_jpeg=b'\xff\xd8 not decoded here', orthophoto_grid=picture_grid)
+    first.save(tmp_path / 'a.map')
+    again = EmbeddingMap.open(tmp_path / 'a.map', fingerprint='a' * 64)
+    assert again.frame.proj4 == first.frame.proj4
+    assert again.grid == GRID and again.orthophoto_grid == picture_grid
+    assert torch.equal(again.index, first.index)
+    assert torch.equal(again.descriptors, first.descriptors)
+    assert (again.tile_m, again.tile_px, again.attribution) == (48.3, 128, ('a.tif (someone)',))
+    again.save(tmp_path / 'b.map')
+    assert (tmp_path / 'a.map').read_bytes() == (tmp_path / 'b.map').read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.map', 'b.map']
+    (tmp_path / 'plain').touch()
+    assert (tmp_path / 'a.map').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+def test_a_failed_save_leaves_the_old_map(tmp_path, monkeypatch):
+    some_map().save(tmp_path / 'a.map')
+    before = (tmp_path / 'a.map').read_bytes()
+
+    def fail(*_):
+        raise OSError('disk full')
+    monkeypatch.setattr('os.replace', fail)
+    with pytest.raises(OSError, match='disk full'):
+        some_map(fingerprint='b' * 64).save(tmp_path / 'a.map')
+    assert (tmp_path / 'a.map').read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ['a.map']
+
+
+def test_a_map_of_other_weights_is_refused_with_both_names_and_the_remedy(tmp_path):
+    some_map(fingerprint='1234567890ab' + 'f' * 52).save(tmp_path / 'a.map')
+    with pytest.raises(ValueError, match=r'1234567890ab.*abcdefabcdef.*build_map'):
+        EmbeddingMap.open(tmp_path / 'a.map', fingerprint='abcdef' * 10 + 'abcd')
+
+
+def test_a_damaged_or_foreign_file_is_refused_in_one_line(tmp_path):
+    whole = tmp_path / 'whole.map'
+    some_map().save(whole)
+    data = whole.read_bytes()
+    bad = tmp_path / 'bad.map'
+    for content in (b'', b'text', b'PK' * 4000, data[:100], data[:-1], data + b'0'):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match='bad.map is no embedding map') as error:
+            EmbeddingMap.open(bad)
+        assert '\n' not in str(error.value)
+    save_file({'weights': torch.zeros(3)}, bad)
+    with pytest.raises(ValueError, match='safetensors file but no embedding map'):
+        EmbeddingMap.open(bad)
+    with pytest.raises(OSError, match='does not exist'):
+        EmbeddingMap.open(tmp_path / 'none.map')
+
+
+CHANGES = {
+    'format version 99': lambda metadata, tensors: metadata.update(format_version=99),
+    'header is not understood': lambda metadata, tensors: metadata.pop('format_version'),
+    'tile_m': lambda metadata, tensors: metadata.pop('tile_m'),
+    'map origin': lambda metadata, tensors: metadata.update(origin_latitude_deg=200.0),
+    'map index is': lambda metadata, tensors: metadata['grid'].update(rows=13),
+    'each of the': lambda metadata, tensors: tensors['index'].clamp_(max=5),
+    'descriptors': lambda metadata, tensors: tensors.pop('descriptors'),
+}
+
+
+@pytest.mark.parametrize('reason', CHANGES)
+def test_a_map_whose_parts_do_not_agree_is_refused_with_the_remedy(tmp_path, reason):
+    path = tmp_path / 'bad.map'
+    some_map().save(path)
+    rewrite(path, CHANGES[reason])
+    with pytest.raises(ValueError, match=f'bad.map .*{reason}.*rebuild with'):
+        EmbeddingMap.open(path)
+
+
+def test_the_orthophoto_is_decoded_on_its_grid():
+    import cv2
+    rgb = np.full((40, 60, 3), (200, 100, 50), np.uint8)
+    jpeg = cv2.imencode('.jpg', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+    grid = MapGrid(40, 60, 1.0, 0.0, 0.0)
+    found, found_grid = some_map(orthophoto_jpeg=jpeg, orthophoto_grid=grid).orthophoto()
+    assert found_grid == grid
+    assert np.abs(found.astype(int) - rgb).max() <= 4
+    assert some_map().orthophoto() is None
+    with pytest.raises(ValueError, match='orthophoto in the map is damaged'):
+        some_map(orthophoto_jpeg=b'x', orthophoto_grid=grid).orthophoto()
