@@ -18,7 +18,7 @@ from crossview_localizer.networks import (
 )
 
 SMALL = ModelConfig(channels=4, heads=4, hidden=3, view_px=64, margin_px=32, temperature=0.07,
-                    control_temperature=0.2)
+                    random_temperature=0.2)
 
 
 @pytest.fixture(scope='module')
@@ -119,7 +119,7 @@ def test_the_fingerprint_changes_with_the_weights(network, checkpoint, tmp_path)
 
 def test_controls_take_sizes_and_temperature_from_the_weights(checkpoint):
     control = load_network('random_init:5', like=checkpoint)
-    assert control.config == replace(SMALL, temperature=SMALL.control_temperature)
+    assert control.config == replace(SMALL, temperature=SMALL.random_temperature)
     again = load_network('random_init:5', like=checkpoint)
     other = load_network('random_init:6', like=checkpoint)
     view = views_to_tensor(images((64, 64, 4)), 'cpu')

@@ -21,8 +21,10 @@ from tqdm import tqdm
 from crossview_localizer.geometry import MapGrid
 from crossview_localizer.matching import heatmap_from_scores
 from crossview_localizer.networks import (
+    load_network,
     ModelConfig,
     random_network,
+    read_model_config,
     SafaNetwork,
     save_network,
     views_to_tensor,
@@ -129,7 +131,19 @@ def group_tensors(world: World, group: LocalGroup, model: ModelConfig, config: T
     return area, views, distance
 
 
-def validate(network: SafaNetwork, worlds: list[World], count: int, stride: int, seed: int):
+@torch.no_grad()
+def area_descriptors(network, area: np.ndarray, stride: int) -> torch.Tensor:
+    """Descriptors (R, R, K) of every tile of an area, ``stride`` pixels apart."""
+    tensor = torch.from_numpy(area)
+    if hasattr(network, 'satellite_lattice'):
+        return network.satellite_lattice(tensor)
+    side = network.config.tile_px
+    tiles = tensor.unfold(0, side, stride).unfold(1, side, stride)  # (R, R, 3, side, side)
+    flat = tiles.flatten(0, 1).permute(0, 2, 3, 1)
+    return network.embed_satellite(flat).view(*tiles.shape[:2], -1)
+
+
+def validate(network, worlds: list[World], count: int, stride: int, seed: int):
     """Single-frame errors inside a noisy prior, and the temperature of least NLL.
 
     The area is centred sigma 4 m off the truth on each axis and the heading 2 deg off; the search
@@ -147,9 +161,8 @@ def validate(network: SafaNetwork, worlds: list[World], count: int, stride: int,
             area, grid = world.area(x_m + offset[0], y_m + offset[1], 320)
             view = world.view(
                 k, yaw + np.radians(rng.normal(0.0, 2.0)), model.view_px, model.px_m)
-            with torch.no_grad():
-                lattice = network.satellite_lattice(torch.from_numpy(area))
-                ground = network.ground_descriptors(views_to_tensor(view, 'cpu'))[0]
+            lattice = area_descriptors(network, area, stride)
+            ground = network.embed_ground(views_to_tensor(view, 'cpu'))[0]
             positions = lattice_positions(grid, model, stride)
             rows, cols = lattice.shape[:2]
             grids.append(MapGrid(rows, cols, stride * model.px_m, *positions[0, 0]))
@@ -170,7 +183,7 @@ def validate(network: SafaNetwork, worlds: list[World], count: int, stride: int,
             errors.append(np.hypot(x - x_m, y - y_m))
         return np.array(errors), float(np.mean(nll))
 
-    temperatures = np.geomspace(0.005, 0.5, 15)
+    temperatures = np.geomspace(0.003, 1.0, 20)
     nlls = [at(temperature)[1] for temperature in temperatures]
     temperature = float(temperatures[int(np.argmin(nlls))])
     errors, nll = at(temperature)
@@ -186,6 +199,21 @@ def validate(network: SafaNetwork, worlds: list[World], count: int, stride: int,
 def heatmap_size(grid: MapGrid) -> int:
     fine = grid.refine(4)
     return fine.rows * fine.cols
+
+
+def finish(path: Path, worlds: list[World], config: TrainConfig, stride: int) -> None:
+    """Fit the controls' temperatures on the validation drives and store them in the weights."""
+    model, provenance = read_model_config(path)
+    network = load_network(path)
+    fitted = {}
+    for name, kind in (('random_temperature', 'random_init:1'),
+                       ('raw_temperature', 'raw_correlation')):
+        control = load_network(kind, like=path)
+        metrics, fitted[name] = validate(control, worlds, config.validation_images, stride, 1)
+        provenance[f'validation of {kind}'] = metrics
+        print(f'{kind}: median {metrics["median_m"]:.2f} m, nll {metrics["nll"]:.3f}')
+    network.config = replace(model, **fitted)
+    save_network(network, path, provenance)
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
@@ -298,6 +326,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--seed', type=int, help="(default: the config's)")
     parser.add_argument('--threads', type=int, default=1,
                         help='torch threads (more than free cores is far slower)')
+    parser.add_argument('--data-note', default='', help='where the data come from, kept with the '
+                        'weights, such as the training.simulate commands')
     parser.add_argument('--random-trunk', action='store_true',
                         help='start from random weights instead of ImageNet (a control)')
     args = parser.parse_args(arguments)
@@ -312,11 +342,12 @@ def main(arguments=None) -> int:
         train_worlds = [load_world(path) for path in args.train]
         val_worlds = [load_world(path) for path in args.val]
         images = sum(len(world.poses) for world in train_worlds)
-        print(f'{images} training images of {len(train_worlds)} drives in SIMULATION, '
+        print(f'{images} training images of {len(train_worlds)} places, '
               f'{sum(len(w.poses) for w in val_worlds)} for validation of {len(val_worlds)}')
-        train(model, config, train_worlds, val_worlds, args.out, args.random_trunk, {
+        network = train(model, config, train_worlds, val_worlds, args.out, args.random_trunk, {
             'command': command, 'seed': config.seed, 'torch': torch.__version__,
-            'data': 'simulated worlds ' + ', '.join(world.name for world in train_worlds)})
+            'data': ', '.join(world.name for world in train_worlds), 'data_note': args.data_note})
+        finish(args.out, val_worlds, config, network.satellite.stride)
     except (ValueError, OSError) as error:
         print(f'train: {error}', file=sys.stderr)
         return 2
