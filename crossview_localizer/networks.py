@@ -297,7 +297,7 @@ def save_network(network: SafaNetwork, path: str | Path, provenance: dict[str, o
     """Write weights (float16) with their model config and how they were made, atomically."""
     path = Path(path)
     tensors = {
-        name: value.to(torch.float16) if value.is_floating_point() else value
+        name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in network.state_dict().items()
     }
     metadata = {

@@ -22,8 +22,8 @@ SMALL = ModelConfig(channels=4, heads=4, hidden=3, view_px=64, margin_px=32, tem
 
 
 @pytest.fixture(scope='module')
-def network():
-    return random_network(SMALL, seed=3).eval()
+def network():  # channels_last, as training leaves it
+    return random_network(SMALL, seed=3).eval().to(memory_format=torch.channels_last)
 
 
 @pytest.fixture
