@@ -1,0 +1,121 @@
+"""What a ROS 2 workspace gets: commands, manifest, installed files."""
+
+import importlib
+from pathlib import Path
+import runpy
+import subprocess
+import sys
+from unittest import mock
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def setup_arguments() -> dict:
+    """What setup.py hands to setuptools."""
+    with mock.patch('setuptools.setup') as setup, mock.patch.object(sys, 'path', sys.path):
+        runpy.run_path(str(REPOSITORY / 'setup.py'))
+    return setup.call_args.kwargs
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+
+
+def commands() -> dict[str, str]:
+    entries = setup_arguments()['entry_points']['console_scripts']
+    return dict(entry.split(' = ') for entry in entries)
+
+
+COMMANDS = (
+    'localizer_node', 'robotcar_to_bag', 'build_map', 'play_bag', 'record_bag',
+)
+
+
+def test_every_tool_has_its_command():
+    assert sorted(commands()) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_has_a_main_and_a_help_with_an_example(ros, command):
+    module, _, function = commands()[command].partition(':')
+    assert callable(getattr(importlib.import_module(module), function))
+    result = subprocess.run(
+        [sys.executable, '-m', module, '--help'], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert command in result.stdout and 'example' in result.stdout
+
+
+def test_the_manifest_is_format_3_and_agrees_with_setup_py():
+    package = ElementTree.parse(REPOSITORY / 'package.xml').getroot()
+    setup = setup_arguments()
+    assert package.get('format') == '3'
+    assert package.find('export/build_type').text == 'ament_python'
+    assert package.find('name').text == setup['name'] == 'crossview_localizer'
+    assert package.find('version').text == setup['version']
+    assert ' '.join(package.find('description').text.split()) == setup['description']
+    assert package.find('license').text == setup['license'] == 'Apache-2.0'
+    assert package.find('maintainer').get('email') == setup['maintainer_email']
+    depends = [(child.tag, child.text) for child in package if child.tag.endswith('depend')]
+    assert len(depends) == len(set(depends))
+
+
+def test_the_manifest_passes_the_parser_that_colcon_uses():
+    catkin_pkg = pytest.importorskip('catkin_pkg.package')
+    warnings = []
+    package = catkin_pkg.parse_package(str(REPOSITORY), warnings=warnings)
+    package.validate(warnings=warnings)
+    assert not warnings
+
+
+def test_launch_configuration_and_marker_are_installed():
+    files = dict(setup_arguments()['data_files'])
+    share = 'share/crossview_localizer'
+    assert files['share/ament_index/resource_index/packages'] == ['resource/crossview_localizer']
+    assert files[share] == ['package.xml']
+    assert files[f'{share}/launch'] == ['launch/robotcar.launch.py']
+    installed = {name for names in files.values() for name in names}
+    for path in (REPOSITORY / 'config').rglob('*'):
+        if path.is_file():
+            assert str(path.relative_to(REPOSITORY)) in installed
+    assert 'config/fastdds_large_images.xml' in installed
+    assert all(Path(name).is_file() for name in installed)
+
+
+def test_the_shipped_weights_are_installed_and_small(shipped_weights):
+    installed = dict(setup_arguments()['data_files'])['share/crossview_localizer/config/weights']
+    for path in shipped_weights:
+        assert str(path.relative_to(REPOSITORY)) in installed
+    assert sum(path.stat().st_size for path in shipped_weights) <= 20e6
+
+
+def test_there_is_no_project_table_that_breaks_colcon():
+    text = (REPOSITORY / 'pyproject.toml').read_text()
+    assert '[build-system]' in text
+    assert not any(line.startswith('[project') for line in text.splitlines())
+
+
+def test_every_module_of_the_package_is_installed():
+    assert setup_arguments()['packages'] == ['crossview_localizer']
+    folders = [p for p in (REPOSITORY / 'crossview_localizer').iterdir() if p.is_dir()]
+    assert [p.name for p in folders if p.name != '__pycache__'] == []
+
+
+def test_colcon_builds_it_and_installs_executables_launch_and_configuration(ros, tmp_path):
+    pytest.importorskip('colcon_core')
+    built = subprocess.run(
+        [sys.executable, '-m', 'colcon', '--log-base', tmp_path / 'log', 'build', '--base-paths',
+         REPOSITORY, '--build-base', tmp_path / 'build', '--install-base', tmp_path / 'install'],
+        capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stderr
+    prefix = tmp_path / 'install/crossview_localizer'
+    executables = {path.name for path in (prefix / 'lib/crossview_localizer').iterdir()}
+    assert executables == set(COMMANDS)
+    for names in dict(setup_arguments()['data_files']).values():
+        for name in names:
+            if not name.startswith('resource/'):
+                assert (prefix / 'share/crossview_localizer' / name).read_bytes() \
+                    == Path(name).read_bytes()
