@@ -38,6 +38,9 @@ from .robotcar_writer import (
 
 _STRIP_ROWS = 64
 
+# Imagery beyond the nominal city, so that tiles beside its outermost streets are whole.
+ORTHO_MARGIN_M = 40.0
+
 
 def make_world(
     out: Path | str, seed: int, *, day: int = 0, ortho_day: int = 1000, duration_s: float = 130.0,
@@ -87,7 +90,8 @@ def make_world(
 
     path = out / 'orthophoto.tif'
     if not path.exists():
-        writer = OrthophotoWriter(city_size_m, ortho_px_m, seed, warp_rms_m)
+        writer = OrthophotoWriter(
+            city_size_m + 2 * ORTHO_MARGIN_M, ortho_px_m, seed, warp_rms_m)
         image = np.empty((writer.count, writer.count, 3), np.uint8)
         tasks = [_Strip(row, min(row + _STRIP_ROWS, writer.count))
                  for row in range(0, writer.count, _STRIP_ROWS)]
