@@ -632,11 +632,12 @@ class Conversion:
 
 
 def topic_qos(topic: str) -> Qos:
-    """Reliable, depth 10, so that a player loses nothing; /tf_static is latched."""
+    """Reliable and deep, so that a player loses nothing; /tf_static is latched."""
     latched = topic == TF_STATIC_TOPIC
+    large = topic in (IMAGE_TOPIC, COMPRESSED_IMAGE_TOPIC)
     unspecified = QosTime(0, 0)
     return Qos(
-        QosHistory.KEEP_LAST, 1 if latched else 10, QosReliability.RELIABLE,
+        QosHistory.KEEP_LAST, 1 if latched else 10 if large else 200, QosReliability.RELIABLE,
         QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
         unspecified, unspecified, QosLiveliness.AUTOMATIC, unspecified, False,
     )

@@ -219,7 +219,7 @@ def test_recorded_topics_carry_type_hash_definition_and_offered_qos(tmp_path, re
         {'/geopose': qos(reliable=False)})
     recording = recorder('--topics', '/geopose')
     run_player(bag, '--wait-subscribers', '/geopose')
-    assert len(recording.finish()['/geopose']) == 5
+    assert recording.finish()['/geopose']  # best effort: not every one need arrive
     with Reader(recording.path) as reader:
         (connection,) = reader.connections
     assert connection.msgtype == 'geographic_msgs/msg/GeoPoseStamped'

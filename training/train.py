@@ -6,9 +6,11 @@ Shape legend: G ground images of a group, R tiles along each side of an area.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 import importlib.metadata
 import json
+import math
 from pathlib import Path
 import sys
 import time
@@ -60,6 +62,8 @@ class TrainConfig:
     validation_images: int = 240
     seed: int = 0
 
+
+VALIDATION_AREA_PX = 320  # the search of +-24 m
 
 CONFIGS = {'synthetic': (ModelConfig(), TrainConfig())}
 
@@ -158,7 +162,7 @@ def validate(network, worlds: list[World], count: int, stride: int, seed: int):
         for k in chosen:
             x_m, y_m, yaw = world.poses[k]
             offset = rng.normal(0.0, 4.0, 2)
-            area, grid = world.area(x_m + offset[0], y_m + offset[1], 320)
+            area, grid = world.area(x_m + offset[0], y_m + offset[1], VALIDATION_AREA_PX)
             view = world.view(
                 k, yaw + np.radians(rng.normal(0.0, 2.0)), model.view_px, model.px_m)
             lattice = area_descriptors(network, area, stride)
@@ -221,12 +225,16 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return 0.5 * (1.0 + np.cos(np.pi * min(1.0, done)))
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
 def train(model: ModelConfig, config: TrainConfig, train_worlds: list[World],
-          val_worlds: list[World], out: Path, random_trunk: bool, provenance: dict):
-    """Train, resuming from ``out``'s state where there is one, and keep the best on validation."""
+          val_worlds: list[World], out: Path, random_trunk: bool, provenance: dict,
+          report: Callable[[str], None] = lambda line: None):
+    """Train, resuming from ``out``'s state where there is one, and keep the best on validation.
+
+    ``report`` gets each validation's line of the log, after the state is saved.
+    """
     network = random_network(model, config.seed)
     if not random_trunk:
         state = pretrained_trunk()
@@ -293,9 +301,10 @@ def train(model: ModelConfig, config: TrainConfig, train_worlds: list[World],
                 network, val_worlds, config.validation_images, stride, 1)
             network.train()
             freeze(network, config.frozen_stages)
+            line = json.dumps({'step': step, 'loss': running, **metrics,
+                               'seconds': time.monotonic() - started})
             with log_path.open('a') as log:
-                log.write(json.dumps({'step': step, 'loss': running, **metrics,
-                                      'seconds': time.monotonic() - started}) + '\n')
+                log.write(line + '\n')
             progress.write(f'step {step}  loss {running:.4f}  ' + '  '.join(
                 f'{key} {value:.3f}' for key, value in metrics.items()))
             if metrics['nll'] < best:
@@ -307,6 +316,7 @@ def train(model: ModelConfig, config: TrainConfig, train_worlds: list[World],
             torch.save({'network': network.state_dict(), 'optimizer': optimizer.state_dict(),
                         'step': step, 'best': best}, partial)
             partial.replace(state_path)
+            report(line)
     progress.close()
     return network
 
