@@ -1,0 +1,311 @@
+"""The demo in a small size, once through real ROS 2, and its parts on made-up numbers."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from crossview_localizer import evaluation
+from crossview_localizer.datatypes import Outcome
+from crossview_localizer.evaluation import Frames, Track
+from crossview_localizer.geometry import MapGrid, Pose2D
+from training import demo, demo_report
+
+DURATION_S = 16.0
+SEED = 3
+
+
+# --- the whole
+
+
+@pytest.fixture(scope='module')
+def smoke(ros, shipped_weights, tmp_path_factory):
+    """A short drive at a low resolution through the whole demo."""
+    folder = tmp_path_factory.mktemp('demo')
+    parameters = yaml.safe_load(demo.PARAMETERS.read_text())
+    # On a busy machine a late odometry must not turn into an extrapolated prior.
+    parameters['/**']['ros__parameters']['odometry_wait_s'] = 1.0
+    (folder / 'parameters.yaml').write_text(yaml.safe_dump(parameters))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, 'PARAMETERS', folder / 'parameters.yaml')
+        patch.setattr(demo, 'IMAGE_SIZE_PX', (320, 240))
+        patch.setattr(demo, 'RATE_HZ', 2.0)
+        patch.setattr(demo, 'ORTHO_PX_M', 0.4)
+        # So short a drive has no picture 200 m away.
+        patch.setattr(demo, 'BLIND_MIN_M', 15.0)
+        demo.run_demo(folder / 'out', SEED, DURATION_S, shipped_weights[0], keep=False)
+    return folder / 'out'
+
+
+def test_the_summary_has_the_rows_and_numbers_that_are_promised(smoke):
+    summary = json.loads((smoke / 'summary.json').read_text())
+    assert list(summary) == [
+        'gnss_only', 'odometry_only', 'prior', 'image_blind', 'refined', 'raw_correlation',
+        'random_init', 'latency_ms', 'seconds', 'world_seed', 'weights', 'matcher']
+    stamps_ns = evaluation.read_frames(smoke / 'frames.csv').truth.stamps_ns
+    assert len(stamps_ns) == 2.0 * DURATION_S
+    for name in evaluation.ROWS:
+        assert list(summary[name]) == list(evaluation.METRICS)
+        assert summary[name]['n_expected'] == (stamps_ns > stamps_ns[0] + 5_000_000_000).sum()
+    assert list(summary['latency_ms']) == ['p50', 'p95', 'p99']
+    assert summary['world_seed'] == 9000 + SEED
+    assert summary['refined']['n'] >= 20
+    assert summary['random_init']['n'] >= 20
+    assert summary['gnss_only']['heading_median_deg'] is None
+    assert summary['odometry_only']['median_m'] < 3.0
+
+
+def test_the_frames_give_the_summary_s_numbers_again(smoke):
+    summary = json.loads((smoke / 'summary.json').read_text())
+    again = evaluation.evaluate(evaluation.read_frames(smoke / 'frames.csv'))
+    for name in evaluation.ROWS:
+        assert again[name] == pytest.approx(summary[name])
+
+
+def test_the_report_shows_every_picture_that_it_names(smoke):
+    page = (smoke / 'report/index.html').read_text()
+    pictures = sorted(path.name for path in (smoke / 'report').glob('*.png'))
+    assert {'trajectories.png', 'errors.png', 'latency.png', 'stages.png'} <= set(pictures)
+    assert all(f'src="{name}"' in page for name in pictures)
+    assert 'Simulation' in page
+
+
+def test_the_offline_localizer_gives_the_node_s_poses(smoke, shipped_weights):
+    from crossview_localizer import replay
+    from crossview_localizer.localizer import load_localizer
+
+    node_config, config = replay.read_parameters(demo.PARAMETERS)
+    localizer = load_localizer(smoke / 'maps/trained.map', shipped_weights[0], config)
+    results = list(replay.localize(smoke / 'bag', localizer, node_config))
+    offline = replay.posteriors(results)
+    node = replay.read_outputs(smoke / 'run').poses
+    assert np.isin(node.stamps_ns, offline.stamps_ns).all()
+    # A dropped image is missing in the node's filter too: later poses may then differ.
+    first_drop = np.flatnonzero(~np.isin(offline.stamps_ns, node.stamps_ns))
+    same = slice(0, first_drop[0] if len(first_drop) else len(offline))
+    assert len(offline.stamps_ns[same]) > 10
+    assert node.poses[same] == pytest.approx(offline.poses[same], abs=1e-6)
+    assert node.covariances[same] == pytest.approx(offline.covariances[same], abs=1e-6)
+    used = {result.stamp_ns for result in results if result.outcome is Outcome.USED}
+    assert used & set(offline.stamps_ns[same].tolist())
+
+
+def test_the_recording_holds_what_a_user_would_look_at(smoke):
+    from crossview_localizer.replay import messages
+
+    found = {topic for topic, _, _ in messages(smoke / 'run')}
+    assert {'/crossview_localizer/pose', '/crossview_localizer/odometry', '/tf', '/diagnostics',
+            '/crossview_localizer/geopose', demo.TRUTH_TOPIC} <= found
+
+
+# --- its parts
+
+
+def test_another_folder_s_content_is_never_cleared(tmp_path):
+    (tmp_path / 'thesis.txt').write_text('years of work')
+    with pytest.raises(ValueError, match='not of an earlier demo'):
+        demo.prepare(tmp_path, {'world_seed': 9001}, keep=False)
+    assert (tmp_path / 'thesis.txt').exists()
+
+
+def test_keep_saves_the_drive_only_for_the_same_arguments(tmp_path):
+    arguments = {'world_seed': 9001, 'duration_s': 130.0}
+    demo.prepare(tmp_path / 'out', arguments, keep=False)
+    (tmp_path / 'out/world').mkdir()
+    (tmp_path / 'out/run').mkdir()
+    demo.prepare(tmp_path / 'out', arguments, keep=True)
+    assert (tmp_path / 'out/world').exists() and not (tmp_path / 'out/run').exists()
+    demo.prepare(tmp_path / 'out', {**arguments, 'world_seed': 9002}, keep=True)
+    assert not (tmp_path / 'out/world').exists()
+
+
+def test_a_process_that_dies_ends_the_run_with_its_last_words(tmp_path):
+    with demo.RosRun('run', tmp_path) as run:
+        run.start('node', 'crossview_localizer.no_such_module')
+        with pytest.raises(demo.DemoError, match='no_such_module'):
+            run.wait_for_log('node', ['ready'], deadline_s=30.0)
+
+
+def test_a_node_that_goes_on_without_its_map_ends_the_demo(tmp_path):
+    run = demo.RosRun('run', tmp_path)
+    run.log('node').write_text('[INFO] [1.0] [crossview_localizer]: loaded\n')
+    run.require_no_error('node')
+    run.log('node').write_text('[ERROR] [1.0] [crossview_localizer]: no map; the prior alone\n')
+    with pytest.raises(demo.DemoError, match='the prior alone'):
+        run.require_no_error('node')
+
+
+def test_dropped_images_are_told_from_those_before_the_start():
+    stamps_ns = np.arange(100)
+    outputs = SimpleNamespace(poses=Track.empty(np.arange(10, 100)))
+    assert '10 came before the filter had started and 0 were' in demo.silence(
+        'refined', stamps_ns, outputs)
+    outputs = SimpleNamespace(poses=Track.empty(np.setdiff1d(stamps_ns, [3, 50, 51, 52])))
+    note = demo.silence('refined', stamps_ns, outputs)
+    assert '0 came before' in note and '4 were dropped' in note and 'too busy' in note
+    assert 'no pose' in demo.silence('refined', stamps_ns, SimpleNamespace(poses=Track.empty([])))
+
+
+def test_no_process_outlives_its_run(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with demo.RosRun('run', tmp_path) as run:
+            run.start('player', 'http.server', '0', '--bind', '127.0.0.1')
+            raise KeyboardInterrupt
+    assert run.processes['player'].poll() is not None
+
+
+def test_bad_arguments_end_with_one_line_and_no_traceback(tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    assert demo.main(['--pool', str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith('demo: error: ')
+    with pytest.raises(SystemExit, match='2'):
+        demo.main(['--duration-s', '1'])
+
+
+def test_a_pool_prints_the_table_over_the_frames_of_all_drives(tmp_path, capsys):
+    for number in (1, 2):
+        folder = tmp_path / f'drive{number}'
+        folder.mkdir()
+        evaluation.write_frames(folder / 'frames.csv', made_up_drive())
+        (folder / 'summary.json').write_text(json.dumps({
+            'latency_ms': {'p50': 40.0, 'p99': 90.0}, 'seconds': {'total': 400.0},
+            'world_seed': 9000 + number, 'weights': 'made_up'}))
+    assert demo.main(['--pool', str(tmp_path / 'drive1'), str(tmp_path / 'drive2')]) == 0
+    printed = capsys.readouterr().out
+    evaluated = 2 * int(made_up_drive().evaluated.sum())
+    assert f'{evaluated} / {evaluated}' in printed
+    assert 'world seed 9001' in printed and 'world seed 9002' in printed
+    assert 'refined coverage_95' in printed
+    assert 'refined: 0 of 80 images without' in printed
+
+
+def fix_at(second):
+    return evaluation.GnssFix(round(second * 1e9), 0.0, 0.0, np.eye(2))
+
+
+def test_an_outage_is_found_from_the_fixes_alone():
+    fixes = [fix_at(second) for second in (0.5, 1.5, 2.5, 22.5, 23.5)]
+    images_ns = np.array([0, 24_000_000_000])
+    assert demo.outages(fixes, images_ns) == [(2_500_000_000, 22_500_000_000)]
+    assert demo.outages([], images_ns) == [(0, 24_000_000_000)]
+
+
+def made_up_drive(count=80):
+    """A turn; refined errs by 1 m along, 0.5 m across, the others by more."""
+    stamps_ns = np.arange(count) * 250_000_000
+    generator = np.random.default_rng(1)
+    angle_rad = np.linspace(0.0, 1.5, count)
+    true_poses = np.stack(
+        (60.0 * np.sin(angle_rad), 60.0 - 60.0 * np.cos(angle_rad), angle_rad), axis=-1)
+    truth = Track(stamps_ns, true_poses, np.full((count, 3, 3), np.nan))
+    rows = {}
+    for name, sigma_m in (('gnss_only', 4.0), ('prior', 3.0), ('image_blind', 3.0),
+                          ('refined', 1.0)):
+        wander_m = np.cumsum(generator.standard_normal((count, 3)), axis=0) * sigma_m / 6.0
+        covariance = np.diag([sigma_m**2, sigma_m**2, 0.02**2])
+        rows[name] = Track(
+            stamps_ns, true_poses + wander_m * [1.0, 1.0, 0.005],
+            np.tile(covariance, (count, 1, 1)))
+    outcomes = {name: ['used'] * count for name in rows}
+    return Frames(truth, evaluation.settled(truth), rows, outcomes)
+
+
+def made_up_shot(label, truth, match_error_m):
+    rows = np.arange(60)[:, None] - 30.0
+    cols = np.arange(60)[None, :] - 30.0
+    percent = 100.0 * np.exp(-((rows - 6.0) ** 2 + (cols + 4.0) ** 2) / 60.0)
+    percent[:, :5] = np.nan
+    return demo_report.Shot(
+        label, 0, np.full((120, 180, 3), 90, np.uint8), percent,
+        (truth.x_m - 30.0, truth.x_m + 30.0, truth.y_m - 30.0, truth.y_m + 30.0), truth,
+        Pose2D(truth.x_m + 4.0, truth.y_m - 3.0, truth.yaw_rad),
+        Pose2D(truth.x_m + match_error_m, truth.y_m, truth.yaw_rad),
+        Pose2D(truth.x_m + 1.0, truth.y_m, truth.yaw_rad))
+
+
+def striped(grid: MapGrid) -> np.ndarray:
+    x_m, y_m = grid.cell_centres()
+    stripes = (np.floor(x_m[None, :] / 10.0) + np.floor(y_m[:, None] / 10.0)) % 2
+    return np.repeat((80 + 60 * stripes).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def test_a_report_is_drawn_with_and_without_matches(tmp_path):
+    frames = made_up_drive()
+    results = evaluation.evaluate(frames)
+    undefined = dict.fromkeys(evaluation.METRICS)
+    summary = {
+        **{name: results.get(name, undefined) for name in evaluation.ROWS},
+        'latency_ms': {'p50': 40.0, 'p95': None, 'p99': 90.0},
+        'seconds': {'render': 60.0, 'replay': 130.0, 'total': 190.0},
+        'world_seed': 9001, 'weights': 'made_up', 'matcher': 'safa'}
+    shots = [made_up_shot('best', frames.truth.pose(30), 0.3),
+             made_up_shot('worst', frames.truth.pose(60), 9.0)]
+    for name, shown in (('with', shots), ('without', [])):
+        page = demo_report.write_report(
+            tmp_path / name, summary=summary, frames=frames, shots=shown,
+            fixes_xy_m=frames.rows['gnss_only'].poses[:, :2],
+            outages_ns=[(8_000_000_000, 14_000_000_000)],
+            latency_ms=np.random.default_rng(2).gamma(9.0, 5.0, 300), orthophoto=striped,
+            notes=['A note with <signs>.'])
+        assert ('heatmaps.png' in page.read_text()) == (tmp_path / name / 'heatmaps.png').exists()
+        assert (tmp_path / name / 'heatmaps.png').exists() == bool(shown)
+        assert '&lt;signs&gt;' in page.read_text()
+
+
+def test_the_goals_compare_what_the_issue_compares():
+    def row(median_m, longitudinal_m, p95_m, coverage):
+        return {'median_m': median_m, 'longitudinal_median_m': longitudinal_m, 'p95_m': p95_m,
+                'coverage_95': coverage}
+
+    lines = demo.goals({
+        'refined': row(1.5, 2.0, 3.9, 0.86), 'prior': row(4.0, 3.0, 9.0, 0.9),
+        'image_blind': row(2.9, 4.0, 9.0, 0.9), 'gnss_only': row(4.0, 3.0, 9.0, 0.4)})
+    reached = [line.startswith('reached') for line in lines]
+    # Medians: 1.5/4, 1.5/2.9; longitudinal: 2/3, 2/4; p95 3.9/4; coverage; prior/gnss.
+    assert reached == [True, False, False, True, True, True, True]
+
+
+def brightness_bag(folder, first_level):
+    """A drive whose k-th picture is as bright as first_level + 20 k; the bag and its stamps."""
+    import cv2
+    import robotcar_drive
+
+    from crossview_localizer import robotcar_to_bag
+
+    drive = robotcar_drive.write_drive(folder)
+    for number, path in enumerate(sorted(drive.traversal.glob('stereo/centre/*.png'))):
+        cv2.imwrite(str(path), np.full((48, 64), first_level + 20 * number, np.uint8))
+    robotcar_to_bag.main(drive.arguments(folder / 'bag', '--crop', 'none'))
+    return folder / 'bag', np.array(drive.image_us) * 1000
+
+
+def brightness(message) -> int:
+    import cv2
+
+    return round(cv2.imdecode(np.asarray(message.data), cv2.IMREAD_GRAYSCALE).mean())
+
+
+@pytest.mark.parametrize('apart_m', [60.0, 30.0])
+def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tmp_path, apart_m):
+    from crossview_localizer import replay
+
+    bag, stamps_ns = brightness_bag(tmp_path / 'drive', 20)
+    elsewhere_bag, _ = brightness_bag(tmp_path / 'elsewhere', 30)
+    along_m = apart_m * np.arange(len(stamps_ns))
+    truth = Track.from_poses(stamps_ns, [Pose2D(x_m, 0.0, 0.0) for x_m in along_m])
+    note = demo.exchange_images(bag, tmp_path / 'blind', truth, elsewhere_bag, seed=5)
+
+    before, after = (list(replay.messages(path)) for path in (bag, tmp_path / 'blind'))
+    assert [entry[:2] for entry in before] == [entry[:2] for entry in after]
+    levels = [brightness(msg) for topic, _, msg in after if topic == demo.IMAGE_TOPIC]
+    for x_m, level in zip(along_m, levels):
+        if level % 20 == 0:
+            assert abs(along_m[level // 20 - 1] - x_m) >= 200.0
+        else:
+            assert level % 20 == 10
+            assert max(x_m, along_m[-1] - x_m) < 200.0
+    # 30 m apart, the images 3 to 6 of ten have none that is 200 m away.
+    assert sum(level % 20 == 10 for level in levels) == (4 if apart_m == 30.0 else 0)
+    assert ('for 4 the drive has none' in note) == (apart_m == 30.0)
