@@ -74,10 +74,10 @@ class FilterConfig:
     match_inflation: float = tunable(
         1.0, 'factor on every match covariance (fitted on validation drives)', 0.1, 100.0)
     match_correlation_m: float = tunable(
-        5.0, 'matches closer together than this along the road share their errors: their '
+        15.0, 'matches closer together than this along the road share their errors: their '
         'information is scaled by distance driven over this length', 0.0, 100.0)
     match_correlation_s: float = tunable(
-        2.0, 'the same when standing still: information is scaled by time over this length',
+        5.0, 'the same when standing still: information is scaled by time over this length',
         0.0, 60.0)
     start_distance_m: float = tunable(
         8.0, 'the heading is found by aligning odometry and GNSS over at least this distance',
@@ -104,7 +104,7 @@ class MatchConfig:
     max_edge_mass: float = tunable(
         0.5, 'more probability than this at the window edge makes the match ambiguous', 0.0, 1.0)
     reference_inflation: float = tunable(
-        1.5, 'the heat map is read under a Gaussian this many times wider than the prior, which '
+        3.0, 'the heat map is read under a Gaussian this many times wider than the prior, which '
         'is divided out again', 1.0, 10.0)
     reference_floor_m: float = tunable(
         1.0, 'sigma added to that Gaussian on each axis', 0.0, 50.0)

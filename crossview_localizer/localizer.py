@@ -83,7 +83,7 @@ class Localizer:
         clock.lap('window')
         ground = self.matcher.embed(image, prior.pose.yaw_rad, self.config.camera.pitch_rad)
         clock.lap('embed')
-        heatmap = self.matcher.match(ground, window, self.config.match, image.stamp_ns)
+        heatmap = self.matcher.match(ground, window, prior, self.config.match)
         match, reason = self.matcher.estimate(heatmap, prior, self.config.match)
         clock.lap('match')
         if match is None:

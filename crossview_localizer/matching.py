@@ -3,6 +3,8 @@
 Shape legend: R, C rows and columns of the window; n tiles in it; K descriptor length.
 """
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import torch
@@ -31,15 +33,25 @@ class TileMatcher:
             image.rgb, image.camera, yaw_rad, config.view_px, config.px_m, pitch_rad)
         return self.network.embed_ground(views_to_tensor(view, self.device))[0]
 
-    def match(self, ground: torch.Tensor, window, config: MatchConfig, stamp_ns: int) -> Heatmap:
-        """Score the window's tiles; log-likelihood = -(2 - 2 cos) / temperature, normalised."""
+    def match(self, ground: torch.Tensor, window, prior: PoseEstimate,
+              config: MatchConfig) -> Heatmap:
+        """Score the window's tiles; log-likelihood = -(2 - 2 cos) / temperature, normalised.
+
+        The network's mean error in the vehicle's axes, measured on validation drives, is taken off
+        by moving the grid under the prior's heading.
+        """
         scores = (window.descriptors.to(ground.dtype) @ ground).cpu().numpy()  # (n,)
         index = window.index.cpu().numpy()                                     # (R, C)
         log_likelihood = np.full(index.shape, -np.inf)
         known = index >= 0
         log_likelihood[known] = -(2.0 - 2.0 * scores[index[known]].astype(np.float64))
         log_likelihood[known] /= self.network.config.temperature
-        return heatmap_from_scores(log_likelihood, window.grid, config.refine, stamp_ns)
+        model = self.network.config
+        offset = Pose2D(0.0, 0.0, prior.pose.yaw_rad).transform(
+            np.array([model.offset_forward_m, model.offset_left_m]))
+        grid = replace(
+            window.grid, x0_m=window.grid.x0_m - offset[0], y0_m=window.grid.y0_m - offset[1])
+        return heatmap_from_scores(log_likelihood, grid, config.refine, prior.stamp_ns)
 
     def estimate(self, heatmap: Heatmap, prior: PoseEstimate, config: MatchConfig):
         """See ``position_from_heatmap``."""

@@ -43,6 +43,8 @@ class ModelConfig:
     view_px: int = 128
     margin_px: int = 32
     temperature: float = 0.1        # log-likelihood = -distance / temperature
+    offset_forward_m: float = 0.0     # mean error of matches in the vehicle's axes, on validation
+    offset_left_m: float = 0.0        # drives; taken off every match
     random_temperature: float = 0.1   # the same, fitted for the random-init control
     raw_temperature: float = 0.1      # and for raw correlation
 
@@ -345,10 +347,12 @@ def load_network(source: str | Path, device: str = 'cpu', like: str | Path | Non
     if name in (RAW_CORRELATION, RANDOM_INIT):
         config = read_model_config(like)[0] if like else ModelConfig()
         if name == RAW_CORRELATION:
+            config = replace(config, offset_forward_m=0.0, offset_left_m=0.0)
             raw = RawCorrelation(replace(config, temperature=config.raw_temperature))
             return raw.to(device).eval()
         network = random_network(
-            replace(config, temperature=config.random_temperature), int(seed or 0))
+            replace(config, temperature=config.random_temperature, offset_forward_m=0.0,
+                    offset_left_m=0.0), int(seed or 0))
         network.fingerprint = _digest(network.config, seed or 0)
         return network.to(device).eval()
     config, _ = read_model_config(source)

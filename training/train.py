@@ -20,8 +20,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from crossview_localizer.geometry import MapGrid
-from crossview_localizer.matching import heatmap_from_scores
+from crossview_localizer.config import MatchConfig
+from crossview_localizer.datatypes import PoseEstimate
+from crossview_localizer.geometry import MapGrid, Pose2D
+from crossview_localizer.matching import heatmap_from_scores, position_from_heatmap
 from crossview_localizer.networks import (
     load_network,
     ModelConfig,
@@ -205,11 +207,46 @@ def heatmap_size(grid: MapGrid) -> int:
     return fine.rows * fine.cols
 
 
+def mean_offset(network, worlds: list[World], count: int, stride: int, seed: int) -> np.ndarray:
+    """Mean (forward, left) error of matches in metres, weighted by their information.
+
+    Where roads have a driving side, a likelihood as wide as the road leans to the road's middle.
+    """
+    rng = np.random.default_rng(seed)
+    model, match_config = network.config, MatchConfig()
+    information, weighted = np.zeros((2, 2)), np.zeros(2)
+    for world in worlds:
+        for k in rng.permutation(len(world.poses))[:-(-count // len(worlds))]:
+            x_m, y_m, yaw = world.poses[k]
+            centre = rng.normal((x_m, y_m), 2.0)
+            area, grid = world.area(*centre, VALIDATION_AREA_PX)
+            view = world.view(k, yaw, model.view_px, model.px_m)
+            ground = network.embed_ground(views_to_tensor(view, 'cpu'))[0]
+            lattice = area_descriptors(network, area, stride)
+            positions = lattice_positions(grid, model, stride)
+            scores = -(2.0 - 2.0 * (lattice @ ground).double().numpy()) / model.temperature
+            heatmap = heatmap_from_scores(
+                scores, MapGrid(*lattice.shape[:2], stride * model.px_m, *positions[0, 0]), 4, 0)
+            prior = PoseEstimate(0, Pose2D(*centre, yaw), np.diag([4.0, 4.0, 0.001]))
+            match, _ = position_from_heatmap(heatmap, prior, match_config)
+            if match is None:
+                continue
+            body_from_map = Pose2D(0.0, 0.0, yaw).inverse()
+            error = body_from_map.transform(np.array([match.pose.x_m - x_m, match.pose.y_m - y_m]))
+            turn = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
+            precision = turn @ np.linalg.inv(match.covariance[:2, :2]) @ turn.T
+            information += precision
+            weighted += precision @ error
+    return np.linalg.solve(information, weighted)
+
+
 def finish(path: Path, worlds: list[World], config: TrainConfig, stride: int) -> None:
-    """Fit the controls' temperatures on the validation drives and store them in the weights."""
+    """Fit the mean offset and the controls' temperatures on the validation drives; store them."""
     model, provenance = read_model_config(path)
     network = load_network(path)
-    fitted = {}
+    forward_m, left_m = mean_offset(network, worlds, config.validation_images, stride, 2)
+    fitted = {'offset_forward_m': float(forward_m), 'offset_left_m': float(left_m)}
+    print(f'mean offset of matches: {forward_m:.2f} m forward, {left_m:.2f} m left')
     for name, kind in (('random_temperature', 'random_init:1'),
                        ('raw_temperature', 'raw_correlation')):
         control = load_network(kind, like=path)
