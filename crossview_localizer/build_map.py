@@ -152,7 +152,7 @@ class _AreaByArea:
     @staticmethod
     def shares_trunk(network, spacing_m: float) -> bool:
         """Whether neighbouring tiles of this spacing share the cells of the feature map."""
-        if not hasattr(network, 'satellite_lattice'):
+        if not hasattr(network, 'embed_lattice'):
             return False
         return math.isclose(spacing_m, network.satellite.stride * _px_m(network), rel_tol=1e-9)
 
@@ -180,7 +180,7 @@ class _AreaByArea:
     def embed(self, area: torch.Tensor, job: np.ndarray) -> torch.Tensor:
         row, col = self._place(job)
         if self.shares_trunk(self._network, self._grid.cell_m):
-            return self._network.satellite_lattice(area)[row, col]  # (n, D)
+            return self._network.embed_lattice(area)[row, col]  # (n, D)
         tile_px, stride_px = self._config.tile_px, self._stride_px
         windows = area.unfold(0, tile_px, stride_px).unfold(1, tile_px, stride_px)
         tiles = windows[row, col].permute(0, 2, 3, 1)               # (n, S, S, 3)

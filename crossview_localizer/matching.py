@@ -3,8 +3,6 @@
 Shape legend: R, C rows and columns of the window; n tiles in it; K descriptor length.
 """
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
 import torch
@@ -37,25 +35,42 @@ class TileMatcher:
               config: MatchConfig) -> Heatmap:
         """Score the window's tiles; log-likelihood = -(2 - 2 cos) / temperature, normalised.
 
-        The network's mean error in the vehicle's axes, measured on validation drives, is taken off
-        by moving the grid under the prior's heading.
+        The SAFA part leans by a mean offset in the vehicle's axes, measured on validation drives:
+        its scores are moved back by it under the prior's heading.
         """
-        scores = (window.descriptors.to(ground.dtype) @ ground).cpu().numpy()  # (n,)
-        index = window.index.cpu().numpy()                                     # (R, C)
-        log_likelihood = np.full(index.shape, -np.inf)
-        known = index >= 0
-        log_likelihood[known] = -(2.0 - 2.0 * scores[index[known]].astype(np.float64))
-        log_likelihood[known] /= self.network.config.temperature
         model = self.network.config
-        offset = Pose2D(0.0, 0.0, prior.pose.yaw_rad).transform(
+        safa = model.heads * model.channels if model.detail_weight else len(ground)
+        descriptors = window.descriptors.to(ground.dtype)                      # (n, K)
+        index = window.index.cpu().numpy()                                     # (R, C)
+        known = index >= 0
+
+        def on_grid(cosines: torch.Tensor) -> np.ndarray:
+            scores = 2.0 * cosines.cpu().numpy().astype(np.float64) / model.temperature
+            return np.where(known, scores[np.maximum(index, 0)], scores.min())
+
+        offset_m = Pose2D(0.0, 0.0, prior.pose.yaw_rad).transform(
             np.array([model.offset_forward_m, model.offset_left_m]))
-        grid = replace(
-            window.grid, x0_m=window.grid.x0_m - offset[0], y0_m=window.grid.y0_m - offset[1])
-        return heatmap_from_scores(log_likelihood, grid, config.refine, prior.stamp_ns)
+        scores = moved(
+            on_grid(descriptors[:, :safa] @ ground[:safa]), offset_m / window.grid.cell_m)
+        scores += on_grid(descriptors[:, safa:] @ ground[safa:])
+        scores[~known] = -np.inf
+        return heatmap_from_scores(scores, window.grid, config.refine, prior.stamp_ns)
 
     def estimate(self, heatmap: Heatmap, prior: PoseEstimate, config: MatchConfig):
         """See ``position_from_heatmap``."""
         return position_from_heatmap(heatmap, prior, config)
+
+
+def moved(scores: np.ndarray, offset_cells: np.ndarray) -> np.ndarray:
+    """Scores (R, C) moved by minus (east, north) cells, cubic; the edge is repeated."""
+    if not offset_cells.any():
+        return scores
+    rows, cols = np.indices(scores.shape, dtype=np.float32)
+    highest = scores.max()  # keeps float32 precise where it matters
+    return highest + cv2.remap(
+        (scores - highest).astype(np.float32), cols + np.float32(offset_cells[0]),
+        rows - np.float32(offset_cells[1]), cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE).astype(np.float64)
 
 
 def heatmap_from_scores(

@@ -43,8 +43,9 @@ class ModelConfig:
     view_px: int = 128
     margin_px: int = 32
     temperature: float = 0.1        # log-likelihood = -distance / temperature
-    offset_forward_m: float = 0.0     # mean error of matches in the vehicle's axes, on validation
-    offset_left_m: float = 0.0        # drives; taken off every match
+    offset_forward_m: float = 0.0     # mean error of SAFA matches in the vehicle's axes, on
+    offset_left_m: float = 0.0        # validation drives; their scores are moved back by it
+    detail_weight: float = 0.0        # share of grey pixels in a distance; 0: the paper's SAFA
     random_temperature: float = 0.1   # the same, fitted for the random-init control
     raw_temperature: float = 0.1      # and for raw correlation
 
@@ -55,6 +56,20 @@ class ModelConfig:
     @property
     def tile_m(self) -> float:
         return self.tile_px * self.px_m
+
+
+def grey_ground(views: torch.Tensor) -> torch.Tensor:
+    """Views (B, S, S, 4) to their grey 2 x 2 cells, centred where seen, as unit vectors."""
+    seen = F.avg_pool2d(views[:, None, :, :, 3].float() / 255.0, 2).flatten(1)
+    grey = F.avg_pool2d(views[..., :3].float().mean(3)[:, None], 2).flatten(1)
+    mean = (grey * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp(min=1.0)
+    return F.normalize((grey - mean) * seen, dim=1)
+
+
+def grey_tiles(cores: torch.Tensor) -> torch.Tensor:
+    """The described squares (B, S, S, 3) of tiles to the same cells, centred, unit vectors."""
+    grey = F.avg_pool2d(cores.float().mean(3)[:, None], 2).flatten(1)
+    return F.normalize(grey - grey.mean(1, keepdim=True), dim=1)
 
 
 def normalised(rgb: torch.Tensor) -> torch.Tensor:
@@ -265,17 +280,43 @@ class SafaNetwork(nn.Module):
 
     @torch.no_grad()
     def embed_ground(self, views: torch.Tensor) -> torch.Tensor:
-        return self.ground_descriptors(views)
+        """Views (B, S, S, 4) uint8 to descriptors: SAFA's, then the detail part, if any."""
+        described = self.ground_descriptors(views)
+        if not self.config.detail_weight:
+            return described
+        return self._with_detail(described, grey_ground(views))
 
     @torch.no_grad()
     def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
-        return self.satellite_descriptors(tiles)
+        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors as ``embed_ground`` gives them."""
+        described = self.satellite_descriptors(tiles)
+        if not self.config.detail_weight:
+            return described
+        margin, side = self.config.margin_px, self.config.view_px
+        cores = tiles[:, margin:margin + side, margin:margin + side]
+        return self._with_detail(described, grey_tiles(cores))
+
+    @torch.no_grad()
+    def embed_lattice(self, area: torch.Tensor) -> torch.Tensor:
+        """As ``satellite_lattice``, with the detail part."""
+        described = self.satellite_lattice(area)
+        if not self.config.detail_weight:
+            return described
+        margin, side = self.config.margin_px, self.config.view_px
+        inner = area[margin:area.shape[0] - margin, margin:area.shape[1] - margin]
+        stride = self.satellite.stride
+        cores = inner.unfold(0, side, stride).unfold(1, side, stride)  # (R, R, 3, side, side)
+        detail = torch.stack([grey_tiles(row.permute(0, 2, 3, 1)) for row in cores])
+        return self._with_detail(described, detail)
+
+    def _with_detail(self, described: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
+        """One unit vector whose distances are the weighted mean of both parts' distances."""
+        weight = self.config.detail_weight
+        return torch.cat((described * (1.0 - weight) ** 0.5, detail * weight ** 0.5), -1)
 
 
 class RawCorrelation(nn.Module):
     """Control without training: grey pixels of both views, centred, as unit descriptors."""
-
-    pooled = 2  # pixels a descriptor entry, each way
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -283,16 +324,11 @@ class RawCorrelation(nn.Module):
         self.fingerprint = _digest(self.config)
 
     def embed_ground(self, views: torch.Tensor) -> torch.Tensor:
-        seen = F.avg_pool2d(views[:, None, :, :, 3].float() / 255.0, self.pooled).flatten(1)
-        grey = F.avg_pool2d(views[..., :3].float().mean(3)[:, None], self.pooled).flatten(1)
-        mean = (grey * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp(min=1.0)
-        return F.normalize((grey - mean) * seen, dim=1)
+        return grey_ground(views)
 
     def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
         margin, side = self.config.margin_px, self.config.view_px
-        core = tiles[:, margin:margin + side, margin:margin + side].float().mean(3)
-        grey = F.avg_pool2d(core[:, None], self.pooled).flatten(1)
-        return F.normalize(grey - grey.mean(1, keepdim=True), dim=1)
+        return grey_tiles(tiles[:, margin:margin + side, margin:margin + side])
 
 
 def save_network(network: SafaNetwork, path: str | Path, provenance: dict[str, object]):
@@ -346,13 +382,12 @@ def load_network(source: str | Path, device: str = 'cpu', like: str | Path | Non
     name, _, seed = str(source).partition(':')
     if name in (RAW_CORRELATION, RANDOM_INIT):
         config = read_model_config(like)[0] if like else ModelConfig()
+        config = replace(config, offset_forward_m=0.0, offset_left_m=0.0, detail_weight=0.0)
         if name == RAW_CORRELATION:
-            config = replace(config, offset_forward_m=0.0, offset_left_m=0.0)
             raw = RawCorrelation(replace(config, temperature=config.raw_temperature))
             return raw.to(device).eval()
         network = random_network(
-            replace(config, temperature=config.random_temperature, offset_forward_m=0.0,
-                    offset_left_m=0.0), int(seed or 0))
+            replace(config, temperature=config.random_temperature), int(seed or 0))
         network.fingerprint = _digest(network.config, seed or 0)
         return network.to(device).eval()
     config, _ = read_model_config(source)

@@ -48,7 +48,7 @@ class SharedTrunk(MeanColours):
         self.config.px_m = 0.75
         self.satellite = SimpleNamespace(stride=4)
 
-    def satellite_lattice(self, area):
+    def embed_lattice(self, area):
         tiles = area.unfold(0, 32, 4).unfold(1, 32, 4)             # (R, R, 3, S, S)
         rows, cols = tiles.shape[:2]
         return self.embed_satellite(tiles.flatten(0, 1).permute(0, 2, 3, 1)).view(rows, cols, -1)

@@ -6,7 +6,7 @@ import pytest
 from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.matching import heatmap_from_scores, position_from_heatmap
+from crossview_localizer.matching import heatmap_from_scores, moved, position_from_heatmap
 
 GRID = MapGrid.around(100.0, 50.0, 30.0, 1.5)
 PRIOR = PoseEstimate(
@@ -79,3 +79,13 @@ def test_cells_nearest_to_missing_tiles_have_no_probability():
     assert np.isfinite(heatmap.log_probability[12, 24])
     assert np.exp(heatmap.log_probability).sum() == pytest.approx(1.0)
     assert heatmap.grid.xy_from_row_col(12, 20) == pytest.approx(GRID.xy_from_row_col(3, 5))
+
+
+def test_scores_are_moved_west_and_south_by_the_offset():
+    """An offset of +1 cell east and +2 north means: the peak is seen too far there."""
+    scores = np.zeros((9, 9))
+    scores[2, 5] = 1.0
+    back = moved(scores, np.array([1.0, 2.0]))
+    assert np.unravel_index(back.argmax(), back.shape) == (4, 4)
+    np.testing.assert_allclose(back[4, 4], 1.0, atol=1e-6)
+    np.testing.assert_array_equal(moved(scores, np.zeros(2)), scores)

@@ -11,6 +11,7 @@ from crossview_localizer.networks import (
     load_network,
     ModelConfig,
     random_network,
+    RawCorrelation,
     read_model_config,
     save_network,
     SpatialAwareAggregation,
@@ -158,3 +159,22 @@ def test_absent_foreign_truncated_and_misshapen_weights_are_named(checkpoint, tm
         save_file(tensors, misshapen, file.metadata())
     with pytest.raises(ValueError, match=r'ground\.aggregation\.weights1'):
         load_network(misshapen)
+
+
+def test_with_detail_a_distance_is_the_weighted_mean_of_both_parts(network):
+    weight = 0.3
+    mixed = random_network(replace(SMALL, detail_weight=weight), seed=3).eval()
+    control = RawCorrelation(SMALL).eval()
+    view = views_to_tensor(images((64, 64, 4)), 'cpu')
+    area = torch.from_numpy(images((SMALL.tile_px + 8, SMALL.tile_px + 8, 3), seed=1))
+    tile = area[8:, :SMALL.tile_px][None]
+
+    def distance(net):
+        return 2.0 - 2.0 * net.embed_satellite(tile)[0] @ net.embed_ground(view)[0]
+
+    expected = (1.0 - weight) * distance(network) + weight * distance(control)
+    torch.testing.assert_close(distance(mixed), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(mixed.embed_ground(view).norm(dim=1), 1.0, rtol=1e-5)
+    lattice = mixed.embed_lattice(area)
+    detail = SMALL.heads * SMALL.channels
+    torch.testing.assert_close(lattice[1, 0, detail:], mixed.embed_satellite(tile)[0, detail:])

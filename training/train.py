@@ -141,8 +141,8 @@ def group_tensors(world: World, group: LocalGroup, model: ModelConfig, config: T
 def area_descriptors(network, area: np.ndarray, stride: int) -> torch.Tensor:
     """Descriptors (R, R, K) of every tile of an area, ``stride`` pixels apart."""
     tensor = torch.from_numpy(area)
-    if hasattr(network, 'satellite_lattice'):
-        return network.satellite_lattice(tensor)
+    if hasattr(network, 'embed_lattice'):
+        return network.embed_lattice(tensor)
     side = network.config.tile_px
     tiles = tensor.unfold(0, side, stride).unfold(1, side, stride)  # (R, R, 3, side, side)
     flat = tiles.flatten(0, 1).permute(0, 2, 3, 1)
