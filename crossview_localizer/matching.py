@@ -15,6 +15,9 @@ from crossview_localizer.networks import views_to_tensor
 
 # Variance, m2, along a direction of which the heat map says nothing; finite for the algebra.
 NO_INFORMATION_M2 = 1e6
+# Less information than this share of the reference's is none: the position it would give lies far
+# outside the window.
+MIN_INFORMATION = 0.05
 
 
 class TileMatcher:
@@ -145,11 +148,13 @@ def position_from_heatmap(
         return None, 'the heat map is nearly uniform'
 
     values, vectors = np.linalg.eigh(precision1 - precision0)
-    variances = 1.0 / np.maximum(values, 1.0 / NO_INFORMATION_M2)
+    of_reference = np.einsum('ik,ij,jk->k', vectors, precision0, vectors)
+    informed = values > MIN_INFORMATION * of_reference
+    variances = np.where(informed, 1.0 / np.where(informed, values, 1.0), NO_INFORMATION_M2)
     covariance_xy = vectors @ np.diag(variances) @ vectors.T
     mean = covariance_xy @ (precision1 @ mean1 - precision0 @ mean0)
     # Without information along a direction the reference's mean stands there.
-    blind = vectors[:, values <= 1.0 / NO_INFORMATION_M2]
+    blind = vectors[:, ~informed]
     mean = mean + blind @ (blind.T @ (mean0 - mean))
     covariance = np.diag([0.0, 0.0, np.inf])
     covariance[:2, :2] = covariance_xy

@@ -89,3 +89,11 @@ def test_scores_are_moved_west_and_south_by_the_offset():
     assert np.unravel_index(back.argmax(), back.shape) == (4, 4)
     np.testing.assert_allclose(back[4, 4], 1.0, atol=1e-6)
     np.testing.assert_array_equal(moved(scores, np.zeros(2)), scores)
+
+
+def test_a_direction_with_hardly_any_information_does_not_place_the_match_outside_the_window():
+    """A mean 60 m east with sigma 45 m is a slope inside the window of 30 m, not a place."""
+    scores = gaussian_scores(160.0, 51.0, np.diag([2000.0, 1.0]))
+    match, _ = position_from_heatmap(heatmap_from_scores(scores, GRID, 4, 7), PRIOR, CONFIG)
+    assert abs(match.pose.x_m - 100.0) < 30.0 and match.covariance[0, 0] > 1e5
+    assert match.pose.y_m == pytest.approx(51.0, abs=0.1)

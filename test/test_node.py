@@ -149,12 +149,12 @@ class FakeMatcher:
         assert self.gate.wait(10.0)
         return image.rgb.mean()
 
-    def match(self, ground, window, config, stamp_ns):
+    def match(self, ground, window, prior, config):
         x_m, y_m = window.grid.cell_centres()
-        truth = true_pose(time_s_of(stamp_ns))
+        truth = true_pose(time_s_of(prior.stamp_ns))
         distance2 = (x_m[None, :] - truth.x_m) ** 2 + (y_m[:, None] - truth.y_m) ** 2
         log_p = -0.5 * distance2 / 4.0
-        return Heatmap(stamp_ns, window.grid, log_p - np.log(np.exp(log_p).sum()))
+        return Heatmap(prior.stamp_ns, window.grid, log_p - np.log(np.exp(log_p).sum()))
 
     def estimate(self, heatmap, prior, config):
         if self.ambiguous:
@@ -257,7 +257,10 @@ class Bench:
         self.wait(said)
 
     def camera_info_sent(self):
-        self.wait(lambda: self.publishers['camera_info'].get_subscription_count() > 0)
+        """Once the node listens to all its sensors, give it the calibration."""
+        self.wait(lambda: all(
+            self.publishers[name].get_subscription_count() > 0
+            for name in ('camera_info', 'gnss', 'odometry', 'image')))
         self.publish('camera_info', camera_info_msg())
         self.wait(lambda: self.node._rig.camera_info is not None)
 
