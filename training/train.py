@@ -149,6 +149,18 @@ def area_descriptors(network, area: np.ndarray, stride: int) -> torch.Tensor:
     return network.embed_satellite(flat).view(*tiles.shape[:2], -1)
 
 
+def scored_area(network, world: World, image: int, centre_m, yaw_rad: float, stride: int):
+    """Minus the distances (R, R) of one image to every tile about a point, and the tiles' grid."""
+    model = network.config
+    area, grid = world.area(*centre_m, VALIDATION_AREA_PX)
+    view = world.view(image, yaw_rad, model.view_px, model.px_m)
+    lattice = area_descriptors(network, area, stride)
+    ground = network.embed_ground(views_to_tensor(view, 'cpu'))[0]
+    first_m = lattice_positions(grid, model, stride)[0, 0]
+    scores = -(2.0 - 2.0 * (lattice @ ground).double().numpy())
+    return scores, MapGrid(*scores.shape, stride * model.px_m, *first_m)
+
+
 def validate(network, worlds: list[World], count: int, stride: int, seed: int):
     """Single-frame errors inside a noisy prior, and the temperature of least NLL.
 
@@ -156,7 +168,6 @@ def validate(network, worlds: list[World], count: int, stride: int, seed: int):
     covers +-24 m.  Returns a dict of metrics and the fitted temperature.
     """
     rng = np.random.default_rng(seed)
-    model = network.config
     per_world = -(-count // len(worlds))
     scores, truths, grids, prior_errors = [], [], [], []
     for world in worlds:
@@ -164,15 +175,11 @@ def validate(network, worlds: list[World], count: int, stride: int, seed: int):
         for k in chosen:
             x_m, y_m, yaw = world.poses[k]
             offset = rng.normal(0.0, 4.0, 2)
-            area, grid = world.area(x_m + offset[0], y_m + offset[1], VALIDATION_AREA_PX)
-            view = world.view(
-                k, yaw + np.radians(rng.normal(0.0, 2.0)), model.view_px, model.px_m)
-            lattice = area_descriptors(network, area, stride)
-            ground = network.embed_ground(views_to_tensor(view, 'cpu'))[0]
-            positions = lattice_positions(grid, model, stride)
-            rows, cols = lattice.shape[:2]
-            grids.append(MapGrid(rows, cols, stride * model.px_m, *positions[0, 0]))
-            scores.append(-(2.0 - 2.0 * (lattice @ ground).double().numpy()))
+            score, grid = scored_area(
+                network, world, k, (x_m + offset[0], y_m + offset[1]),
+                yaw + np.radians(rng.normal(0.0, 2.0)), stride)
+            scores.append(score)
+            grids.append(grid)
             truths.append((x_m, y_m))
             prior_errors.append(np.hypot(*offset))
 
@@ -213,20 +220,14 @@ def mean_offset(network, worlds: list[World], count: int, stride: int, seed: int
     Where roads have a driving side, a likelihood as wide as the road leans to the road's middle.
     """
     rng = np.random.default_rng(seed)
-    model, match_config = network.config, MatchConfig()
+    match_config = MatchConfig()
     information, weighted = np.zeros((2, 2)), np.zeros(2)
     for world in worlds:
         for k in rng.permutation(len(world.poses))[:-(-count // len(worlds))]:
             x_m, y_m, yaw = world.poses[k]
             centre = rng.normal((x_m, y_m), 2.0)
-            area, grid = world.area(*centre, VALIDATION_AREA_PX)
-            view = world.view(k, yaw, model.view_px, model.px_m)
-            ground = network.embed_ground(views_to_tensor(view, 'cpu'))[0]
-            lattice = area_descriptors(network, area, stride)
-            positions = lattice_positions(grid, model, stride)
-            scores = -(2.0 - 2.0 * (lattice @ ground).double().numpy()) / model.temperature
-            heatmap = heatmap_from_scores(
-                scores, MapGrid(*lattice.shape[:2], stride * model.px_m, *positions[0, 0]), 4, 0)
+            scores, grid = scored_area(network, world, k, centre, yaw, stride)
+            heatmap = heatmap_from_scores(scores / network.config.temperature, grid, 4, 0)
             prior = PoseEstimate(0, Pose2D(*centre, yaw), np.diag([4.0, 4.0, 0.001]))
             match, _ = position_from_heatmap(heatmap, prior, match_config)
             if match is None:
