@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from crossview_localizer.dense import DENSE
 from crossview_localizer.embedding_map import EmbeddingMap
 from crossview_localizer.geometry import LocalFrame, MapGrid
 from crossview_localizer.imagery import Imagery
@@ -25,7 +26,9 @@ from crossview_localizer.route import corridor, lattice, read_route
 from crossview_localizer.views import UNSEEN
 
 MAX_INVALID = 0.1              # share of a tile without imagery, above which it is left out
-AREA_TILES = 24                # lattice points a side that are embedded at once
+AREA_TILES = 24                # lattice points a side that are embedded at once, at most
+SPACING_M = 3.0                # of tiles, where the network has no spacing of its own
+CORRIDOR_M = 25.0              # and the corridor about a route
 ORTHOPHOTO_CELL_M = 0.5        # of the picture kept for display, coarser where it would be
 ORTHOPHOTO_MAX_PX = 4096       # larger than this
 
@@ -33,9 +36,9 @@ ORTHOPHOTO_MAX_PX = 4096       # larger than this
 def build_map(
     imagery: Imagery,
     network,
-    spacing_m: float = 3.0,
+    spacing_m: float | None = None,
     route_latlon_deg: np.ndarray | None = None,
-    corridor_m: float = 25.0,
+    corridor_m: float | None = None,
     batch: int = 16,
     device: str = 'cpu',
     max_tiles: int = 200_000,
@@ -48,13 +51,23 @@ def build_map(
     The lattice holds the multiples of ``spacing_m`` in the imagery's frame.  The corridor of
     ``route_latlon_deg`` (N, 2) holds all points within ``corridor_m`` of the straight lines
     between its fixes.  Tiles with more than 10 percent of their area without imagery are left out.
-    Where the spacing is the stride of the network's trunk on the ground (8 pixels of 0.375 m), the
-    trunk runs once for many tiles, as in training: about 50 times faster than tile by tile.
+    Where the spacing is the network's own ``lattice_spacing_m`` (the default) its trunk runs once
+    for many tiles, as in training: about 50 times faster than tile by tile.  A dense network's
+    tiles are the blocks of its raster, which must lie side by side.  The corridor's default is
+    what the network's matcher needs about the route.
     ``network`` is on ``device`` already.  With ``partial_path`` a killed run goes on where it
     stopped, if its arguments are the same; the caller deletes that file once the map is saved.
 
     Raises ValueError for inaccurate georeferencing, too many tiles, or no tile at all.
     """
+    if spacing_m is None:
+        spacing_m = getattr(network, 'lattice_spacing_m', None) or SPACING_M
+    if corridor_m is None:
+        corridor_m = getattr(network, 'corridor_m', CORRIDOR_M)
+    if network.config.kind == DENSE and spacing_m != network.lattice_spacing_m:
+        raise ValueError(
+            f'spacing {spacing_m} m; expected {network.lattice_spacing_m:g} m, the size of a '
+            'block of the dense raster: leave --spacing-m out')
     if not (0.0 < spacing_m < math.inf and corridor_m > 0.0 and batch > 0):
         raise ValueError(
             f'spacing {spacing_m} m, corridor {corridor_m} m, batch {batch}; '
@@ -127,7 +140,7 @@ class _TileByTile:
 
 
 class _AreaByArea:
-    """Warps squares of AREA_TILES x AREA_TILES lattice points and cuts the tiles from them.
+    """Warps squares of up to AREA_TILES x AREA_TILES lattice points and cuts tiles from them.
 
     That takes a spacing of whole pixels.  Where it is the stride of the network's trunk as well,
     the trunk runs once an area; else ``batch`` tiles go through the network at a time.
@@ -136,13 +149,14 @@ class _AreaByArea:
     def __init__(self, imagery: Imagery, network, grid: MapGrid, wanted: np.ndarray, batch: int):
         self._imagery, self._network, self._config = imagery, network, network.config
         self._grid, self._batch = grid, batch
+        self._points = min(AREA_TILES, getattr(network, 'lattice_points', AREA_TILES))
         self._stride_px = round(grid.cell_m / _px_m(network))
         self._row, self._col = np.nonzero(wanted)
-        area = self._row // AREA_TILES * wanted.shape[1] + self._col // AREA_TILES
+        area = self._row // self._points * wanted.shape[1] + self._col // self._points
         order = np.argsort(area, kind='stable')
         self.jobs = np.split(order, np.flatnonzero(np.diff(area[order])) + 1)
         # One lattice point more than is used: the trunk wants a side that divides by 32.
-        self._side_px = self._config.tile_px + AREA_TILES * self._stride_px
+        self._side_px = self._config.tile_px + self._points * self._stride_px
 
     @staticmethod
     def fits(network, spacing_m: float) -> bool:
@@ -151,20 +165,20 @@ class _AreaByArea:
 
     @staticmethod
     def shares_trunk(network, spacing_m: float) -> bool:
-        """Whether neighbouring tiles of this spacing share the cells of the feature map."""
-        if not hasattr(network, 'embed_lattice'):
-            return False
-        return math.isclose(spacing_m, network.satellite.stride * _px_m(network), rel_tol=1e-9)
+        """Whether the network describes all tiles of this spacing in an area at once."""
+        spacing_of_network_m = getattr(network, 'lattice_spacing_m', None)
+        return spacing_of_network_m is not None and math.isclose(
+            spacing_m, spacing_of_network_m, rel_tol=1e-9)
 
     def _place(self, job: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Row and column of each tile in its area's lattice."""
-        return self._row[job] % AREA_TILES, self._col[job] % AREA_TILES
+        return self._row[job] % self._points, self._col[job] % self._points
 
     def crop(self, job: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which tiles of a job lie in the imagery, (B,) bool, and the pixels of their area."""
         x_m, y_m = self._grid.xy_from_row_col(
-            self._row[job[0]] // AREA_TILES * AREA_TILES,
-            self._col[job[0]] // AREA_TILES * AREA_TILES)
+            self._row[job[0]] // self._points * self._points,
+            self._col[job[0]] // self._points * self._points)
         cell_m, tile_px = _px_m(self._network), self._config.tile_px
         reach_m = (tile_px - 1) * cell_m / 2.0
         rgb, valid = self._imagery.raster(
@@ -346,12 +360,13 @@ def main(argv: list[str] | None = None) -> int:
     where.add_argument('--area', action='store_true', help='all of the imagery')
     parser.add_argument('--topic', help='NavSatFix topic of the bag, if it has several')
     parser.add_argument(
-        '--corridor-m', type=float, default=25.0, metavar='M',
-        help='tiles whose centre is this close to the route (default 25)'
+        '--corridor-m', type=float, metavar='M',
+        help='tiles whose centre is this close to the route (default: 25, dense 60)'
     )
     parser.add_argument(
-        '--spacing-m', type=float, default=3.0, metavar='M',
-        help='distance between tile centres (default 3, at which the shipped network is fastest)'
+        '--spacing-m', type=float, metavar='M',
+        help="distance between tile centres (default: the network's own, 3 for shipped tile "
+        'weights)'
     )
     parser.add_argument(
         '--origin', type=float, nargs=2, metavar=('LAT', 'LON'),

@@ -108,6 +108,16 @@ class MatchConfig:
         'is divided out again', 1.0, 10.0)
     reference_floor_m: float = tunable(
         1.0, 'sigma added to that Gaussian on each axis', 0.0, 50.0)
+    reference_floor_rad: float = tunable(
+        0.02, 'sigma added to its heading (dense matcher)', 0.0, 1.0)
+    edge_m: float = tunable(
+        1.0, 'width of the edge of the search window (dense matcher)', 0.1, 10.0)
+    yaw_step_rad: float = tunable(
+        0.035, 'step of the headings that the dense matcher tries', 0.005, 0.2)
+    yaw_min_rad: float = tunable(
+        0.07, 'it tries at least this far each way from the heading of the prior', 0.01, 0.5)
+    yaw_max_rad: float = tunable(
+        0.28, 'and at most this far', 0.01, 1.6)
     min_information_nats: float = tunable(
         0.05, 'a heat map that narrows that Gaussian by less than this gives no update', 0.0, 10.0)
 
@@ -179,6 +189,24 @@ class NodeConfig:
     publish_tf: bool = tunable(True, 'publish the transform map->odom')
     input_timeout_s: float = tunable(
         2.0, 'an input silent for longer is reported in /diagnostics', 0.1, 60.0)
+    ellipse_warn_m: float = tunable(
+        10.0, "a longer half axis of the pose's 95 % ellipse is a warning in /diagnostics",
+        0.1, 1000.0)
+    ellipse_error_m: float = tunable(40.0, 'and above this an error', 0.1, 10000.0)
+    gnss_sigma_warn_m: float = tunable(
+        30.0, 'fixes that claim a larger horizontal sigma are a warning in /diagnostics',
+        0.1, 10000.0)
+    image_min_contrast: float = tunable(
+        3.0, 'an image whose grey levels have a smaller standard deviation shows nothing (lens '
+        'covered, black) and is not matched', 0.0, 50.0)
+    image_max_clipped: float = tunable(
+        0.97, 'an image with a larger share of black or white pixels is not matched', 0.1, 1.0)
+    last_pose_path: str = tunable(
+        'auto', 'file in which the pose is kept for a node that is killed and started again; '
+        "auto: below ROS_HOME (~/.ros), by the node's name; empty: none")
+    last_pose_max_age_s: float = tunable(
+        30.0, "a kept pose older than this, by the system's time or by stamps, is not used",
+        0.0, 600.0)
 
 
 def flatten(config) -> dict[str, object]:

@@ -20,6 +20,7 @@ class Outcome(Enum):
     PRIOR_TOO_WIDE = 'prior too wide for the search window'
     AMBIGUOUS = 'match ambiguous'
     NO_MATCHER = 'no matcher is loaded'
+    UNUSABLE = 'image not usable'
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,17 @@ class PoseEstimate:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Log-probability over ``grid`` (rows, cols), -inf where unknown; exp sums to 1."""
+    """Log-probability over ``grid`` (rows, cols), -inf where unknown; exp sums to 1.
+
+    A matcher that observes the heading has it for each of ``yaws_rad`` (K,) as well: ``volume``
+    (K, rows, cols), of which ``log_probability`` is the sum over yaw.
+    """
 
     stamp_ns: int
     grid: MapGrid
     log_probability: np.ndarray
+    yaws_rad: np.ndarray | None = None
+    volume: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -87,18 +87,20 @@ class EmbeddingMap:
         centres[index[row, col]] = np.stack(self.grid.xy_from_row_col(row, col), axis=1)
         return centres
 
-    def window(self, prior: PoseEstimate, half_width_m: float) -> MapWindow | None:
+    def window(self, prior: PoseEstimate, half_width_m: float,
+               margin_m: float = 0.0) -> MapWindow | None:
         """The square of tiles that reaches at least half_width_m each way from the prior's mean.
 
-        None where the mean is outside the grid or the square holds no tile.  A crop on the device;
-        cells beyond the grid's edge have no tile.
+        With ``margin_m`` it reaches that much farther, and the coverage is still that of the cells
+        which overlap the inner square.  None where the mean is outside the grid or the square
+        holds no tile.  A crop on the device; cells beyond the grid's edge have no tile.
         """
         x_m, y_m = prior.pose.x_m, prior.pose.y_m
         if not self.grid.contains(x_m, y_m):
             return None
         row, col = (round(float(value)) for value in self.grid.row_col_from_xy(x_m, y_m))
         # Half a cell more, as the mean may be that far from the nearest tile's centre.
-        reach = math.ceil(half_width_m / self.grid.cell_m + 0.5)
+        reach = math.ceil((half_width_m + margin_m) / self.grid.cell_m + 0.5)
         top, left, side = row - reach, col - reach, 2 * reach + 1
         inner_top, inner_left = max(top, 0), max(left, 0)
         cells = self.index[inner_top:top + side, inner_left:left + side]
@@ -112,19 +114,17 @@ class EmbeddingMap:
             inner_top - top:inner_top - top + cells.shape[0],
             inner_left - left:inner_left - left + cells.shape[1],
         ] = numbered
+        inner = reach - math.ceil(half_width_m / self.grid.cell_m + 0.5)
+        within = index[inner:side - inner, inner:side - inner]
         return MapWindow(
             self.grid.crop(top, left, side, side), index, self.descriptors[tiles].float(),
-            len(tiles) / side**2)
+            int((within >= 0).sum()) / within.numel())
 
     def orthophoto(self) -> tuple[np.ndarray, MapGrid] | None:
         """The picture of the area, rgb (rows, cols, 3) uint8 with its grid, if the map has one."""
         if self.orthophoto_grid is None:
             return None
-        bgr = cv2.imdecode(np.frombuffer(self.orthophoto_jpeg, np.uint8), cv2.IMREAD_COLOR)
-        shape = (self.orthophoto_grid.rows, self.orthophoto_grid.cols)
-        if bgr is None or bgr.shape[:2] != shape:
-            raise ValueError(f'the orthophoto in the map is damaged; {REBUILD}')
-        return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), self.orthophoto_grid
+        return _decoded(self.orthophoto_jpeg, self.orthophoto_grid)
 
     def require_fingerprint(self, fingerprint: str, path: str | Path = 'map') -> None:
         """Raise ValueError where the descriptors were made by other weights than these."""
@@ -204,6 +204,32 @@ class EmbeddingMap:
         if fingerprint is not None:
             found.require_fingerprint(fingerprint, path)
         return found
+
+
+def read_orthophoto(path: str | Path) -> tuple[np.ndarray, MapGrid] | None:
+    """The orthophoto of a map file as :meth:`EmbeddingMap.orthophoto`, without its descriptors.
+
+    Raises OSError where the file cannot be read and ValueError where it is no map or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'map {path} does not exist; expected a file from build_map')
+    try:
+        with safe_open(path, framework='pt') as file:
+            grid = _metadata(path, file.metadata())['orthophoto_grid']
+            if not grid:
+                return None
+            return _decoded(file.get_tensor('orthophoto').numpy().tobytes(), MapGrid(**grid))
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} is no embedding map, or is damaged ({error}); {REBUILD}') from error
+
+
+def _decoded(jpeg: bytes, grid: MapGrid) -> tuple[np.ndarray, MapGrid]:
+    bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
+    if bgr is None or bgr.shape[:2] != (grid.rows, grid.cols):
+        raise ValueError(f'the orthophoto in the map is damaged; {REBUILD}')
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), grid
 
 
 def _metadata(path: Path, entries: dict[str, str] | None) -> dict:

@@ -58,22 +58,19 @@ class Localizer:
     def process_image(self, image: CameraImage) -> Localization:
         """Match one frame inside the prior and fuse the match at the frame's stamp."""
         clock = _Stopwatch()
-        with self._lock:
-            prior = self.filter.estimate_at(image.stamp_ns)
-            without_prior = Outcome.TOO_OLD if self.filter.started else Outcome.NOT_STARTED
-        result = Localization(image.stamp_ns, without_prior, without_prior.value,
-                              prior=prior, posterior=prior, seconds=clock.seconds)
+        result = replace(self._prior_only(image.stamp_ns), seconds=clock.seconds)
+        prior = result.prior
         if prior is None:
             return result
         if self.matcher is None or self.embedding_map is None:
             return replace(result, outcome=Outcome.NO_MATCHER, reason=Outcome.NO_MATCHER.value)
-        half_width_m = self._half_width_m(prior)
+        half_width_m = self.half_width_m(prior)
         if half_width_m > self.config.match.window_max_m:
             return replace(
                 result, outcome=Outcome.PRIOR_TOO_WIDE,
                 reason=f'the prior asks for a window of {half_width_m:.0f} m each way; at most '
                 f'{self.config.match.window_max_m:.0f} m are searched')
-        window = self.embedding_map.window(prior, half_width_m)
+        window = self.embedding_map.window(prior, half_width_m, self.matcher.margin_m)
         if window is None or window.coverage < self.config.match.min_coverage:
             covered = 0.0 if window is None else window.coverage
             return replace(
@@ -95,7 +92,22 @@ class Localizer:
         return replace(result, outcome=update.outcome, reason=update.reason, heatmap=heatmap,
                        match=match, posterior=posterior)
 
-    def _half_width_m(self, prior: PoseEstimate) -> float:
+    def pass_image(self, stamp_ns: int, reason: str) -> Localization:
+        """What a frame gives that cannot be matched: the prior, and why."""
+        result = self._prior_only(stamp_ns)
+        if result.prior is None:
+            return result
+        return replace(result, outcome=Outcome.UNUSABLE, reason=reason)
+
+    def _prior_only(self, stamp_ns: int) -> Localization:
+        with self._lock:
+            prior = self.filter.estimate_at(stamp_ns)
+            without_prior = Outcome.TOO_OLD if self.filter.started else Outcome.NOT_STARTED
+        return Localization(
+            stamp_ns, without_prior, without_prior.value, prior=prior, posterior=prior)
+
+    def half_width_m(self, prior: PoseEstimate) -> float:
+        """How far the search window reaches each way."""
         sigma_m = float(max(prior.covariance[0, 0], prior.covariance[1, 1])) ** 0.5
         return max(self.config.match.window_min_m, self.config.match.window_sigmas * sigma_m)
 
@@ -121,11 +133,13 @@ def load_localizer(map_path: str | Path, weights: str | Path, config: LocalizerC
     Raises ValueError or OSError where one is missing, broken, or made with the other's stranger.
     """
     # torch comes with these two; a prior-only Localizer does not need it.
+    from crossview_localizer.dense import DENSE
+    from crossview_localizer.dense_matching import DenseMatcher
     from crossview_localizer.embedding_map import EmbeddingMap
     from crossview_localizer.matching import TileMatcher
     from crossview_localizer.networks import load_network
 
     network = load_network(weights, device, like)
     embedding_map = EmbeddingMap.open(map_path, device, network.fingerprint)
-    return Localizer(
-        config, embedding_map.frame, embedding_map, TileMatcher(network, device))
+    kind = DenseMatcher if network.config.kind == DENSE else TileMatcher
+    return Localizer(config, embedding_map.frame, embedding_map, kind(network, device))

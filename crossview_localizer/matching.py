@@ -13,25 +13,31 @@ from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.networks import views_to_tensor
 
-# Variance, m2, along a direction of which the heat map says nothing; finite for the algebra.
-NO_INFORMATION_M2 = 1e6
 # Less information than this share of the reference's is none: the position it would give lies far
 # outside the window.
 MIN_INFORMATION = 0.05
+# What is claimed of such a direction instead, as a share of the reference's information.
+NO_INFORMATION = 1e-5
 
 
 class TileMatcher:
     """The paper's matcher: descriptor distances from one frame to the local satellite tiles."""
+
+    margin_m = 0.0  # how far beyond the window the map must reach
 
     def __init__(self, network, device: str = 'cpu'):
         self.network = network
         self.device = device
 
     def embed(self, image: CameraImage, yaw_rad: float, pitch_rad: float = 0.0) -> torch.Tensor:
-        """One network forward: the frame's descriptor (K,), seen under the prior's heading."""
+        """One network forward: the frame's descriptor (K,).
+
+        The heading of the prior turns bird's-eye views and panoramas; a front camera's frame is
+        taken as it is.
+        """
         config = self.network.config
-        view = views.birds_eye_view(
-            image.rgb, image.camera, yaw_rad, config.view_px, config.px_m, pitch_rad)
+        view = views.ground_view(config.ground_view, image.rgb, image.camera, yaw_rad,
+                                 config.view_px, config.px_m, pitch_rad)
         return self.network.embed_ground(views_to_tensor(view, self.device))[0]
 
     def match(self, ground: torch.Tensor, window, prior: PoseEstimate,
@@ -135,27 +141,13 @@ def position_from_heatmap(
     offsets = np.stack(np.meshgrid(x_m - prior.pose.x_m, y_m - prior.pose.y_m), -1)  # (R, C, 2)
     reference = prior.covariance[:2, :2] * config.reference_inflation ** 2
     reference = reference + np.eye(2) * config.reference_floor_m ** 2
-    log_q = -0.5 * np.einsum('rci,ij,rcj->rc', offsets, np.linalg.inv(reference), offsets)
-    log_q[~np.isfinite(heatmap.log_probability)] = -np.inf
-    mean0, cov0 = _moments(offsets, log_q)
-    mean1, cov1 = _moments(offsets, log_q + heatmap.log_probability)
-    # No heat map is finer than its cells.
-    cell_variance = heatmap.grid.cell_m ** 2 / 12.0
-    precision0 = np.linalg.inv(cov0 + np.eye(2) * cell_variance)
-    precision1 = np.linalg.inv(cov1 + np.eye(2) * cell_variance)
-    gain_nats = 0.5 * (np.linalg.slogdet(precision1)[1] - np.linalg.slogdet(precision0)[1])
-    if gain_nats < config.min_information_nats:
-        return None, 'the heat map is nearly uniform'
-
-    values, vectors = np.linalg.eigh(precision1 - precision0)
-    of_reference = np.einsum('ik,ij,jk->k', vectors, precision0, vectors)
-    informed = values > MIN_INFORMATION * of_reference
-    variances = np.where(informed, 1.0 / np.where(informed, values, 1.0), NO_INFORMATION_M2)
-    covariance_xy = vectors @ np.diag(variances) @ vectors.T
-    mean = covariance_xy @ (precision1 @ mean1 - precision0 @ mean0)
-    # Without information along a direction the reference's mean stands there.
-    blind = vectors[:, ~informed]
-    mean = mean + blind @ (blind.T @ (mean0 - mean))
+    cell_variances = np.full(2, heatmap.grid.cell_m ** 2 / 12.0)
+    site, reason = likelihood_site(
+        offsets.reshape(-1, 2), heatmap.log_probability.ravel(), reference, cell_variances,
+        config.min_information_nats)
+    if site is None:
+        return None, reason
+    mean, covariance_xy = site
     covariance = np.diag([0.0, 0.0, np.inf])
     covariance[:2, :2] = covariance_xy
     pose = Pose2D(
@@ -163,9 +155,44 @@ def position_from_heatmap(
     return PoseEstimate(heatmap.stamp_ns, pose, covariance), ''
 
 
+def likelihood_site(
+    offsets: np.ndarray, log_likelihood: np.ndarray, reference: np.ndarray,
+    cell_variances: np.ndarray, min_information_nats: float,
+) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
+    """Mean (d,) and covariance (d, d) of a likelihood on cells, or None and why there is none.
+
+    ``offsets`` (n, d) from the prior's mean, ``log_likelihood`` (n,), -inf where unknown,
+    ``reference`` (d, d) the Gaussian that is multiplied in and divided out again.  No result is
+    finer than the cells, whose own variance along each axis is ``cell_variances`` (d,).
+    """
+    log_q = -0.5 * np.einsum('ni,ij,nj->n', offsets, np.linalg.inv(reference), offsets,
+                             optimize=True)
+    log_q[~np.isfinite(log_likelihood)] = -np.inf
+    mean0, cov0 = _moments(offsets, log_q)
+    mean1, cov1 = _moments(offsets, log_q + log_likelihood)
+    precision0 = np.linalg.inv(cov0 + np.diag(cell_variances))
+    precision1 = np.linalg.inv(cov1 + np.diag(cell_variances))
+    gain_nats = 0.5 * (np.linalg.slogdet(precision1)[1] - np.linalg.slogdet(precision0)[1])
+    if gain_nats < min_information_nats:
+        return None, 'the heat map is nearly uniform'
+
+    # Information relative to the reference's: in its axes metres and radians are alike.
+    root = np.linalg.cholesky(precision0)
+    relative = np.linalg.solve(root, np.linalg.solve(root, precision1 - precision0).T)
+    values, vectors = np.linalg.eigh((relative + relative.T) / 2.0)
+    informed = values > MIN_INFORMATION
+    # Along a direction without information the reference's mean stands, with a huge variance.
+    values = np.where(informed, values, NO_INFORMATION)
+    axes = np.linalg.solve(root.T, vectors)                         # (d, d)
+    covariance = axes @ np.diag(1.0 / values) @ axes.T
+    pull = axes.T @ (precision1 @ mean1 - precision0 @ mean0)
+    rest = axes.T @ precision0 @ mean0
+    return (axes @ np.where(informed, pull / values, rest), covariance), ''
+
+
 def _moments(offsets: np.ndarray, log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
-    mean = np.einsum('rc,rci->i', weight, offsets)
+    mean = weight @ offsets
     centred = offsets - mean
-    return mean, np.einsum('rc,rci,rcj->ij', weight, centred, centred)
+    return mean, (centred * weight[:, None]).T @ centred

@@ -4,9 +4,10 @@ Shape legend: B batch, S image side, C channels, N = H * W cells of a feature ma
 
 ``SafaNetwork`` is the paper's two-branch network with spatial-aware aggregation (Shi et al.,
 NeurIPS 2019, as used by Xia et al., RA-L 2021): two unshared trunks, per branch D fully linear
-aggregation heads, descriptors of unit length.  The trunk, the number of heads and their hidden
-width are choices of ``ModelConfig``, which travels in the checkpoint with the temperature that
-turns descriptor distances into log-likelihood.
+aggregation heads, descriptors of unit length.  Trunk, heads, their hidden width and what the
+ground branch is shown are choices of ``ModelConfig``, which travels in the checkpoint with the
+temperature that turns descriptor distances into log-likelihood.  ``OXFORD`` and ``CVACT`` are the
+paper's own choices: VGG16, 8 heads, a hidden width of half the cells, 4096 numbers a descriptor.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,7 +22,9 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from crossview_localizer.trunks import EfficientNetLite0, normalised
+from crossview_localizer.dense import DENSE, DenseConfig, DenseNetwork
+from crossview_localizer.trunks import EfficientNetLite0, normalised, VGG16, vgg_normalised
+from crossview_localizer.views import CAMERA_VIEW_PX, GROUND_VIEWS, POLAR_VIEW_PX
 
 RAW_CORRELATION = 'raw_correlation'
 RANDOM_INIT = 'random_init'
@@ -39,8 +42,8 @@ class ModelConfig:
     trunk: str = 'efficientnet_lite0'
     channels: int = 24              # of the feature map that the heads aggregate
     heads: int = 64
-    hidden: int = 16                # width between the two linear layers of a head
-    ground_view: str = 'birds_eye'
+    hidden: int = 16                # width between the two linear layers of a head; 0: N / 2
+    ground_view: str = 'birds_eye'  # or camera, or polar (see views.ground_view)
     px_m: float = 0.375             # metres a pixel of tile and bird's-eye view
     view_px: int = 128
     margin_px: int = 32
@@ -59,6 +62,30 @@ class ModelConfig:
     def tile_m(self) -> float:
         return self.tile_px * self.px_m
 
+    @property
+    def ground_px(self) -> tuple[int, int]:
+        """Height and width of what the ground branch is given."""
+        if self.ground_view == 'birds_eye':
+            return self.view_px, self.view_px
+        width, height = CAMERA_VIEW_PX if self.ground_view == 'camera' else POLAR_VIEW_PX
+        return height, width
+
+    @property
+    def satellite_px(self) -> tuple[int, int]:
+        """Height and width of what the satellite branch describes (without its margin)."""
+        return self.ground_px if self.ground_view == 'polar' else (self.view_px, self.view_px)
+
+
+# The papers' networks.  Oxford: front camera against north-up tiles of 600 pixels of 0.0924 m,
+# given as 256.  CVACT: panorama against the polar transform of tiles of 1200 pixels of 0.06 m
+# (that resolution is unverified).
+OXFORD = ModelConfig(
+    trunk='vgg16', channels=512, heads=8, hidden=0, ground_view='camera',
+    px_m=600 * 0.09240351462361521 / 256, view_px=256, margin_px=0)
+CVACT = ModelConfig(
+    trunk='vgg16', channels=512, heads=8, hidden=0, ground_view='polar', px_m=0.06,
+    view_px=1200, margin_px=0)
+
 
 def grey_ground(views: torch.Tensor) -> torch.Tensor:
     """Views (B, S, S, 4) to their grey 2 x 2 cells, centred where seen, as unit vectors."""
@@ -72,6 +99,27 @@ def grey_tiles(cores: torch.Tensor) -> torch.Tensor:
     """The described squares (B, S, S, 3) of tiles to the same cells, centred, unit vectors."""
     grey = F.avg_pool2d(cores.float().mean(3)[:, None], 2).flatten(1)
     return F.normalize(grey - grey.mean(1, keepdim=True), dim=1)
+
+
+def polar_tiles(tiles: torch.Tensor) -> torch.Tensor:
+    """North-up square tiles (B, S, S, 3) to polar views (B, 112, 616, 3), float32.
+
+    Columns run clockwise from south with north in the middle, as in a panorama that faces north;
+    rows from the rim (top) to the centre.  Bilinear; the formula is SAFA's:
+
+        r = S / 2 * (H - 1 - i) / H
+        row = S / 2 + r cos(2 pi j / W),  col = S / 2 - r sin(2 pi j / W)
+    """
+    side = tiles.shape[1]
+    width, height = POLAR_VIEW_PX
+    radius = side / 2.0 * (height - 1 - torch.arange(height, dtype=torch.float64)) / height
+    angle = 2.0 * torch.pi * torch.arange(width, dtype=torch.float64) / width
+    row = side / 2.0 + radius[:, None] * torch.cos(angle)
+    col = side / 2.0 - radius[:, None] * torch.sin(angle)
+    places = torch.stack((col, row), -1) * 2.0 / (side - 1) - 1.0                 # (H, W, 2)
+    places = places.to(tiles.device, torch.float32).expand(len(tiles), -1, -1, -1)
+    images = tiles.float().permute(0, 3, 1, 2)                                    # (B, 3, S, S)
+    return F.grid_sample(images, places, align_corners=True).permute(0, 2, 3, 1)
 
 
 class SpatialAwareAggregation(nn.Module):
@@ -93,13 +141,13 @@ class SpatialAwareAggregation(nn.Module):
         """Let head d begin as a Gaussian patch of a square lattice instead of the whole map.
 
         With many heads this breaks their symmetry: each begins with a place of its own, and what
-        the camera does not see leaves that head's part of the descriptor zero.
+        the camera does not see leaves that head's part of the descriptor zero.  Where heads or
+        cells are not a square number nothing is done: that is the papers' start.
         """
         cells, heads = self.biases2.shape[1:]
         side, lattice = round(cells ** 0.5), round(heads ** 0.5)
         if side * side != cells or lattice * lattice != heads:
-            raise ValueError(
-                f'{heads} heads over {cells} cells; patches need square numbers of both')
+            return
         centre = (torch.arange(lattice) + 0.5) * side / lattice - 0.5
         width = side / lattice / 2
         bump = torch.exp(-(torch.arange(side)[:, None] - centre) ** 2 / (2 * width ** 2))
@@ -107,35 +155,58 @@ class SpatialAwareAggregation(nn.Module):
         with torch.no_grad():
             self.biases2.copy_(patches[None] / patches.sum(0).mean())
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) to the concatenated heads (B, D * C), not normalised."""
+    def attention(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) to the weight of each cell in each head, (B, N, D)."""
         v = features.mean(2)                                                    # (B, N)
         h = torch.einsum('bn,nhd->bhd', v, self.weights1) + self.biases1       # (B, hidden, D)
-        a = torch.einsum('bhd,hnd->bnd', h, self.weights2) + self.biases2      # (B, N, D)
-        return torch.einsum('bnd,bnc->bdc', a, features).flatten(1)            # (B, D * C)
+        return torch.einsum('bhd,hnd->bnd', h, self.weights2) + self.biases2   # (B, N, D)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) to the concatenated heads (B, D * C), not normalised."""
+        return torch.einsum('bnd,bnc->bdc', self.attention(features), features).flatten(1)
 
 
 class SafaBranch(nn.Module):
-    """Trunk, fusion of its scales to stride 8, aggregation."""
+    """Trunk and aggregation of images of which ``size_px`` (height, width) are described.
 
-    stride = 8
+    EfficientNet's scales are fused to stride 8 between the two.  ``corrupt`` acts on the
+    normalised images: nothing, unless training puts an augmentation there.
+    """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, size_px: tuple[int, int], margin_px: int = 0):
         super().__init__()
-        if config.trunk != 'efficientnet_lite0':
-            raise ValueError(f'trunk is {config.trunk!r}; expected efficientnet_lite0')
-        self.side = config.view_px // self.stride
-        self.margin = config.margin_px // self.stride
-        self.trunk = EfficientNetLite0()
-        self.fusion = nn.ModuleList(
-            nn.Conv2d(channels, config.channels, 1, bias=False)
-            for channels in self.trunk.channels)
-        self.norm = nn.GroupNorm(1, config.channels)
-        self.aggregation = SpatialAwareAggregation(self.side ** 2, config.hidden, config.heads)
+        self.corrupt = nn.Identity()
+        if config.trunk == 'vgg16':
+            self.stride, self.normalised = 32, vgg_normalised
+            self.trunk = VGG16()
+            if config.channels != self.trunk.channels:
+                raise ValueError(f'trunk vgg16 has {self.trunk.channels} channels, the model '
+                                 f'{config.channels}; expected the same')
+            self.cells = tuple(-(-side // self.stride) for side in size_px)
+        elif config.trunk == 'efficientnet_lite0':
+            self.stride, self.normalised = 8, normalised
+            self.trunk = EfficientNetLite0()
+            self.fusion = nn.ModuleList(
+                nn.Conv2d(channels, config.channels, 1, bias=False)
+                for channels in self.trunk.channels)
+            self.norm = nn.GroupNorm(1, config.channels)
+            self.cells = tuple(side // self.stride for side in size_px)
+        else:
+            raise ValueError(
+                f'trunk is {config.trunk!r}; expected efficientnet_lite0 or vgg16')
+        if margin_px % self.stride:
+            raise ValueError(f'a margin of {margin_px} px with a trunk of stride {self.stride}; '
+                             'expected a multiple')
+        self.margin = margin_px // self.stride
+        count = self.cells[0] * self.cells[1]
+        self.aggregation = SpatialAwareAggregation(
+            count, config.hidden or count // 2, config.heads)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) normalised images to features (B, C, S/8, S/8)."""
-        maps = self.trunk(images)
+        """(B, 3, H, W) normalised images to features (B, C, H / stride, W / stride)."""
+        maps = self.trunk(self.corrupt(images))
+        if isinstance(self.trunk, VGG16):
+            return maps
         fused = 0
         for conv, x in zip(self.fusion, maps):
             fused = fused + F.interpolate(
@@ -143,40 +214,70 @@ class SafaBranch(nn.Module):
         return self.norm(fused)
 
     def describe(self, features: torch.Tensor) -> torch.Tensor:
-        """Features of whole views (B, C, side, side) to unit descriptors (B, D * C)."""
+        """Features of whole views (B, C, rows, cols) to unit descriptors (B, D * C)."""
         return F.normalize(self.aggregation(features.flatten(2).transpose(1, 2)), dim=1)
 
 
 class SafaNetwork(nn.Module):
-    """Two unshared branches to one descriptor space; distance = 2 - 2 cos, in [0, 4]."""
+    """Two unshared branches to one descriptor space; distance = 2 - 2 cos, in [0, 4].
+
+    Raises ValueError where the sizes of ``config`` do not fit each other.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        if config.ground_view not in GROUND_VIEWS:
+            raise ValueError(f'ground_view is {config.ground_view!r}; expected one of '
+                             f'{", ".join(GROUND_VIEWS)}')
+        if config.detail_weight and config.ground_view != 'birds_eye':
+            raise ValueError("detail_weight compares bird's-eye pixels; expected 0 with "
+                             f'ground_view {config.ground_view}')
         self.config = config
-        self.ground = SafaBranch(config)
-        self.satellite = SafaBranch(config)
+        self.ground = SafaBranch(config, config.ground_px)
+        self.satellite = SafaBranch(config, config.satellite_px, config.margin_px)
         self.fingerprint = ''
 
+    @property
+    def lattice_spacing_m(self) -> float | None:
+        """Spacing of tiles at which they share the cells of one feature map, metres.
+
+        None without a margin: then a tile's descriptor depends on where its edge is.
+        """
+        return self.satellite.stride * self.config.px_m if self.config.margin_px else None
+
     def ground_descriptors(self, views: torch.Tensor) -> torch.Tensor:
-        """Bird's-eye views (B, S, S, 4) uint8 to descriptors; unseen cells count for nothing."""
-        features = self.ground.features(normalised(views[..., :3]))
-        seen = F.avg_pool2d(views[:, None, :, :, 3].float() / 255.0, self.ground.stride)
-        return self.ground.describe(features * seen)
+        """Ground views (B, H, W, 3 or 4) uint8 to descriptors.
+
+        Bird's-eye views have a fourth channel: cells that were not seen count for nothing.
+        """
+        return self.ground.describe(self.ground_features(views))
+
+    def ground_features(self, views: torch.Tensor) -> torch.Tensor:
+        """Ground views to what ``ground_descriptors`` aggregates, (B, C, rows, cols)."""
+        features = self.ground.features(self.ground.normalised(views[..., :3]))
+        if self.config.ground_view != 'birds_eye':
+            return features
+        seen = views[:, None, :, :, 3].float() / 255.0
+        return features * F.avg_pool2d(seen, self.ground.stride)
 
     def satellite_descriptors(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors of their central view_px."""
-        margin, side = self.satellite.margin, self.satellite.side
-        features = self.satellite.features(normalised(tiles))
+        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors of their central view_px.
+
+        With ground_view polar the tiles come as polar views (see ``polar_tiles``).
+        """
+        margin, (rows, cols) = self.satellite.margin, self.satellite.cells
+        features = self.satellite.features(self.satellite.normalised(tiles))
         return self.satellite.describe(
-            features[:, :, margin:margin + side, margin:margin + side])
+            features[:, :, margin:margin + rows, margin:margin + cols])
 
     def satellite_lattice(self, area: torch.Tensor) -> torch.Tensor:
         """One area (S, S, 3) uint8 to the descriptors (R, R, D * C) of every tile it holds.
 
-        Neighbouring tiles are one stride apart; the trunk runs once.  R = (S - tile_px) / 8 + 1.
+        Neighbouring tiles are one stride apart; the trunk runs once.
+        R = (S - tile_px) / stride + 1.  Not for polar views.
         """
-        margin, side = self.satellite.margin, self.satellite.side
-        features = self.satellite.features(normalised(area[None]))
+        margin, (side, _) = self.satellite.margin, self.satellite.cells
+        features = self.satellite.features(self.satellite.normalised(area[None]))
         features = features[:, :, margin:features.shape[2] - margin,
                             margin:features.shape[3] - margin]
         windows = features[0].unfold(1, side, 1).unfold(2, side, 1)  # (C, R, R, side, side)
@@ -195,6 +296,8 @@ class SafaNetwork(nn.Module):
     @torch.no_grad()
     def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
         """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors as ``embed_ground`` gives them."""
+        if self.config.ground_view == 'polar':
+            tiles = polar_tiles(tiles)
         described = self.satellite_descriptors(tiles)
         if not self.config.detail_weight:
             return described
@@ -237,11 +340,12 @@ class RawCorrelation(nn.Module):
         return grey_tiles(tiles[:, margin:margin + side, margin:margin + side])
 
 
-def save_network(network: SafaNetwork, path: str | Path, provenance: dict[str, object]):
-    """Write weights (float16) with their model config and how they were made, atomically."""
+def save_network(network: SafaNetwork | DenseNetwork, path: str | Path,
+                 provenance: dict[str, object], precision: torch.dtype = torch.float16):
+    """Write weights with their model config and how they were made, atomically."""
     path = Path(path)
     tensors = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
+        name: (value.to(precision) if value.is_floating_point() else value).contiguous()
         for name, value in network.state_dict().items()
     }
     metadata = {
@@ -254,7 +358,7 @@ def save_network(network: SafaNetwork, path: str | Path, provenance: dict[str, o
     partial.replace(path)
 
 
-def read_model_config(path: str | Path) -> tuple[ModelConfig, dict]:
+def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict]:
     """Model config and provenance of a checkpoint, without its tensors.
 
     Raises ValueError where the file is not such a checkpoint, FileNotFoundError where absent.
@@ -272,10 +376,14 @@ def read_model_config(path: str | Path) -> tuple[ModelConfig, dict]:
             f'{path} has format {metadata.get("format")!r}; '
             'expected crossview_localizer weights 1')
     model = json.loads(metadata['model'])
-    unknown = set(model) - {item.name for item in fields(ModelConfig)}
+    kind = DenseConfig if model.get('kind') == DENSE else ModelConfig
+    unknown = set(model) - {item.name for item in fields(kind)}
     if unknown:
         raise ValueError(f'{path}: unknown model setting {sorted(unknown)[0]!r}; newer weights?')
-    return ModelConfig(**model), json.loads(metadata.get('provenance', '{}'))
+    # JSON has lists where the config has tuples.
+    model = {key: tuple(value) if isinstance(value, list) else value
+             for key, value in model.items()}
+    return kind(**model), json.loads(metadata.get('provenance', '{}'))
 
 
 def load_network(source: str | Path, device: str = 'cpu', like: str | Path | None = None):
@@ -288,8 +396,14 @@ def load_network(source: str | Path, device: str = 'cpu', like: str | Path | Non
     name, _, seed = str(source).partition(':')
     if name in (RAW_CORRELATION, RANDOM_INIT):
         config = read_model_config(like)[0] if like else ModelConfig()
-        config = replace(config, offset_forward_m=0.0, offset_left_m=0.0, detail_weight=0.0)
+        if isinstance(config, ModelConfig):
+            config = replace(config, offset_forward_m=0.0, offset_left_m=0.0, detail_weight=0.0)
         if name == RAW_CORRELATION:
+            if config.kind == DENSE:
+                raise ValueError(f'{name} compares tiles; expected weights of a tile network')
+            if config.ground_view != 'birds_eye':
+                raise ValueError(f"{name} compares bird's-eye views with tiles; expected weights "
+                                 f'with ground_view birds_eye, found {config.ground_view}')
             raw = RawCorrelation(replace(config, temperature=config.raw_temperature))
             return raw.to(device).eval()
         network = random_network(
@@ -297,7 +411,7 @@ def load_network(source: str | Path, device: str = 'cpu', like: str | Path | Non
         network.fingerprint = _digest(network.config, seed or 0)
         return network.to(device).eval()
     config, _ = read_model_config(source)
-    network = SafaNetwork(config)
+    network = DenseNetwork(config) if config.kind == DENSE else SafaNetwork(config)
     state = {}
     with safe_open(source, framework='pt') as file:
         expected = network.state_dict()
@@ -313,13 +427,16 @@ def load_network(source: str | Path, device: str = 'cpu', like: str | Path | Non
     return network.to(device).eval()
 
 
-def random_network(config: ModelConfig, seed: int) -> SafaNetwork:
+def random_network(config: ModelConfig | DenseConfig, seed: int) -> SafaNetwork | DenseNetwork:
     """A network with reproducible random weights; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if config.kind == DENSE:
+            return DenseNetwork(config)
         network = SafaNetwork(config)
-        for branch in (network.ground, network.satellite):
-            branch.aggregation.start_from_patches()
+        if config.ground_view == 'birds_eye':  # whose cells lie as those of the tiles do
+            for branch in (network.ground, network.satellite):
+                branch.aggregation.start_from_patches()
     return network
 
 

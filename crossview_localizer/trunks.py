@@ -1,16 +1,31 @@
-"""Image trunks: their feature maps at several strides, and their pretrained weights.
+"""Image trunks: their feature maps, and their pretrained weights.
 
-Shape legend: B batch, S image side.
+Shape legend: B batch, S image side, H, W image height and width.
 """
 
 import torch
 from torch import nn
 import torch.nn.functional as F
 
+# What the paper takes off its BGR images; and what torchvision's VGG16 was trained on: RGB, here
+# in grey levels.
+VGG_MEAN_BGR = (103.939, 116.779, 123.6)
+TORCHVISION_MEAN = (123.675, 116.28, 103.53)
+TORCHVISION_DEVIATION = (58.395, 57.12, 57.375)
+
 
 def normalised(rgb: torch.Tensor) -> torch.Tensor:
     """uint8 (..., 3) to the range for which EfficientNet-Lite was trained, channels second."""
     return ((rgb.float() - 127.0) / 128.0).permute(0, 3, 1, 2)  # (B, 3, S, S)
+
+
+def vgg_normalised(rgb: torch.Tensor) -> torch.Tensor:
+    """uint8 RGB (..., 3) to what the paper's VGG16 was given: BGR less its mean, channels second.
+
+    The mean of red is 123.6 (not 123.68); the scale stays that of the pixels.
+    """
+    mean = torch.tensor(VGG_MEAN_BGR, device=rgb.device)
+    return (rgb.flip(-1).float() - mean).permute(0, 3, 1, 2)  # (B, 3, H, W)
 
 
 class SameConv(nn.Module):
@@ -103,4 +118,76 @@ class EfficientNetLite0(nn.Module):
                 raise ValueError(
                     f'pretrained trunk: {source} is {found}; expected {tuple(value.shape)}')
             renamed[key] = state[source]
+        self.load_state_dict(renamed)
+
+
+class VGG16(nn.Module):
+    """The 13 convolutions of VGG16-D with all five max-pools (Simonyan and Zisserman 2015).
+
+    As in the paper: ReLU after every convolution, pools padded to SAME (an odd side is rounded
+    up), and in training dropout after each of the last six convolutions.  Without batch norm.
+    """
+
+    widths = (64, 64, 'pool', 128, 128, 'pool', 256, 256, 256, 'pool',
+              512, 512, 512, 'pool', 512, 512, 512, 'pool')
+    channels = 512
+    dropout_from = 512  # convolutions as wide as this are followed by dropout
+
+    def __init__(self, dropout: float = 0.2):
+        super().__init__()
+        self.dropout = dropout
+        self.convolutions = nn.ModuleDict()
+        inputs, block, place = 3, 1, 1
+        for width in self.widths:
+            if width == 'pool':
+                block, place = block + 1, 1
+                continue
+            conv = nn.Conv2d(inputs, width, 3, padding=1)
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.uniform_(conv.bias, -(3.0 / width) ** 0.5, (3.0 / width) ** 0.5)
+            self.convolutions[f'conv{block}_{place}'] = conv
+            inputs, place = width, place + 1
+
+    def forward(self, x):
+        """(B, 3, H, W) to (B, 512, H / 32, W / 32), sides rounded up."""
+        convolutions = iter(self.convolutions.values())
+        for width in self.widths:
+            if width == 'pool':
+                x = F.max_pool2d(x, 2, ceil_mode=True)
+                continue
+            x = F.relu(next(convolutions)(x))
+            if width >= self.dropout_from:
+                x = F.dropout(x, self.dropout, self.training)
+        return x
+
+    def load_pretrained(self, state: dict[str, torch.Tensor]):
+        """Take ImageNet weights under torchvision's names, ``features.0.weight`` and so on.
+
+        The first convolution takes over the difference between torchvision's normalisation and
+        this trunk's (exactly so, but at the image's edge, where it is padded with another grey).
+        Raises ValueError naming the first variable that is missing or misshapen.
+        """
+        layer = 0
+        renamed = {}
+        names = iter(self.convolutions)
+        for width in self.widths:
+            if width == 'pool':
+                layer += 1
+                continue
+            name = next(names)
+            for leaf in ('weight', 'bias'):
+                key = f'features.{layer}.{leaf}'
+                ours = getattr(self.convolutions[name], leaf)
+                if key not in state or state[key].shape != ours.shape:
+                    found = tuple(state[key].shape) if key in state else 'nothing'
+                    raise ValueError(
+                        f'pretrained trunk: {key} is {found}; expected {tuple(ours.shape)}')
+                renamed[f'convolutions.{name}.{leaf}'] = state[key]
+            layer += 2  # convolution and ReLU
+        weight = renamed['convolutions.conv1_1.weight']                       # (64, RGB, 3, 3)
+        weight = weight / torch.tensor(TORCHVISION_DEVIATION).view(1, 3, 1, 1)
+        shift = torch.tensor(VGG_MEAN_BGR).flip(0) - torch.tensor(TORCHVISION_MEAN)
+        renamed['convolutions.conv1_1.weight'] = weight.flip(1)               # (64, BGR, 3, 3)
+        renamed['convolutions.conv1_1.bias'] = renamed['convolutions.conv1_1.bias'] + (
+            weight.sum((2, 3)) @ shift)
         self.load_state_dict(renamed)

@@ -27,7 +27,7 @@ class MeanColours:
     """Stands for the network: colours pooled over 4 x 4 cells, as unit vectors."""
 
     def __init__(self, tile_m=20.0, tile_px=32, interrupt_after=None):
-        self.config = SimpleNamespace(tile_m=tile_m, tile_px=tile_px)
+        self.config = SimpleNamespace(kind='safa', tile_m=tile_m, tile_px=tile_px)
         self.fingerprint = 'c0105' * 12 + 'abcd'
         self.batches = []
         self.interrupt_after = interrupt_after
@@ -45,8 +45,7 @@ class SharedTrunk(MeanColours):
 
     def __init__(self):
         super().__init__(tile_m=24.0, tile_px=32)
-        self.config.px_m = 0.75
-        self.satellite = SimpleNamespace(stride=4)
+        self.lattice_spacing_m = 3.0
 
     def embed_lattice(self, area):
         tiles = area.unfold(0, 32, 4).unfold(1, 32, 4)             # (R, R, 3, S, S)

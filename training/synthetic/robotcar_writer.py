@@ -227,7 +227,7 @@ class OrthophotoWriter:
         columns, rows = np.meshgrid(self._knots, self._knots)
         self._x, self._y = geo.xy_from_utm(self.west + columns * px_m, self.north - rows * px_m)
         if warp_rms_m > 0:
-            dx, dy = _smooth_warp(np.random.default_rng([seed, 23]), self._x, self._y, warp_rms_m)
+            dx, dy = smooth_warp(np.random.default_rng([seed, 23]), self._x, self._y, warp_rms_m)
             self._x, self._y = self._x + dx, self._y + dy
 
     def xy(self, row0: int, row1: int):
@@ -255,7 +255,7 @@ class OrthophotoWriter:
         part.replace(path)
 
 
-def _smooth_warp(rng, x, y, rms_m):
+def smooth_warp(rng, x, y, rms_m):
     """A displacement field with features of some 150 m and the given RMS length."""
     field = np.zeros((2, *x.shape))
     for axis in (0, 1):

@@ -1,0 +1,365 @@
+"""Single frames of the dense matcher in unseen simulated cities, beside the paper's and controls.
+
+Protocol: another day than the orthophoto's, prior off by up to 18.5 m on each axis and 10 degrees,
+images of 231 x 154, frames 5 m or more apart.  The paper's matcher has tiles 1.5 m apart and the
+temperature fitted on validation drives.  image_blind is the dense matcher given the image of a
+frame at least 200 m away (the farthest in a short drive).
+"""
+
+import argparse
+import csv
+from dataclasses import dataclass, replace
+import gzip
+import hashlib
+import json
+import math
+from pathlib import Path
+import platform
+import sys
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from crossview_localizer.config import MatchConfig
+from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
+from crossview_localizer.dense_matching import DenseMatcher, peak_pose
+from crossview_localizer.embedding_map import MapWindow
+from crossview_localizer.geometry import body_axes_error, MapGrid, Pose2D, wrap_angle
+from crossview_localizer.matching import TileMatcher
+from crossview_localizer.networks import load_network, RAW_CORRELATION
+from training.datasets import load_world, World
+from training.dense_samples import dense_map, prior_about, PRIOR_M, UNIFORM
+from training.synthetic.robotcar_writer import smooth_warp
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
+PAPER_WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
+RESULT = REPOSITORY / 'docs/results/dense.json'
+
+WIDE_PRIOR_M = 50.0
+IMAGE_PX = (231, 154)
+SPACING_M = 5.0
+BLIND_MIN_M = 200.0
+TILE_STEP_PX = 4              # of 0.375 m
+FULL_CIRCLE_EVERY = 5         # that row is slow: every fifth frame
+WARP_RMS_M = 0.5
+CHI2_3 = {'coverage_68': 3.5267, 'coverage_95': 7.8147}
+METHODS = ('dense', 'paper', 'prior_centre', 'image_blind', 'yaw_full_circle', 'raw_correlation',
+           'random_init')
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One answer of one method; errors in the vehicle's axes."""
+
+    world: str
+    index: int
+    method: str
+    truth: Pose2D
+    estimate: PoseEstimate
+    ambiguous: bool
+
+    def errors(self) -> tuple[float, float, float]:
+        """Signed ahead_m, left_m, yaw_rad."""
+        pose = self.estimate.pose
+        ahead_m, left_m = body_axes_error(
+            np.array([pose.x_m - self.truth.x_m, pose.y_m - self.truth.y_m]),
+            np.array(self.truth.yaw_rad))
+        return float(ahead_m), float(left_m), wrap_angle(pose.yaw_rad - self.truth.yaw_rad)
+
+    def mahalanobis2(self) -> float:
+        pose = self.estimate.pose
+        error = np.array([pose.x_m - self.truth.x_m, pose.y_m - self.truth.y_m,
+                          wrap_angle(pose.yaw_rad - self.truth.yaw_rad)])
+        return float(error @ np.linalg.solve(self.estimate.covariance, error))
+
+
+class Scene:
+    """A world as the matchers see it: 231 x 154 images, the dense map, tiles on demand."""
+
+    def __init__(self, world: World, dense, paper, warp_seed: int | None = None):
+        self.world = small_images(world)
+        if warp_seed is not None:
+            self.world = replace(self.world, imagery=warped(self.world, warp_seed))
+        self.networks = {'dense': dense}
+        self.matchers = {'dense': DenseMatcher(dense)}
+        self.maps = {'dense': dense_map(dense, self.world)}
+        self.paper = paper
+        self.coarse = coarser(self.world, paper.config.px_m)
+
+    def add_dense(self, name: str, network) -> None:
+        self.matchers[name] = DenseMatcher(network)
+        self.maps[name] = dense_map(network, self.world)
+
+    def image(self, index: int) -> CameraImage:
+        return CameraImage(0, self.world.images[index], self.world.camera)
+
+    def truth(self, index: int) -> Pose2D:
+        return Pose2D(*map(float, self.world.poses[index]))
+
+    def elsewhere(self, index: int, rng) -> int:
+        """A frame at least BLIND_MIN_M away, or the farthest."""
+        distance = np.hypot(*(self.world.poses[:, :2] - self.world.poses[index, :2]).T)
+        far = np.flatnonzero(distance >= BLIND_MIN_M)
+        return int(rng.choice(far)) if len(far) else int(distance.argmax())
+
+    def dense_answer(self, name: str, image: CameraImage, prior: PoseEstimate,
+                     config: MatchConfig, half_width_m: float):
+        matcher = self.matchers[name]
+        window = self.maps[name].window(prior, half_width_m, matcher.margin_m)
+        ground = matcher.embed(image, prior.pose.yaw_rad)
+        return matcher.match(ground, window, prior, config)
+
+    def tile_answer(self, network, image: CameraImage, prior: PoseEstimate, config: MatchConfig):
+        """The paper's matcher on tiles TILE_STEP_PX apart, its trunk run once a shift."""
+        matcher = TileMatcher(network)
+        window = tile_window(network, self.coarse, prior.pose, PRIOR_M)
+        ground = matcher.embed(image, prior.pose.yaw_rad)
+        return matcher.match(ground, window, prior, config)
+
+
+def small_images(world: World) -> World:
+    """The same world with images of IMAGE_PX and the camera to fit."""
+    height_px, width_px = world.images.shape[1:3]
+    if (width_px, height_px) == IMAGE_PX:
+        return world
+    across, down = IMAGE_PX[0] / width_px, IMAGE_PX[1] / height_px
+    c = world.camera
+    camera = CameraModel(
+        *IMAGE_PX, c.fx_px * across, c.fy_px * down, (c.cx_px + 0.5) * across - 0.5,
+        (c.cy_px + 0.5) * down - 0.5, c.base_from_camera, c.height_m)
+    images = np.stack([cv2.resize(x, IMAGE_PX, interpolation=cv2.INTER_AREA)
+                       for x in world.images])
+    return replace(world, images=images, camera=camera)
+
+
+def warped(world: World, seed: int) -> np.ndarray:
+    """The imagery with a smooth misregistration of WARP_RMS_M, as the renderer's option has it."""
+    x_m, y_m = np.meshgrid(*world.grid.cell_centres())
+    dx_m, dy_m = smooth_warp(np.random.default_rng([seed, 23]), x_m, y_m, WARP_RMS_M)
+    row, col = world.grid.row_col_from_xy(x_m + dx_m, y_m + dy_m)
+    return cv2.remap(world.imagery, col.astype(np.float32), row.astype(np.float32),
+                     cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def coarser(world: World, px_m: float) -> World:
+    """The same world with imagery of ``px_m`` a pixel."""
+    scale = world.grid.cell_m / px_m
+    rows, cols = int(world.grid.rows * scale), int(world.grid.cols * scale)
+    first_m = (px_m - world.grid.cell_m) / 2
+    grid = MapGrid(rows, cols, px_m, world.grid.x0_m + first_m, world.grid.y0_m - first_m)
+    used = world.imagery[:round(rows / scale), :round(cols / scale)]
+    return replace(world, grid=grid, imagery=cv2.resize(
+        used, (cols, rows), interpolation=cv2.INTER_AREA))
+
+
+@torch.no_grad()
+def tile_window(network, world: World, pose: Pose2D, half_width_m: float) -> MapWindow:
+    """Tiles TILE_STEP_PX apart about a pose."""
+    model = network.config
+    stride = 8
+    reach = math.ceil((half_width_m + 1.0) / (stride * model.px_m))
+    side_px = model.tile_px + 2 * reach * stride
+    side_px += -side_px % 32
+    area, grid = world.area(pose.x_m, pose.y_m, side_px + stride)
+    shifts = range(0, stride, TILE_STEP_PX)
+    per_shift = (side_px - model.tile_px) // stride + 1
+    tiles = None
+    for i, down in enumerate(shifts):
+        for j, right in enumerate(shifts):
+            part = torch.from_numpy(area[down:down + side_px, right:right + side_px].copy())
+            if hasattr(network, 'embed_lattice'):
+                found = network.embed_lattice(part)
+            else:
+                cut = part.unfold(0, model.tile_px, stride).unfold(1, model.tile_px, stride)
+                found = network.embed_satellite(cut.flatten(0, 1).permute(0, 2, 3, 1)).view(
+                    per_shift, per_shift, -1)
+            if tiles is None:
+                tiles = found.new_zeros(
+                    per_shift * len(shifts), per_shift * len(shifts), found.shape[2])
+            tiles[i::len(shifts), j::len(shifts)] = found
+    first_px = model.margin_px + (model.view_px - 1) / 2
+    x0_m, y0_m = grid.xy_from_row_col(first_px, first_px)
+    side = tiles.shape[0]
+    return MapWindow(
+        MapGrid(side, side, TILE_STEP_PX * model.px_m, float(x0_m), float(y0_m)),
+        torch.arange(side * side).view(side, side), tiles.flatten(0, 1), 1.0)
+
+
+def full_circle(scene: Scene, image: CameraImage, prior: PoseEstimate) -> PoseEstimate:
+    """The best pose of all headings: 18 matches of +-10 degrees."""
+    best, found = -math.inf, None
+    for k in range(18):
+        heading = wrap_angle(prior.pose.yaw_rad + math.radians(20.0 * k))
+        turned = replace(prior, pose=replace(prior.pose, yaw_rad=heading))
+        matcher = scene.matchers['dense']
+        window = scene.maps['dense'].window(turned, PRIOR_M, matcher.margin_m)
+        # Scores of different headings are compared as they are: the peak above the mean.
+        heatmap = matcher.match(matcher.embed(image, heading), window, turned, UNIFORM)
+        peak = float(heatmap.volume.max() - np.median(heatmap.volume))
+        if peak > best:
+            best, found = peak, peak_pose(heatmap, turned)[0]
+    return found
+
+
+def judge_scene(scene: Scene, name: str, seed: int, wide: bool, count: int | None) -> list[Frame]:
+    """All methods on the frames of one world."""
+    rng = np.random.default_rng([seed, 7])
+    raw = load_network(RAW_CORRELATION, like=PAPER_WEIGHTS)
+    frames, last_m, last_drive = [], None, None
+    chosen = []
+    for index, (pose, drive) in enumerate(zip(scene.world.poses, scene.world.drive)):
+        far = last_m is None or drive != last_drive or np.hypot(*(pose[:2] - last_m)) >= SPACING_M
+        if far:
+            chosen.append(index)
+            last_m, last_drive = pose[:2], drive
+    chosen = chosen[:count]
+    for number, index in enumerate(tqdm(chosen, desc=name, unit=' frames')):
+        truth, image = scene.truth(index), scene.image(index)
+        prior = prior_about(truth, rng, PRIOR_M)
+
+        def add(method, estimate, ambiguous=False, index=index, truth=truth):
+            frames.append(Frame(name, index, method, truth, estimate, ambiguous))
+
+        add('prior_centre', prior)
+        heatmap = scene.dense_answer('dense', image, prior, UNIFORM, PRIOR_M)
+        add('dense', *peak_pose(heatmap, prior))
+        blind = scene.image(scene.elsewhere(index, rng))
+        add('image_blind', *peak_pose(
+            scene.dense_answer('dense', blind, prior, UNIFORM, PRIOR_M), prior))
+        for method, network in (('paper', scene.paper), ('raw_correlation', raw)):
+            add(method, *peak_pose(scene.tile_answer(network, image, prior, UNIFORM), prior))
+        if 'random_init' in scene.matchers:
+            add('random_init', *peak_pose(
+                scene.dense_answer('random_init', image, prior, UNIFORM, PRIOR_M), prior))
+        if number % FULL_CIRCLE_EVERY == 0:
+            add('yaw_full_circle', full_circle(scene, image, prior))
+        if wide:
+            far_prior = prior_about(truth, rng, WIDE_PRIOR_M)
+            add('dense_wide_prior', *peak_pose(scene.dense_answer(
+                'dense', image, far_prior, UNIFORM, WIDE_PRIOR_M), far_prior))
+    return frames
+
+
+def summarize(frames: list[Frame]) -> dict[str, dict]:
+    """Metrics of each method, as ``docs/results/dense.json`` has them."""
+    found = {}
+    for method in dict.fromkeys(frame.method for frame in frames):
+        own = [frame for frame in frames if frame.method == method]
+        ahead, left, yaw = np.array([frame.errors() for frame in own]).T
+        error = np.hypot(ahead, left)
+        mahalanobis2 = np.array([frame.mahalanobis2() for frame in own])
+        semi_major = [math.sqrt(np.linalg.eigvalsh(frame.estimate.covariance[:2, :2])[-1])
+                      for frame in own]
+        found[method] = {
+            'median_m': float(np.median(error)), 'mean_m': float(error.mean()),
+            'p95_m': float(np.percentile(error, 95)),
+            'heading_median_deg': float(np.degrees(np.median(np.abs(yaw)))),
+            'lateral_median_m': float(np.median(np.abs(left))),
+            'longitudinal_median_m': float(np.median(np.abs(ahead))),
+            **{key: float((mahalanobis2 <= limit).mean()) for key, limit in CHI2_3.items()},
+            'ambiguous': float(np.mean([frame.ambiguous for frame in own])),
+            'semi_major_m': float(np.median(semi_major)), 'n': len(own)}
+    return found
+
+
+def table(summary: dict[str, dict]) -> str:
+    lines = [f'{"":18}{"median":>8}{"mean":>8}{"p95":>8}{"lat.":>7}{"long.":>7}{"head.":>7}'
+             f'{"c68":>6}{"c95":>6}{"ambig.":>7}{"major":>7}{"n":>6}']
+    for method, row in summary.items():
+        lines.append(
+            f'{method:18}{row["median_m"]:8.2f}{row["mean_m"]:8.2f}{row["p95_m"]:8.2f}'
+            f'{row["lateral_median_m"]:7.2f}{row["longitudinal_median_m"]:7.2f}'
+            f'{row["heading_median_deg"]:7.2f}{row["coverage_68"]:6.2f}{row["coverage_95"]:6.2f}'
+            f'{row["ambiguous"]:7.2f}{row["semi_major_m"]:7.2f}{row["n"]:6d}')
+    return '\n'.join(lines)
+
+
+def write_frames(frames: list[Frame], path: Path) -> None:
+    """A line a frame and method: truth, estimate, covariance, outcome."""
+    with gzip.open(path, 'wt', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(['world', 'frame', 'method', 'outcome', 'truth_x_m', 'truth_y_m',
+                         'truth_yaw_rad', 'x_m', 'y_m', 'yaw_rad', 'xx_m2', 'xy_m2', 'yy_m2',
+                         'xyaw_mrad', 'yyaw_mrad', 'yawyaw_rad2'])
+        for frame in frames:
+            c = frame.estimate.covariance
+            writer.writerow([
+                frame.world, frame.index, frame.method, 'ambiguous' if frame.ambiguous else 'ok',
+                *(f'{value:.4f}' for value in (*frame.truth.as_array(),
+                                               *frame.estimate.pose.as_array())),
+                *(f'{value:.6g}' for value in (
+                    c[0, 0], c[0, 1], c[1, 1], c[0, 2], c[1, 2], c[2, 2]))])
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.dense', description=__doc__.splitlines()[0],
+        epilog='example: python -m benchmarks.dense --worlds runs/test/world_40*.npz')
+    parser.add_argument('--worlds', nargs='*', type=Path, default=[],
+                        help='prepared test worlds (training.simulate --px-m 0.25 --rate-hz 1)')
+    parser.add_argument('--layouts', nargs='*', type=Path, default=[],
+                        help='prepared worlds of real layouts')
+    parser.add_argument('--seeds', nargs='*', type=int, default=[],
+                        help='render these worlds first, into OUT')
+    parser.add_argument('--weights', type=Path, default=WEIGHTS)
+    parser.add_argument('--paper-weights', type=Path, default=PAPER_WEIGHTS)
+    parser.add_argument('--frames', type=int, help='at most so many frames a world')
+    parser.add_argument('--threads', type=int, default=1, help='of torch')
+    parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/dense',
+                        help='folder of frames.csv.gz and dense.json')
+    parser.add_argument('--keep', action='store_true', help=f'write {RESULT.name} to docs too')
+    args = parser.parse_args(arguments)
+    try:
+        return run(args)
+    except (ValueError, OSError) as error:
+        print(f'benchmarks.dense: {error}', file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    worlds = list(args.worlds)
+    for seed in args.seeds:
+        from training.simulate import simulate
+        worlds.append(simulate(seed, args.out, (320, 240), 1.0, 130.0, 2, 2, 0.25))
+    if not worlds and not args.layouts:
+        raise ValueError('no world is given; expected --worlds, --seeds or --layouts')
+    dense, paper = load_network(args.weights), load_network(args.paper_weights)
+    random_init = load_network('random_init:1', like=args.weights)
+    result = {'device': platform.processor() or platform.machine(),
+              'weights': [dense.fingerprint[:12], paper.fingerprint[:12]],
+              'torch': torch.__version__, 'threads': args.threads}
+    every, digest = [], hashlib.sha256()
+    parts = (('synthetic', worlds, None), ('warped', worlds, 5),
+             ('real_layout', args.layouts, None))
+    for part, paths, warp_seed in parts:
+        frames = []
+        for number, path in enumerate(paths):
+            world = load_world(path)
+            digest.update(world.imagery.tobytes())
+            scene = Scene(world, dense, paper, warp_seed)
+            if part != 'warped':
+                scene.add_dense('random_init', random_init)
+            frames += judge_scene(scene, f'{part} {world.name}', number, part == 'synthetic',
+                                  args.frames)
+        if frames:
+            result[part] = summarize(frames)
+            print(f'\n{part} (SIMULATION)\n{table(result[part])}', flush=True)
+        every += frames
+    result['world_hash'] = digest.hexdigest()[:16]
+    write_frames(every, args.out / 'frames.csv.gz')
+    text = json.dumps(result, indent=1) + '\n'
+    (args.out / 'dense.json').write_text(text)
+    if args.keep:
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(text)
+    print(f'\n{args.out / "dense.json"}, {args.out / "frames.csv.gz"}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The dense matcher: a bird's-eye view against the descriptor raster, over place and heading."""
+
+import math
+
+import numpy as np
+import torch
+
+from crossview_localizer import views
+from crossview_localizer.config import MatchConfig
+from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
+from crossview_localizer.dense import DenseNetwork
+from crossview_localizer.embedding_map import MapWindow
+from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
+from crossview_localizer.matching import edge_mass, likelihood_site
+from crossview_localizer.trunks import normalised
+
+YAW_REFINE = 4        # steps per yaw bin to which the scores are interpolated
+
+
+class DenseMatcher:
+    """Scores poses in the prior's window; the interface is ``TileMatcher``'s."""
+
+    def __init__(self, network: DenseNetwork, device: str = 'cpu'):
+        self.network = network
+        self.device = device
+        config = network.config
+        # The patch lies ahead of the pose: the map must reach that much farther.
+        self.margin_m = config.middle_m + config.patch_cells * config.cell_m / 2
+
+    @torch.inference_mode()
+    def embed(self, image: CameraImage, yaw_rad: float, pitch_rad: float = 0.0):
+        """One network forward: weighted descriptors (1, C, F, L) and weights (1, 1, F, L).
+
+        In the vehicle's own axes: the heading is not needed.
+        """
+        lifted = views.lifted_view(image.rgb, image.camera, self.network.config, pitch_rad)
+        return self.network.ground(*ground_tensors([lifted], self.device))
+
+    @torch.inference_mode()
+    def match(self, ground, window: MapWindow, prior: PoseEstimate,
+              config: MatchConfig) -> Heatmap:
+        """Log-probability over place and heading, and over place alone (its sum over yaw)."""
+        found, yaws_rad, grid = self.scores(ground, window, prior, config)
+        scores = found.double().cpu().numpy()
+        scores = scores - scores.max()
+        volume = scores - np.log(np.exp(scores).sum())
+        return Heatmap(prior.stamp_ns, grid, _log_sum(volume), yaws_rad, volume)
+
+    def scores(self, ground, window: MapWindow, prior: PoseEstimate, config: MatchConfig):
+        """Log-likelihood (K, R, C) up to a constant, its yaws (K,) and the grid of its places."""
+        model = self.network.config
+        yaws_rad = yaw_bins(prior, config)                                      # (K,)
+        sigma_m = math.sqrt(max(prior.covariance[0, 0], prior.covariance[1, 1]))
+        half_width_m = max(config.window_min_m, config.window_sigmas * sigma_m)
+        places = 2 * math.ceil(half_width_m / model.cell_m) + 1
+        heading = prior.pose.yaw_rad
+        ahead_m = model.middle_m * np.array([math.cos(heading), math.sin(heading)])
+        raster, missing, grid = window_raster(
+            window, model.block_cells, model.cell_m, prior.pose.x_m + ahead_m[0],
+            prior.pose.y_m + ahead_m[1], places + model.patch_cells - 1)
+        scores = self.network.scores(
+            *ground, raster, torch.from_numpy(yaws_rad)[None].to(self.device), heading,
+            missing)[0] / model.temperature                                     # (K, R, C)
+        middle = (model.patch_cells - 1) / 2 * model.cell_m
+        places_grid = MapGrid(places, places, model.cell_m, grid.x0_m + middle - ahead_m[0],
+                              grid.y0_m - middle - ahead_m[1])
+        return scores, yaws_rad, places_grid
+
+    def estimate(self, heatmap: Heatmap, prior: PoseEstimate, config: MatchConfig):
+        """See ``pose_from_volume``."""
+        return pose_from_volume(heatmap, prior, config)
+
+
+def ground_tensors(lifted: list[views.LiftedView], device: str = 'cpu'):
+    """Lifted views to the ground branch's three inputs, as a batch."""
+    images = normalised(torch.from_numpy(np.stack([v.trunk_image for v in lifted])).to(device))
+    road = torch.from_numpy(np.stack([v.road for v in lifted])).to(device)
+    mask = road[..., 3:].permute(0, 3, 1, 2).float() / 255.0
+    points = torch.from_numpy(np.stack([v.points for v in lifted])).to(device)
+    return images, torch.cat((normalised(road[..., :3]) * mask, mask), 1), points
+
+
+def yaw_bins(prior: PoseEstimate, config: MatchConfig) -> np.ndarray:
+    """Headings about the prior's: ``window_sigmas`` each way, within the configured limits."""
+    reach = config.window_sigmas * math.sqrt(prior.covariance[2, 2])
+    reach = min(max(reach, config.yaw_min_rad), config.yaw_max_rad)
+    steps = math.ceil(reach / config.yaw_step_rad)
+    return prior.pose.yaw_rad + config.yaw_step_rad * np.arange(-steps, steps + 1)
+
+
+def window_raster(window: MapWindow, block_cells: int, cell_m: float, x_m: float, y_m: float,
+                  side: int) -> tuple[torch.Tensor, torch.Tensor | None, MapGrid]:
+    """The square of ``side`` cells nearest to a point, cut from the blocks of a map window.
+
+    Returns descriptors (C, side, side), zero where missing; a mask (side, side) that is 1 there,
+    or None where nothing is missing; and the cells' grid.
+    """
+    blocks = window.grid
+    # Cell (0, 0) of the window's north-west block.
+    x0_m = blocks.x0_m - (block_cells - 1) / 2 * cell_m
+    y0_m = blocks.y0_m + (block_cells - 1) / 2 * cell_m
+    left = round((x_m - x0_m) / cell_m - (side - 1) / 2)
+    top = round((y0_m - y_m) / cell_m - (side - 1) / 2)
+    grid = MapGrid(side, side, cell_m, x0_m + left * cell_m, y0_m - top * cell_m)
+    channels = window.descriptors.shape[1] // block_cells ** 2
+    raster = window.descriptors.new_zeros(channels, side, side)
+    missing = window.descriptors.new_ones(side, side)
+    index = window.index.cpu().numpy()
+    for row, col in zip(*np.nonzero(index >= 0)):
+        # Where the block lies in the square, cut off at its edges.
+        r, c = row * block_cells - top, col * block_cells - left
+        r0, r1 = max(r, 0), min(r + block_cells, side)
+        c0, c1 = max(c, 0), min(c + block_cells, side)
+        if r0 < r1 and c0 < c1:
+            block = window.descriptors[index[row, col]].view(channels, block_cells, block_cells)
+            raster[:, r0:r1, c0:c1] = block[:, r0 - r:r1 - r, c0 - c:c1 - c]
+            missing[r0:r1, c0:c1] = 0.0
+    return raster, missing if missing.any() else None, grid
+
+
+def pose_from_volume(
+    heatmap: Heatmap, prior: PoseEstimate, config: MatchConfig,
+) -> tuple[PoseEstimate | None, str]:
+    """The pose that the score volume alone supports, or None and the reason why there is none.
+
+    As ``matching.position_from_heatmap``, over x, y and yaw.
+    """
+    edge_cells = max(1, round(config.edge_m / heatmap.grid.cell_m))
+    if edge_mass(heatmap, edge_cells) > config.max_edge_mass:
+        return None, 'the best positions lie at the edge of the search window'
+    yaws_rad, volume = finer_yaws(heatmap.yaws_rad, heatmap.volume, YAW_REFINE)
+    x_m, y_m = heatmap.grid.cell_centres()
+    yaw_step_rad = yaws_rad[1] - yaws_rad[0]
+    offsets = np.stack(np.broadcast_arrays(
+        (x_m - prior.pose.x_m)[None, None, :], (y_m - prior.pose.y_m)[None, :, None],
+        (yaws_rad - prior.pose.yaw_rad)[:, None, None]), -1)                    # (K, R, C, 3)
+    reference = prior.covariance * config.reference_inflation ** 2 + np.diag(
+        [config.reference_floor_m ** 2] * 2 + [config.reference_floor_rad ** 2])
+    cell_variances = np.array(
+        [heatmap.grid.cell_m ** 2, heatmap.grid.cell_m ** 2, yaw_step_rad ** 2]) / 12.0
+    site, reason = likelihood_site(
+        offsets.reshape(-1, 3), volume.ravel(), reference, cell_variances,
+        config.min_information_nats)
+    if site is None:
+        return None, reason
+    mean, covariance = site
+    pose = Pose2D(prior.pose.x_m + float(mean[0]), prior.pose.y_m + float(mean[1]),
+                  wrap_angle(prior.pose.yaw_rad + float(mean[2])))
+    return PoseEstimate(heatmap.stamp_ns, pose, covariance), ''
+
+
+def finer_yaws(yaws_rad: np.ndarray, volume: np.ndarray, factor: int):
+    """Log-probabilities (K, R, C) interpolated linearly to ``factor`` times as many yaws."""
+    count = len(yaws_rad)
+    places = np.arange((count - 1) * factor + 1) / factor
+    low = np.minimum(places.astype(int), count - 2)
+    share = (places - low)[:, None, None]
+    fine = volume[low] * (1.0 - share) + volume[low + 1] * share
+    return np.interp(places, np.arange(count), yaws_rad), fine
+
+
+def _log_sum(volume: np.ndarray) -> np.ndarray:
+    highest = volume.max()
+    with np.errstate(divide='ignore'):
+        total = np.log(np.exp(volume - highest).sum(0))
+    return total - np.log(np.exp(total).sum())
+
+
+def peak_pose(heatmap: Heatmap, prior: PoseEstimate, radius_m: float = 3.0,
+              min_mass: float = 0.5) -> tuple[PoseEstimate, bool]:
+    """What one frame says by itself: its best place and heading, and whether it is ambiguous.
+
+    Mean and covariance of the probability within ``radius_m`` of the highest place; where that is
+    less than ``min_mass`` of all the answer is ambiguous: the covariance is the whole window's.
+    A heat map without headings takes the prior's.  For single frames; the filter takes
+    ``pose_from_volume``.
+    """
+    if heatmap.volume is None:
+        yaws_rad, volume = np.array([prior.pose.yaw_rad]), heatmap.log_probability[None]
+        yaw_variance = prior.covariance[2, 2]
+    else:
+        yaws_rad, volume = finer_yaws(heatmap.yaws_rad, heatmap.volume, YAW_REFINE)
+        yaw_variance = (yaws_rad[1] - yaws_rad[0]) ** 2 / 12.0
+    x_m, y_m = heatmap.grid.cell_centres()
+    row, col = np.unravel_index(int(heatmap.log_probability.argmax()), (len(y_m), len(x_m)))
+    near = np.hypot(x_m - x_m[col], (y_m - y_m[row])[:, None]) <= radius_m       # (R, C)
+    probability = np.exp(heatmap.log_probability)
+    ambiguous = bool(probability[near].sum() < min_mass * probability.sum())
+    weight = np.exp(volume - volume.max())
+    if not ambiguous:
+        weight = weight * near
+    weight /= weight.sum()
+    cell_variance = heatmap.grid.cell_m ** 2 / 12.0
+    offsets = np.stack(np.broadcast_arrays(
+        (x_m - x_m[col])[None, None, :], (y_m - y_m[row])[None, :, None],
+        (yaws_rad - prior.pose.yaw_rad)[:, None, None]), -1).reshape(-1, 3)
+    mean = weight.ravel() @ offsets
+    if ambiguous:
+        mean[:2] = 0.0  # the best place stands
+    centred = offsets - mean
+    covariance = (centred * weight.reshape(-1, 1)).T @ centred
+    covariance += np.diag([cell_variance, cell_variance, yaw_variance])
+    pose = Pose2D(float(x_m[col] + mean[0]), float(y_m[row] + mean[1]),
+                  wrap_angle(prior.pose.yaw_rad + float(mean[2])))
+    return PoseEstimate(heatmap.stamp_ns, pose, covariance), ambiguous

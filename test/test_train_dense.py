@@ -1,0 +1,115 @@
+"""Training the dense matcher: samples whose truth lies where they say, a run that resumes."""
+
+from dataclasses import replace
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crossview_localizer.datatypes import CameraModel
+from crossview_localizer.dense import correlate, DenseConfig, turned_views
+from crossview_localizer.geometry import MapGrid
+from crossview_localizer.networks import load_network, read_model_config
+from training.datasets import World
+from training.dense_samples import dense_group, WINDOW_CELLS
+from training.train_dense import DenseTrainConfig, group_loss, train
+
+LOOKING_AHEAD = np.array(
+    [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+MODEL = DenseConfig(channels=4, width=8, ahead_cells=32, across_cells=32, patch_cells=40)
+
+
+@pytest.fixture(scope='module')
+def world() -> World:
+    """A drive east over smooth random imagery, with blank images."""
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(0, 255, (75, 75, 3)).astype(np.float32)
+    imagery = F.interpolate(
+        torch.from_numpy(coarse).permute(2, 0, 1)[None], size=(600, 600), mode='bicubic')
+    imagery = imagery[0].permute(1, 2, 0).clamp(0, 255).byte().numpy()
+    poses = np.stack((np.linspace(-30.0, 30.0, 9), np.full(9, 3.0), np.full(9, 0.1)), 1)
+    camera = CameraModel(96, 64, 80.0, 80.0, 47.5, 31.5, LOOKING_AHEAD, 1.5)
+    images = rng.integers(0, 255, (9, 64, 96, 3), dtype=np.uint8)
+    return World('w', imagery, MapGrid(600, 600, 0.25, -75.0, 75.0), images, camera, poses,
+                 np.zeros(9, int))
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_the_imagery_beneath_the_true_pose_is_found_at_the_target(world, seed):
+    group = dense_group(world, 4, 3, MODEL, seed)
+    window = F.avg_pool2d(group.imagery, 2)[0]
+    window = window - window.mean((1, 2), keepdim=True)
+    side = window.shape[-1]
+    assert side == WINDOW_CELLS - 1 + MODEL.patch_cells
+    middle = MODEL.middle_m / MODEL.cell_m
+    for k, (row, col, share) in enumerate(group.target.numpy()):
+        yaw_rad = group.yaws_rad[k, 0] * (1.0 - share) + group.yaws_rad[k, 1] * share
+        ahead = (MODEL.ahead_cells - 0.5 - torch.arange(MODEL.ahead_cells))[:, None]
+        left = ((MODEL.across_cells - 1) / 2 - torch.arange(MODEL.across_cells))[None, :]
+        half = (MODEL.patch_cells - 1) / 2
+        base_row = row + half + middle * np.sin(group.heading_rad)
+        base_col = col + half - middle * np.cos(group.heading_rad)
+        east = torch.cos(yaw_rad) * ahead - torch.sin(yaw_rad) * left
+        north = torch.sin(yaw_rad) * ahead + torch.cos(yaw_rad) * left
+        places = torch.stack((base_col + east, base_row - north), -1) / (side - 1) * 2.0 - 1.0
+        view = F.grid_sample(window[None], places[None].float(), align_corners=True)
+        turned = turned_views(view, yaw_rad[None, None], group.heading_rad, MODEL)
+        energy = correlate((turned != 0).float(), window ** 2)[0, 0]
+        best = int((energy - 2.0 * correlate(turned, window)[0, 0]).argmin())
+        assert abs(best // WINDOW_CELLS - row) <= 0.75 and abs(best % WINDOW_CELLS - col) <= 0.75
+
+
+def test_a_group_is_the_same_for_the_same_seed_and_its_truths_lie_within_the_prior(world):
+    first, again = dense_group(world, 2, 4, MODEL, 7), dense_group(world, 2, 4, MODEL, 7)
+    for ours, theirs in zip(vars(first).values(), vars(again).values()):
+        if torch.is_tensor(ours):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert len(first.target) == 4
+    from_prior_m = (first.target[:, :2] - (WINDOW_CELLS - 1) / 2) * MODEL.cell_m
+    assert from_prior_m.abs().max() <= 18.5 + 1e-6
+    assert not torch.equal(first.imagery, dense_group(world, 2, 4, MODEL, 8).imagery)
+
+
+def test_the_loss_is_the_interpolated_likelihood_at_the_truth(world):
+    group = dense_group(world, 4, 2, MODEL, 1)
+
+    class Even:
+        """Scores that are the same everywhere."""
+
+        config = MODEL
+
+        def ground(self, images, road, points):
+            return torch.zeros(len(images), 4, 32, 32), torch.zeros(len(images), 1, 32, 32)
+
+        def satellite(self, imagery):
+            return torch.zeros(1, 4, 120, 120)
+
+        def scores(self, view, *_):
+            return torch.zeros(len(view), 3, WINDOW_CELLS, WINDOW_CELLS)
+
+    nll, _ = group_loss(Even(), group)
+    assert nll.numpy() == pytest.approx(np.log(3 * WINDOW_CELLS ** 2), abs=1e-4)
+
+
+def test_a_killed_run_goes_on_with_the_same_loss_curve(world, tmp_path):
+    config = DenseTrainConfig(steps=4, groups=1, group_size=2, validate_every=2,
+                              validation_groups=1, warmup_steps=1)
+
+    def run(name, *stops):
+        out = tmp_path / f'{name}.safetensors'
+        for steps in stops:
+            # The schedule is that of the whole run: stopping is what differs.
+            train(MODEL, config, [world], [world], out, True, {}, stop_after=steps)
+        return [json.loads(line) for line in out.with_suffix('.jsonl').read_text().splitlines()]
+
+    whole, resumed = run('whole', 4), run('resumed', 2, 4)
+    assert [line['step'] for line in resumed] == [2, 4]
+    for ours, theirs in zip(whole, resumed):
+        assert ours['train_nll'] == pytest.approx(theirs['train_nll'], abs=1e-6)
+        assert ours['nll'] == pytest.approx(theirs['nll'], abs=1e-6)
+    model, provenance = read_model_config(tmp_path / 'whole.safetensors')
+    assert model == replace(MODEL, temperature=model.temperature)
+    assert provenance['train']['seed'] == 0 and provenance['step'] in (2, 4)
+    assert load_network(tmp_path / 'whole.safetensors').config == model

@@ -1,0 +1,279 @@
+"""Train the dense matcher: the likelihood of the true pose in its own score volume.
+
+One step: a few groups; each shares one satellite window in which the frames' true poses lie
+anywhere within the prior.  The score volume is the one that the node computes.
+"""
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+import json
+import math
+from pathlib import Path
+import sys
+import time
+
+import numpy as np
+from scipy.ndimage import map_coordinates
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+import torch
+from torch import nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from crossview_localizer.datatypes import CameraImage
+from crossview_localizer.dense import DenseConfig, DenseNetwork
+from crossview_localizer.dense_matching import DenseMatcher
+from crossview_localizer.geometry import Pose2D, wrap_angle
+from crossview_localizer.networks import (
+    load_network,
+    random_network,
+    read_model_config,
+    save_network,
+)
+from training.datasets import load_world, World
+from training.dense_samples import (
+    dense_group,
+    dense_map,
+    DenseGroup,
+    prior_about,
+    PRIOR_M,
+    UNIFORM,
+)
+from training.train import learning_rate_factor, pretrained_trunk
+
+
+@dataclass(frozen=True)
+class DenseTrainConfig:
+    steps: int = 2400
+    groups: int = 2                # satellite windows a step
+    group_size: int = 6            # frames a window, at most
+    learning_rate: float = 2e-3
+    trunk_learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup_steps: int = 100
+    frozen_stages: int = 2         # early trunk stages that keep their ImageNet weights
+    validate_every: int = 200
+    validation_groups: int = 60
+    seed: int = 0
+
+
+def group_loss(network: DenseNetwork, group: DenseGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihood, nats, of each frame's true pose, and the error of the best cell, m.
+
+    The likelihood at the truth is interpolated between the eight cells around it.
+    """
+    view, weight = network.ground(group.images, group.road, group.points)
+    satellite = network.satellite(group.imagery)[0]
+    scores = network.scores(view, weight, satellite, group.yaws_rad, group.heading_rad)
+    count, _, rows, cols = scores.shape
+    log_p = F.log_softmax(scores.flatten(1), 1).view(scores.shape)      # (B, K, R, C)
+    low = group.target.floor()
+    fraction = group.target - low
+    low = low.long()
+    row, col = low[:, 0].clamp(0, rows - 2), low[:, 1].clamp(0, cols - 2)
+    frame = torch.arange(count)
+    corners = []
+    for k in (0, 1):
+        for i in (0, 1):
+            for j in (0, 1):
+                share = torch.ones(count, dtype=fraction.dtype)
+                for axis, step in ((2, k), (0, i), (1, j)):
+                    share = share * (fraction[:, axis] if step else 1.0 - fraction[:, axis])
+                corners.append(
+                    log_p[frame, k, row + i, col + j] + share.clamp(min=1e-6).log())
+    nll = -torch.logsumexp(torch.stack(corners), 0)
+    with torch.no_grad():
+        best = log_p.amax(1).flatten(1).argmax(1)
+        off = torch.stack((best // cols, best % cols), 1) - group.target[:, :2]
+        error_m = off.norm(dim=1) * network.config.cell_m
+    return nll, error_m
+
+
+def freeze(network: DenseNetwork, stages: int) -> None:
+    """Keep batch norm statistics, and the first stages' weights, as they came."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    for branch in (network.ground, network.satellite):
+        for module in (branch.trunk.stem, *branch.trunk.blocks[:stages]):
+            module.requires_grad_(stages == 0)
+
+
+def validate(network: DenseNetwork, worlds: list[World], config: DenseTrainConfig) -> dict:
+    """Single-frame errors on groups that are the same at every call."""
+    nll, errors = [], []
+    rng = np.random.default_rng(1)
+    with torch.inference_mode():
+        for k in range(config.validation_groups):
+            world = worlds[k % len(worlds)]
+            first = int(rng.integers(len(world.poses)))
+            group = dense_group(world, first, 2, network.config, (1, k))
+            part, error_m = group_loss(network, group)
+            nll += part.tolist()
+            errors += error_m.tolist()
+    return {'nll': float(np.mean(nll)), 'median_m': float(np.median(errors)),
+            'mean_m': float(np.mean(errors)),
+            'within_1_m': float((np.array(errors) < 1.0).mean()), 'images': len(errors)}
+
+
+@torch.inference_mode()
+def fit_temperature(network: DenseNetwork, worlds: list[World], count: int) -> tuple[float, float]:
+    """The temperature of least NLL, and that NLL, of single frames with a uniform prior.
+
+    Through the matcher that the node runs, on ``count`` frames of the validation worlds.
+    """
+    network = network.eval()
+    matcher = DenseMatcher(network)
+    volumes = []
+    for number, world in enumerate(worlds):
+        rng = np.random.default_rng([number, 3])
+        blocks = dense_map(network, world)
+        for index in rng.permutation(len(world.poses))[:-(-count // len(worlds))]:
+            truth = Pose2D(*map(float, world.poses[index]))
+            prior = prior_about(truth, rng, PRIOR_M)
+            window = blocks.window(prior, PRIOR_M, matcher.margin_m)
+            ground = matcher.embed(CameraImage(0, world.images[index], world.camera), 0.0)
+            heatmap = matcher.match(ground, window, prior, UNIFORM)
+            row, col = heatmap.grid.row_col_from_xy(truth.x_m, truth.y_m)
+            turn_rad = wrap_angle(truth.yaw_rad - heatmap.yaws_rad[0])
+            yaw = turn_rad / (heatmap.yaws_rad[1] - heatmap.yaws_rad[0])
+            at_truth = map_coordinates(
+                heatmap.volume, [[yaw], [float(row)], [float(col)]], order=1, mode='nearest')
+            volumes.append((heatmap.volume.astype(np.float32), float(at_truth[0])))
+
+    def nll(factor: float) -> float:
+        return float(np.mean([
+            logsumexp(volume * factor) - factor * at_truth for volume, at_truth in volumes]))
+
+    best = minimize_scalar(lambda log: nll(math.exp(log)), bounds=(-2.5, 1.5), method='bounded')
+    return network.config.temperature / math.exp(best.x), float(best.fun)
+
+
+def finish(path: Path, worlds: list[World], count: int = 150) -> None:
+    """Fit the temperatures of the trained and of a random network; store them in ``path``."""
+    model, provenance = read_model_config(path)
+    network = load_network(path)
+    temperature, nll = fit_temperature(network, worlds, count)
+    random_temperature, random_nll = fit_temperature(
+        load_network('random_init:2', like=path), worlds, count)
+    print(f'temperature {temperature:.3f} (nll {nll:.3f}), '
+          f'of random weights {random_temperature:.3f} (nll {random_nll:.3f})')
+    network.config = replace(
+        model, temperature=temperature, random_temperature=random_temperature)
+    save_network(network, path, {**provenance, 'fitted nll': nll, 'random nll': random_nll})
+
+
+def train(model: DenseConfig, config: DenseTrainConfig, train_worlds: list[World],
+          val_worlds: list[World], out: Path, random_trunk: bool, provenance: dict,
+          stop_after: int | None = None) -> None:
+    """Train, resuming from ``out``'s state where there is one, and keep the best on validation.
+
+    ``stop_after`` that step the run ends early, as if killed.
+    """
+    network = random_network(model, config.seed)
+    if not random_trunk:
+        state = pretrained_trunk()
+        network.ground.trunk.load_pretrained(state)
+        network.satellite.trunk.load_pretrained(state)
+    network = network.to(memory_format=torch.channels_last)
+    freeze(network, config.frozen_stages)
+    trunk = [p for b in (network.ground, network.satellite) for p in b.trunk.parameters()
+             if p.requires_grad]
+    trunk_ids = {id(p) for p in trunk}
+    rest = [p for p in network.parameters() if p.requires_grad and id(p) not in trunk_ids]
+    optimizer = torch.optim.AdamW(
+        [{'params': trunk, 'lr': config.trunk_learning_rate},
+         {'params': rest, 'lr': config.learning_rate}], weight_decay=config.weight_decay)
+    base_rates = [group['lr'] for group in optimizer.param_groups]
+    starts = [(w, k) for w, world in enumerate(train_worlds) for k in range(len(world.poses))]
+
+    state_path, log_path = out.with_suffix('.state'), out.with_suffix('.jsonl')
+    step, best = 0, float('inf')
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        network.load_state_dict(state['network'])
+        optimizer.load_state_dict(state['optimizer'])
+        step, best = state['step'], state['best']
+        print(f'resuming {state_path} at step {step}')
+
+    def draw(number: int) -> DenseGroup:
+        """The number-th group of the run: the same whenever it is asked for."""
+        epoch, place = divmod(number, len(starts))
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(starts))
+        world, first = starts[order[place]]
+        return dense_group(
+            train_worlds[world], first, config.group_size, model, (config.seed, 2, number))
+
+    running, started = [], time.monotonic()
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = ahead.submit(draw, step * config.groups)
+        first, last = step, stop_after or config.steps
+        for step in tqdm(range(first, last), initial=first, total=config.steps, desc='train',
+                         mininterval=5.0):
+            factor = learning_rate_factor(step, config)
+            for group, rate in zip(optimizer.param_groups, base_rates):
+                group['lr'] = rate * factor
+            optimizer.zero_grad(set_to_none=True)
+            for k in range(config.groups):
+                group = waiting.result()
+                waiting = ahead.submit(draw, step * config.groups + k + 1)
+                nll, error_m = group_loss(network, group)
+                (nll.sum() / (config.groups * config.group_size)).backward()
+                running.append((nll.mean().item(), error_m.median().item()))
+            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimizer.step()
+            if (step + 1) % config.validate_every and step + 1 < config.steps:
+                continue
+            metrics = validate(network, val_worlds, config)
+            nll, error_m = np.mean(running, axis=0)
+            running = []
+            line = {'step': step + 1, 'train_nll': nll, 'train_error_m': error_m, **metrics,
+                    'scale': network.log_scale.exp().item(),
+                    'seconds': time.monotonic() - started}
+            with open(log_path, 'a') as log:
+                log.write(json.dumps(line) + '\n')
+            tqdm.write(json.dumps(line))
+            if metrics['nll'] < best:
+                best = metrics['nll']
+                save_network(network, out, {**provenance, 'train': asdict(config),
+                                            'step': step + 1, 'validation': metrics})
+            partial = state_path.with_suffix('.partial')
+            torch.save({'network': network.state_dict(), 'optimizer': optimizer.state_dict(),
+                        'step': step + 1, 'best': best}, partial)
+            partial.replace(state_path)
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m training.train_dense', description=__doc__.splitlines()[0],
+        epilog='example: python -m training.train_dense --train runs/train/*.npz '
+        '--val runs/val/*.npz --out runs/dense.safetensors')
+    parser.add_argument('--train', nargs='+', type=Path, required=True, help='prepared worlds')
+    parser.add_argument('--val', nargs='+', type=Path, required=True, help='others, to choose by')
+    parser.add_argument('--out', type=Path, required=True, help='weights to write')
+    parser.add_argument('--steps', type=int, default=DenseTrainConfig.steps)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--threads', type=int, default=1, help='of torch on the CPU')
+    parser.add_argument('--random-trunk', action='store_true', help='no ImageNet weights')
+    parser.add_argument('--data-note', default='', help='kept in the weights: how data were made')
+    args = parser.parse_args(arguments)
+    try:
+        torch.set_num_threads(args.threads)
+        config = DenseTrainConfig(steps=args.steps, seed=args.seed)
+        provenance = {'train_files': [path.name for path in args.train],
+                      'val_files': [path.name for path in args.val], 'data': args.data_note,
+                      'random_trunk': args.random_trunk}
+        val_worlds = [load_world(path) for path in args.val]
+        train(DenseConfig(), config, [load_world(path) for path in args.train], val_worlds,
+              args.out, args.random_trunk, provenance)
+        finish(args.out, val_worlds)
+    except (ValueError, OSError) as error:
+        print(f'train_dense: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
