@@ -3,7 +3,8 @@
 Protocol: another day than the orthophoto's, prior off by up to 18.5 m on each axis and 10 degrees,
 images of 231 x 154, frames 5 m or more apart.  The paper's matcher has tiles 1.5 m apart and the
 temperature fitted on validation drives.  image_blind is the dense matcher given the image of a
-frame at least 200 m away (the farthest in a short drive).
+frame at least 200 m away (the farthest in a short drive); blind_trained, where its weights are
+given, a network trained with grey images only.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from crossview_localizer.embedding_map import MapWindow
 from crossview_localizer.geometry import body_axes_error, MapGrid, Pose2D, wrap_angle
 from crossview_localizer.matching import TileMatcher
 from crossview_localizer.networks import load_network, RAW_CORRELATION
+from crossview_localizer.views import UNSEEN
 from training.datasets import load_world, World
 from training.dense_samples import dense_map, prior_about, PRIOR_M, UNIFORM
 from training.synthetic.robotcar_writer import smooth_warp
@@ -43,11 +45,11 @@ IMAGE_PX = (231, 154)
 SPACING_M = 5.0
 BLIND_MIN_M = 200.0
 TILE_STEP_PX = 4              # of 0.375 m
-FULL_CIRCLE_EVERY = 5         # that row is slow: every fifth frame
+FULL_CIRCLE_EVERY = 10        # slow rows: every tenth frame,
+WIDE_EVERY = 4                # and every fourth
+WARPED_FRAMES = 60            # a world
 WARP_RMS_M = 0.5
 CHI2_3 = {'coverage_68': 3.5267, 'coverage_95': 7.8147}
-METHODS = ('dense', 'paper', 'prior_centre', 'image_blind', 'yaw_full_circle', 'raw_correlation',
-           'random_init')
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,14 @@ class Frame:
 class Scene:
     """A world as the matchers see it: 231 x 154 images, the dense map, tiles on demand."""
 
-    def __init__(self, world: World, dense, paper, warp_seed: int | None = None):
+    def __init__(self, world: World, dense, paper=None, warp_seed: int | None = None):
         self.world = small_images(world)
         if warp_seed is not None:
             self.world = replace(self.world, imagery=warped(self.world, warp_seed))
-        self.networks = {'dense': dense}
         self.matchers = {'dense': DenseMatcher(dense)}
         self.maps = {'dense': dense_map(dense, self.world)}
         self.paper = paper
-        self.coarse = coarser(self.world, paper.config.px_m)
+        self.coarse = coarser(self.world, paper.config.px_m) if paper else None
 
     def add_dense(self, name: str, network) -> None:
         self.matchers[name] = DenseMatcher(network)
@@ -234,12 +235,52 @@ def judge_scene(scene: Scene, name: str, seed: int, wide: bool, count: int | Non
         if 'random_init' in scene.matchers:
             add('random_init', *peak_pose(
                 scene.dense_answer('random_init', image, prior, UNIFORM, PRIOR_M), prior))
+        if 'blind_trained' in scene.matchers:
+            grey = replace(image, rgb=np.full_like(image.rgb, UNSEEN))
+            add('blind_trained', *peak_pose(
+                scene.dense_answer('blind_trained', grey, prior, UNIFORM, PRIOR_M), prior))
         if number % FULL_CIRCLE_EVERY == 0:
             add('yaw_full_circle', full_circle(scene, image, prior))
-        if wide:
+        if wide and number % WIDE_EVERY == 0:
             far_prior = prior_about(truth, rng, WIDE_PRIOR_M)
             add('dense_wide_prior', *peak_pose(scene.dense_answer(
                 'dense', image, far_prior, UNIFORM, WIDE_PRIOR_M), far_prior))
+    return frames
+
+
+def filtered_frames(demo: Path, paper_weights: Path) -> list[Frame]:
+    """The poses of one finished demo at every image: node, controls, and the paper's matcher.
+
+    The node's own runs come from ``frames.csv``; the paper's matcher is run here, by the offline
+    Localizer on the same bag with its own map.
+    """
+    from crossview_localizer import evaluation, replay
+    from crossview_localizer.localizer import load_localizer
+    from training.demo import build_corridor_map, PARAMETERS
+
+    judged = evaluation.read_frames(demo / 'frames.csv')
+    node_config, config = replay.read_parameters(PARAMETERS)
+    network = load_network(paper_weights)
+    map_path = demo / 'maps/paper.map'
+    if not map_path.exists():
+        route = next((demo / 'world').glob('*/gps/ins.csv'))
+        build_corridor_map(demo / 'world', route, network, map_path)
+    localizer = load_localizer(map_path, paper_weights, config)
+    drive = replay.read_drive(demo / 'bag', localizer.frame, node_config)
+    found = list(replay.localize(demo / 'bag', localizer, node_config))
+    rows = {
+        'dense': judged.rows['refined'], 'image_blind': judged.rows['image_blind'],
+        'prior_centre': judged.rows['prior'], 'random_init': judged.rows['random_init'],
+        'raw_correlation': judged.rows['raw_correlation'],
+        'paper': evaluation.propagate(
+            replay.posteriors(found), drive.odometry, judged.truth.stamps_ns)}
+    frames = []
+    for method, track in rows.items():
+        for line in np.flatnonzero(judged.evaluated & np.isfinite(track.poses).all(1)):
+            estimate = PoseEstimate(
+                int(track.stamps_ns[line]), track.pose(line), track.covariances[line])
+            frames.append(Frame(
+                demo.name, int(line), method, judged.truth.pose(line), estimate, False))
     return frames
 
 
@@ -302,10 +343,14 @@ def main(arguments=None) -> int:
                         help='prepared test worlds (training.simulate --px-m 0.25 --rate-hz 1)')
     parser.add_argument('--layouts', nargs='*', type=Path, default=[],
                         help='prepared worlds of real layouts')
+    parser.add_argument('--demos', nargs='*', type=Path, default=[],
+                        help='folders of finished demos: the row "filtered"')
     parser.add_argument('--seeds', nargs='*', type=int, default=[],
                         help='render these worlds first, into OUT')
     parser.add_argument('--weights', type=Path, default=WEIGHTS)
     parser.add_argument('--paper-weights', type=Path, default=PAPER_WEIGHTS)
+    parser.add_argument('--blind-weights', type=Path,
+                        help='of training.train_dense --image-blind')
     parser.add_argument('--frames', type=int, help='at most so many frames a world')
     parser.add_argument('--threads', type=int, default=1, help='of torch')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/dense',
@@ -326,10 +371,11 @@ def run(args: argparse.Namespace) -> int:
     for seed in args.seeds:
         from training.simulate import simulate
         worlds.append(simulate(seed, args.out, (320, 240), 1.0, 130.0, 2, 2, 0.25))
-    if not worlds and not args.layouts:
-        raise ValueError('no world is given; expected --worlds, --seeds or --layouts')
+    if not (worlds or args.layouts or args.demos):
+        raise ValueError('no world is given; expected --worlds, --seeds, --layouts or --demos')
     dense, paper = load_network(args.weights), load_network(args.paper_weights)
     random_init = load_network('random_init:1', like=args.weights)
+    blind = load_network(args.blind_weights) if args.blind_weights else None
     result = {'device': platform.processor() or platform.machine(),
               'weights': [dense.fingerprint[:12], paper.fingerprint[:12]],
               'torch': torch.__version__, 'threads': args.threads}
@@ -344,11 +390,19 @@ def run(args: argparse.Namespace) -> int:
             scene = Scene(world, dense, paper, warp_seed)
             if part != 'warped':
                 scene.add_dense('random_init', random_init)
-            frames += judge_scene(scene, f'{part} {world.name}', number, part == 'synthetic',
-                                  args.frames)
+            if blind:
+                scene.add_dense('blind_trained', blind)
+            count = min(args.frames or WARPED_FRAMES, WARPED_FRAMES) if warp_seed else args.frames
+            frames += judge_scene(
+                scene, f'{part} {world.name}', number, part == 'synthetic', count)
         if frames:
             result[part] = summarize(frames)
             print(f'\n{part} (SIMULATION)\n{table(result[part])}', flush=True)
+        every += frames
+    if args.demos:
+        frames = [f for demo in args.demos for f in filtered_frames(demo, args.paper_weights)]
+        result['filtered'] = summarize(frames)
+        print(f'\nfiltered (SIMULATION)\n{table(result["filtered"])}', flush=True)
         every += frames
     result['world_hash'] = digest.hexdigest()[:16]
     write_frames(every, args.out / 'frames.csv.gz')

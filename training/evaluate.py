@@ -8,7 +8,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARAMETERS = REPOSITORY / 'config/robotcar.yaml'
-WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
+WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 
 
 def run(bag: Path, map_path: Path, weights: str, like: Path | None, node_config, config):

@@ -32,6 +32,7 @@ from crossview_localizer.networks import (
     read_model_config,
     save_network,
 )
+from crossview_localizer.views import UNSEEN
 from training.datasets import load_world, World
 from training.dense_samples import (
     dense_group,
@@ -256,6 +257,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--steps', type=int, default=DenseTrainConfig.steps)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--threads', type=int, default=1, help='of torch on the CPU')
+    parser.add_argument('--image-blind', action='store_true',
+                        help='every image is grey: the control that knows the map alone')
     parser.add_argument('--random-trunk', action='store_true', help='no ImageNet weights')
     parser.add_argument('--data-note', default='', help='kept in the weights: how data were made')
     args = parser.parse_args(arguments)
@@ -265,9 +268,15 @@ def main(arguments=None) -> int:
         provenance = {'train_files': [path.name for path in args.train],
                       'val_files': [path.name for path in args.val], 'data': args.data_note,
                       'random_trunk': args.random_trunk}
+        train_worlds = [load_world(path) for path in args.train]
         val_worlds = [load_world(path) for path in args.val]
-        train(DenseConfig(), config, [load_world(path) for path in args.train], val_worlds,
-              args.out, args.random_trunk, provenance)
+        if args.image_blind:
+            provenance['image_blind'] = True
+            train_worlds, val_worlds = (
+                [replace(world, images=np.full_like(world.images, UNSEEN)) for world in worlds]
+                for worlds in (train_worlds, val_worlds))
+        train(DenseConfig(), config, train_worlds, val_worlds, args.out, args.random_trunk,
+              provenance)
         finish(args.out, val_worlds)
     except (ValueError, OSError) as error:
         print(f'train_dense: {error}', file=sys.stderr)
