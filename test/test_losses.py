@@ -1,12 +1,21 @@
-"""The local loss against a float64 loop written from its formula."""
+"""Every loss against a float64 loop written from its formula."""
 
 import math
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
-from training.losses import local_triplet_loss
+from training.losses import (
+    CrossViewLoss,
+    global_triplet_loss,
+    info_nce_loss,
+    local_triplet_loss,
+    LossConfig,
+    safa_triplet_loss,
+    soft_target_loss,
+)
 
 GAMMA, SIGMA_M, HOLE_M, RADIUS_M = 10.0, 4.0, 2.5, 30.0
 
@@ -20,35 +29,129 @@ def problem(tiles=40, images=7, seed=0):
     return satellite, ground, distance.argmin(0), distance
 
 
-def by_loop(satellite, ground, positive, distance):
-    satellite, ground, distance = (x.numpy() for x in (satellite, ground, distance))
+def triplets_by_loop(case, weight, counted, scale=lambda metres: 1.0, epsilon=0.001):
+    """Mean of w softplus(gamma s (p - D)) over the counted pairs that are no positives, halved."""
+    satellite, ground, positive, distance = (x.numpy() for x in case)
 
     def descriptor(i, j):
         return 2.0 - 2.0 * float(satellite[i] @ ground[j])
 
-    def term(own, other, metres):
-        weight = 1.0 - math.exp(-metres ** 2 / (2 * SIGMA_M ** 2))
-        return weight * math.log(1.0 + math.exp(GAMMA * (own - other)))
-
     sums, counts = [0.0, 0.0], [0, 0]
     for j in range(len(ground)):
         own = descriptor(positive[j], j)
-        for i in range(len(satellite)):
-            if HOLE_M <= distance[i, j] <= RADIUS_M:
-                sums[0] += term(own, descriptor(i, j), distance[i, j])
-                counts[0] += 1
-        for i in range(len(ground)):
-            metres = distance[positive[j], i]
-            if HOLE_M <= metres <= RADIUS_M:
-                sums[1] += term(own, descriptor(positive[j], i), metres)
-                counts[1] += 1
-    return 0.5 * (sums[0] / (counts[0] + 0.001) + sums[1] / (counts[1] + 0.001))
+        for side, pairs in enumerate((
+                [(i, j) for i in range(len(satellite))],
+                [(positive[j], k) for k in range(len(ground))])):
+            for i, k in pairs:
+                metres = distance[i, k]
+                if counted(metres) and positive[k] != i:
+                    margin = GAMMA * scale(metres) * (own - descriptor(i, k))
+                    sums[side] += weight(metres) * math.log(1.0 + math.exp(margin))
+                    counts[side] += 1
+    return 0.5 * sum(total / (count + epsilon) for total, count in zip(sums, counts))
 
 
-def test_the_local_loss_equals_the_loop():
+@pytest.mark.parametrize('power', [1, 2])
+@pytest.mark.parametrize('hole_m', [HOLE_M, 0.0])
+def test_the_local_loss_equals_the_loop(power, hole_m):
     case = problem()
-    loss = local_triplet_loss(*case, GAMMA, SIGMA_M, HOLE_M, RADIUS_M)
-    np.testing.assert_allclose(float(loss), by_loop(*case), rtol=1e-12)
+    loss = local_triplet_loss(*case, GAMMA, SIGMA_M, hole_m, RADIUS_M, power)
+    expected = triplets_by_loop(
+        case, lambda metres: 1.0 - math.exp(-(metres ** power) ** 2 / (2 * SIGMA_M ** 2)),
+        lambda metres: hole_m <= metres <= RADIUS_M)
+    np.testing.assert_allclose(float(loss), expected, rtol=1e-12)
+
+
+def test_the_global_loss_equals_the_loop():
+    case = problem()
+    expected = triplets_by_loop(case, lambda metres: 1.0, lambda metres: True)
+    np.testing.assert_allclose(float(global_triplet_loss(*case, GAMMA)), expected, rtol=1e-12)
+
+
+def test_safas_loss_equals_the_loop():
+    case = problem()
+    expected = triplets_by_loop(case, lambda metres: 1.0, lambda metres: True,
+                                lambda metres: float(metres >= 25.0), epsilon=0.0)
+    np.testing.assert_allclose(float(safa_triplet_loss(*case, GAMMA)), expected, rtol=1e-12)
+
+
+def test_in_a_paper_batch_empty_ground_images_are_negatives_for_others_only():
+    """Six pairs on the diagonal, the last two without a ground image; method: both masks."""
+    satellite, ground, _, distance = problem(6, 6, seed=3)
+    distance = distance + 5.0 - distance.diagonal().diag()
+    known = torch.tensor([True, True, True, True, False, False])
+    loss = local_triplet_loss(
+        satellite, ground[known], torch.arange(6)[known], distance[:, known], GAMMA, SIGMA_M,
+        5.0, RADIUS_M)
+    total, halves = 2.0 - 2.0 * satellite @ ground.T, []
+    for side in ('g2s', 's2g'):
+        top = bottom = 0.0
+        for i in range(6):
+            for j in range(6):
+                inside = i != j and 5.0 <= distance[i, j] <= RADIUS_M
+                if inside and known[j] and (side == 'g2s' or known[i]):
+                    own = total[j, j] if side == 'g2s' else total[i, i]
+                    weight = 1.0 - math.exp(-float(distance[i, j]) ** 2 / (2 * SIGMA_M ** 2))
+                    top += weight * math.log1p(math.exp(GAMMA * float(own - total[i, j])))
+                    bottom += 1
+        halves.append(top / (bottom + 0.001))
+    np.testing.assert_allclose(float(loss), sum(halves) / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize('distance_power, metres, weight', [
+    (1, 5.0, 0.118), (1, 10.0, 0.393), (1, 20.0, 0.865), (2, 5.0, 0.393), (2, 7.5, 0.920)])
+def test_the_weights_are_those_of_the_papers(distance_power, metres, weight):
+    """One tile competes for one image at equal descriptor distance: log 2 times its weight."""
+    satellite = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    ground = satellite[:1]
+    loss = local_triplet_loss(
+        satellite, ground, torch.tensor([0]), torch.tensor([[0.0], [metres]]).double(), GAMMA,
+        10.0 if distance_power == 1 else 25.0, 5.0, 100.0, distance_power)
+    assert float(loss) * 2 * 1.001 / math.log(2) == pytest.approx(weight, abs=5e-4)
+
+
+def cross_entropy_by_loop(case, scale, targets, allowed):
+    satellite, ground, positive, distance = (x.numpy() for x in case)
+    halves = []
+    for lines in ([[(i, j) for i in range(len(satellite))] for j in range(len(ground))],
+                  [[(positive[j], k) for k in range(len(ground))] for j in range(len(ground))]):
+        total = 0.0
+        for line in lines:
+            line = [(i, k) for i, k in line if allowed(distance[i, k], i, k)]
+            scores = np.array([scale * float(satellite[i] @ ground[k]) for i, k in line])
+            log_p = scores - math.log(np.exp(scores - scores.max()).sum()) - scores.max()
+            wanted = targets(line, distance)
+            total -= float(wanted @ log_p)
+        halves.append(total / len(lines))
+    return sum(halves) / 2
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_info_nce_equals_the_loop(smoothing):
+    case = problem()
+    positive = case[2].numpy()
+    assert len(set(positive.tolist())) < len(positive)  # two images share a tile here
+
+    def targets(line, distance):
+        own = np.array([float(positive[k] == i) for i, k in line])
+        return (1.0 - smoothing) * own / own.sum() + smoothing / len(line)
+
+    loss = info_nce_loss(*case, torch.tensor(2.0).double(), HOLE_M, smoothing)
+    expected = cross_entropy_by_loop(
+        case, math.exp(2.0), targets, lambda m, i, k: m >= HOLE_M or positive[k] == i)
+    np.testing.assert_allclose(float(loss), expected, rtol=1e-12)
+
+
+def test_soft_targets_equal_the_loop():
+    case = problem()
+
+    def targets(line, distance):
+        likely = np.array([math.exp(-distance[i, k] ** 2 / (2 * 100.0)) for i, k in line])
+        return likely / likely.sum()
+
+    loss = soft_target_loss(*case, torch.tensor(2.0).double(), 10.0)
+    expected = cross_entropy_by_loop(case, math.exp(2.0), targets, lambda m, i, k: True)
+    np.testing.assert_allclose(float(loss), expected, rtol=1e-12)
 
 
 def test_pairs_in_the_hole_and_beyond_the_radius_do_not_count():
@@ -69,11 +172,43 @@ def test_pairs_in_the_hole_and_beyond_the_radius_do_not_count():
     assert float(other) != float(loss)
 
 
-def test_the_local_loss_is_finite_for_the_worst_descriptors():
-    satellite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    ground = torch.tensor([[-1.0, 0.0]], requires_grad=True)
-    distance = torch.tensor([[0.0], [20.0]])
-    loss = local_triplet_loss(
-        satellite, ground, torch.tensor([0]), distance, 1000.0, SIGMA_M, HOLE_M, RADIUS_M)
+@pytest.mark.parametrize('kind', CrossViewLoss.KINDS)
+def test_every_loss_is_finite_for_the_worst_descriptors(kind):
+    satellite = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
+    ground = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    distance = torch.tensor([[0.0, 40.0], [40.0, 0.0], [8.0, 8.0]])
+    criterion = CrossViewLoss(LossConfig(kind, gamma=1000.0, temperature=1e-4))
+    loss = criterion(satellite, ground, torch.tensor([0, 1]), distance)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(ground.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in criterion.parameters())
+
+
+@pytest.mark.parametrize('kind', CrossViewLoss.KINDS)
+def test_every_loss_teaches_the_right_answer(kind):
+    """Descent on free descriptors brings each image to its own tile."""
+    satellite, ground, _, _ = problem(6, 6, seed=1)
+    places = torch.arange(6)[:, None] * 12.0
+    distance = (places - places.T).abs().double()
+    ground = ground.clone().requires_grad_()
+    criterion = CrossViewLoss(LossConfig(kind, sigma_m=6.0, near_m=10.0)).double()
+    optimizer = torch.optim.Adam([ground], 0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        criterion(satellite, F.normalize(ground, dim=1), torch.arange(6), distance).backward()
+        optimizer.step()
+    assert ((satellite @ ground.T).argmax(0) == torch.arange(6)).all()
+
+
+def test_a_batch_without_a_pair_that_counts_gives_zero():
+    satellite, ground, positive, distance = problem(3, 3)
+    ground.requires_grad_()
+    loss = local_triplet_loss(
+        satellite, ground, torch.arange(3), distance * 0.0, GAMMA, SIGMA_M, HOLE_M, RADIUS_M)
+    loss.backward()
+    assert loss.item() == 0.0 and not ground.grad.any()
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(ValueError, match="'margin'; expected one of local, global"):
+        CrossViewLoss(LossConfig('margin'))

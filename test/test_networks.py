@@ -178,3 +178,37 @@ def test_with_detail_a_distance_is_the_weighted_mean_of_both_parts(network):
     lattice = mixed.embed_lattice(area)
     detail = SMALL.heads * SMALL.channels
     torch.testing.assert_close(lattice[1, 0, detail:], mixed.embed_satellite(tile)[0, detail:])
+
+
+@pytest.mark.parametrize('trunk, channels', [('efficientnet_lite0', 4), ('vgg16', 512)])
+@pytest.mark.parametrize('view', ['birds_eye', 'camera', 'polar'])
+def test_trunk_heads_and_ground_view_are_choices(trunk, channels, view):
+    config = replace(SMALL, trunk=trunk, channels=channels, heads=3, hidden=0, ground_view=view,
+                     margin_px=0)
+    with torch.device('meta'):
+        model = random_network(config, 0).eval()
+        rows, cols = config.ground_px
+        ground = model.embed_ground(
+            torch.zeros(1, rows, cols, 4 if view == 'birds_eye' else 3, dtype=torch.uint8))
+        satellite = model.satellite_descriptors(
+            torch.zeros(1, *config.satellite_px, 3, dtype=torch.uint8))
+    assert ground.shape == satellite.shape == (1, 3 * channels)
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'trunk': 'resnet'}, 'expected efficientnet_lite0 or vgg16'),
+    ({'trunk': 'vgg16'}, 'has 512 channels, the model 4'),
+    ({'margin_px': 12}, 'margin of 12 px with a trunk of stride 8'),
+    ({'ground_view': 'rear'}, 'expected one of birds_eye, camera, polar'),
+    ({'ground_view': 'camera', 'detail_weight': 0.5}, 'detail_weight')])
+def test_sizes_that_do_not_fit_each_other_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        random_network(replace(SMALL, **change), 0)
+
+
+def test_raw_correlation_is_no_control_of_a_front_cameras_network(tmp_path):
+    path = tmp_path / 'camera.safetensors'
+    save_network(random_network(replace(SMALL, ground_view='camera'), 0), path, {})
+    with pytest.raises(ValueError, match="compares bird's-eye views with tiles"):
+        load_network('raw_correlation', like=path)
+    assert load_network('random_init:1', like=path).config.ground_view == 'camera'

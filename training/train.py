@@ -1,8 +1,8 @@
-"""Train the cross-view network with the geographically local loss.
+"""Train the cross-view network: in simulation, or as the papers do.
 
-One step: a few geographically local groups; each shares one satellite area, whose every tile is a
-candidate.  The checkpoint carries its model config, its temperature and how it was made.
-Shape legend: G ground images of a group, R tiles along each side of an area.
+A recipe gives a step's gradients and validates: ``areas`` (local groups that share one satellite
+area) or ``pairs`` (the papers' batches).  The checkpoint carries its model config, its temperature
+and how it was made; a killed run goes on where it stopped, with the same losses.
 """
 
 import argparse
@@ -15,59 +15,87 @@ from pathlib import Path
 import sys
 import time
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from crossview_localizer.config import MatchConfig
-from crossview_localizer.datatypes import PoseEstimate
-from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.matching import heatmap_from_scores, position_from_heatmap
 from crossview_localizer.networks import (
+    CVACT,
     load_network,
     ModelConfig,
+    OXFORD,
     random_network,
-    read_model_config,
     SafaNetwork,
     save_network,
-    views_to_tensor,
 )
-from crossview_localizer.views import UNSEEN
-from training.datasets import load_world, World
-from training.losses import local_triplet_loss
-from training.samplers import LocalGroup, LocalGroupSampler
+from crossview_localizer.trunks import EfficientNetLite0
+from training.areas import AreaConfig, AreaRecipe
+from training.datasets import load_world
+from training.import_weights import read_torch
+from training.losses import CrossViewLoss, LossConfig
+from training.pairs import DropBlock, PairConfig, PairRecipe
+from training.places_arguments import add_places_arguments, read_places
+from training.ranks import ALONE, join_ranks, leave_ranks, Ranks
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe; lengths in metres."""
+    """The recipe and its optimizer."""
 
-    steps: int = 3000
-    groups: int = 2                # local groups a step
-    group_size: int = 12           # ground images a group
-    group_half_width_m: float = 20.0
-    area_px: int = 320             # satellite area of a group: 17 x 17 tiles
-    jitter_m: float = 10.0         # of the area's centre about its first image
-    gamma: float = 10.0
-    sigma_m: float = 4.0
-    hole_m: float = 2.2
-    radius_m: float = 50.0
+    data: AreaConfig | PairConfig
+    loss: LossConfig
+    steps: int = 0                 # optimizer steps; 0: as many as the epochs have
+    epochs: int = 0
     learning_rate: float = 1e-3
     trunk_learning_rate: float = 2e-4
-    weight_decay: float = 1e-4
-    warmup_steps: int = 50
-    yaw_noise_deg: float = 2.0
-    pitch_noise_deg: float = 0.4
-    frozen_stages: int = 2         # early trunk stages that keep their ImageNet weights
-    validate_every: int = 250
-    validation_images: int = 240
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    cosine: bool = False           # to zero at the last step; else the rate stays
+    frozen_stages: int = 0         # early stages of EfficientNet that keep their ImageNet weights
+    validate_steps: int = 0        # 0: every validate_epochs
+    validate_epochs: int = 0
+    patience: int = 0              # validations without a gain after which to stop; 0: never
     seed: int = 0
 
 
-VALIDATION_AREA_PX = 320  # the search of +-24 m
+LITE = ModelConfig(channels=64, heads=8, hidden=0, ground_view='camera', margin_px=0,
+                   px_m=OXFORD.px_m, view_px=OXFORD.view_px)
+PAPER = {'learning_rate': 5e-5, 'trunk_learning_rate': 5e-5, 'epochs': 1000, 'validate_epochs': 10}
+ECCVW = {'learning_rate': 1e-5, 'trunk_learning_rate': 1e-5, 'epochs': 100, 'validate_epochs': 1}
+SYNTHETIC = {'steps': 1500, 'warmup_steps': 50, 'cosine': True, 'validate_steps': 250,
+             'weight_decay': 1e-4, 'frozen_stages': 2}
 
-CONFIGS = {'synthetic': (ModelConfig(), TrainConfig())}
+CONFIGS = {
+    'synthetic': (ModelConfig(), TrainConfig(
+        AreaConfig(), LossConfig(sigma_m=4.0, hole_m=2.2),
+        **SYNTHETIC | {'steps': 3000})),
+
+    # RA-L, Oxford: the local model; and the baseline, whose exact settings were not published.
+    'oxford': (OXFORD, TrainConfig(PairConfig(drop_block=True), LossConfig(), **PAPER)),
+    'oxford_global': (OXFORD, TrainConfig(
+        PairConfig('random', drop_block=True), LossConfig('global'), **PAPER)),
+    # The workshop paper on Oxford: without DropBlock; its other settings are taken from RA-L.
+    'oxford_eccvw': (OXFORD, TrainConfig(PairConfig(), LossConfig(), **PAPER)),
+    # The same task on a small trunk.
+    'oxford_lite': (LITE, TrainConfig(PairConfig(colours=True), LossConfig(), **PAPER | {
+        'learning_rate': 1e-3, 'trunk_learning_rate': 2e-4, 'epochs': 100})),
+
+    # The workshop paper's CVACT models (its weights take the squared distance), and SAFA itself.
+    'cvact': (CVACT, TrainConfig(
+        PairConfig(batch=4, radius_m=100.0, positive_m=0.0, correct_m=0.0, turns='none'),
+        LossConfig(sigma_m=25.0, distance_power=2, hole_m=0.0, radius_m=100.0), **ECCVW)),
+    'cvact_global': (CVACT, TrainConfig(
+        PairConfig('random', 16, 100.0, 0.0, 0.0, turns='none'),
+        LossConfig(sigma_m=25.0, distance_power=2, hole_m=0.0, radius_m=math.inf), **ECCVW)),
+    'cvact_safa': (CVACT, TrainConfig(
+        PairConfig('random', 32, 100.0, 0.0, 0.0, turns='none'), LossConfig('safa'), **ECCVW)),
+
+    # The papers' two losses on simulated drives of one route, on other days for validation.
+    'synthetic_local': (replace(LITE, px_m=0.375, view_px=128, margin_px=32), TrainConfig(
+        PairConfig(batch=16, colours=True), LossConfig(), **SYNTHETIC)),
+    'synthetic_global': (replace(LITE, px_m=0.375, view_px=128, margin_px=32), TrainConfig(
+        PairConfig('random', 16, colours=True), LossConfig('global'), **SYNTHETIC)),
+}
 
 
 def pretrained_trunk() -> dict[str, torch.Tensor]:
@@ -83,260 +111,126 @@ def pretrained_trunk() -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
+def start(model: ModelConfig, seed: int, initial: Path | None, random_trunk: bool) -> SafaNetwork:
+    """The network to begin with: of a checkpoint, on a pretrained trunk, or all random."""
+    network = random_network(model, seed)
+    if initial is not None:
+        state = load_network(initial).state_dict()
+        expected = network.state_dict()
+        for name, value in expected.items():
+            if name not in state or state[name].shape != value.shape:
+                found = tuple(state[name].shape) if name in state else 'nothing'
+                raise ValueError(f'{initial}: variable {name} is {found}; expected '
+                                 f'{tuple(value.shape)}, as --config has it')
+        network.load_state_dict(state)
+    elif model.trunk == 'efficientnet_lite0' and not random_trunk:
+        state = pretrained_trunk()
+        network.ground.trunk.load_pretrained(state)
+        network.satellite.trunk.load_pretrained(state)
+    elif not random_trunk:
+        raise ValueError(
+            'no weights of VGG16 are shipped; bring some with training.import_weights and '
+            '--initial FILE, or train with --random-trunk')
+    return network
+
+
 def freeze(network: SafaNetwork, stages: int) -> None:
     """Keep batch norm statistics, and the first stages' weights, as they came."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     for branch in (network.ground, network.satellite):
-        for module in (branch.trunk.stem, *branch.trunk.blocks[:stages]):
-            module.requires_grad_(stages == 0)
+        if isinstance(branch.trunk, EfficientNetLite0):
+            for module in (branch.trunk.stem, *branch.trunk.blocks[:stages]):
+                module.requires_grad_(stages == 0)
 
 
-def lattice_positions(grid: MapGrid, model: ModelConfig, stride: int) -> np.ndarray:
-    """Centres (R, R, 2), metres, of the tiles that ``satellite_lattice`` describes in an area."""
-    first = model.margin_px + (model.view_px - 1) / 2
-    steps = first + stride * np.arange((grid.rows - model.tile_px) // stride + 1)
-    x_m, y_m = grid.xy_from_row_col(steps[:, None], steps[None, :])
-    return np.stack(np.broadcast_arrays(x_m, y_m), -1)
+def make_optimizer(network: SafaNetwork, criterion: CrossViewLoss, config: TrainConfig):
+    """Adam, with decoupled weight decay where the config asks for it, and a rate of the trunks'.
 
-
-def jitter_colours(rgb: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random gain a channel, gamma and offset: another day's light; uint8 in, float out."""
-    gain = torch.tensor(rng.normal(1.0, 0.08, 3) * rng.normal(1.0, 0.15), dtype=torch.float32)
-    scaled = (rgb.float() / 255.0) ** float(np.exp(rng.normal(0.0, 0.2)))
-    return (scaled * gain * 255.0 + float(rng.normal(0.0, 8.0))).clamp(0.0, 255.0)
-
-
-def group_tensors(world: World, group: LocalGroup, model: ModelConfig, config: TrainConfig,
-                  stride: int, rng: np.random.Generator):
-    """One group's area (S, S, 3), views (G, S, S, 4) and distances (R * R, G) in metres."""
-    area, grid = world.area(*group.centre_m, config.area_px)
-    positions = lattice_positions(grid, model, stride)
-    yaws = world.poses[group.members, 2]
-    yaws = yaws + np.radians(rng.normal(0.0, config.yaw_noise_deg, len(yaws)))
-    pitches = np.radians(rng.normal(0.0, config.pitch_noise_deg, len(yaws)))
-    views = np.stack([
-        world.view(k, yaw, model.view_px, model.px_m, pitch)
-        for k, yaw, pitch in zip(group.members, yaws, pitches)])
-
-    # Quarter turns and mirror images of the whole scene are scenes too.
-    turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
-    area, positions = np.rot90(area, turns), np.rot90(positions, turns)
-    views = np.rot90(views, turns, axes=(1, 2))
-    if mirror:
-        area, positions, views = area[:, ::-1], positions[:, ::-1], views[:, :, ::-1]
-
-    area = jitter_colours(torch.from_numpy(area.copy()), rng)
-    views = torch.from_numpy(views.copy()).float()
-    seen = views[..., 3:] > 0
-    views[..., :3] = torch.where(
-        seen, jitter_colours(views[..., :3], rng), torch.tensor(float(UNSEEN)))
-    offset = positions.reshape(-1, 1, 2) - world.poses[group.members, :2][None]
-    distance = torch.from_numpy(np.linalg.norm(offset, axis=-1))
-    return area, views, distance
-
-
-@torch.no_grad()
-def area_descriptors(network, area: np.ndarray, stride: int) -> torch.Tensor:
-    """Descriptors (R, R, K) of every tile of an area, ``stride`` pixels apart."""
-    tensor = torch.from_numpy(area)
-    if hasattr(network, 'embed_lattice'):
-        return network.embed_lattice(tensor)
-    side = network.config.tile_px
-    tiles = tensor.unfold(0, side, stride).unfold(1, side, stride)  # (R, R, 3, side, side)
-    flat = tiles.flatten(0, 1).permute(0, 2, 3, 1)
-    return network.embed_satellite(flat).view(*tiles.shape[:2], -1)
-
-
-def scored_area(network, world: World, image: int, centre_m, yaw_rad: float, stride: int):
-    """Minus the distances (R, R) of one image to every tile about a point, and the tiles' grid."""
-    model = network.config
-    area, grid = world.area(*centre_m, VALIDATION_AREA_PX)
-    view = world.view(image, yaw_rad, model.view_px, model.px_m)
-    lattice = area_descriptors(network, area, stride)
-    ground = network.embed_ground(views_to_tensor(view, 'cpu'))[0]
-    first_m = lattice_positions(grid, model, stride)[0, 0]
-    scores = -(2.0 - 2.0 * (lattice @ ground).double().numpy())
-    return scores, MapGrid(*scores.shape, stride * model.px_m, *first_m)
-
-
-def validate(network, worlds: list[World], count: int, stride: int, seed: int):
-    """Single-frame errors inside a noisy prior, and the temperature of least NLL.
-
-    The area is centred sigma 4 m off the truth on each axis and the heading 2 deg off; the search
-    covers +-24 m.  Returns a dict of metrics and the fitted temperature.
+    A learned temperature has the rate of the heads and no decay.
     """
-    rng = np.random.default_rng(seed)
-    per_world = -(-count // len(worlds))
-    scores, truths, grids, prior_errors = [], [], [], []
-    for world in worlds:
-        chosen = rng.permutation(len(world.poses))[:per_world]
-        for k in chosen:
-            x_m, y_m, yaw = world.poses[k]
-            offset = rng.normal(0.0, 4.0, 2)
-            score, grid = scored_area(
-                network, world, k, (x_m + offset[0], y_m + offset[1]),
-                yaw + np.radians(rng.normal(0.0, 2.0)), stride)
-            scores.append(score)
-            grids.append(grid)
-            truths.append((x_m, y_m))
-            prior_errors.append(np.hypot(*offset))
-
-    def at(temperature):
-        errors, nll = [], []
-        for score, grid, (x_m, y_m) in zip(scores, grids, truths):
-            heatmap = heatmap_from_scores(score / temperature, grid, 4, 0)
-            row, col = heatmap.grid.row_col_from_xy(x_m, y_m)
-            row = int(np.clip(np.round(row), 0, heatmap.grid.rows - 1))
-            col = int(np.clip(np.round(col), 0, heatmap.grid.cols - 1))
-            nll.append(-heatmap.log_probability[row, col])
-            peak = int(heatmap.log_probability.argmax())
-            x, y = heatmap.grid.xy_from_row_col(*divmod(peak, heatmap.grid.cols))
-            errors.append(np.hypot(x - x_m, y - y_m))
-        return np.array(errors), float(np.mean(nll))
-
-    temperatures = np.geomspace(0.003, 1.0, 20)
-    nlls = [at(temperature)[1] for temperature in temperatures]
-    temperature = float(temperatures[int(np.argmin(nlls))])
-    errors, nll = at(temperature)
-    metrics = {
-        'median_m': float(np.median(errors)), 'mean_m': float(errors.mean()),
-        'within_5_m': float((errors <= 5.0).mean()), 'nll': nll, 'temperature': temperature,
-        'prior_median_m': float(np.median(prior_errors)), 'images': len(errors),
-        'uniform_nll': float(np.log(heatmap_size(grids[0]))),
-    }
-    return metrics, temperature
+    trunk = [p for b in (network.ground, network.satellite) for p in b.trunk.parameters()
+             if p.requires_grad]
+    trunk_ids = {id(p) for p in trunk}
+    rest = [p for p in network.parameters() if p.requires_grad and id(p) not in trunk_ids]
+    groups = [{'params': trunk, 'lr': config.trunk_learning_rate},
+              {'params': rest, 'lr': config.learning_rate}]
+    learned = list(criterion.parameters())
+    if learned:
+        groups.append({'params': learned, 'lr': config.learning_rate, 'weight_decay': 0.0})
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
-def heatmap_size(grid: MapGrid) -> int:
-    fine = grid.refine(4)
-    return fine.rows * fine.cols
-
-
-def mean_offset(network, worlds: list[World], count: int, stride: int, seed: int) -> np.ndarray:
-    """Mean (forward, left) error of matches in metres, weighted by their information.
-
-    Where roads have a driving side, a likelihood as wide as the road leans to the road's middle.
-    """
-    rng = np.random.default_rng(seed)
-    match_config = MatchConfig()
-    information, weighted = np.zeros((2, 2)), np.zeros(2)
-    for world in worlds:
-        for k in rng.permutation(len(world.poses))[:-(-count // len(worlds))]:
-            x_m, y_m, yaw = world.poses[k]
-            centre = rng.normal((x_m, y_m), 2.0)
-            scores, grid = scored_area(network, world, k, centre, yaw, stride)
-            heatmap = heatmap_from_scores(scores / network.config.temperature, grid, 4, 0)
-            prior = PoseEstimate(0, Pose2D(*centre, yaw), np.diag([4.0, 4.0, 0.001]))
-            match, _ = position_from_heatmap(heatmap, prior, match_config)
-            if match is None:
-                continue
-            body_from_map = Pose2D(0.0, 0.0, yaw).inverse()
-            error = body_from_map.transform(np.array([match.pose.x_m - x_m, match.pose.y_m - y_m]))
-            turn = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
-            precision = turn @ np.linalg.inv(match.covariance[:2, :2]) @ turn.T
-            information += precision
-            weighted += precision @ error
-    return np.linalg.solve(information, weighted)
-
-
-def finish(path: Path, worlds: list[World], config: TrainConfig, stride: int) -> None:
-    """Fit the mean offset and the controls' temperatures on the validation drives; store them."""
-    model, provenance = read_model_config(path)
-    network = load_network(path)
-    forward_m, left_m = mean_offset(network, worlds, config.validation_images, stride, 2)
-    fitted = {'offset_forward_m': float(forward_m), 'offset_left_m': float(left_m)}
-    print(f'mean offset of matches: {forward_m:.2f} m forward, {left_m:.2f} m left')
-    for name, kind in (('random_temperature', 'random_init:1'),
-                       ('raw_temperature', 'raw_correlation')):
-        control = load_network(kind, like=path)
-        metrics, fitted[name] = validate(control, worlds, config.validation_images, stride, 1)
-        provenance[f'validation of {kind}'] = metrics
-        print(f'{kind}: median {metrics["median_m"]:.2f} m, nll {metrics["nll"]:.3f}')
-    network.config = replace(model, **fitted)
-    save_network(network, path, provenance)
-
-
-def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine to zero."""
+def learning_rate_factor(step: int, config) -> float:
+    """Linear warm-up, then a cosine to zero at ``config.steps``."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
-def train(model: ModelConfig, config: TrainConfig, train_worlds: list[World],
-          val_worlds: list[World], out: Path, random_trunk: bool, provenance: dict,
-          report: Callable[[str], None] = lambda line: None):
+def train(model: ModelConfig, config: TrainConfig, recipe: AreaRecipe | PairRecipe, out: Path,
+          network: SafaNetwork, provenance: dict, ranks: Ranks = ALONE,
+          report: Callable[[str], None] = lambda line: None) -> SafaNetwork:
     """Train, resuming from ``out``'s state where there is one, and keep the best on validation.
 
     ``report`` gets each validation's line of the log, after the state is saved.
     """
-    network = random_network(model, config.seed)
-    if not random_trunk:
-        state = pretrained_trunk()
-        network.ground.trunk.load_pretrained(state)
-        network.satellite.trunk.load_pretrained(state)
-    network = network.to(memory_format=torch.channels_last)
+    config = replace(
+        config, steps=config.steps or config.epochs * recipe.epoch_length,
+        validate_steps=config.validate_steps or config.validate_epochs * recipe.epoch_length)
+    network = network.to(ranks.device, memory_format=torch.channels_last)
+    criterion = CrossViewLoss(config.loss).to(ranks.device)
+    if isinstance(config.data, PairConfig) and config.data.drop_block:
+        network.ground.corrupt, network.satellite.corrupt = DropBlock(), DropBlock()
+    network.train()
     freeze(network, config.frozen_stages)
-    trunk = [p for b in (network.ground, network.satellite) for p in b.trunk.parameters()
-             if p.requires_grad]
-    trunk_ids = {id(p) for p in trunk}
-    rest = [p for p in network.parameters() if p.requires_grad and id(p) not in trunk_ids]
-    optimizer = torch.optim.AdamW(
-        [{'params': trunk, 'lr': config.trunk_learning_rate},
-         {'params': rest, 'lr': config.learning_rate}], weight_decay=config.weight_decay)
+    optimizer = make_optimizer(network, criterion, config)
+    trained = [p for group in optimizer.param_groups for p in group['params']]
     base_rates = [group['lr'] for group in optimizer.param_groups]
-    stride = network.satellite.stride
-    sampler = LocalGroupSampler(
-        [world.poses[:, :2] for world in train_worlds], config.group_size,
-        config.group_half_width_m, config.jitter_m)
 
-    state_path = out.with_suffix('.state')
-    step, best = 0, float('inf')
+    state_path, log_path = out.with_suffix('.state'), out.with_suffix('.jsonl')
+    settings = json.dumps(
+        [asdict(model), asdict(replace(config, steps=0, patience=0))], sort_keys=True)
+    step, best, since_best, running = 0, float('inf'), 0, None
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+        state = read_state(state_path, settings)
         network.load_state_dict(state['network'])
+        criterion.load_state_dict(state['criterion'])
         optimizer.load_state_dict(state['optimizer'])
-        step, best = state['step'], state['best']
-        print(f'resuming {state_path} at step {step}')
-    epoch_groups, epoch_of = [], -1
-    per_epoch = max(1, len(sampler) // config.groups)
-    log_path = out.with_suffix('.jsonl')
-    running, started = None, time.monotonic()
-    progress = tqdm(total=config.steps, initial=step, desc='train', mininterval=5.0)
-    while step < config.steps:
-        epoch = step // per_epoch
-        if epoch != epoch_of:
-            epoch_groups = list(sampler.epoch(config.seed * 100_003 + epoch))
-            epoch_of = epoch
-        factor = learning_rate_factor(step, config)
+        step, best, since_best, running = (
+            state[key] for key in ('step', 'best', 'since_best', 'running'))
+        if ranks.rank == 0:
+            cut_log(log_path, step)
+            print(f'resuming {state_path} at step {step}')
+    board = tensorboard(out) if ranks.rank == 0 else None
+    started = time.monotonic()
+    progress = tqdm(total=config.steps, initial=step, desc='train', mininterval=5.0,
+                    disable=ranks.rank > 0)
+    stop = False
+    while step < config.steps and not stop:
+        factor = learning_rate_factor(step, config) if config.cosine else 1.0
         for group, rate in zip(optimizer.param_groups, base_rates):
             group['lr'] = rate * factor
         optimizer.zero_grad(set_to_none=True)
-        rng = np.random.default_rng((config.seed, step))
-        total = 0.0
-        for k in range(config.groups):
-            place = ((step % per_epoch) * config.groups + k) % len(epoch_groups)
-            group = epoch_groups[place]
-            area, views, distance = group_tensors(
-                train_worlds[group.world], group, model, config, stride, rng)
-            loss = local_triplet_loss(
-                network.satellite_lattice(area).flatten(0, 1), network.ground_descriptors(views),
-                distance.argmin(0), distance.float(), config.gamma, config.sigma_m,
-                config.hole_m, config.radius_m)
-            (loss / config.groups).backward()
-            total += float(loss.detach()) / config.groups
+        loss = recipe.backward(network, criterion, step, ranks)
+        if not math.isfinite(loss):
+            raise ValueError(f'the loss is {loss} at step {step}; a lower --learning-rate helps')
+        ranks.sum_gradients(trained)
         optimizer.step()
         step += 1
-        running = total if running is None else 0.98 * running + 0.02 * total
+        running = loss if running is None else 0.98 * running + 0.02 * loss
         progress.update(1)
         progress.set_postfix(loss=f'{running:.4f}', refresh=False)
-        if step % config.validate_every == 0 or step == config.steps:
+        if board:
+            board.add_scalar('loss', loss, step)
+        if step % config.validate_steps and step != config.steps:
+            continue
+
+        if ranks.rank == 0:
             network.eval()
-            metrics, temperature = validate(
-                network, val_worlds, config.validation_images, stride, 1)
+            metrics, temperature = recipe.validate(network, ranks)
             network.train()
             freeze(network, config.frozen_stages)
             line = json.dumps({'step': step, 'loss': running, **metrics,
@@ -345,60 +239,150 @@ def train(model: ModelConfig, config: TrainConfig, train_worlds: list[World],
                 log.write(line + '\n')
             progress.write(f'step {step}  loss {running:.4f}  ' + '  '.join(
                 f'{key} {value:.3f}' for key, value in metrics.items()))
-            if metrics['nll'] < best:
-                best = metrics['nll']
+            if board:
+                for key, value in metrics.items():
+                    board.add_scalar(f'validation/{key}', value, step)
+                board.flush()
+            since_best += 1
+            if metrics[recipe.score_name] < best:
+                best, since_best = metrics[recipe.score_name], 0
                 network.config = replace(network.config, temperature=temperature)
                 save_network(network, out, provenance | {
                     'step': step, 'validation': metrics, 'train_config': asdict(config)})
             partial = state_path.with_suffix('.partial')
-            torch.save({'network': network.state_dict(), 'optimizer': optimizer.state_dict(),
-                        'step': step, 'best': best}, partial)
+            torch.save({
+                'network': network.state_dict(), 'criterion': criterion.state_dict(),
+                'optimizer': optimizer.state_dict(), 'step': step, 'best': best,
+                'since_best': since_best, 'running': running, 'settings': settings}, partial)
             partial.replace(state_path)
             report(line)
+        stop = ranks.tell(0 < config.patience <= since_best)
     progress.close()
+    if stop and ranks.rank == 0:
+        print(f'stopped at step {step}: {since_best} validations without a gain')
     return network
+
+
+def read_state(path: Path, settings: str) -> dict:
+    """The state of an unfinished run; ValueError where it is of another run than ``settings``."""
+    state = read_torch(path)
+    if state.get('settings') != settings:
+        raise ValueError(f'{path} is of a run with other settings; give another --out, or delete '
+                         'it to begin anew')
+    return state
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Drop what a killed run logged after its last state: it comes again."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= step]
+    path.write_text(''.join(whole))
+
+
+def tensorboard(out: Path):
+    """A writer of ``out``'s events, or None, and a line, where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print(f'TensorBoard is not installed (pip install tensorboard); {out.stem}.jsonl has the '
+              'validations')
+        return None
+    return SummaryWriter(out.with_suffix('.tensorboard'))
+
+
+def changed(model: ModelConfig, config: TrainConfig, args) -> tuple[ModelConfig, TrainConfig]:
+    """The named config with what the command line says otherwise."""
+    if args.heads is not None:
+        model = replace(model, heads=args.heads)
+    changes = {key: value for key in ('steps', 'seed', 'patience')
+               if (value := getattr(args, key)) is not None}
+    if args.learning_rate is not None:
+        share = config.trunk_learning_rate / config.learning_rate
+        changes |= {'learning_rate': args.learning_rate,
+                    'trunk_learning_rate': args.learning_rate * share}
+    if args.loss is not None:
+        changes['loss'] = replace(config.loss, kind=args.loss)
+    data = {key: value for key in ('batch', 'chunk')
+            if (value := getattr(args, key)) is not None}
+    if data and not isinstance(config.data, PairConfig):
+        raise ValueError(f"--{next(iter(data))} is of the papers' recipes; {args.config} is none")
+    return model, replace(config, data=replace(config.data, **data), **changes)
 
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         prog='python -m training.train', description=__doc__.splitlines()[0],
-        epilog='example: python -m training.train --config synthetic --train runs/train/*.npz '
-        '--val runs/val/*.npz --out runs/safa.safetensors')
-    parser.add_argument('--config', choices=sorted(CONFIGS), default='synthetic')
-    parser.add_argument('--train', nargs='+', type=Path, required=True, metavar='NPZ',
-                        help='prepared training drives (python -m training.prepare)')
-    parser.add_argument('--val', nargs='+', type=Path, required=True, metavar='NPZ',
-                        help='prepared drives of other worlds, for selection and temperature')
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m training.train --config synthetic --train runs/train/*.npz --val runs/val/*.npz \\
+    --out runs/safa.safetensors
+  torchrun --nproc-per-node 2 -m training.train --config oxford --train training.txt \\
+    --val validation.txt --test test*.txt --root Oxford_5m_sampling --initial vgg16.safetensors \\
+    --mixed-precision --out runs/oxford.safetensors""")
+    parser.add_argument('--config', choices=list(CONFIGS), default='synthetic')
+    add_places_arguments(parser, "the config's; synthetic takes prepared worlds as --train, --val")
     parser.add_argument('--out', type=Path, required=True, help='weights file to write')
-    parser.add_argument('--steps', type=int, help="optimizer steps (default: the config's)")
-    parser.add_argument('--seed', type=int, help="(default: the config's)")
+    start_from = parser.add_mutually_exclusive_group()
+    start_from.add_argument('--initial', type=Path, metavar='WEIGHTS',
+                            help='start from this checkpoint (see training.import_weights)')
+    start_from.add_argument('--random-trunk', action='store_true',
+                            help='start from random weights instead of ImageNet (a control)')
+    recipe = parser.add_argument_group("recipe (default: the config's)")
+    recipe.add_argument('--loss', choices=CrossViewLoss.KINDS)
+    recipe.add_argument('--heads', type=int, metavar='N', help='of the aggregation')
+    recipe.add_argument('--steps', type=int, metavar='N', help='optimizer steps')
+    recipe.add_argument('--learning-rate', type=float, metavar='RATE')
+    recipe.add_argument('--batch', type=int, metavar='N', help='pairs a step')
+    recipe.add_argument('--chunk', type=int, metavar='N', help='images a forward pass: the same '
+                        'gradients in less memory, for a second pass')
+    recipe.add_argument('--patience', type=int, metavar='N',
+                        help='stop after this many validations without a gain')
+    recipe.add_argument('--seed', type=int)
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--mixed-precision', action='store_true', help='bfloat16 where it is safe')
     parser.add_argument('--threads', type=int, default=1,
                         help='torch threads (more than free cores is far slower)')
     parser.add_argument('--data-note', default='', help='where the data come from, kept with the '
                         'weights, such as the training.simulate commands')
-    parser.add_argument('--random-trunk', action='store_true',
-                        help='start from random weights instead of ImageNet (a control)')
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    model, config = CONFIGS[args.config]
-    changes = {key: value for key in ('steps', 'seed')
-               if (value := getattr(args, key)) is not None}
-    config = replace(config, **changes)
     command = 'python -m training.train ' + ' '.join(
         sys.argv[1:] if arguments is None else arguments)
     try:
-        train_worlds = [load_world(path) for path in args.train]
-        val_worlds = [load_world(path) for path in args.val]
-        images = sum(len(world.poses) for world in train_worlds)
-        print(f'{images} training images of {len(train_worlds)} places, '
-              f'{sum(len(w.poses) for w in val_worlds)} for validation of {len(val_worlds)}')
-        network = train(model, config, train_worlds, val_worlds, args.out, args.random_trunk, {
+        ranks = join_ranks(args.device, args.mixed_precision)
+        model, config = changed(*CONFIGS[args.config], args)
+        if isinstance(config.data, AreaConfig):
+            if not args.train or not args.val:
+                raise ValueError(f'{args.config} takes --train and --val of prepared worlds')
+            worlds = [[load_world(path) for path in paths] for paths in (args.train, args.val)]
+            recipe = AreaRecipe(config.data, model, config.seed, *worlds)
+            data_names = ', '.join(world.name for world in worlds[0])
+            counts = [sum(len(world.poses) for world in part) for part in worlds]
+        else:
+            family = args.config.split('_')[0]
+            args.data = args.data or {'synthetic': 'world'}.get(family, family)
+            places = read_places(args, model)
+            recipe = PairRecipe(config.data, config.seed, places)
+            data_names = places.name
+            counts = [places.trainable().sum(), len(places.queries('val'))]
+        if ranks.rank == 0:
+            print(f'{counts[0]} training images, {counts[1]} for validation; '
+                  f'{recipe.epoch_length} steps an epoch')
+        network = start(model, config.seed, args.initial, args.random_trunk)
+        train(model, config, recipe, args.out, network, {
             'command': command, 'seed': config.seed, 'torch': torch.__version__,
-            'data': ', '.join(world.name for world in train_worlds), 'data_note': args.data_note})
-        finish(args.out, val_worlds, config, network.satellite.stride)
+            'data': data_names, 'data_note': args.data_note}, ranks)
+        if ranks.rank == 0:
+            recipe.finish(args.out)
     except (ValueError, OSError) as error:
         print(f'train: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print('train: interrupted; the same command goes on from the last validation',
+              file=sys.stderr)
+        return 130
+    finally:
+        leave_ranks()
     return 0
 
 
