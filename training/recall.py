@@ -1,0 +1,215 @@
+"""Retrieval metrics of the papers: recall global and within the prior, and errors in metres.
+
+The setting is transductive, as in the papers: the database holds the satellite tiles of all
+places, those of the test drives among them, and training may have seen these tiles (never the
+test's ground images).  Oxford's test drives take the same streets as its training drives on other
+days: nothing here tells how a network does in a town that it has not seen.
+
+A tile is right when it lies within ``tolerance_m`` of the query's true position (5 m for Oxford,
+0 for CVACT: the place's own).  A query is a hit at k when fewer than k wrong tiles are as near in
+descriptor space as the nearest right one: a tie is not a hit, so a network that says the same of
+every place hits nothing.  Locally only tiles within ``radius_m`` of the prior's centre compete.
+
+Shape legend: N tiles, Q queries, K descriptor length, S seeds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from crossview_localizer.geometry import body_axes_error
+
+KS = tuple(range(1, 11))
+BLOCK_M = 200.0
+NEVER = np.iinfo(np.int64).max      # rank of a query that no right tile competes for
+CHUNK = 256                         # queries whose distances are held at once
+TIE = 2e-6                          # distances (0 to 4) closer than single precision tells apart
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What became of each query, (Q,).
+
+    ``global_rank`` and ``local_rank`` count the wrong tiles that are as near as the nearest right
+    one or nearer (NEVER where no right tile is in reach).  ``picked`` is the tile taken within the
+    prior (of tied ones that farthest from the truth; -1 where the prior holds none) and
+    ``error_m`` (Q, 2) leads from the truth to it, NaN where there is none.
+    ``candidates`` and ``right`` count the tiles within the prior and those of them that are right.
+    ``second_moment_m2`` (Q, 2, 2) is the mean square distance of the prior's tiles from the picked
+    one, each weighted by exp(-distance / temperature): the covariance that the scores claim.
+    """
+
+    global_rank: np.ndarray
+    local_rank: np.ndarray
+    picked: np.ndarray
+    error_m: np.ndarray
+    candidates: np.ndarray
+    right: np.ndarray
+    second_moment_m2: np.ndarray
+
+
+def retrieve(
+    satellite: np.ndarray, ground: np.ndarray, tiles_m: np.ndarray, queries_m: np.ndarray,
+    radius_m: float = 50.0, tolerance_m: float = 5.0, centres_m: np.ndarray | None = None,
+    temperature: float = 0.1,
+) -> Retrieval:
+    """Rank unit descriptors ``satellite`` (N, K) by distance to each of ``ground`` (Q, K).
+
+    ``tiles_m`` (N, 2) and ``queries_m`` (Q, 2) are positions in float64.  ``centres_m`` (Q, 2) is
+    the prior's centre; without it the true position, as in the papers (see ``noisy_centres``).
+    Raises ValueError where shapes do not fit or a descriptor is not finite.
+    """
+    _require_shapes(satellite, ground, tiles_m, queries_m)
+    tiles_m, queries_m = np.asarray(tiles_m, np.float64), np.asarray(queries_m, np.float64)
+    centres_m = queries_m if centres_m is None else np.asarray(centres_m, np.float64)
+    count = len(queries_m)
+    global_rank, local_rank = np.full(count, NEVER), np.full(count, NEVER)
+    picked, error_m = np.full(count, -1), np.full((count, 2), np.nan)
+    candidates, right = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    moment_m2 = np.full((count, 2, 2), np.nan)
+    # A grain of rounding more than asked, so that tolerance 0 takes equal positions.
+    middle = tiles_m.mean(0)
+    tree = cKDTree(tiles_m - middle)
+    near = tree.query_ball_point(queries_m - middle, tolerance_m + 1e-6)
+    inside = tree.query_ball_point(centres_m - middle, radius_m + 1e-6)
+    for first in range(0, count, CHUNK):
+        distances = 2.0 - 2.0 * (ground[first:first + CHUNK] @ satellite.T)     # (chunk, N)
+        for query, distance in enumerate(distances, first):
+            correct = np.zeros(len(tiles_m), bool)
+            correct[near[query]] = True
+            if correct.any():
+                best = distance[correct].min()
+                global_rank[query] = np.count_nonzero(distance[~correct] <= best + TIE)
+            local = np.sort(np.array(inside[query], np.int64))
+            candidates[query], right[query] = len(local), np.count_nonzero(correct[local])
+            if not len(local):
+                continue
+            mine, others = local[correct[local]], local[~correct[local]]
+            if len(mine):
+                local_rank[query] = np.count_nonzero(
+                    distance[others] <= distance[mine].min() + TIE)
+            tied = local[distance[local] <= distance[local].min() + TIE]
+            offsets_m = tiles_m[tied] - queries_m[query]
+            worst = int(np.argmax(np.hypot(*offsets_m.T)))
+            picked[query], error_m[query] = tied[worst], offsets_m[worst]
+            weight = np.exp(-(distance[local] - distance[local].min()) / temperature)
+            around_m = tiles_m[local] - tiles_m[tied[worst]]
+            moment_m2[query] = np.einsum('n,ni,nj->ij', weight / weight.sum(), around_m, around_m)
+    return Retrieval(
+        global_rank, local_rank, picked, error_m, candidates, right, moment_m2)
+
+
+def _require_shapes(satellite, ground, tiles_m, queries_m) -> None:
+    if satellite.ndim != 2 or ground.ndim != 2 or satellite.shape[1] != ground.shape[1] \
+            or np.shape(tiles_m) != (len(satellite), 2) \
+            or np.shape(queries_m) != (len(ground), 2):
+        raise ValueError(
+            f'descriptors {satellite.shape} of tiles at {np.shape(tiles_m)} and {ground.shape} of '
+            f'queries at {np.shape(queries_m)}; expected (N, K), (N, 2), (Q, K), (Q, 2)')
+    for name, values in (('satellite', satellite), ('ground', ground)):
+        if not np.isfinite(values).all():
+            raise ValueError(f'a {name} descriptor is not finite')
+
+
+def noisy_centres(queries_m: np.ndarray, sigma_m: float, seed: int) -> np.ndarray:
+    """Centres of a prior (Q, 2) with Gaussian errors of ``sigma_m`` on each axis."""
+    rng = np.random.default_rng(seed)
+    return np.asarray(queries_m, np.float64) + rng.normal(0.0, sigma_m, np.shape(queries_m))
+
+
+def recall(rank: np.ndarray, k: int) -> float:
+    """Percent of queries (any shape) with fewer than ``k`` wrong tiles before a right one."""
+    return float(100.0 * np.mean(rank < k))
+
+
+def chance_recall(found: Retrieval) -> float:
+    """Percent of hits at 1 that a tile drawn evenly from within the prior would make."""
+    share = found.right / np.maximum(found.candidates, 1)
+    return float(100.0 * share.mean())
+
+
+def blocks_along(positions_m: np.ndarray, drive: np.ndarray,
+                 length_m: float = BLOCK_M) -> np.ndarray:
+    """Numbers (Q,) of the stretches of ``length_m`` driven, for queries in time order a drive.
+
+    Neighbouring queries see the same street: they are drawn together or not at all.
+    """
+    block = np.empty(len(positions_m), np.int64)
+    last = 0
+    for name in dict.fromkeys(np.asarray(drive).tolist()):
+        mine = np.flatnonzero(drive == name)
+        steps_m = np.linalg.norm(np.diff(positions_m[mine], axis=0), axis=1)
+        travelled_m = np.concatenate(([0.0], np.cumsum(steps_m)))
+        block[mine] = last + (travelled_m // length_m).astype(np.int64)
+        last = int(block[mine].max()) + 1
+    return block
+
+
+def blocks_on_grid(positions_m: np.ndarray, length_m: float = BLOCK_M) -> np.ndarray:
+    """Numbers (Q,) of squares ``length_m`` wide, for queries that are no drive (CVACT)."""
+    cells = np.floor(np.asarray(positions_m) / length_m).astype(np.int64)
+    return np.unique(cells, axis=0, return_inverse=True)[1].ravel()
+
+
+def bootstrap(
+    statistic: Callable[..., float], blocks: np.ndarray, *samples: np.ndarray,
+    count: int = 1000, seed: int = 0,
+) -> tuple[float, float, float]:
+    """(low, value, high): the statistic of all samples, and its 95 % percentile interval.
+
+    Each of ``samples`` is (S, Q), a line a training seed, of the same seeds and queries.  Seeds
+    and blocks of queries are drawn with replacement, the same for every sample: the statistic of
+    two samples may be their difference, pair by pair.  With one seed only blocks are drawn.
+    Raises ValueError where shapes do not fit.
+    """
+    blocks = np.asarray(blocks)
+    if not samples or any(sample.ndim != 2 or sample.shape != samples[0].shape
+                          or sample.shape[1] != len(blocks) for sample in samples):
+        raise ValueError(
+            f'samples {[sample.shape for sample in samples]} and blocks {blocks.shape}; '
+            'expected (S, Q) each and (Q,)')
+    members = [np.flatnonzero(blocks == block) for block in np.unique(blocks)]
+    seeds = samples[0].shape[0]
+    rng = np.random.default_rng(seed)
+    values = np.empty(count)
+    for draw in range(count):
+        lines = rng.integers(seeds, size=seeds)
+        chosen = rng.integers(len(members), size=len(members))
+        columns = np.concatenate([members[k] for k in chosen])
+        values[draw] = statistic(*(sample[np.ix_(lines, columns)] for sample in samples))
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(statistic(*samples)), float(high)
+
+
+def summary(found: Retrieval, yaw_rad: np.ndarray, blocks: np.ndarray,
+            seed: int = 0) -> dict[str, object]:
+    """All numbers of one set of queries; [low, value, high] where an interval belongs to them.
+
+    Recalls in percent.  Errors are of the tile picked within the prior, over queries that have
+    one (``n`` of ``n_queries``); longitudinal is positive ahead of the vehicle and lateral to its
+    left, None where a heading is unknown.
+    """
+    length_m = np.hypot(*found.error_m.T)
+    known = np.isfinite(length_m)
+    error_m = length_m[known][None]
+    lines = {
+        'n_queries': len(known), 'n': int(known.sum()),
+        'blocks': len(np.unique(blocks)), 'chance_recall_at_1_local': chance_recall(found)}
+    for name, rank in (('global', found.global_rank), ('local', found.local_rank)):
+        lines[f'recall_{name}'] = {k: recall(rank, k) for k in KS}
+        lines[f'recall_at_1_{name}'] = list(bootstrap(
+            lambda drawn: recall(drawn, 1), blocks, rank[None], seed=seed))
+    statistics = {
+        'median_m': np.median, 'mean_m': np.mean, 'p95_m': lambda drawn: np.percentile(drawn, 95)}
+    for name, statistic in statistics.items():
+        lines[name] = list(bootstrap(statistic, blocks[known], error_m, seed=seed)) \
+            if known.any() else None
+    turned = known & np.isfinite(yaw_rad)
+    ahead_m, left_m = body_axes_error(found.error_m[turned], yaw_rad[turned])
+    for name, signed_m in (('longitudinal', ahead_m), ('lateral', left_m)):
+        lines[f'{name}_mean_m'] = float(signed_m.mean()) if len(signed_m) else None
+        lines[f'{name}_median_abs_m'] = float(np.median(np.abs(signed_m))) \
+            if len(signed_m) else None
+    return lines
