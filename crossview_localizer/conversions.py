@@ -36,6 +36,9 @@ except ImportError:
 
 # Variance (m2, rad2) of what is not estimated: RViz and robot_localization want it finite.
 UNOBSERVED_VARIANCE = 1e6
+MAX_IMAGE_PX = 2**26
+MAX_COORDINATE_M = 1e8
+CV_DISTORTION_LENGTHS = (4, 5, 8, 12, 14)
 PLANAR = (0, 1, 5)  # rows of x, y, yaw in a pose's 6x6 covariance
 
 # Camera body (x ahead, y left, z up) from optical frame (x right, y down, z ahead), REP-103.
@@ -119,6 +122,10 @@ def gnss_latlon_from_msg(msg) -> tuple[float, float]:
     latlon = msg.latitude, msg.longitude
     if not (abs(latlon[0]) <= 90.0 and abs(latlon[1]) <= 180.0):  # NaN fails too
         raise ValueError(f'position ({latlon[0]}, {latlon[1]}) is not a latitude and longitude')
+    if latlon == (0.0, 0.0):
+        raise ValueError('position (0, 0) is what receivers say before they know any')
+    if np.isinf(msg.position_covariance).any():
+        raise ValueError('covariance is infinite: the fix says nothing')
     return latlon
 
 
@@ -165,12 +172,10 @@ def gnss_fix_from_msg(
 
 def odometry_sample_from_msg(msg) -> OdometrySample:
     pose = msg.pose.pose
-    position = pose.position
-    if not (math.isfinite(position.x) and math.isfinite(position.y)):
-        raise ValueError(f'position ({position.x}, {position.y}) is not finite')
+    _require_a_place(pose.position)
     return OdometrySample(
         stamp_ns_from_msg(msg.header.stamp),
-        Pose2D(position.x, position.y, yaw_from_quaternion(pose.orientation)))
+        Pose2D(pose.position.x, pose.position.y, yaw_from_quaternion(pose.orientation)))
 
 
 def pose_estimate_from_msg(msg) -> PoseEstimate:
@@ -179,12 +184,18 @@ def pose_estimate_from_msg(msg) -> PoseEstimate:
     yaw_rad = yaw_from_quaternion(msg.pose.pose.orientation)
     covariance = np.asarray(msg.pose.covariance, dtype=float).reshape(6, 6)
     covariance = covariance[np.ix_(PLANAR, PLANAR)]
-    if not (math.isfinite(position.x) and math.isfinite(position.y)):
-        raise ValueError(f'position ({position.x}, {position.y}) is not finite')
+    _require_a_place(position)
     if not np.isfinite(covariance).all() or np.linalg.eigvalsh(covariance)[0] <= 0.0:
         raise ValueError('covariance of x, y and yaw is zero, NaN or not positive definite')
     return PoseEstimate(
         stamp_ns_from_msg(msg.header.stamp), Pose2D(position.x, position.y, yaw_rad), covariance)
+
+
+def _require_a_place(position) -> None:
+    if not max(abs(position.x), abs(position.y)) <= MAX_COORDINATE_M:  # NaN fails too
+        raise ValueError(
+            f'position ({position.x:g}, {position.y:g}) is not finite, or beyond '
+            f'{MAX_COORDINATE_M:g} m')
 
 
 def pose_msg_from_estimate(estimate: PoseEstimate, frame_id: str) -> PoseWithCovarianceStamped:
@@ -306,32 +317,50 @@ def rectifier_from_msg(
     k[:2, 2] -= info.roi.x_offset, info.roi.y_offset
     k[:2] /= binning[:, None]
     width_px, height_px = (int(value) for value in size)
-    if width_px < 1 or height_px < 1:
-        raise ValueError(f'camera_info has size {info.width}x{info.height} px')
+    if width_px < 1 or height_px < 1 or width_px * height_px > MAX_IMAGE_PX:
+        raise ValueError(
+            f'camera_info has size {info.width}x{info.height} px; expected 1 to '
+            f'{MAX_IMAGE_PX / 1e6:.0f} million pixels')
 
     camera = CameraModel(
         width_px, height_px, k[0, 0], k[1, 1], k[0, 2], k[1, 2], base_from_camera, height_m)
 
     distortion = np.asarray(info.d, dtype=float)
+    if not np.isfinite(distortion).all():
+        raise ValueError(f'distortion {distortion.tolist()} of camera_info is not finite')
     if image_is_rectified or not distortion.any():
         return ImageRectifier(camera, None)
-    if info.distortion_model in ('plumb_bob', 'rational_polynomial'):
-        maps = cv2.initUndistortRectifyMap(
-            k, distortion, None, k, (width_px, height_px), cv2.CV_16SC2)
-    elif info.distortion_model == 'equidistant':
+    lengths = {
+        'plumb_bob': CV_DISTORTION_LENGTHS, 'rational_polynomial': CV_DISTORTION_LENGTHS,
+        'equidistant': range(4, 15),
+    }
+    expected = lengths.get(info.distortion_model)
+    if expected is None:
+        raise ValueError(
+            f'distortion model {info.distortion_model!r} of camera_info is not known; expected '
+            f'{", ".join(lengths)}')
+    if len(distortion) not in expected:
+        raise ValueError(
+            f'{info.distortion_model} of camera_info has {len(distortion)} coefficients; expected '
+            f'one of {", ".join(map(str, expected))}')
+    if info.distortion_model == 'equidistant':
         maps = cv2.fisheye.initUndistortRectifyMap(
             k, distortion[:4], np.eye(3), k, (width_px, height_px), cv2.CV_16SC2)
     else:
-        raise ValueError(
-            f'distortion model {info.distortion_model!r} of camera_info is not known; expected '
-            'plumb_bob, rational_polynomial or equidistant')
+        maps = cv2.initUndistortRectifyMap(
+            k, distortion, None, k, (width_px, height_px), cv2.CV_16SC2)
     return ImageRectifier(camera, maps)
 
 
 def camera_image_from_msg(msg, rectifier: ImageRectifier) -> CameraImage:
     """Image or CompressedImage to an undistorted CameraImage."""
-    rgb = _rgb_from_compressed(msg) if hasattr(msg, 'format') else _rgb_from_image(msg)
+    rgb = rgb_from_msg(msg)
     return CameraImage(stamp_ns_from_msg(msg.header.stamp), rectifier(rgb), rectifier.camera)
+
+
+def rgb_from_msg(msg) -> np.ndarray:
+    """Image or CompressedImage to rgb (H, W, 3) uint8, as the camera took it."""
+    return _rgb_from_compressed(msg) if hasattr(msg, 'format') else _rgb_from_image(msg)
 
 
 # Channels of an encoding and its cv2 conversion to RGB (None: it is RGB).
@@ -404,7 +433,10 @@ def _rgb_from_compressed(msg) -> np.ndarray:
     "bayer_rggb8; jpeg compressed", else grey.
     """
     data = np.frombuffer(msg.data, dtype=np.uint8)
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    try:
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if _is_whole(data) else None
+    except cv2.error:  # a size beyond OPENCV_IO_MAX_IMAGE_PIXELS, among others
+        pixels = None
     if pixels is None:
         raise ValueError(
             f'compressed image of {data.size} bytes with format {msg.format!r} does not decode; '
@@ -421,6 +453,16 @@ def _rgb_from_compressed(msg) -> np.ndarray:
         return cv2.cvtColor(pixels, PLAIN_ENCODINGS[encoding][1])
     return cv2.cvtColor(pixels, {
         1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[channels])
+
+
+def _is_whole(data: np.ndarray) -> bool:
+    """False for a jpeg or png without its end, of which some decoders make half a picture."""
+    first, last = data[:2].tobytes(), data[-4096:].tobytes()  # cameras pad the end
+    if first == b'\xff\xd8':
+        return b'\xff\xd9' in last
+    if first == b'\x89P':
+        return b'IEND' in last
+    return data.size > 0
 
 
 # --- heat map and diagnostics
@@ -463,7 +505,9 @@ def diagnostics_msg_from_statuses(
         DiagnosticStatus(
             level=bytes([status.level]), name=f'{node_name}: {status.name}', message=status.text,
             hardware_id=node_name,
-            values=[KeyValue(key=key, value=str(value)) for key, value in status.values.items()])
+            values=[
+                KeyValue(key=key, value=str(value))
+                for key, value in (status.values | {'remedy': status.remedy}).items()])
         for status in statuses
     ]
     return msg

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.highlevel import AnyReader
 import yaml
 
 from crossview_localizer import conversions, robotcar_to_bag
@@ -53,12 +53,11 @@ class Drive:
 
 @dataclass(frozen=True)
 class NodeOutputs:
-    """What the node published, by topic; ``heatmaps`` are the OccupancyGrid messages by stamp."""
+    """What the node published, by topic."""
 
     poses: Track
     priors: Track
     matches: Track
-    heatmaps: dict[int, object]
     latency_ms: np.ndarray
 
 
@@ -70,10 +69,13 @@ def read_parameters(path: str | Path) -> tuple[NodeConfig, LocalizerConfig]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
         nested = content['/**']['ros__parameters']
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} is no parameter file ({error}); expected /**: ros__parameters:'
-                         ) from error
-    values = dict(_flattened('', nested))
+        values = dict(_flattened('', nested))
+    except (
+        yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError,
+    ) as error:
+        raise ValueError(
+            f'{path} is no parameter file ({" ".join(str(error).split())}); expected /**: '
+            'ros__parameters:') from error
     of_node = {name: values.pop(name) for name in tunables(NodeConfig()) if name in values}
     return config_from_flat(NodeConfig, of_node), config_from_flat(LocalizerConfig, values)
 
@@ -100,8 +102,13 @@ def messages(bag: str | Path, topics=None) -> Iterator[tuple[str, int, object]]:
             chosen = [c for c in reader.connections if topics is None or c.topic in topics]
             for connection, bag_ns, data in reader.messages(chosen) if chosen else ():
                 yield connection.topic, bag_ns, reader.deserialize(data, connection.msgtype)
-    except AnyReaderError as error:
-        raise ValueError(f'{bag} cannot be read as a bag ({error})') from error
+    except OSError:
+        raise
+    except Exception as error:  # on damaged bytes rosbags raises whatever its decoders do
+        problem = ' '.join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f'{bag} cannot be read as a bag ({problem}); expected a whole rosbag2 recording'
+        ) from error
 
 
 def _valid_fix(rig: SensorRig, msg, frame: LocalFrame) -> GnssFix | None:
@@ -120,10 +127,15 @@ def localize(
     node_config, topics = node_config or NodeConfig(), topics or Topics()
     rig = SensorRig(node_config, localizer.config.camera)
     waiting = deque()
+    sample = None
 
     def process_first() -> Localization:
         _, msg = waiting.popleft()
-        return localizer.process_image(rig.camera_image(msg))
+        try:
+            image = rig.camera_image(msg, sample and sample.odom_from_base)
+        except ValueError as error:
+            return localizer.pass_image(_stamp_ns(msg), str(error))
+        return localizer.process_image(image)
 
     wanted = (topics.image, topics.camera_info, topics.gnss, topics.odometry, topics.tf_static)
     for topic, bag_ns, msg in messages(bag, wanted):
@@ -140,7 +152,10 @@ def localize(
             if fix is not None:
                 localizer.add_gnss(fix)
         elif topic == topics.odometry:
-            sample = conversions.odometry_sample_from_msg(msg)
+            try:
+                sample = conversions.odometry_sample_from_msg(msg)
+            except ValueError:
+                continue
             localizer.add_odometry(sample)
             while waiting and _stamp_ns(waiting[0][1]) <= sample.stamp_ns:
                 yield process_first()
@@ -188,19 +203,16 @@ def true_pose_from_msg(msg, frame: LocalFrame) -> Pose2D:
 def read_outputs(bag: str | Path, node_name: str = '/crossview_localizer') -> NodeOutputs:
     """What the node's recording holds."""
     poses: dict[str, list[PoseEstimate]] = {'pose': [], 'prior': [], 'match': []}
-    heatmaps, latency_ms = {}, []
-    wanted = [f'{node_name}/{name}' for name in (*poses, 'heatmap', 'latency')]
+    latency_ms = []
+    wanted = [f'{node_name}/{name}' for name in (*poses, 'latency')]
     for topic, _, msg in messages(bag, wanted):
         name = topic.rsplit('/', 1)[1]
         if name in poses:
             poses[name].append(conversions.pose_estimate_from_msg(msg))
-        elif name == 'heatmap':
-            heatmaps[_stamp_ns(msg)] = msg
         else:
             latency_ms.append(msg.data)
     return NodeOutputs(
-        *(_track(poses[name]) for name in ('pose', 'prior', 'match')), heatmaps,
-        np.array(latency_ms))
+        *(_track(poses[name]) for name in ('pose', 'prior', 'match')), np.array(latency_ms))
 
 
 def posteriors(localizations: list[Localization]) -> Track:

@@ -27,7 +27,9 @@ from crossview_localizer.evaluation import Frames, Track
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARAMETERS = REPOSITORY / 'config/robotcar.yaml'
-WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
+WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
+# Whose tile size and fitted temperature raw correlation takes.
+TILE_WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
 MARKER = 'demo.json'
 STAGE_OUTPUTS = (
     'world', 'bag', 'world_elsewhere', 'bag_elsewhere', 'bag_blind', 'maps', 'run', 'run_blind',
@@ -268,13 +270,17 @@ def convert(traversal: Path, bag: Path) -> None:
 def build_corridor_map(world: Path, route: Path, network, path: Path) -> None:
     """Embed the corridor along the INS track, the widest that ``MAX_TILES`` allows."""
     from crossview_localizer.build_map import build_map
+    from crossview_localizer.dense import DENSE
     from crossview_localizer.imagery import Imagery
     from crossview_localizer.route import corridor, read_route
 
     imagery = Imagery.open([world / 'orthophoto.tif'])
     route_latlon_deg = read_route(route)
     route_m = np.stack(imagery.frame.xy_from_latlon(*route_latlon_deg.T), axis=1)
-    for spacing_m, half_width_m in CORRIDORS_M:
+    corridors_m = CORRIDORS_M
+    if network.config.kind == DENSE:  # blocks side by side, as wide as the matcher needs
+        corridors_m = [(network.lattice_spacing_m, network.corridor_m)]
+    for spacing_m, half_width_m in corridors_m:
         _, wanted = corridor(route_m, half_width_m, spacing_m, imagery.bounds_m)
         if wanted.sum() <= MAX_TILES:
             break
@@ -350,13 +356,14 @@ def offline_rows(
     from crossview_localizer.replay import localize
 
     rows = {}
-    for name, kind in (('raw_correlation', 'raw_correlation'), ('random_init', 'random_init:1')):
+    for name, kind, like in (('raw_correlation', 'raw_correlation', TILE_WEIGHTS),
+                             ('random_init', 'random_init:1', weights)):
         map_path = out / f'maps/{name}.map'
         with stages.stage(f'map of {name}'):
-            network = load_network(kind, 'cpu', weights)
+            network = load_network(kind, 'cpu', like)
             build_corridor_map(out / 'world', route, network, map_path)
         with stages.stage(f'offline {name}'):
-            localizer = load_localizer(map_path, kind, config, 'cpu', weights)
+            localizer = load_localizer(map_path, kind, config, 'cpu', like)
             rows[name] = list(localize(out / 'bag', localizer, node_config))
     return rows
 
@@ -406,57 +413,6 @@ def recorded_outcomes(outputs, stamps_ns) -> list[str]:
     return outcomes
 
 
-def outages(fixes, image_stamps_ns) -> list[tuple[int, int]]:
-    """Gaps of the fixes that are longer than three seconds, as the receiver sees them."""
-    ends_ns = np.array([fix.stamp_ns for fix in fixes] or [image_stamps_ns[0]], np.int64)
-    ends_ns = np.unique(np.concatenate((ends_ns, image_stamps_ns[[0, -1]])))
-    return [
-        (int(begin), int(end)) for begin, end in zip(ends_ns, ends_ns[1:]) if end - begin > 3e9]
-
-
-def choose_shots(bag: Path, outputs, frames: Frames) -> list:
-    """Best, median and worst match of the evaluated images, with their pictures."""
-    import cv2
-
-    from crossview_localizer.conversions import stamp_ns_from_msg
-    from crossview_localizer.replay import messages
-    from training.demo_report import Shot
-
-    line_of = {int(ns): line for line, ns in enumerate(frames.truth.stamps_ns)}
-    scored = []
-    for row, stamp_ns in enumerate(outputs.matches.stamps_ns.tolist()):
-        line = line_of.get(stamp_ns)
-        if line is None or not frames.evaluated[line] or stamp_ns not in outputs.heatmaps:
-            continue
-        offset_m = outputs.matches.poses[row, :2] - frames.truth.poses[line, :2]
-        scored.append((float(np.hypot(*offset_m)), stamp_ns, row, line))
-    if not scored:
-        return []
-    scored.sort()
-    chosen = {
-        'best': scored[0], 'median': scored[len(scored) // 2], 'worst': scored[-1]}
-    wanted = {stamp_ns for _, stamp_ns, _, _ in chosen.values()}
-    pictures = {}
-    for _, _, msg in messages(bag, [IMAGE_TOPIC]):
-        stamp_ns = stamp_ns_from_msg(msg.header.stamp)
-        if stamp_ns in wanted:
-            pictures[stamp_ns] = cv2.imdecode(np.asarray(msg.data), cv2.IMREAD_COLOR)[..., ::-1]
-    shots = []
-    for label, (_, stamp_ns, row, line) in chosen.items():
-        grid = outputs.heatmaps[stamp_ns]
-        percent = np.asarray(grid.data, float).reshape(grid.info.height, grid.info.width)
-        percent[percent < 0] = np.nan
-        west, south = grid.info.origin.position.x, grid.info.origin.position.y
-        extent_m = (
-            west, west + grid.info.width * grid.info.resolution,
-            south, south + grid.info.height * grid.info.resolution)
-        shots.append(Shot(
-            label, stamp_ns, pictures[stamp_ns], percent, extent_m, frames.truth.pose(line),
-            outputs.priors.pose(int(np.searchsorted(outputs.priors.stamps_ns, stamp_ns))),
-            outputs.matches.pose(row), frames.rows['refined'].pose(line)))
-    return shots
-
-
 # --- the whole
 
 
@@ -467,12 +423,10 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
     """
     import torch
 
-    from crossview_localizer import replay
+    from crossview_localizer import replay, report
     from crossview_localizer.embedding_map import EmbeddingMap
-    from crossview_localizer.imagery import Imagery
     from crossview_localizer.localizer import Localizer
     from crossview_localizer.networks import load_network
-    from training import demo_report
 
     # Two threads on two busy cores can be far slower than one.
     torch.set_num_threads(1)
@@ -534,26 +488,21 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
         'world_seed': world_seed,
         'weights': weights.name,
         'matcher': network.config.kind,
+        'notes': [
+            'Simulation: town, imagery, camera and sensors are rendered and drawn from a seed.',
+            blind_note + '.',
+            *explanations(),
+            silence('refined', drive.image_stamps_ns, outputs),
+            silence('image_blind', drive.image_stamps_ns, blind_outputs),
+        ],
     }
-    notes = [
-        'Simulation: town, imagery, camera and sensors are rendered and drawn from a seed.',
-        blind_note + '.',
-        *explanations(),
-        silence('refined', drive.image_stamps_ns, outputs),
-        silence('image_blind', drive.image_stamps_ns, blind_outputs),
-    ]
     with stages.stage('report'):
-        imagery = Imagery.open([out / 'world/orthophoto.tif'], frame)
-        page = demo_report.write_report(
-            out / 'report', summary=summary, frames=frames,
-            shots=choose_shots(bag, outputs, frames),
-            fixes_xy_m=np.array([(fix.x_m, fix.y_m) for fix in drive.fixes]).reshape(-1, 2),
-            outages_ns=outages(drive.fixes, drive.image_stamps_ns),
-            latency_ms=outputs.latency_ms, orthophoto=lambda grid: imagery.raster(grid)[0],
-            notes=notes)
+        page = report.write_report(
+            out / 'report', out / 'run', input_bag=bag, map_path=map_path,
+            imagery=[out / 'world/orthophoto.tif'], demo=report.Demo(summary, frames))
     summary['seconds'] = stages.total()
     write_atomically(out / 'summary.json', json.dumps(summary, indent=2) + '\n')
-    print_summary(summary, notes)
+    print_summary(summary)
     print(f'\nreport: {page}')
     return summary
 
@@ -641,7 +590,7 @@ def goals(results: dict[str, dict]) -> list[str]:
         for text, value, sign, goal in lines]
 
 
-def print_summary(summary: dict, notes: list[str]) -> None:
+def print_summary(summary: dict) -> None:
     results = {name: summary[name] for name in evaluation.ROWS}
     print(f'\nSIMULATION, world seed {summary["world_seed"]}, matcher {summary["matcher"]}, '
           f'weights {summary["weights"]}\n')
@@ -653,19 +602,22 @@ def print_summary(summary: dict, notes: list[str]) -> None:
     for name, seconds in summary['seconds'].items():
         print(f'{seconds:8.1f}  {name}')
     print()
-    for note in notes:
+    for note in summary['notes']:
         print(f'- {note}')
     print('\ngoals (they are meant for the pool of three drives: --pool)')
     print('\n'.join(goals(results)))
 
 
-def print_pool(folders: list[Path]) -> None:
-    """The table over the frames of several demo outputs."""
-    drives = []
+def print_pool(folders: list[Path], json_path: Path | None = None) -> None:
+    """The table over the frames of several demo outputs, and the same as JSON."""
+    drives, runs = [], []
     for folder in folders:
         summary = json.loads((folder / 'summary.json').read_text(encoding='utf-8'))
         drives.append(evaluation.read_frames(folder / 'frames.csv'))
         latency = summary['latency_ms']
+        runs.append({key: summary[key] for key in ('world_seed', 'weights', 'latency_ms')}
+                    | {'seconds': summary['seconds']['total'],
+                       'refined': summary['refined'], 'image_blind': summary['image_blind']})
         print(f'{folder}: SIMULATION, world seed {summary["world_seed"]}, weights '
               f'{summary["weights"]}, latency p50 {latency["p50"]:.0f} ms, p99 '
               f'{latency["p99"]:.0f} ms, {summary["seconds"]["total"]:.0f} s')
@@ -678,6 +630,9 @@ def print_pool(folders: list[Path]) -> None:
     print(evaluation.table(results))
     print()
     print('\n'.join(goals(results)))
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(json_path, json.dumps({'pooled': results, 'runs': runs}, indent=1) + '\n')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -701,6 +656,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--pool', type=Path, nargs='+', metavar='OUT',
         help='only print the table over the frames of these demo outputs')
+    parser.add_argument(
+        '--json', type=Path, metavar='FILE', help='with --pool: write the table there too')
     return parser
 
 
@@ -714,7 +671,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if arguments.pool:
-            print_pool(arguments.pool)
+            print_pool(arguments.pool, arguments.json)
         else:
             run_demo(
                 arguments.out.resolve(), arguments.seed, arguments.duration_s,
