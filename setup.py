@@ -37,6 +37,12 @@ setup(
             'build_map = crossview_localizer.build_map:main',
             'play_bag = crossview_localizer.play_bag:main',
             'record_bag = crossview_localizer.record_bag:main',
+            'report = crossview_localizer.report:main',
+            'overlay = crossview_localizer.overlay:main',
+            'viewer_bag = crossview_localizer.viewer_bag:main',
+            'scene = crossview_localizer.scene:main',
+            'doctor = crossview_localizer.doctor:main',
+            'calibrate_camera = crossview_localizer.calibrate_camera:main',
         ],
     },
 )

@@ -20,7 +20,8 @@ ARGUMENTS = {
     'map': ('', 'embedding map made by build_map; empty: as in params_file'),
     'weights': ('', 'network weights; empty: as in params_file, else those shipped'),
     'params_file': (str(CONFIG / 'robotcar.yaml'), 'parameters of the node'),
-    'rviz': ('false', 'also start RViz'),
+    'rviz': ('false', 'also start RViz, and the scene'),
+    'scene': ('', 'publish what RViz shows, also for an RViz elsewhere; empty: as rviz'),
     'rate': ('1.0', 'speed of the replay'),
     'start_offset': ('0.0', 'start the replay this many seconds into the bag'),
     'delay': ('5.0', 'seconds that the replay waits for the node to load its map'),
@@ -40,6 +41,13 @@ INPUTS = {
     'gnss': 'gnss/fix',
     'odometry': 'odometry',
 }
+RVIZ_TOPICS = (
+    *(f'/crossview_localizer/{name}' for name in ('pose', 'odometry')),
+    *(f'/crossview_scene/{name}' for name in (
+        'ground', 'heatmap', 'heatmap_updates', 'ellipses', 'alternatives', 'path/gnss',
+        'path/prior', 'path/refined', 'path/ground_truth', 'camera', 'views')),
+    '/initialpose',
+)
 RECORDED = ('^(/tf|/tf_static|/diagnostics|/ground_truth/.*'
             f'|.*/({INPUTS["gnss"]}|{INPUTS["odometry"]}|crossview_localizer/.*))$')
 
@@ -62,6 +70,16 @@ def start(context):
         package='crossview_localizer', executable='localizer_node', name='crossview_localizer',
         namespace=namespace, output='screen', parameters=[given['params_file'], parameters],
         remappings=list(INPUTS.items()), ros_arguments=['--log-level', given['log_level']])]
+    if is_true(given['scene'] or given['rviz']):
+        # Bags hold the odometry's messages and not its transform.
+        of_scene = {'publish_odom_tf': bool(given['bag']), 'use_sim_time': is_true(sim_time)}
+        if given['map']:
+            of_scene['map_path'] = given['map']
+        actions.append(Node(
+            package='crossview_localizer', executable='scene', name='crossview_scene',
+            namespace=namespace, output='screen', parameters=[given['params_file'], of_scene],
+            remappings=[*INPUTS.items(), ('ground_truth', '/ground_truth/geopose')],
+            ros_arguments=['--log-level', given['log_level']]))
     if given['record']:
         command = ['ros2', 'bag', 'record', '--storage', 'mcap', '--output', given['record'],
                    '--regex', RECORDED]
@@ -75,9 +93,11 @@ def start(context):
             command += ['--remap', *(f'/{t}:=/{namespace}/{t}' for t in INPUTS.values())]
         actions.append(ExecuteProcess(cmd=command, output='screen'))
     if is_true(given['rviz']):
+        # The topics in robotcar.rviz are those without a namespace.
+        moved = [(topic, f'/{namespace}{topic}') for topic in RVIZ_TOPICS] if namespace else []
         actions.append(Node(
             package='rviz2', executable='rviz2', arguments=['-d', str(CONFIG / 'robotcar.rviz')],
-            parameters=[{'use_sim_time': is_true(sim_time)}]))
+            parameters=[{'use_sim_time': is_true(sim_time)}], remappings=moved))
     return actions
 
 

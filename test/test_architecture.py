@@ -15,20 +15,22 @@ PACKAGE = 'crossview_localizer'
 LAYERS = [
     ['geometry', 'config', 'interrupts'],
     ['datatypes'],
-    ['pose_filter', 'filter_model', 'filter_start', 'imagery', 'route', 'embedding_map',
-     'trunks', 'networks', 'dense', 'matching', 'views', 'robotcar', 'evaluation', 'diagnostics',
-     'image_worker'],
+    ['pose_filter', 'filter_model', 'filter_start', 'gnss_trust', 'hypotheses', 'imagery',
+     'route', 'embedding_map', 'trunks', 'networks', 'dense', 'matching', 'dense_matching', 'views', 'robotcar',
+     'evaluation', 'diagnostics', 'image_worker', 'last_pose', 'evidence'],
     ['localizer'],
-    ['conversions', 'rig'],
+    ['conversions', 'rig', 'scene_pictures'],
     # The node and every command; setup.py lists them too.
     ['node', 'replay', 'robotcar_to_bag', 'build_map', 'play_bag', 'record_bag', 'report',
-     'doctor'],
+     'doctor', 'scene', 'scene_messages', 'recorded_run', 'report_figures', 'report_page',
+     'overlay', 'calibrate_camera', 'viewer_bag'],
 ]
 ROS_MODULES = {
     'conversions', 'node', 'replay', 'robotcar_to_bag', 'play_bag', 'record_bag', 'report',
-    'doctor',
+    'doctor', 'scene', 'scene_messages', 'viewer_bag',
 }
-TORCH_MODULES = {'trunks', 'networks', 'dense', 'embedding_map', 'matching', 'build_map', 'export'}
+TORCH_MODULES = {'trunks', 'networks', 'dense', 'dense_matching', 'embedding_map', 'matching',
+                 'build_map', 'export', 'evidence'}
 ROS_PACKAGE = re.compile(
     r'(rclpy|ament_\w+|rosidl\w*|tf2\w*|cv_bridge|launch\w*|builtin_interfaces|rcl_interfaces|\w+_msgs'
     r'|\w+_srvs|message_filters|diagnostic_updater|rosbag2_py)$')

@@ -16,8 +16,10 @@ rclpy = pytest.importorskip('rclpy')
 import cv2
 from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
 from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMsg
 import numpy as np
 from rcl_interfaces.srv import GetParameters
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
@@ -30,8 +32,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LAUNCH_FILE = REPOSITORY / 'launch/robotcar.launch.py'
 START_NS = 1_400_000_000_000_000_000
 ARGUMENTS = (
-    'bag', 'map', 'weights', 'params_file', 'rviz', 'rate', 'start_offset', 'loop', 'record',
-    'use_sim_time', 'device', 'namespace', 'autostart', 'log_level',
+    'bag', 'map', 'weights', 'params_file', 'rviz', 'scene', 'rate', 'start_offset', 'loop',
+    'record', 'use_sim_time', 'device', 'namespace', 'autostart', 'log_level',
 )
 
 
@@ -139,20 +141,25 @@ def test_a_bag_is_replayed_through_the_node_and_its_poses_recorded(
     bag = drive_bag(tmp_path / 'bag', 12.0)
     process = launch(
         f'bag:={bag}', f'record:={tmp_path / "results"}', f'namespace:={namespace}', 'rate:=2.0',
-        'start_offset:=1.0', 'delay:=1.0', 'loop:=true', 'device:=cpu')
+        'start_offset:=1.0', 'delay:=1.0', 'loop:=true', 'device:=cpu',
+        'scene:=true')
     values = parameter_values(
         node, f'{prefix}/crossview_localizer', ['use_sim_time', 'device', 'image_transport'])
     assert values[0].bool_value
     # device from the argument, image_transport from params_file.
     assert [value.string_value for value in values[1:]] == ['cpu', 'compressed']
 
-    poses = []
+    poses, paths = [], []
     node.create_subscription(
         PoseWithCovarianceStamped, f'{prefix}/crossview_localizer/pose', poses.append, 10)
+    node.create_subscription(
+        PathMsg, f'{prefix}/crossview_scene/path/gnss', paths.append,
+        QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
 
     def enough_poses():
         rclpy.spin_once(node, timeout_sec=0.1)
-        return len(poses) >= 30 or process.poll() is not None
+        shown = paths and len(paths[-1].poses) > 1
+        return len(poses) >= 30 and shown or process.poll() is not None
     wait_until(enough_poses, 60)
     assert process.poll() is None
     assert poses[0].header.frame_id == 'map'

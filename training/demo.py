@@ -615,9 +615,10 @@ def print_pool(folders: list[Path], json_path: Path | None = None) -> None:
         summary = json.loads((folder / 'summary.json').read_text(encoding='utf-8'))
         drives.append(evaluation.read_frames(folder / 'frames.csv'))
         latency = summary['latency_ms']
+        judged = evaluation.evaluate(drives[-1])
         runs.append({key: summary[key] for key in ('world_seed', 'weights', 'latency_ms')}
-                    | {'seconds': summary['seconds']['total'],
-                       'refined': summary['refined'], 'image_blind': summary['image_blind']})
+                    | {'seconds': summary['seconds']['total']}
+                    | {key: judged[key] for key in ('refined', 'image_blind')})
         print(f'{folder}: SIMULATION, world seed {summary["world_seed"]}, weights '
               f'{summary["weights"]}, latency p50 {latency["p50"]:.0f} ms, p99 '
               f'{latency["p99"]:.0f} ms, {summary["seconds"]["total"]:.0f} s')

@@ -1,0 +1,447 @@
+"""What RViz shows: the messages of the scene, and every display held against the live graph."""
+
+from array import array
+import importlib.util
+import math
+from pathlib import Path
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy')
+
+from geographic_msgs.msg import GeoPoseStamped, GeoPoseWithCovarianceStamped
+from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
+from nav_msgs.msg import OccupancyGrid, Odometry
+from nav_msgs.msg import Path as PathMsg
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image, NavSatFix
+from tf2_msgs.msg import TFMessage
+import torch
+from visualization_msgs.msg import Marker, MarkerArray
+import yaml
+
+from crossview_localizer import conversions, scene_messages, scene_pictures
+from crossview_localizer.datatypes import CameraImage, CameraModel, Heatmap, PoseEstimate
+from crossview_localizer.embedding_map import EmbeddingMap, read_orthophoto
+from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+from crossview_localizer.node import LocalizerNode
+from crossview_localizer.scene import frame_with, SceneNode, Trail
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RVIZ = REPOSITORY / 'config/robotcar.rviz'
+FRAME = LocalFrame(51.76, -1.26)
+STAMP_NS = 1_400_000_000_000_000_000
+# Optical axes (right, down, ahead) in base_link (ahead, left, up).
+BASE_FROM_OPTICAL = np.array(
+    [[0, 0, 1, 0.0], [-1, 0, 0, 0.0], [0, -1, 0, 0.0], [0, 0, 0, 1.0]], dtype=float)
+CAMERA = CameraModel(400, 300, 300.0, 300.0, 199.5, 149.5, BASE_FROM_OPTICAL, 1.5)
+# The message that each display subscribes to.
+DISPLAY_TYPES = {
+    'Image': 'sensor_msgs/msg/Image', 'Map': 'nav_msgs/msg/OccupancyGrid',
+    'MarkerArray': 'visualization_msgs/msg/MarkerArray', 'Odometry': 'nav_msgs/msg/Odometry',
+    'Path': 'nav_msgs/msg/Path',
+    'PoseWithCovariance': 'geometry_msgs/msg/PoseWithCovarianceStamped',
+}
+WITHOUT_TOPIC = {'Grid', 'TF'}
+
+
+def smooth_picture(rows: int, cols: int) -> np.ndarray:
+    """Red grows to the east, green to the south: JPEG keeps it, and a pixel tells its place."""
+    picture = np.full((rows, cols, 3), 60, np.uint8)
+    picture[..., 0] = np.linspace(0, 255, cols)[None, :]
+    picture[..., 1] = np.linspace(0, 255, rows)[:, None]
+    return picture
+
+
+def heatmap_msg(*summits) -> OccupancyGrid:
+    """Gaussian summits of 2 m at (x_m, y_m, height) in a window of 61 m; none: a cleared one."""
+    grid = MapGrid.around(10.0, 20.0, 30.0, 0.5)
+    x_m, y_m = grid.cell_centres()
+    log_p = np.full((grid.rows, grid.cols), -np.inf)
+    if summits:
+        p = sum(height * np.exp(-((x_m[None] - x) ** 2 + (y_m[:, None] - y) ** 2) / 8.0)
+                for x, y, height in summits)
+        log_p = np.log(p + 1e-9)
+    return conversions.heatmap_msg_from_heatmap(Heatmap(STAMP_NS, grid, log_p), 'map')
+
+
+# --- messages
+
+
+def test_each_ground_tile_puts_its_pixels_where_they_are(ros):
+    """A point of the map found in a tile, through its texture coordinates, has its own colour."""
+    grid = MapGrid(700, 1200, 0.5, -100.0, 50.0)
+    rgb = smooth_picture(grid.rows, grid.cols)
+    tiles = [message.markers[0] for message in scene_messages.ground_tiles(rgb, grid, 'map')]
+    assert len(tiles) == 2 * 3
+    assert len({tile.texture_resource for tile in tiles}) == len(tiles)
+    for tile in tiles:
+        assert tile.type == Marker.TRIANGLE_LIST and tile.texture.format == 'jpg'
+        assert len(tile.points) == len(tile.uv_coordinates) == 6 and tile.color.a == 1.0
+        pixels = cv2.imdecode(np.frombuffer(tile.texture.data, np.uint8), cv2.IMREAD_COLOR)
+        for triangle in (slice(0, 3), slice(3, 6)):
+            points = tile.points[triangle]
+            # Counter-clockwise from above, in the plane of the ground.
+            (ax, ay), (bx, by), (cx, cy) = [(p.x, p.y) for p in points]
+            assert (bx - ax) * (cy - ay) - (by - ay) * (cx - ax) > 0
+            for point, uv in zip(points, tile.uv_coordinates[triangle]):
+                assert point.z + tile.pose.position.z == pytest.approx(scene_messages.GROUND_Z_M)
+                u_px = uv.u * pixels.shape[1] - 0.5
+                v_px = uv.v * pixels.shape[0] - 0.5
+                found = pixels[round(v_px), round(u_px), ::-1].astype(int)
+                row, col = grid.row_col_from_xy(point.x, point.y)
+                assert abs(found - rgb[round(float(row)), round(float(col))]).max() <= 6
+    for x_m, y_m in ((-100.0, 50.0), (499.5, -299.5)):
+        assert any((p.x, p.y) == (x_m, y_m) for tile in tiles for p in tile.points)
+
+
+def test_the_heat_map_uses_only_the_blue_to_red_part_of_the_colours(ros):
+    shown = np.asarray(scene_messages.shown_heatmap(heatmap_msg((10.0, 20.0, 1.0))).data)
+    assert shown.max() == 98 and shown.min() == 0
+    assert not np.asarray(scene_messages.shown_heatmap(heatmap_msg()).data).any()
+
+
+def test_summits_are_found_highest_first_and_not_twice(ros):
+    found = scene_messages.peaks(
+        heatmap_msg((0.0, 10.0, 0.5), (25.0, 35.0, 1.0), (26.5, 35.0, 0.9), (-15.0, 40.0, 0.1)))
+    assert [percent for *_, percent in found] == [100, pytest.approx(27, abs=3)]
+    np.testing.assert_allclose(found[1][:2], (0.0, 10.0), atol=0.51)
+    markers = scene_messages.alternative_markers(heatmap_msg((25.0, 35.0, 1.0))).markers
+    assert [m.action for m in markers] == [Marker.DELETEALL, Marker.ADD, Marker.ADD]
+    assert markers[2].text == '100 %'
+    assert len(scene_messages.alternative_markers(heatmap_msg()).markers) == 1
+
+
+def test_the_ellipse_holds_95_percent_of_the_distribution(ros):
+    covariance = np.array([[9.0, 3.0, 0.0], [3.0, 4.0, 0.0], [0.0, 0.0, 0.01]])
+    estimate = PoseEstimate(STAMP_NS, Pose2D(7.0, -3.0, 0.3), covariance)
+    disc, outline, _ = scene_messages.ellipse_markers(
+        'prior', estimate, scene_messages.PRIOR_RGB, 'map').markers
+    points = np.array([(p.x, p.y) for p in outline.points]) - (7.0, -3.0)
+    mahalanobis2 = np.einsum('ni,ij,nj->n', points, np.linalg.inv(covariance[:2, :2]), points)
+    np.testing.assert_allclose(mahalanobis2, 5.9915, rtol=1e-4)
+    # The disc's longest radius lies along its own x axis.
+    yaw_rad = conversions.yaw_from_quaternion(disc.pose.orientation)
+    along = points @ (math.cos(yaw_rad), math.sin(yaw_rad))
+    radius_m = np.hypot(*points.T)
+    assert disc.scale.x / 2 == pytest.approx(radius_m.max(), rel=0.01)
+    assert disc.scale.y / 2 == pytest.approx(radius_m.min(), rel=0.01)
+    assert abs(along).max() == pytest.approx(radius_m.max(), rel=0.01)
+
+
+def test_a_trail_is_thinned_and_starts_anew_when_time_goes_back():
+    trail = Trail()
+    for k in range(3 * Trail.MAX_POINTS):
+        trail.add(STAMP_NS + k * 10**8, 1.0 * k, 0.0)
+    assert Trail.MAX_POINTS / 4 < len(trail.xy_m) <= Trail.MAX_POINTS
+    assert trail.xy_m[0] == (0.0, 0.0) and trail.xy_m[-1][0] > 3 * Trail.MAX_POINTS - 20
+    trail.add(STAMP_NS, 5.0, 5.0)
+    assert trail.xy_m == [(5.0, 5.0)]
+
+
+@pytest.mark.parametrize('x_m, y_m', [(0.0, 0.0), (812.0, -455.0), (-30_000.0, 20_000.0)])
+def test_the_map_frame_is_found_from_one_pose_and_its_geopose(x_m, y_m):
+    frame = frame_with(FRAME.latlon_from_xy(x_m, y_m), (x_m, y_m))
+    for point in ((0.0, 0.0), (500.0, 700.0)):
+        found = frame.xy_from_latlon(*FRAME.latlon_from_xy(*point))
+        np.testing.assert_allclose(found, point, atol=1e-3)
+
+
+# --- pictures
+
+
+def test_the_road_is_projected_as_a_pinhole_camera_sees_it():
+    points_m = np.array([[10.0, 0.0], [20.0, -2.0], [-5.0, 0.0]])
+    found = scene_pictures.project_ground(points_m, CAMERA)
+    np.testing.assert_allclose(found[0], (199.5, 149.5 + 300 * 1.5 / 10, 10.0))
+    np.testing.assert_allclose(found[1], (199.5 + 300 * 2 / 20, 149.5 + 300 * 1.5 / 20, 20.0))
+    assert found[2, 2] < 0
+    # Nose down by 0.1 rad, the far road moves up in the image.
+    far = scene_pictures.project_ground(np.array([[1e6, 0.0]]), CAMERA, 0.1)
+    assert far[0, 1] == pytest.approx(149.5 - 300 * math.tan(0.1), abs=0.01)
+
+
+def test_the_frame_picture_draws_horizon_and_marks_where_they_belong():
+    image = CameraImage(STAMP_NS, np.zeros((300, 400, 3), np.uint8), CAMERA)
+    picture = scene_pictures.frame_picture(image)
+    assert picture.shape == (300, scene_pictures.FRAME_WIDTH_PX, 3)
+    rows = np.nonzero(picture[:, 200].any(axis=1))[0]
+    expected = [149.5] + [149.5 + 300 * 1.5 / ahead_m for ahead_m in (40, 20, 10, 5)]
+    np.testing.assert_allclose(
+        sorted({round(float(rows[abs(rows - v).argmin()])) for v in expected}), expected, atol=1)
+    assert all(min(abs(row - v) for v in expected) <= 1.5 for row in rows)
+
+
+@pytest.mark.parametrize('yaw_rad', [0.0, 0.7, -2.0])
+def test_the_satellite_half_is_turned_so_that_ahead_is_up(yaw_rad):
+    grid = MapGrid(600, 600, 0.25, -75.0, 75.0)
+    rgb = smooth_picture(600, 600)
+    pose = Pose2D(5.0, -8.0, yaw_rad)
+    view = scene_pictures.satellite_view(rgb, grid, pose)
+    px_m, ahead_px = scene_pictures.VIEW_PX_M, scene_pictures.VIEW_AHEAD_PX
+    for row_px, col_px in ((0, 100), (ahead_px, 0), (ahead_px, 199), (199, 100)):
+        body_m = np.array([ahead_px - 0.5 - row_px, 99.5 - col_px]) * px_m
+        row, col = grid.row_col_from_xy(*pose.transform(body_m))
+        found = view[row_px, col_px].astype(int)
+        assert abs(found - rgb[round(float(row)), round(float(col))]).max() <= 2
+    image = CameraImage(STAMP_NS, np.zeros((300, 400, 3), np.uint8), CAMERA)
+    both = scene_pictures.views_picture(image, pose, 0.0, (rgb, grid))
+    assert both.shape == (
+        scene_pictures.VIEW_PX + scene_pictures.CAPTION_PX, 2 * scene_pictures.VIEW_PX, 3)
+
+
+# --- the live graph
+
+
+def map_with_orthophoto(path: Path) -> Path:
+    """One tile and a picture of 64 m; no network made it."""
+    picture_grid = MapGrid(128, 128, 0.5, -31.75, 31.75)
+    jpeg = cv2.imencode('.jpg', smooth_picture(128, 128)[..., ::-1])[1].tobytes()
+    EmbeddingMap(
+        frame=FRAME, grid=MapGrid(1, 1, 3.0, 0.0, 0.0), index=torch.zeros((1, 1)).long(),
+        descriptors=torch.ones((1, 8)).half(), fingerprint='f' * 64, tile_m=48.0, tile_px=128,
+        orthophoto_jpeg=jpeg, orthophoto_grid=picture_grid).save(path)
+    return path
+
+
+def test_only_the_picture_of_a_map_is_read(tmp_path):
+    path = map_with_orthophoto(tmp_path / 'a.map')
+    rgb, grid = read_orthophoto(path)
+    whole, whole_grid = EmbeddingMap.open(path).orthophoto()
+    assert grid == whole_grid and (rgb == whole).all()
+    with pytest.raises(FileNotFoundError, match='does not exist'):
+        read_orthophoto(tmp_path / 'b.map')
+    (tmp_path / 'c.map').write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match='damaged'):
+        read_orthophoto(tmp_path / 'c.map')
+
+
+class Stage:
+    """A driver, and the nodes under test, in one executor."""
+
+    def __init__(self):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.driver = rclpy.create_node('driver', context=self.context)
+        self.nodes = [self.driver]
+        self.executor.add_node(self.driver)
+
+    def add(self, kind, **parameters):
+        overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+        node = kind(context=self.context, parameter_overrides=overrides)
+        self.nodes.append(node)
+        self.executor.add_node(node)
+        return node
+
+    def wait(self, condition, deadline_s=20.0):
+        end_s = time.monotonic() + deadline_s
+        while not condition():
+            assert time.monotonic() < end_s, f'not true within {deadline_s} s'
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def collect(self, kind, topic, latched=False) -> list:
+        received = []
+        durability = (
+            DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE)
+        self.driver.create_subscription(
+            kind, topic, received.append, QoSProfile(depth=100, durability=durability))
+        return received
+
+    def close(self):
+        for node in self.nodes:
+            node.destroy_node()
+        self.executor.shutdown()
+        rclpy.try_shutdown(context=self.context)
+
+
+@pytest.fixture
+def stage(ros):
+    stage = Stage()
+    yield stage
+    stage.close()
+
+
+def displays(entries) -> list[dict]:
+    found = []
+    for entry in entries:
+        found += displays(entry['Displays']) if 'Displays' in entry else [entry]
+    return found
+
+
+def test_every_display_finds_its_topic_with_its_type_and_a_qos_that_fits(stage, tmp_path):
+    stage.add(LocalizerNode, autostart=True).autostart()
+    stage.add(SceneNode, map_path=str(map_with_orthophoto(tmp_path / 'a.map')))
+    manager = yaml.safe_load(RVIZ.read_text())['Visualization Manager']
+    assert manager['Global Options']['Fixed Frame'] == 'map'
+    shown = displays(manager['Displays'])
+    with_topic = [display for display in shown if 'Topic' in display]
+    stage.wait(lambda: all(
+        stage.driver.count_publishers(display['Topic']['Value']) for display in with_topic))
+    assert len(with_topic) >= 12
+    for display in shown:
+        kind = display['Class'].removeprefix('rviz_default_plugins/')
+        if kind in WITHOUT_TOPIC:
+            continue
+        topic = display['Topic']
+        for info in stage.driver.get_publishers_info_by_topic(topic['Value']):
+            assert info.topic_type == DISPLAY_TYPES[kind], display['Name']
+            qos = info.qos_profile
+            if topic['Reliability Policy'] == 'Reliable':
+                assert qos.reliability == ReliabilityPolicy.RELIABLE, display['Name']
+            latched = qos.durability == DurabilityPolicy.TRANSIENT_LOCAL
+            assert latched == (topic['Durability Policy'] == 'Transient Local'), display['Name']
+    pose_tool, = (tool for tool in manager['Tools'] if 'SetInitialPose' in tool['Class'])
+    info, = stage.driver.get_subscriptions_info_by_topic(pose_tool['Topic']['Value'])
+    assert info.topic_type == 'geometry_msgs/msg/PoseWithCovarianceStamped'
+
+
+def test_every_tile_of_the_ground_reaches_a_late_rviz(stage, tmp_path):
+    stage.add(SceneNode, map_path=str(map_with_orthophoto(tmp_path / 'a.map')))
+    ground = stage.collect(MarkerArray, '/crossview_scene/ground', latched=True)
+    stage.wait(lambda: ground)
+    display, = (d for d in displays(yaml.safe_load(RVIZ.read_text())[
+        'Visualization Manager']['Displays']) if d['Name'] == 'Satellite image')
+    # The largest orthophoto of a map has 4096 px a side.
+    assert display['Topic']['Depth'] >= (4096 / (scene_messages.TILE_PX - 1) + 1) ** 2
+
+
+def stamped(msg, frame_id='map', seconds=0.0):
+    msg.header.frame_id = frame_id
+    msg.header.stamp = conversions.stamp_msg_from_ns(STAMP_NS + round(seconds * 1e9))
+    return msg
+
+
+def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path):
+    """Poses, heat map, fixes, truth and images of four instants; then an image without a match."""
+    scene = stage.add(
+        SceneNode, map_path=str(map_with_orthophoto(tmp_path / 'a.map')), publish_odom_tf=True,
+        picture_hz=1000.0)
+    latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    localizer = '/crossview_localizer'
+    publishers = {
+        topic: stage.driver.create_publisher(kind, topic, latched if 'static' in topic else 10)
+        for topic, kind in {
+            '/tf_static': TFMessage, 'camera_info': CameraInfo, 'image': Image,
+            'gnss': NavSatFix, 'odometry': Odometry, 'ground_truth': GeoPoseStamped,
+            f'{localizer}/pose': PoseWithCovarianceStamped,
+            f'{localizer}/prior': PoseWithCovarianceStamped,
+            f'{localizer}/match': PoseWithCovarianceStamped,
+            f'{localizer}/geopose': GeoPoseWithCovarianceStamped,
+            f'{localizer}/heatmap': OccupancyGrid}.items()}
+    shown = {
+        name: stage.collect(kind, f'/crossview_scene/{name}', latched=name.startswith('path'))
+        for name, kind in {
+            'ellipses': MarkerArray, 'alternatives': MarkerArray, 'heatmap': OccupancyGrid,
+            'camera': Image, 'views': Image, 'path/gnss': PathMsg, 'path/prior': PathMsg,
+            'path/refined': PathMsg, 'path/ground_truth': PathMsg}.items()}
+    transforms = stage.collect(TFMessage, '/tf')
+    stage.wait(lambda: all(p.get_subscription_count() for p in publishers.values())
+               and scene._views_publisher.get_subscription_count()
+               and scene._tf_publisher.get_subscription_count())
+
+    mounting = TransformStamped(child_frame_id='camera')
+    mounting.header.frame_id = 'base_link'
+    q = mounting.transform.rotation
+    q.x, q.y, q.z, q.w = -0.5, 0.5, -0.5, 0.5
+    publishers['/tf_static'].publish(TFMessage(transforms=[mounting]))
+    publishers['camera_info'].publish(CameraInfo(
+        width=64, height=48, k=[50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]))
+    stage.wait(lambda: scene._rig.camera_info and scene._rig.static_transforms.lookup(
+        'base_link', 'camera') is not None)
+
+    def instant(k: int, matched=True):
+        estimate = PoseEstimate(STAMP_NS + k * 10**9, Pose2D(5.0 * k, 2.0, 0.1), np.eye(3))
+        image = Image(height=48, width=64, step=192, encoding='rgb8',
+                      data=array('B', smooth_picture(48, 64).tobytes()))
+        publishers['image'].publish(stamped(image, 'camera', k))
+        stage.wait(lambda: len(shown['camera']) > k)
+        fix = NavSatFix()
+        fix.status.status = 0
+        fix.latitude, fix.longitude = FRAME.latlon_from_xy(5.0 * k, 6.0)
+        publishers['gnss'].publish(stamped(fix, 'antenna', k))
+        truth = GeoPoseStamped()
+        truth.pose.position.latitude, truth.pose.position.longitude = FRAME.latlon_from_xy(
+            5.0 * k, 1.0)
+        publishers['ground_truth'].publish(stamped(truth, 'wgs84', k))
+        odometry = Odometry(child_frame_id='base_link')
+        odometry.pose.pose.position.x = 5.0 * k
+        odometry.pose.pose.orientation.w = 1.0
+        publishers['odometry'].publish(stamped(odometry, 'odom', k))
+        for name in ('prior', 'match') if matched else ('prior',):
+            publishers[f'{localizer}/{name}'].publish(
+                conversions.pose_msg_from_estimate(estimate, 'map'))
+        publishers[f'{localizer}/heatmap'].publish(
+            heatmap_msg((10.0, 20.0, 1.0)) if matched else heatmap_msg())
+        publishers[f'{localizer}/pose'].publish(
+            conversions.pose_msg_from_estimate(estimate, 'map'))
+        stage.wait(lambda: len(shown['views']) > k and len(shown['heatmap']) > k)
+        publishers[f'{localizer}/geopose'].publish(
+            conversions.geopose_msg_from_estimate(estimate, FRAME))
+
+    for k in range(4):
+        instant(k)
+    stage.wait(lambda: all(
+        received and len(received[-1].poses) == 4
+        for name, received in shown.items() if name.startswith('path')))
+    for name, y_m in (('gnss', 6.0), ('ground_truth', 1.0), ('refined', 2.0), ('prior', 2.0)):
+        last = shown[f'path/{name}'][-1].poses[-1].pose.position
+        np.testing.assert_allclose((last.x, last.y), (15.0, y_m), atol=1e-3)
+    assert {m.ns for message in shown['ellipses'] for m in message.markers} == {
+        'prior', 'match', 'refined'}
+    assert len(shown['alternatives'][-1].markers) == 3
+    assert shown['views'][-1].width == 2 * scene_pictures.VIEW_PX
+    transform = transforms[-1].transforms[0]
+    assert (transform.header.frame_id, transform.child_frame_id) == ('odom', 'base_link')
+    assert transform.transform.translation.x == 15.0
+
+    instant(4, matched=False)
+    stage.wait(lambda: shown['ellipses'][-1].markers[0].action == Marker.DELETE
+               or shown['ellipses'][-2].markers[0].action == Marker.DELETE)
+    assert len(shown['alternatives'][-1].markers) == 1
+    assert not np.asarray(shown['heatmap'][-1].data).any()
+
+
+def test_the_launch_file_moves_every_topic_of_rviz_into_a_namespace(monkeypatch):
+    if importlib.util.find_spec('launch_ros') is None:
+        monkeypatch.syspath_prepend(str(REPOSITORY / 'test/launch_stand_in'))
+        for name in [name for name in sys.modules if name.partition('.')[0] == 'launch']:
+            monkeypatch.delitem(sys.modules, name)
+    spec = importlib.util.spec_from_file_location(
+        'robotcar_launch', REPOSITORY / 'launch/robotcar.launch.py')
+    launch_file = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launch_file)
+    manager = yaml.safe_load(RVIZ.read_text())['Visualization Manager']
+    used = {entry[key]['Value'] for entry in (*displays(manager['Displays']), *manager['Tools'])
+            for key in ('Topic', 'Update Topic') if key in entry}
+    assert used == set(launch_file.RVIZ_TOPICS)
+
+
+def test_the_messages_of_a_scene_are_drawn_into_one_picture(tmp_path):
+    from training.draw_scene import draw
+    grid = MapGrid(128, 128, 0.5, -21.75, 51.75)
+    estimate = PoseEstimate(STAMP_NS, Pose2D(10.0, 20.0, 0.3), np.diag([4.0, 1.0, 0.01]))
+    heatmap = heatmap_msg((10.0, 20.0, 1.0))
+    ellipse = scene_messages.ellipse_markers(
+        'prior', estimate, scene_messages.PRIOR_RGB, 'map')
+    markers = [*ellipse.markers, *scene_messages.alternative_markers(heatmap).markers[1:]]
+    tiles = scene_messages.ground_tiles(smooth_picture(128, 128), grid, 'map')
+    draw({
+        'ground': [tile.markers[0] for tile in tiles], 'markers': markers,
+        'heatmap': scene_messages.shown_heatmap(heatmap),
+        'path/refined': scene_messages.path_msg([STAMP_NS], [(10.0, 20.0)], 'map'),
+        'camera': scene_messages.image_msg(smooth_picture(30, 40), STAMP_NS, 'camera'),
+    }, tmp_path / 'scene.png')
+    picture = cv2.imread(str(tmp_path / 'scene.png'))
+    assert picture.shape == (600, 1100, 3)
+    # The ground grows greener to the south, the heat map is red at its summit.
+    plan = picture[:, :590, ::-1].astype(int)
+    assert plan[560, 60, 1] > plan[60, 60, 1] + 100
+    red, green, _ = plan[250:350, 250:350].reshape(-1, 3).T
+    assert (red > green + 80).any()
