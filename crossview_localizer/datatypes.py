@@ -62,6 +62,16 @@ class GnssFix:
 
 
 @dataclass(frozen=True)
+class GnssCourse:
+    """Direction of the antenna's motion over ground: ``course_rad`` like a yaw, and its sigma."""
+
+    stamp_ns: int
+    course_rad: float
+    sigma_rad: float
+    base_from_antenna_m: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
 class OdometrySample:
     """Pose of base_link in the drifting ``odom`` frame; only increments are used."""
 

@@ -1,7 +1,7 @@
 """The equations of the Kalman prior, each beside the function that transcribes it.
 
-State (6,): x_m, y_m, yaw_rad of base_link in ``map``; log of the odometry scale; GNSS bias x, y in
-metres.
+State (8,): x_m, y_m, yaw_rad of base_link in ``map``; forward speed in m/s; log of the odometry
+scale; yaw-rate bias of the odometry in rad/s; GNSS bias x, y in metres.
 """
 
 import math
@@ -12,8 +12,9 @@ from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import OdometrySample
 from crossview_localizer.geometry import interpolate_pose, Pose2D, wrap_angle
 
-YAW, SCALE = 2, 3
-POSE, POSITION, BIAS = slice(0, 3), slice(0, 2), slice(4, 6)
+STATES = 8
+YAW, SPEED, SCALE, TURN_BIAS = 2, 3, 4, 5
+POSE, POSITION, BIAS = slice(0, 3), slice(0, 2), slice(6, 8)
 
 
 def rotation(yaw_rad: float) -> np.ndarray:
@@ -26,27 +27,52 @@ def rotation_derivative(yaw_rad: float) -> np.ndarray:
     return np.array([[-sin, -cos], [cos, -sin]])
 
 
-# p' = p + exp(s) R(yaw) d      d, turn: odometry increment in the old body frame
-# yaw' = yaw + turn
-# s' = a_s s,  b' = a_b b       a = exp(-dt / tau), first-order Gauss-Markov
-def propagate(state, increment: Pose2D, scale_decay: float, bias_decay: float) -> np.ndarray:
-    """Move the state (6,) by an odometry increment."""
-    moved = state.copy()
+# p' = p + exp(s) R(yaw - w dt / 2) d      d, turn: odometry increment in the old body frame
+# yaw' = yaw + turn - w dt
+# v' = exp(s) d_x / dt
+# s' = a_s s,  w' = a_w w,  b' = a_b b       a = exp(-dt / tau), first-order Gauss-Markov
+def propagate(state, increment: Pose2D, time_s: float, decay: np.ndarray) -> np.ndarray:
+    """Move the state (8,) by an odometry increment; ``decay`` (8,) as :func:`decays` gives it."""
+    moved = decay * state
     step_m = math.exp(state[SCALE]) * np.array([increment.x_m, increment.y_m])
-    moved[POSITION] += rotation(state[YAW]) @ step_m
-    moved[YAW] = wrap_angle(state[YAW] + increment.yaw_rad)
-    moved[SCALE] *= scale_decay
-    moved[BIAS] *= bias_decay
+    moved[POSITION] += rotation(state[YAW] - state[TURN_BIAS] * time_s / 2) @ step_m
+    moved[YAW] = wrap_angle(state[YAW] + increment.yaw_rad - state[TURN_BIAS] * time_s)
+    moved[SPEED] = step_m[0] / time_s
     return moved
 
 
-# dp'/dyaw = exp(s) R'(yaw) d,  dp'/ds = exp(s) R(yaw) d
-def propagate_jacobian(state, increment, scale_decay, bias_decay) -> np.ndarray:
-    """Derivative (6, 6) of :func:`propagate` by the state."""
+# dp'/dyaw = exp(s) R'(.) d,  dp'/ds = exp(s) R(.) d,  dp'/dw = -dt / 2 dp'/dyaw,
+# dyaw'/dw = -dt,  dv'/ds = v'
+def propagate_jacobian(state, increment: Pose2D, time_s: float, decay: np.ndarray) -> np.ndarray:
+    """Derivative (8, 8) of :func:`propagate` by the state."""
     step_m = math.exp(state[SCALE]) * np.array([increment.x_m, increment.y_m])
-    jacobian = np.diag([1.0, 1.0, 1.0, scale_decay, bias_decay, bias_decay])
-    jacobian[POSITION, YAW] = rotation_derivative(state[YAW]) @ step_m
-    jacobian[POSITION, SCALE] = rotation(state[YAW]) @ step_m
+    jacobian = np.diag(decay)
+    middle_rad = state[YAW] - state[TURN_BIAS] * time_s / 2
+    jacobian[POSITION, YAW] = rotation_derivative(middle_rad) @ step_m
+    jacobian[POSITION, SCALE] = rotation(middle_rad) @ step_m
+    jacobian[POSITION, TURN_BIAS] = -time_s / 2 * jacobian[POSITION, YAW]
+    jacobian[YAW, TURN_BIAS] = -time_s
+    jacobian[SPEED, SPEED] = 0.0
+    jacobian[SPEED, SCALE] = step_m[0] / time_s
+    return jacobian
+
+
+# p' = p + v dt u,  yaw' = yaw + turn      u = (cos, sin)(yaw + turn / 2)
+def coast(state, moving_s: float, turn_rad: float, decay: np.ndarray) -> np.ndarray:
+    """Move the state (8,) at its own speed for ``moving_s``, without odometry."""
+    moved = decay * state
+    moved[POSITION] += state[SPEED] * moving_s * rotation(state[YAW] + turn_rad / 2)[:, 0]
+    moved[YAW] = wrap_angle(state[YAW] + turn_rad)
+    return moved
+
+
+# dp'/dyaw = v dt du/dyaw,  dp'/dv = dt u
+def coast_jacobian(state, moving_s: float, turn_rad: float, decay: np.ndarray) -> np.ndarray:
+    """Derivative (8, 8) of :func:`coast` by the state."""
+    jacobian = np.diag(decay)
+    middle_rad = state[YAW] + turn_rad / 2
+    jacobian[POSITION, YAW] = state[SPEED] * moving_s * rotation_derivative(middle_rad)[:, 0]
+    jacobian[POSITION, SPEED] = moving_s * rotation(middle_rad)[:, 0]
     return jacobian
 
 
@@ -58,64 +84,84 @@ def gnss_prediction(state, base_from_antenna_m) -> np.ndarray:
 
 # dz/dp = I,  dz/dyaw = R'(yaw) l,  dz/db = I
 def gnss_jacobian(state, base_from_antenna_m) -> np.ndarray:
-    """Derivative (2, 6) of :func:`gnss_prediction` by the state."""
-    jacobian = np.zeros((2, 6))
+    """Derivative (2, 8) of :func:`gnss_prediction` by the state."""
+    jacobian = np.zeros((2, STATES))
     jacobian[:, POSITION] = jacobian[:, BIAS] = np.eye(2)
     jacobian[:, YAW] = rotation_derivative(state[YAW]) @ np.asarray(base_from_antenna_m)
     return jacobian
 
 
-# a = exp(-dt / tau)
-def decays(config: FilterConfig, time_s: float) -> tuple[float, float]:
-    """What a time leaves of the odometry scale and of the GNSS bias."""
-    scale_tau_s, bias_tau_s = config.odometry_scale_tau_s, config.gnss_bias_tau_s
-    return math.exp(-time_s / scale_tau_s), math.exp(-time_s / bias_tau_s)
+# a = exp(-dt / tau); 1 where nothing is forgotten
+def decays(config: FilterConfig, time_s: float) -> np.ndarray:
+    """What a time leaves of each state (8,)."""
+    decay = np.ones(STATES)
+    decay[SCALE] = math.exp(-time_s / config.odometry_scale_tau_s)
+    decay[TURN_BIAS] = math.exp(-time_s / config.odometry_turn_bias_tau_s)
+    decay[BIAS] = math.exp(-time_s / config.gnss_bias_tau_s)
+    return decay
 
 
-# Q = diag(q_p, q_p, q_yaw, q_s, q_b, q_b), with distance d and turn of the increment
-#   q_p = n_p^2 |d| + i_p^2 dt,  q_yaw = n_yaw^2 |d| + n_turn^2 |turn| + i_yaw^2 dt
-#   q_s, q_b = sigma^2 (1 - a^2)
-def motion_noise(config: FilterConfig, increment: Pose2D, time_s: float) -> np.ndarray:
-    """Diagonal (6,) of the process noise of an odometry increment."""
+# q_s, q_w, q_b = sigma^2 (1 - a^2);  i_p^2 dt and i_yaw^2 dt, moving or not
+def idle_noise(config: FilterConfig, time_s: float, decay: np.ndarray) -> np.ndarray:
+    """Process noise (8, 8) that time alone adds."""
+    position_m2 = config.idle_position_noise_m**2 * time_s
+    sigma = np.array([
+        0.0, 0.0, 0.0, 0.0, config.odometry_scale_sigma, config.odometry_turn_bias_sigma_radps,
+        config.gnss_bias_sigma_m, config.gnss_bias_sigma_m])
+    variances = sigma**2 * (1.0 - decay**2)
+    variances[:3] = position_m2, position_m2, config.idle_yaw_noise_rad**2 * time_s
+    return np.diag(variances)
+
+
+# q_p = n_p^2 |d|,  q_yaw = n_yaw^2 |d| + n_turn^2 |turn|,  q_v = n_v^2
+# The yaw noise comes evenly along d and turns what is left of it, with l = R'(yaw) d:
+#   q_pp = q_yaw / 3 l l',  q_pyaw = q_yaw / 2 l
+def motion_noise(config: FilterConfig, yaw_rad: float, increment: Pose2D) -> np.ndarray:
+    """Process noise (8, 8) of an odometry increment from a heading on."""
     distance_m = math.hypot(increment.x_m, increment.y_m)
-    scale_decay, bias_decay = decays(config, time_s)
-    position_m2 = (
-        config.odometry_position_noise**2 * distance_m + config.idle_position_noise_m**2 * time_s)
+    position_m2 = config.odometry_position_noise**2 * distance_m
     yaw_rad2 = (
         config.odometry_yaw_noise_rad**2 * distance_m
-        + config.odometry_turn_noise_rad**2 * abs(increment.yaw_rad)
-        + config.idle_yaw_noise_rad**2 * time_s)
-    scale2 = config.odometry_scale_sigma**2 * (1.0 - scale_decay**2)
-    bias_m2 = config.gnss_bias_sigma_m**2 * (1.0 - bias_decay**2)
-    return np.array([position_m2, position_m2, yaw_rad2, scale2, bias_m2, bias_m2])
+        + config.odometry_turn_noise_rad**2 * abs(increment.yaw_rad))
+    noise = np.diag([
+        position_m2, position_m2, yaw_rad2, config.odometry_speed_noise_mps**2, 0, 0, 0, 0])
+    left_m = rotation_derivative(yaw_rad) @ np.array([increment.x_m, increment.y_m])
+    noise[POSITION, POSITION] += yaw_rad2 / 3 * np.outer(left_m, left_m)
+    noise[POSITION, YAW] = noise[YAW, POSITION] = yaw_rad2 / 2 * left_m
+    return noise
 
 
-def coasting_step(config: FilterConfig, velocity, begin_s: float, end_s: float) -> Pose2D:
-    """Increment between two times since the last odometry: constant velocity, then held."""
-    speed_x_mps, speed_y_mps, turn_radps = velocity
-    moving_s = min(end_s, config.odometry_max_gap_s) - min(begin_s, config.odometry_max_gap_s)
-    step_m = moving_s * np.array([speed_x_mps, speed_y_mps])
-    return Pose2D(*(rotation(turn_radps * moving_s / 2) @ step_m), turn_radps * moving_s)
-
-
-# Position sigma t seconds after the last odometry, counted from the last used fix at t_f:
-#   S(t) - S(t_f),  S(t) = c t + v (t - gap)+
-# with v the last speed, or coast_hold_speed_mps where that is more, and gap = 0 across a jump;
-# yaw sigma c_yaw t.  It is one error all along: over a piece the difference of squares is added.
+# The speed walks at random while it moves the pose along the heading u for m seconds:
+#   q_pp = a^2 m^3 / 3 u u',  q_pv = a^2 m^2 / 2 u,  q_vv = a^2 dt
+# Held t seconds after the last odometry, fix or match the position sigma is S(t) on each axis:
+#   S(t) = v (t - gap)+      v the last speed, or coast_hold_speed_mps where that is more
+# with gap = 0 across a jump of the odometry; the yaw sigma is c_yaw t.  These are one error all
+# along: over a piece the difference of squares is added.
 def coasting_noise(
-    config: FilterConfig, velocity, begin_s: float, end_s: float, fixed_s: float, jump: bool
+    config: FilterConfig, state, moving_s: float, turn_rad: float, begin_s: float, end_s: float,
+    jump: bool,
 ) -> np.ndarray:
-    """Diagonal (6,) of the process noise that not being told the motion adds."""
-    speed_mps = max(math.hypot(*velocity[:2]), config.coast_hold_speed_mps)
+    """Process noise (8, 8) that not being told the motion adds from begin to end."""
+    noise = np.zeros((STATES, STATES))
+    ahead = rotation(state[YAW] + turn_rad / 2)[:, 0]
+    walk = config.coast_speed_noise_mps**2
+    noise[POSITION, POSITION] = walk * moving_s**3 / 3 * np.outer(ahead, ahead)
+    noise[POSITION, SPEED] = noise[SPEED, POSITION] = walk * moving_s**2 / 2 * ahead
+    noise[SPEED, SPEED] = walk * (end_s - begin_s)
+
+    speed_mps = max(abs(state[SPEED]), config.coast_hold_speed_mps)
     gap_s = 0.0 if jump else config.odometry_max_gap_s
+    held_s2 = max(end_s - gap_s, 0.0)**2 - max(begin_s - gap_s, 0.0)**2
+    noise[0, 0] += speed_mps**2 * held_s2
+    noise[1, 1] += speed_mps**2 * held_s2
+    noise[YAW, YAW] = config.coast_yaw_noise_radps**2 * (end_s**2 - begin_s**2)
+    return noise
 
-    def sigma_m(time_s):
-        return config.coast_speed_noise_mps * time_s + speed_mps * max(time_s - gap_s, 0.0)
 
-    at_fix_m = sigma_m(max(fixed_s, 0.0))
-    position_m2 = (sigma_m(end_s) - at_fix_m) ** 2 - (sigma_m(begin_s) - at_fix_m) ** 2
-    yaw_rad2 = config.coast_yaw_noise_radps**2 * (end_s**2 - begin_s**2)
-    return np.array([position_m2, position_m2, yaw_rad2, 0.0, 0.0, 0.0])
+# A constant, unknown acceleration a between two known poses: a t (T - t) / 2 off the straight line
+def bridge_sigma_m(config: FilterConfig, since_s: float, until_s: float) -> float:
+    """Sigma of the interpolated position inside a gap of the odometry, zero at its ends."""
+    return config.odometry_max_accel_mps2 / 2 * since_s * until_s / 2
 
 
 def raised_to_floor(covariance: np.ndarray, sigma_floor: float) -> np.ndarray:
@@ -123,6 +169,12 @@ def raised_to_floor(covariance: np.ndarray, sigma_floor: float) -> np.ndarray:
     variances, axes = np.linalg.eigh(covariance)
     lacking = np.maximum(sigma_floor**2 - variances, 0.0)
     return covariance + (axes * lacking) @ axes.T
+
+
+# w = min(1, (nu + n) / (nu + d2))       multivariate Student t with nu degrees of freedom
+def tail_weight(distance2: float, size: int, tail_dof: float) -> float:
+    """Share of its information that a residual of heavy-tailed errors keeps, by its distance."""
+    return min(1.0, (tail_dof + size) / (tail_dof + distance2))
 
 
 # d2 = r' S^-1 r,  S = H P H' + R

@@ -12,10 +12,13 @@ from crossview_localizer.datatypes import GnssFix, OdometrySample
 from crossview_localizer.filter_model import (
     BIAS,
     interpolated_pose,
+    POSE,
     POSITION,
     rotation,
     rotation_derivative,
     SCALE,
+    STATES,
+    TURN_BIAS,
     YAW,
 )
 from crossview_localizer.geometry import Pose2D, wrap_angle
@@ -27,7 +30,7 @@ MISFIT_PROBABILITY = 0.9999
 
 @dataclass(frozen=True)
 class AlignedStart:
-    """State (6,) and covariance (6, 6) at the last fix; chi-square of the misfit."""
+    """State (8,) and covariance (8, 8) at the last fix, speed zero; chi-square of the misfit."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -62,6 +65,7 @@ def aligned_start(
     yaw_variance = ((q_m @ q_m.T) * errors).sum() / spread_m2**2
     driven_m = np.linalg.norm(np.diff(antennas_m, axis=0), axis=1).sum()
     yaw_variance += config.odometry_yaw_noise_rad**2 * driven_m
+    yaw_variance += (config.odometry_turn_bias_sigma_radps * stamps_s[0]) ** 2
     misfit_m = z_m - q_m @ rotation(yaw_rad).T
     misfit = (misfit_m * np.linalg.solve(errors, misfit_m)).sum()
 
@@ -69,17 +73,19 @@ def aligned_start(
     position_m = measured_m.mean(axis=0) + rotation(yaw_rad) @ offset_m
     mean_variance = (
         errors.sum() / count**2 + config.gnss_bias_sigma_m**2 - 2 * wander[:, -1].mean())
-    # Columns: yaw, scale, bias x, y, eps x, y.
-    sources = np.zeros((6, 6))
+    # Columns: yaw, scale, bias x, y, eps x, y, yaw-rate bias.
+    sources = np.zeros((STATES, 7))
     sources[POSITION, 0] = rotation_derivative(yaw_rad) @ offset_m
     sources[POSITION, 1] = rotation(yaw_rad) @ offset_m
     sources[POSITION, 2:4] = sources[POSITION, 4:6] = -np.eye(2)
-    sources[YAW, 0] = sources[SCALE, 1] = 1.0
+    sources[YAW, 0] = sources[SCALE, 1] = sources[TURN_BIAS, 6] = 1.0
     sources[BIAS, 2:4] = np.eye(2)
     variances = np.array([
         yaw_variance, config.odometry_scale_sigma**2,
-        *[config.gnss_bias_sigma_m**2] * 2, *[mean_variance] * 2])
-    mean = np.array([*position_m, wrap_angle(yaw_rad + odom_from_base.yaw_rad), 0.0, 0.0, 0.0])
+        *[config.gnss_bias_sigma_m**2] * 2, *[mean_variance] * 2,
+        config.odometry_turn_bias_sigma_radps**2])
+    mean = np.zeros(STATES)
+    mean[POSE] = *position_m, wrap_angle(yaw_rad + odom_from_base.yaw_rad)
     return AlignedStart(mean, (sources * variances) @ sources.T, float(misfit))
 
 

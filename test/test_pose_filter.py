@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from crossview_localizer.config import FilterConfig
-from crossview_localizer.datatypes import GnssFix, OdometrySample, Outcome, PoseEstimate
+from crossview_localizer.datatypes import (
+    GnssCourse,
+    GnssFix,
+    OdometrySample,
+    Outcome,
+    PoseEstimate,
+)
 from crossview_localizer.filter_model import (
+    coast,
+    coast_jacobian,
     gnss_jacobian,
     gnss_prediction,
     propagate,
@@ -46,6 +54,8 @@ def give(pose_filter, measurement):
         return pose_filter.add_odometry(measurement)
     if isinstance(measurement, GnssFix):
         return pose_filter.add_gnss(measurement)
+    if isinstance(measurement, GnssCourse):
+        return pose_filter.add_course(measurement)
     return pose_filter.add_match(measurement)
 
 
@@ -79,6 +89,7 @@ def simulated_drive(
     scale = config.odometry_scale_sigma * rng.standard_normal()
     decay = math.exp(-step_s / config.gnss_bias_tau_s)
     bias_m = config.gnss_bias_sigma_m * rng.standard_normal(2)
+    turn_bias_radps = config.odometry_turn_bias_sigma_radps * rng.standard_normal()
     phase = rng.uniform(0, 2 * math.pi, 2)
     pose = Pose2D(*rng.uniform(-50, 50, 2), rng.uniform(-math.pi, math.pi))
     odom = Pose2D(*rng.uniform(-5, 5, 2), rng.uniform(-math.pi, math.pi))
@@ -100,7 +111,7 @@ def simulated_drive(
         speed_mps = 8.0 + 4.0 * math.sin(0.1 * step * step_s + phase[0])
         turn_radps = 0.2 * math.sin(0.15 * step * step_s + phase[1])
         distance_m, turn_rad = speed_mps * step_s, turn_radps * step_s
-        measured = Pose2D(distance_m, 0.0, turn_rad)
+        measured = Pose2D(distance_m, 0.0, turn_rad + turn_bias_radps * step_s)
         # pose' = pose (+) exp(scale) measured (+) noise, as the filter has it
         noise_m = math.sqrt(
             config.odometry_position_noise**2 * distance_m
@@ -133,13 +144,20 @@ def derivative(function, state, step=1e-6) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-STATE = np.array([12.0, -7.0, 2.1, 0.03, 1.5, -2.5])
+STATE = np.array([12.0, -7.0, 2.1, 9.0, 0.03, 0.004, 1.5, -2.5])
+DECAY = np.array([1.0, 1.0, 1.0, 1.0, 0.98, 0.97, 0.9, 0.9])
 
 
 def test_the_motion_jacobian_is_the_finite_difference_of_the_motion():
-    motion = (Pose2D(1.7, -0.4, 0.3), 0.98, 0.9)
+    motion = (Pose2D(1.7, -0.4, 0.3), 0.2, DECAY)
     expected = derivative(lambda state: propagate(state, *motion), STATE)
     assert np.allclose(propagate_jacobian(STATE, *motion), expected, atol=1e-8)
+
+
+def test_the_coasting_jacobian_is_the_finite_difference_of_the_coasting():
+    motion = (0.7, 0.2, DECAY)
+    expected = derivative(lambda state: coast(state, *motion), STATE)
+    assert np.allclose(coast_jacobian(STATE, *motion), expected, atol=1e-8)
 
 
 def test_the_gnss_jacobian_is_the_finite_difference_of_the_prediction():
@@ -148,15 +166,18 @@ def test_the_gnss_jacobian_is_the_finite_difference_of_the_prediction():
 
 
 def test_the_motion_composes_like_poses_with_the_scale_on_the_distance():
-    moved = propagate(STATE, Pose2D(2.0, 0.5, 1.5), 1.0, 1.0)
-    factor = math.exp(STATE[3])
-    expected = Pose2D(*STATE[:3]) @ Pose2D(2.0 * factor, 0.5 * factor, 1.5)
+    moved = propagate(STATE, Pose2D(2.0, 0.5, 1.5), 0.25, np.ones(8))
+    factor = math.exp(STATE[4])
+    half = Pose2D(0.0, 0.0, -0.25 * STATE[5] / 2)
+    expected = Pose2D(*STATE[:3]) @ half @ Pose2D(2.0 * factor, 0.5 * factor, 1.5) @ half
     assert np.allclose(moved[:3], expected.as_array())
+    assert moved[3] == pytest.approx(8.0 * factor)
 
 
 def test_a_straight_drive_has_the_covariance_of_the_closed_form():
     config = replace(
-        CONFIG, odometry_yaw_noise_rad=0.0, idle_yaw_noise_rad=0.0, odometry_scale_tau_s=1e9)
+        CONFIG, odometry_yaw_noise_rad=0.0, idle_yaw_noise_rad=0.0, odometry_scale_tau_s=1e9,
+        odometry_turn_bias_sigma_radps=0.0)
     found = straight(config, until_s=4.0, speed_mps=10.0, sigma_m=1.0).estimate_at(at(4.0))
     assert np.allclose(found.pose.as_array(), [40.0, 0.0, 0.0])
     noise_m2 = config.odometry_position_noise**2 * 40.0 + config.idle_position_noise_m**2 * 4.0
@@ -303,6 +324,29 @@ def test_a_match_close_to_the_last_counts_by_the_distance_driven_since():
         before.pose.x_m + gain * (41.0 - before.pose.x_m))
 
 
+def test_a_match_far_off_counts_by_the_tails_of_a_student_t():
+    config = replace(CONFIG, match_tail_dof=3.0)
+    pose_filter = straight(config, until_s=0.0, sigma_m=2.0)
+    update = pose_filter.add_match(match(0.0, 6.0, 0.0, np.diag([1.0, 1.0, np.inf])))
+    assert update.mahalanobis2 == pytest.approx(36 / 5)
+    weight = (3.0 + 2) / (3.0 + 36 / 5)
+    assert pose_filter.estimate_at(at(0.0)).pose.x_m == pytest.approx(
+        6.0 * 4.0 / (4.0 + 1.0 / weight))
+
+
+def test_where_matches_have_been_far_off_the_next_one_counts_less():
+    def pull_m(times_s):
+        pose_filter = straight(until_s=4.0, sigma_m=2.0)
+        for time_s in times_s:
+            update = pose_filter.add_match(
+                match(time_s, 10 * time_s, 60.0, np.diag([4.0, 4.0, np.inf])))
+            assert update.outcome is Outcome.GATED
+        pose_filter.add_match(match(4.0, 40.0, 1.0, np.diag([4.0, 4.0, np.inf])))
+        return pose_filter.estimate_at(at(4.0)).pose.y_m
+
+    assert pull_m((2.1, 2.6, 3.1, 3.6)) < 0.5 * pull_m(())
+
+
 def test_a_hundred_matches_at_a_standstill_count_as_the_time_they_took():
     config = replace(CONFIG, match_correlation_m=5.0, match_correlation_s=2.0,
                      idle_position_noise_m=0.0, odometry_position_noise=0.0)
@@ -335,7 +379,10 @@ def offset_drive(seed) -> tuple[list, PoseEstimate]:
     samples[300] = replace(samples[300], odom_from_base=Pose2D(0.0, 900.0, 0.0))
     first = drive.truth[drive.odometry[0].stamp_ns]
     start = PoseEstimate(START_NS, first, np.diag([2.0, 2.0, 0.1]) ** 2)
-    in_order = sorted([*samples, *fixes, *matches], key=lambda m: m.stamp_ns)
+    courses = [
+        GnssCourse(stamp_ns + 5_000_007, pose.yaw_rad, 0.05)
+        for stamp_ns, pose in list(drive.truth.items())[::10]]
+    in_order = sorted([*samples, *fixes, *matches, *courses], key=lambda m: m.stamp_ns)
     return in_order, start
 
 
@@ -454,11 +501,12 @@ def test_past_the_last_odometry_the_pose_moves_on_and_is_then_held_with_growing_
     found = [pose_filter.estimate_at(at(time_s)) for time_s in times_s]
     assert [e.pose.x_m for e in found] == pytest.approx([50.0] * 4)
     for time_s, later in zip(times_s, found):
-        sigma_m = CONFIG.coast_speed_noise_mps * (time_s - 4.0) + 10.0 * (time_s - 5.0)
-        # The scale error lengthens the 10 m of extrapolation too.
+        # The speed was known to its noise, walked for a second, and had the scale error in it.
+        moved_m2 = CONFIG.odometry_speed_noise_mps**2 + CONFIG.coast_speed_noise_mps**2 / 3
         scale_m2 = CONFIG.odometry_scale_sigma**2 * (50.0**2 - 40.0**2)
+        held_m2 = (10.0 * (time_s - 5.0)) ** 2
         grown_m2 = later.covariance[0, 0] - at_last.covariance[0, 0]
-        assert grown_m2 == pytest.approx(sigma_m**2 + scale_m2, rel=0.02)
+        assert grown_m2 == pytest.approx(moved_m2 + scale_m2 + held_m2, rel=0.02)
     # A car that in truth drove on at 10 m/s is still within two sigmas.
     assert 140.0 - found[-1].pose.x_m < 2.0 * math.sqrt(found[-1].covariance[0, 0])
 
@@ -489,16 +537,74 @@ def test_fixes_still_lead_the_pose_when_odometry_has_gone():
     assert update.outcome is Outcome.INVALID and 'ahead of the last odometry' in update.reason
 
 
-def test_after_a_short_gap_the_pose_is_re_anchored_and_wider():
-    pose_filter = straight(until_s=4.0, speed_mps=10.0)
+def test_an_increment_over_a_gap_is_used_with_the_noise_of_its_length():
+    gapped, gapless = straight(until_s=4.0), straight(until_s=8.0)
+    assert gapped.add_odometry(odometry(8.0, 80.0)).reason == ''
+    expected, found = gapless.estimate_at(at(8.0)), gapped.estimate_at(at(8.0))
+    assert np.allclose(found.pose.as_array(), expected.pose.as_array())
+    assert np.allclose(found.covariance, expected.covariance, rtol=0.05, atol=1e-3)
+
+
+def test_inside_a_gap_a_fix_counts_less_the_farther_it_is_from_either_end():
+    def pull_m(time_s):
+        pose_filter = straight(until_s=4.0, sigma_m=3.0)
+        pose_filter.add_gnss(gnss(time_s, 10.0 * time_s, 3.0))
+        pose_filter.add_odometry(odometry(8.0, 80.0))
+        return pose_filter.estimate_at(at(8.0)).pose.y_m
+
+    assert pull_m(6.0) < 0.8 * pull_m(4.2)
+    # The position in the middle may be a (T / 2)^2 / 2 off, a at half of the most that is thought.
+    pose_filter = straight(until_s=4.0)
+    pose_filter.add_odometry(odometry(8.0, 80.0))
+    bridge_m2 = (CONFIG.odometry_max_accel_mps2 / 2 * 2.0**2 / 2) ** 2
+    before_m2, in_m2, after_m2 = (
+        pose_filter.estimate_at(at(time_s)).covariance[1, 1] for time_s in (4.0, 6.0, 8.0))
+    assert before_m2 + bridge_m2 < in_m2 < after_m2 + bridge_m2
+
+
+@pytest.mark.parametrize('time_s, pose', [
+    (7.0, Pose2D(-500.0, 300.0, 1.0)),  # faster than any car
+    (7.0, Pose2D(140.0, 0.0, 0.0)),     # 33 m/s on average after 10 m/s
+    (15.0, Pose2D(150.0, 0.0, 0.0)),    # plausible, but too long
+])
+def test_after_a_gap_that_odometry_does_not_explain_the_pose_is_re_anchored_and_wider(
+        time_s, pose):
+    config = replace(CONFIG, coast_yaw_noise_radps=0.01)
+    pose_filter = straight(config, until_s=4.0, speed_mps=10.0)
     before = pose_filter.estimate_at(at(4.0))
-    update = pose_filter.add_odometry(odometry(7.0, -500.0, 300.0, 1.0))
+    update = pose_filter.add_odometry(OdometrySample(at(time_s), pose))
     assert update.outcome is Outcome.INVALID or 'without odometry' in update.reason
-    found = pose_filter.estimate_at(at(7.0))
+    found = pose_filter.estimate_at(at(time_s))
     assert found.pose.x_m == pytest.approx(50.0)
     assert found.covariance[0, 0] > before.covariance[0, 0] + 20.0**2
-    pose_filter.add_odometry(OdometrySample(at(7.1), Pose2D(-500.0, 300.0, 1.0) @ Pose2D(1, 0, 0)))
-    assert pose_filter.estimate_at(at(7.1)).pose.x_m == pytest.approx(51.0)
+    pose_filter.add_odometry(OdometrySample(at(time_s + 0.1), pose @ Pose2D(1, 0, 0)))
+    assert pose_filter.estimate_at(at(time_s + 0.1)).pose.x_m == pytest.approx(51.0)
+
+
+def test_fixes_alone_teach_the_speed_and_the_pose_moves_on_between_them():
+    pose_filter = straight(until_s=4.0, speed_mps=10.0)
+    for time_s in range(5, 20):
+        # Braking from 10 to 5 m/s after the last odometry.
+        x_m = 40.0 + 5.0 * (time_s - 4.0) + 5.0 * (1.0 - math.exp(4.0 - time_s))
+        assert pose_filter.add_gnss(gnss(time_s, x_m, 0.0)).outcome is Outcome.USED
+    moved_m = (pose_filter.estimate_at(at(19.8)).pose.x_m
+               - pose_filter.estimate_at(at(19.0)).pose.x_m)
+    assert moved_m == pytest.approx(0.8 * 5.0, abs=0.8)
+
+
+def test_a_yaw_rate_bias_of_the_odometry_is_learned_and_taken_off():
+    def error_after_an_outage(sigma_radps):
+        config = replace(CONFIG, odometry_turn_bias_sigma_radps=sigma_radps)
+        pose_filter = straight(config, until_s=0.0)
+        odom = Pose2D(0.0, 0.0, 0.0)
+        for step in range(1, 1500):
+            odom = odom @ Pose2D(1.0, 0.0, 0.004 * 0.1)
+            pose_filter.add_odometry(OdometrySample(at(step / 10), odom))
+            if step % 10 == 0 and step < 1200:
+                pose_filter.add_gnss(gnss(step / 10, step, 0.0))
+        return abs(last_pose(pose_filter).pose.y_m)
+
+    assert error_after_an_outage(0.004) < 0.25 * error_after_an_outage(0.0)
 
 
 def test_after_a_long_gap_the_heading_is_found_anew():
@@ -543,7 +649,6 @@ def test_a_fix_far_away_is_refused_with_its_distance_and_changes_nothing():
 
 def test_fixes_refused_before_an_outage_do_not_count_after_it():
     pose_filter = straight(until_s=20.0)
-    pose_filter.add_gnss(gnss(18.5, 185.0, 0.0))
     assert pose_filter.add_gnss(gnss(19.0, 190.0, 60.0)).outcome is Outcome.GATED
     for step in range(401, 1000):
         pose_filter.add_odometry(odometry(step / 20, step / 2))
@@ -562,34 +667,133 @@ def test_a_match_far_away_is_refused_for_as_long_as_it_disagrees():
     assert pose_filter.estimate_at(at(5.0)).pose == before.pose
 
 
-def long_disagreement(with_matches: bool):
-    """30 s along x after fixes and matches agreed for 10 s; then GNSS is 40 m off to the left."""
-    pose_filter = straight(until_s=0.0)
-    opened_s = None
-    for step in range(1, 40 * 10):
+def driven_with_gnss(gnss_y_m, until_s=40.0, matches_hz=0, config=CONFIG):
+    """Along x at 10 m/s with fixes at 5 Hz that lie ``gnss_y_m(time_s)`` to the left.
+
+    Returns the filter and [(time_s, update)] of the fixes.
+    """
+    pose_filter, updates = straight(config, until_s=0.0), []
+    for step in range(1, round(until_s * 10)):
         time_s = step / 10
         pose_filter.add_odometry(odometry(time_s, 10 * time_s))
-        if step % 2 == 0:
-            update = pose_filter.add_gnss(
-                gnss(time_s, 10 * time_s, 40.0 if time_s > 10 else 0.0))
-            if opened_s is None and 'opened' in update.reason:
-                opened_s = time_s
-        if with_matches and step % 5 == 0:
+        y_m = gnss_y_m(time_s)
+        if step % 2 == 0 and y_m is not None:
+            updates.append((time_s, pose_filter.add_gnss(gnss(time_s, 10 * time_s, y_m))))
+        if matches_hz and step % round(10 / matches_hz) == 0:
             pose_filter.add_match(
                 match(time_s, 10 * time_s, 0.0, np.diag([1.0, 1.0, np.inf])))
-    return pose_filter.estimate_at(at(time_s)), opened_s
+    return pose_filter, updates
 
 
-def test_long_refused_fixes_open_the_bias_and_leave_a_matched_pose_alone():
-    found, opened_s = long_disagreement(with_matches=True)
-    assert opened_s == pytest.approx(10.2 + CONFIG.gnss_gate_patience_s, abs=0.3)
-    assert abs(found.pose.y_m) < 1.0
+def first_with(word, updates) -> float:
+    return next(time_s for time_s, update in updates if word in update.reason)
 
 
-def test_long_refused_fixes_open_an_unmatched_pose():
-    found, opened_s = long_disagreement(with_matches=False)
-    assert opened_s == pytest.approx(10.2 + CONFIG.gnss_gate_patience_s, abs=0.3)
+def last_pose(pose_filter):
+    return pose_filter.estimate_at(pose_filter.latest_stamp_ns)
+
+
+def test_fixes_that_never_agreed_open_the_bias_and_leave_a_matched_pose_alone():
+    pose_filter, updates = driven_with_gnss(lambda time_s: 40.0, matches_hz=2)
+    opened_s = first_with('GNSS bias opened', updates)
+    assert opened_s == pytest.approx(0.2 + CONFIG.gnss_gate_patience_s, abs=0.3)
+    assert abs(last_pose(pose_filter).pose.y_m) < 1.0
+
+
+def test_fixes_that_never_agreed_open_an_unmatched_pose():
+    pose_filter, updates = driven_with_gnss(lambda time_s: 40.0)
+    opened_s = first_with('pose opened', updates)
+    assert opened_s == pytest.approx(0.2 + CONFIG.gnss_gate_patience_s, abs=0.3)
+    found = last_pose(pose_filter)
     assert abs(found.pose.y_m - 40.0) < 2.0 * math.sqrt(found.covariance[1, 1])
+
+
+# --- GNSS that cannot be trusted ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('matches_hz', [0, 2])
+def test_a_gnss_jump_is_told_and_refused_as_if_gnss_were_lost(matches_hz):
+    jumped, updates = driven_with_gnss(lambda t: 50.0 if t > 20 else 0.0, 60.0, matches_hz)
+    lost, _ = driven_with_gnss(lambda t: None if t > 20 else 0.0, 60.0, matches_hz)
+    assert first_with('GNSS jumped by 50 m', updates) == pytest.approx(20.2)
+    assert all(u.outcome is Outcome.GATED for time_s, u in updates if time_s > 20.1)
+    assert last_pose(jumped).pose == last_pose(lost).pose
+
+
+def test_gnss_that_jumps_back_is_trusted_at_once():
+    _, updates = driven_with_gnss(lambda t: 50.0 if 20 < t < 30 else 0.0, 50.0)
+    again_s = first_with('jumped back', updates)
+    assert again_s == pytest.approx(30.0, abs=0.3)
+    assert all(u.outcome is Outcome.USED for time_s, u in updates if time_s > again_s)
+
+
+def test_gnss_that_comes_back_slowly_is_trusted_after_it_has_agreed_for_a_while():
+    _, updates = driven_with_gnss(
+        lambda t: 0.0 if t < 20 else max(25.0 - (t - 20.0), 0.0), 70.0)
+    inside_s = next(
+        time_s for time_s, u in updates
+        if time_s > 20.3 and u.mahalanobis2 < 9.2 and u.outcome is Outcome.GATED)
+    again_s = first_with('agrees again', updates)
+    assert again_s == pytest.approx(inside_s + CONFIG.gnss_gate_patience_s, abs=0.3)
+
+
+def test_distrust_ends_and_the_pose_is_opened():
+    config = replace(CONFIG, gnss_distrust_s=15.0)
+    pose_filter, updates = driven_with_gnss(
+        lambda t: 50.0 if t > 20 else 0.0, 50.0, config=config)
+    assert first_with('pose opened', updates) == pytest.approx(35.2, abs=0.3)
+    assert last_pose(pose_filter).pose.y_m > 35.0
+
+
+@pytest.mark.parametrize('matches_hz, most_m', [(0, 6.0), (2, 0.5)])
+def test_gnss_dragged_off_sideways_is_told_and_the_pose_goes_back(matches_hz, most_m):
+    config = replace(
+        CONFIG, odometry_yaw_noise_rad=0.0005, odometry_turn_bias_sigma_radps=1e-4,
+        gnss_bias_sigma_m=2.0, gnss_bias_tau_s=120.0)
+    pose_filter, updates = driven_with_gnss(
+        lambda t: 0.5 * max(t - 120.0, 0.0), 180.0, matches_hz, config)
+    assert 120.0 < first_with('GNSS drifts away', updates) < 175.0
+    assert updates[-1][1].outcome is Outcome.GATED
+    assert abs(last_pose(pose_filter).pose.y_m) < most_m
+
+
+# --- GNSS course --------------------------------------------------------------------------------
+
+
+def course(time_s, course_rad, sigma_rad=0.05) -> GnssCourse:
+    return GnssCourse(at(time_s), course_rad, sigma_rad)
+
+
+def test_a_course_is_weighed_against_the_heading_as_the_closed_form_says():
+    pose_filter = straight(until_s=4.0)
+    before_rad2 = pose_filter.estimate_at(at(4.0)).covariance[2, 2]
+    assert pose_filter.add_course(course(4.0, 0.02)).outcome is Outcome.USED
+    found = pose_filter.estimate_at(at(4.0))
+    gain = before_rad2 / (before_rad2 + 0.05**2)
+    assert found.pose.yaw_rad == pytest.approx(gain * 0.02)
+    assert found.covariance[2, 2] == pytest.approx((1 - gain) * before_rad2)
+
+
+def test_a_course_of_a_slow_vehicle_or_far_off_the_heading_is_refused():
+    assert straight(speed_mps=1.0).add_course(course(4.0, 0.0)).outcome is Outcome.INVALID
+    assert straight().add_course(course(4.0, 2.0)).outcome is Outcome.GATED
+    assert straight().add_course(course(4.0, math.nan)).outcome is Outcome.INVALID
+
+
+def test_the_course_of_an_antenna_ahead_points_into_the_turn():
+    pose_filter = PoseFilter(CONFIG)
+    pose_filter.set_pose(estimate(0.0, 0.0, 0.0, 0.0))
+    turn_radps, radius_m = 0.2, 50.0
+    for step in range(41):
+        turn_rad = turn_radps * step / 20
+        pose_filter.add_odometry(odometry(
+            step / 20, radius_m * math.sin(turn_rad), radius_m * (1 - math.cos(turn_rad)),
+            turn_rad))
+    slip_rad = math.atan2(2.0 * turn_radps, radius_m * turn_radps)
+    ahead = replace(course(2.0, 0.4 + slip_rad), base_from_antenna_m=(2.0, 0.0))
+    assert pose_filter.add_course(ahead).mahalanobis2 == pytest.approx(0.0, abs=5e-3)
+    late = replace(ahead, stamp_ns=ahead.stamp_ns - 1, base_from_antenna_m=(0.0, 0.0))
+    assert pose_filter.add_course(late).mahalanobis2 > 0.05
 
 
 @pytest.mark.parametrize('bad', [
@@ -762,15 +966,17 @@ def test_the_start_knows_its_own_error():
 @pytest.mark.parametrize('match_hz, nees_band', [(2, (2.6, 3.4)), (0, (2.0, 4.0))])
 def test_over_simulated_drives_the_error_is_as_large_as_the_filter_says(match_hz, nees_band):
     # These matches are white, which the tempering must not assume.
-    config = replace(CONFIG, match_correlation_m=0.0, match_correlation_s=0.0)
-    nees, error_m2, gnss_m2 = [], [], []
+    config = replace(
+        CONFIG, match_correlation_m=0.0, match_correlation_s=0.0, match_tail_dof=1e6)
+    nees, error_m2, gnss_m2, alarms = [], [], [], 0
     for seed in range(25):
         drive = simulated_drive(
             100 + seed + 1000 * match_hz, odometry_hz=4, gnss_hz=1, match_hz=match_hz)
         pose_filter = PoseFilter(config)
         fix = None
         for index, measurement in enumerate(drive.in_order()):
-            give(pose_filter, measurement)
+            update = give(pose_filter, measurement)
+            alarms += isinstance(measurement, GnssFix) and 'of distrust' in update.reason
             fix = measurement if isinstance(measurement, GnssFix) else fix
             if not pose_filter.started or index % 8:
                 continue
@@ -783,6 +989,7 @@ def test_over_simulated_drives_the_error_is_as_large_as_the_filter_says(match_hz
             gnss_m2.append((fix.x_m - at_fix[0])**2 + (fix.y_m - at_fix[1])**2)
     coverage = np.mean(np.array(nees) < 7.815)
     assert nees_band[0] < np.mean(nees) < nees_band[1]
+    assert alarms <= 2  # in 50 minutes
     assert 0.88 < coverage < 0.99
     assert np.mean(error_m2) < np.mean(gnss_m2)
     if match_hz:
