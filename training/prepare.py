@@ -35,6 +35,9 @@ class _Collector:
     def process_image(self, image: CameraImage) -> CameraImage:
         return image
 
+    def pass_image(self, stamp_ns: int, reason: str) -> None:
+        return None
+
 
 def prepare(bags: list[Path], imagery_paths: list[Path], name: str, px_m: float,
             spacing_m: float) -> World:
@@ -59,6 +62,8 @@ def prepare(bags: list[Path], imagery_paths: list[Path], name: str, px_m: float,
         last_m = None
         collected = replay.localize(bag, _Collector(imagery.frame))
         for image in tqdm(collected, desc=Path(bag).parent.name, unit=' images'):
+            if image is None:
+                continue
             pose = truth.pose_at(image.stamp_ns)
             position_m = np.array([pose.x_m, pose.y_m])
             if not np.isfinite(position_m).all():

@@ -13,7 +13,7 @@ from training.datasets import save_world
 
 
 def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, duration_s: float,
-             traversals: int, jobs: int, px_m: float) -> Path:
+             traversals: int, jobs: int, px_m: float, layout: Path | None = None) -> Path:
     """Make ``out/world_SEED.npz`` unless it is there; returns its path."""
     from crossview_localizer.robotcar_to_bag import convert, Options
     from training.prepare import prepare
@@ -24,7 +24,7 @@ def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, 
         return path
     raw = out / f'raw_{seed}'
     names = make_world(raw, seed, image_size=image_size, rate_hz=rate_hz, duration_s=duration_s,
-                       traversals=traversals, jobs=jobs)
+                       traversals=traversals, jobs=jobs, layout=layout)
     bags = []
     for name in names:
         bags.append(raw / 'bags' / name)
@@ -54,13 +54,16 @@ def main(arguments=None) -> int:
     parser.add_argument('--jobs', type=int, default=2, help='rendering processes')
     parser.add_argument('--px-m', type=float, default=0.375,
                         help="metres a pixel of the imagery: the network's (default 0.375)")
+    parser.add_argument('--layout', type=Path,
+                        help='folder of a land-cover raster and a trajectory, as for '
+                             'training.synthetic: the towns differ in all that it does not say')
     args = parser.parse_args(arguments)
     try:
         width, _, height = args.image_size.partition('x')
         args.out.mkdir(parents=True, exist_ok=True)
         for seed in range(*args.seeds):
             simulate(seed, args.out, (int(width), int(height)), args.rate_hz, args.duration_s,
-                     args.traversals, args.jobs, args.px_m)
+                     args.traversals, args.jobs, args.px_m, args.layout)
     except (ValueError, OSError) as error:
         print(f'simulate: {error}', file=sys.stderr)
         return 2

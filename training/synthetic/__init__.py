@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .appearance import draw_day
 from .city import build_city
 from .drive import drive
+from .layout import build_layout, read_layout
 from .renderer import (
     CameraModel,
     CameraRenderer,
@@ -46,9 +47,14 @@ def make_world(
     out: Path | str, seed: int, *, day: int = 0, ortho_day: int = 1000, duration_s: float = 130.0,
     rate_hz: float = 4.0, image_size: tuple[int, int] = (640, 480), jobs: int = 2,
     ortho_px_m: float = 0.2, warp_rms_m: float = 0.0, traversals: int = 1,
-    city_size_m: float = 500.0, progress: bool = True,
+    city_size_m: float = 500.0, layout: Path | str | None = None, layout_start_m: float = 0.0,
+    progress: bool = True,
 ) -> list[str]:
     """Render a city and ``traversals`` drives (days day, day + 1, ...) into ``out``.
+
+    With ``layout``, a folder as ``layout.read_layout`` takes it, the city is laid out as its
+    land cover says and driven along its trajectory, from ``layout_start_m`` on and at most to its
+    end; ``city_size_m`` is then what that takes.
 
     Resumes what a killed run left and then ends with the same bytes.  ``jobs`` > 1 starts
     processes by spawn, so a calling script needs the usual ``if __name__ == '__main__'``.
@@ -60,31 +66,38 @@ def make_world(
     width, height = image_size
     _check(seed, duration_s, rate_hz, width, height, jobs, ortho_px_m, warp_rms_m, traversals, day,
            ortho_day)
-    city = build_city(seed, city_size_m)
+    if layout is None:
+        city, source = build_city(seed, city_size_m), None
+    else:
+        city, source = build_layout(read_layout(layout), seed, layout_start_m, duration_s)
+        city_size_m = city.size_m
     model = CameraModel(width, height)
     aerial = draw_day(seed, ortho_day, aerial=True)
     days = [draw_day(seed, day + k) for k in range(traversals)]
     drives = [drive(city, seed, d.number, duration_s) for d in days]
 
     # Everything but pixels first: it is small, and says whether the folder is this world's.
+    statement = 'procedural city' if source is None else 'city after a land-cover raster'
     names, starts = [], []
     for d in days:
         name, start_us = traversal_name(d.start, names)
         names.append(name)
         starts.append(start_us)
     world = {
-        'statement': 'SIMULATION: rendered procedural city and simulated sensors in the raw '
+        'statement': f'SIMULATION: rendered {statement} and simulated sensors in the raw '
                      'formats of the Oxford RobotCar dataset; not real data.',
         'seed': seed, 'city_size_m': city_size_m, 'image_size': [width, height],
         'rate_hz': rate_hz, 'duration_s': duration_s, 'ortho_px_m': ortho_px_m,
         'warp_rms_m': warp_rms_m, 'nominal_camera_height_m': 1.52, 'orthophoto_day':
         aerial.summary(), 'traversals': [],
     }
+    if source is not None:
+        world['layout'] = source
     _refuse_other_world(out, world)
     write_models(out, model)
     write_extrinsics(out)
     for name, start_us, d, motion in zip(names, starts, days, drives, strict=True):
-        facts = write_traversal(out, name, start_us, motion, seed, d.number, duration_s, rate_hz)
+        facts = write_traversal(out, name, start_us, motion, seed, d.number, rate_hz)
         world['traversals'].append(facts | {'day': d.summary()})
     write_atomically(out / 'world.json', world_text(world))
 
@@ -102,7 +115,7 @@ def make_world(
             image[strip.row0:strip.row1] = pixels
         writer.write(path, cv2.GaussianBlur(image, (0, 0), look.blur_px))
     for name, start_us, d, motion in zip(names, starts, days, drives, strict=True):
-        time_s, stored = frame_times(seed, d.number, duration_s, rate_hz)
+        time_s, stored = frame_times(seed, d.number, motion.duration_s, rate_hz)
         poses = motion.at(time_s[stored])
         axes = poses.camera_axes(motion.camera_pitch_rad)
         folder = out / name / 'stereo/centre'

@@ -21,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='python -m training.synthetic',
         description='Render a SIMULATED city and drives through it, in RobotCar raw formats.',
-        epilog='example: python -m training.synthetic worlds/7 --seed 7 --duration-s 130')
+        epilog='examples: python -m training.synthetic worlds/7 --seed 7 --duration-s 130; '
+               'python -m training.synthetic worlds/k9 --seed 1 --layout FOLDER')
     parser.add_argument('out', metavar='OUT', help='folder to write; a killed run is resumed')
     parser.add_argument('--seed', type=int, required=True, help='the city and all that follows')
     parser.add_argument('--day', type=int, default=0, help='day of the first traversal')
@@ -35,6 +36,12 @@ def main(argv: list[str] | None = None) -> int:
                         help='smooth misregistration of the orthophoto')
     parser.add_argument('--traversals', type=int, default=1, help='drives on successive days')
     parser.add_argument('--city-size-m', type=float, default=500.0)
+    parser.add_argument('--layout', metavar='FOLDER',
+                        help='land-cover raster and trajectory to lay the city out after: '
+                             'class1.png (road), class3 (building), class4 (tree), '
+                             'pose_pixels_col_row.txt, registration.json')
+    parser.add_argument('--layout-start-m', type=float, default=0.0,
+                        help="where on the layout's trajectory the drive begins")
     arguments = vars(parser.parse_args(argv))
 
     import cv2

@@ -91,10 +91,17 @@ class Street:
     style: str             # what stands along it
     trim_a_m: float = 0.0  # from the node to where the junction ends
     trim_b_m: float = 0.0
+    kerbs_m: np.ndarray | None = None  # (n, 3) s, to the left kerb, to the right: of a layout
 
     @property
     def half_width_m(self) -> float:
         return self.lane_m + (2.1 if self.parking else 0.0)
+
+    def kerb_m(self, s: float, side: int) -> float:
+        """From the line to the kerb at s, on the left (side 1) or the right (-1)."""
+        if self.kerbs_m is None:
+            return self.half_width_m
+        return float(np.interp(s, self.kerbs_m[:, 0], self.kerbs_m[:, 1 if side > 0 else 2]))
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,7 @@ class City:
     trees: list[Tree]
     car_slots: list[CarSlot]
     landmarks: dict[str, np.ndarray] = field(default_factory=dict)
+    trajectory: np.ndarray | None = None  # (n, 2) metres: the drive's own way, of a layout
 
     def terrain(self, x, y):
         """Height without kerbs and camber, metres."""
@@ -150,7 +158,7 @@ class City:
 
     def ground(self, x, y):
         """Height of the visible ground: cambered carriageway, or kerb-high land."""
-        return self.terrain(x, y) + _above_terrain(self.kerb_distance.sample(x, y))
+        return self.terrain(x, y) + above_terrain(self.kerb_distance.sample(x, y))
 
 
 WALL_FIELDS = (
@@ -170,7 +178,7 @@ def build_city(seed: int, size_m: float = 500.0) -> City:
         raise ValueError(f'city size is {size_m:g} m; expected 200 to 3000')
     rng = np.random.default_rng([seed, 1])
     half_m = size_m / 2 + MARGIN_M
-    waves = _terrain_waves(rng, half_m)
+    waves = terrain_waves(rng, half_m)
     style_weights = rng.dirichlet([1.4, 1.4, 1.0, 0.9, 0.8])
     streets = []
     while len(streets) < 4:  # a small city may miss the grid's crossings: lay it anew
@@ -178,17 +186,17 @@ def build_city(seed: int, size_m: float = 500.0) -> City:
     kerb_distance, pavement_width = _kerb_rasters(streets, half_m)
     city = City(
         seed, size_m, half_m, nodes, streets, waves, kerb_distance, pavement_width,
-        *_empty_rasters(half_m, rng), [], np.zeros((0, len(WALL_FIELDS))), None, [], [],
+        *empty_rasters(half_m, rng), [], np.zeros((0, len(WALL_FIELDS))), None, [], [],
     )
     builder = MeshBuilder()
-    _ground_mesh(city, builder)
-    _far_ground(city, builder)
-    _Planner(city, builder, rng).run()
+    ground_mesh(city, builder)
+    far_ground(city, builder)
+    Planner(city, builder, rng).run()
     city.mesh = builder.build()
     return city
 
 
-def _terrain_waves(rng, half_m):
+def terrain_waves(rng, half_m):
     """Plane waves scaled so that the steepest slope is 2.5 to 5 %."""
     count = 6
     length = rng.uniform(220.0, 700.0, count)
@@ -206,7 +214,7 @@ def _terrain_waves(rng, half_m):
     return waves
 
 
-def _above_terrain(distance):
+def above_terrain(distance):
     """Camber of 2.5 % on the carriageway (at most 4 m from the kerb), kerb height beyond it."""
     return np.where(distance < 0, 0.025 * np.minimum(-distance, 4.0), KERB_M)
 
@@ -369,7 +377,7 @@ def _kerb_rasters(streets, half_m):
 
 # --- ground ------------------------------------------------------------------------------------
 
-def _ground_mesh(city, builder):
+def ground_mesh(city, builder):
     """Carriageway and land sheets, cut apart along the kerb line, and the kerb's face between."""
     n = int(np.ceil(2 * city.half_m / GROUND_STEP_M)) + 1
     g = np.linspace(-city.half_m, city.half_m, n)
@@ -382,7 +390,7 @@ def _ground_mesh(city, builder):
     triangles = np.concatenate((np.stack((a, b, c), 1), np.stack((a, c, d), 1)))
     on_road = distance[triangles] < 0
     roads = on_road.sum(1)
-    xyz = np.stack((x, y, z + _above_terrain(distance)), 1)
+    xyz = np.stack((x, y, z + above_terrain(distance)), 1)
     grey = (0.3, 0.3, 0.3)
     for whole, material in ((3, Material.ROAD), (0, Material.LAND)):
         builder.add(*_compact(xyz, triangles[roads == whole]), material, grey)
@@ -398,7 +406,7 @@ def _ground_mesh(city, builder):
     dA, dB, dC = (distance[mixed[:, k]][:, None] for k in range(3))
     P, Q = A + (B - A) * dA / (dA - dB), A + (C - A) * dA / (dA - dC)
     up = np.array([0, 0, KERB_M])
-    heights = np.stack((_above_terrain(dA), _above_terrain(dB), _above_terrain(dC)))
+    heights = np.stack((above_terrain(dA), above_terrain(dB), above_terrain(dC)))
     A, B, C = (v + h * [0, 0, 1] for v, h in zip((A, B, C), heights, strict=True))
     for lone_road in (True, False):
         m = lone_is_road == lone_road
@@ -416,7 +424,7 @@ def _compact(vertices, faces):
     return vertices[used], renumbered.reshape(faces.shape)
 
 
-def _far_ground(city, builder):
+def far_ground(city, builder):
     """Fields out to where haze hides them."""
     half, cells = city.half_m, 8
     g = np.linspace(-5 * half, 5 * half, 5 * cells + 1)
@@ -428,7 +436,7 @@ def _far_ground(city, builder):
     builder.quads(quads[outside], Material.PLAIN, (0.10, 0.12, 0.06))
 
 
-def _empty_rasters(half_m, rng):
+def empty_rasters(half_m, rng):
     count = int(round(2 * half_m / LAND_PX_M))
     rgb = np.empty((count, count, 3), np.uint8)
     rgb[:] = encode_albedo(np.array([0.10, 0.13, 0.055]) * rng.uniform(0.8, 1.25, 3))
@@ -445,7 +453,7 @@ def encode_albedo(albedo):
 
 # --- what stands on it -------------------------------------------------------------------------
 
-class _Planner:
+class Planner:
     """Places buildings, plots, trees, furniture and markings; keeps what ground is taken."""
 
     def __init__(self, city, builder, rng):
@@ -459,35 +467,36 @@ class _Planner:
         self.tiles = rng.dirichlet([1.5, 1.3, 1.2])
         self.lawn = np.array([0.085, 0.135, 0.045]) * rng.uniform(0.8, 1.3, 3)
         self.tree_density = rng.uniform(0.6, 1.8)
+        self.driving_side = 1  # of the line where one drives: 1 left, -1 right
         self.fences = []  # (start, stop) of wanted lines between rear gardens
 
     def run(self):
         for street in self.city.streets:
             for side in (1, -1):
                 self._frontage(street, side)
-        self._garden_fences()
+        self.garden_fences()
         self._fill_blocks()
-        self._outskirts()
+        self.outskirts()
         for street in self.city.streets:
-            self._street_markings(street)
-            self._street_furniture(street)
+            self.street_markings(street)
+            self.street_furniture(street)
         self._trees_in_gardens()
         self.city.walls = np.array(self.walls, np.float32).reshape(-1, len(WALL_FIELDS))
 
     # Ground bookkeeping.
 
-    def _rectangle(self, centre, yaw, along, across):
+    def rectangle(self, centre, yaw, along, across):
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (along / 2, across / 2)
         cos, sin = np.cos(yaw), np.sin(yaw)
         return corners @ np.array([[cos, sin], [-sin, cos]]) + centre
 
-    def _free(self, polygon, limit=0.0):
+    def free(self, polygon, limit=0.0):
         if np.abs(polygon).max() > self.city.size_m / 2 + 25.0:
             return False
         view, mask = self._cover(self.taken, polygon)
         return (self.taken.data[view] * mask).sum() <= limit * mask.sum()
 
-    def _take(self, polygon):
+    def take(self, polygon):
         view, mask = self._cover(self.taken, polygon)
         self.taken.data[view] |= mask
 
@@ -500,7 +509,7 @@ class _Planner:
         cv2.fillPoly(mask, [np.round((pixels - low) * 16).astype(np.int32)], 1, shift=4)
         return (slice(low[1], high[1]), slice(low[0], high[0])), mask
 
-    def _paint(self, polygon, albedo, grass):
+    def paint(self, polygon, albedo, grass):
         shape = [np.round(self.city.land_rgb.pixel(polygon) * 16).astype(np.int32)]
         cv2.fillPoly(self.city.land_rgb.data, shape,
                      [int(v) for v in encode_albedo(albedo)], cv2.LINE_AA, 4)
@@ -516,11 +525,11 @@ class _Planner:
         edge = street.half_width_m + street.pavement_m + 0.35
         setback = {'terrace': rng.uniform(0.3, 3.5), 'semi': rng.uniform(4, 7.5),
                    'detached': rng.uniform(5, 10), 'shops': 0.1, 'flats': rng.uniform(1, 6)}[style]
-        look = self._look(style)
+        look = self.look(style)
         boundary = rng.choice(['hedge', 'wall', 'none'], p=[0.42, 0.38, 0.20])
         while s < end - 5.0:
             if style in ('semi', 'detached') or rng.random() < 0.2:
-                look = self._look(style)
+                look = self.look(style)
             width = {'terrace': 4.8 + 1.2 * rng.random(), 'semi': rng.uniform(11, 14),
                      'detached': rng.uniform(9, 15), 'shops': rng.uniform(6, 13),
                      'flats': rng.uniform(14, 28)}[style]
@@ -551,17 +560,17 @@ class _Planner:
             yaw = np.arctan2(tangent[1], tangent[0]) + (np.pi if side > 0 else 0.0)
             # yaw turned so that +y of the building's frame points away from the street
             yaw += np.pi
-            plot = self._rectangle(centre, yaw, width, deep)
-            if not self._free(plot):
+            plot = self.rectangle(centre, yaw, width, deep)
+            if not self.free(plot):
                 s += 4.0
                 continue
-            self._gardens(line.at(mid), normal, yaw, width + gap, edge, front, deep, style)
+            self.gardens(line.at(mid), normal, yaw, width + gap, edge, front, deep, style)
             self._boundary(street, side, s - gap / 2, s + width + gap / 2, edge, back, boundary)
-            self._take(plot)
-            self._building(centre, yaw, width, deep, style, look)
+            self.take(plot)
+            self.building(centre, yaw, width, deep, style, look)
             s += width + gap
 
-    def _look(self, style):
+    def look(self, style):
         rng = self.rng
         wall = [(0.30, 0.135, 0.085), (0.52, 0.44, 0.32), (0.66, 0.63, 0.57), (0.36, 0.30, 0.26)][
             rng.choice(4, p=self.brick)]
@@ -583,7 +592,7 @@ class _Planner:
             'win_h': rng.uniform(1.1, 1.7), 'slope': rng.uniform(0.6, 0.95),
         }
 
-    def _gardens(self, point, normal, yaw, width, edge, front, deep, style):
+    def gardens(self, point, normal, yaw, width, edge, front, deep, style):
         """Front and rear plots: lawn, paving or gravel, each in its own shade."""
         rng = self.rng
         paving = np.array([0.30, 0.28, 0.25])
@@ -592,13 +601,13 @@ class _Planner:
         else:
             rear = self.lawn * rng.uniform(0.75, 1.4) * rng.uniform(0.9, 1.1, 3)
         length = rng.uniform(9, 20)
-        self._paint(self._rectangle(point + normal * (front + deep + length / 2), yaw, width,
+        self.paint(self.rectangle(point + normal * (front + deep + length / 2), yaw, width,
                                     length), rear, style != 'shops')
         if style != 'shops' and rng.random() < 0.7:  # a patio, a shed's base or a bed
             spot = point + normal * (front + deep + rng.uniform(1.5, length))
-            patio = self._rectangle(spot, yaw + rng.normal(0, 0.1), rng.uniform(2, width * 0.7),
+            patio = self.rectangle(spot, yaw + rng.normal(0, 0.1), rng.uniform(2, width * 0.7),
                                     rng.uniform(1.5, 4))
-            self._paint(patio, paving * rng.uniform(0.4, 1.2), False)
+            self.paint(patio, paving * rng.uniform(0.4, 1.2), False)
         if style != 'shops':
             shift = np.array([normal[1], -normal[0]]) * width / 2
             near, far = (point + normal * (front + deep + t) for t in (0.3, length))
@@ -606,30 +615,30 @@ class _Planner:
             if rng.random() < 0.6:
                 self.fences += [(far - shift, far + shift)]
         if front - edge < 0.8:
-            self._paint(self._rectangle(point + normal * (edge + front) / 2, yaw, width,
+            self.paint(self.rectangle(point + normal * (edge + front) / 2, yaw, width,
                                         front - edge + 0.6), paving * rng.uniform(0.7, 1.1), False)
             return
         choice = rng.random()
         middle = point + normal * (edge + front) / 2
-        strip = self._rectangle(middle, yaw, width - 0.3, front - edge)
+        strip = self.rectangle(middle, yaw, width - 0.3, front - edge)
         if choice < 0.5:
-            self._paint(strip, self.lawn * rng.uniform(0.8, 1.5), True)
+            self.paint(strip, self.lawn * rng.uniform(0.8, 1.5), True)
         else:
             shade = [(0.34, 0.31, 0.26), (0.22, 0.15, 0.12), (0.16, 0.16, 0.16)][rng.integers(3)]
-            self._paint(strip, np.array(shade) * rng.uniform(0.8, 1.2), False)
+            self.paint(strip, np.array(shade) * rng.uniform(0.8, 1.2), False)
         tangent = np.array([normal[1], -normal[0]])
         if style in ('semi', 'detached'):
             shift = tangent * rng.choice([-1, 1]) * (width / 2 - 1.9)
             drive = np.array([(0.14, 0.14, 0.14), (0.3, 0.22, 0.18), (0.4, 0.37, 0.32)][
                 rng.integers(3)])
-            self._paint(self._rectangle(point + normal * (edge + front) / 2 + shift, yaw, 3.0,
+            self.paint(self.rectangle(point + normal * (edge + front) / 2 + shift, yaw, 3.0,
                                         front - edge + 0.3), drive, False)
             if front - edge > 5.0:
                 spot = point + normal * (edge + front) / 2 + shift
                 across = np.arctan2(normal[1], normal[0])
                 self.city.car_slots.append(CarSlot(*spot, float(across), rng.uniform(0.2, 0.8)))
 
-    def _garden_fences(self):
+    def garden_fences(self):
         """Fences and hedges between rear gardens, as far as nothing else stands there."""
         rng = self.rng
         for start, stop in self.fences:
@@ -643,8 +652,8 @@ class _Planner:
             pieces = max(1, round(length / 3.0))
             for k in range(pieces):
                 x, y = start + run * (k + 0.5) / pieces
-                footprint = self._rectangle(np.array([x, y]), yaw, length / pieces, 0.6)
-                if self._free(footprint):
+                footprint = self.rectangle(np.array([x, y]), yaw, length / pieces, 0.6)
+                if self.free(footprint):
                     self.builder.box(
                         (x, y, self.city.terrain(x, y) - 0.1), yaw,
                         (length / pieces, thick, height + 0.2 + KERB_M),
@@ -674,12 +683,12 @@ class _Planner:
                     (stop - start + 0.15, thick, height + 0.3),
                     Material.LEAF if hedge else Material.PLAIN, rgb, 0.97 if hedge else 1.0)
 
-    def _building(self, centre, yaw, width, deep, style, look):
+    def building(self, centre, yaw, width, deep, style, look):
         """Walls with texture coordinates, a roof, chimneys; +y of its frame faces away."""
         rng, city = self.rng, self.city
         storey = rng.uniform(2.7, 3.1) if style != 'shops' else rng.uniform(3.0, 3.6)
         eaves = storey * look['storeys'] + 0.4
-        corners = self._rectangle(centre, yaw, width, deep)
+        corners = self.rectangle(centre, yaw, width, deep)
         heights = city.terrain(corners[:, 0], corners[:, 1]) + KERB_M
         base = float(heights.max())
 
@@ -777,25 +786,25 @@ class _Planner:
             kind = rng.choice(['park', 'cars', 'hall', 'shed'], p=weights)
             along, across = {'park': rng.uniform(16, 40, 2), 'cars': (rng.uniform(16, 36), 16.5),
                              'hall': rng.uniform(13, 28, 2), 'shed': rng.uniform(2.5, 6, 2)}[kind]
-            area = self._rectangle(centre, yaw, along, across)
-            if not self._free(area, 0.02 if kind == 'park' else 0.0):
+            area = self.rectangle(centre, yaw, along, across)
+            if not self.free(area, 0.02 if kind == 'park' else 0.0):
                 continue
-            self._take(area)
+            self.take(area)
             if kind == 'park':
-                self._paint(area, self.lawn * rng.uniform(0.9, 1.4), True)
+                self.paint(area, self.lawn * rng.uniform(0.9, 1.4), True)
                 for _ in range(rng.integers(1, 7)):
-                    self._tree(centre + (self._rectangle(np.zeros(2), yaw, along, across)
+                    self.tree(centre + (self.rectangle(np.zeros(2), yaw, along, across)
                                          * rng.uniform(-0.9, 0.9, (4, 1))).sum(0) / 2)
             elif kind == 'cars':
                 self._car_park(centre, yaw, along, across, area)
             else:
-                look = self._look('flats' if kind == 'hall' else 'semi')
+                look = self.look('flats' if kind == 'hall' else 'semi')
                 look['storeys'] = int(rng.integers(1, 4)) if kind == 'hall' else 1
-                self._building(centre, yaw, along, across, 'rear', look)
+                self.building(centre, yaw, along, across, 'rear', look)
 
     def _car_park(self, centre, yaw, along, across, area):
         rng = self.rng
-        self._paint(area, np.ones(3) * rng.uniform(0.09, 0.17), False)
+        self.paint(area, np.ones(3) * rng.uniform(0.09, 0.17), False)
         use = rng.uniform(0.2, 0.9)
         cos, sin = np.cos(yaw), np.sin(yaw)
         turn = np.array([[cos, sin], [-sin, cos]])
@@ -805,7 +814,7 @@ class _Planner:
                 stop = start + [0, row * 4.8]
                 side = np.array([0.06, 0.0])
                 line = np.array([start - side, start + side, stop + side, stop - side])
-                self._paint(line @ turn + centre, np.ones(3) * 0.5, False)
+                self.paint(line @ turn + centre, np.ones(3) * 0.5, False)
                 if k < along // 2.6 - 0.5:
                     spot = np.array([start[0] + 1.3, row * (across / 2 - 2.6)]) @ turn + centre
                     self.city.car_slots.append(CarSlot(
@@ -820,7 +829,7 @@ class _Planner:
 
     # Trees, posts and signs.
 
-    def _tree(self, spot, low=4.0, high=12.0):
+    def tree(self, spot, low=4.0, high=12.0):
         rng = self.rng
         height = rng.uniform(low, high)
         rgb = np.array([0.055, 0.095, 0.03]) * rng.uniform(0.7, 1.5) * rng.uniform(0.85, 1.2, 3)
@@ -833,9 +842,9 @@ class _Planner:
         for _ in range(int(2000 * self.tree_density * (city.size_m / 500) ** 2)):
             spot = rng.uniform(-1, 1, 2) * (city.half_m - 5)
             if self.taken.sample(spot[:1], spot[1:])[0] == 0:
-                self._tree(spot, *((1.5, 4.0) if rng.random() < 0.5 else (4.0, 13.0)))
+                self.tree(spot, *((1.5, 4.0) if rng.random() < 0.5 else (4.0, 13.0)))
 
-    def _outskirts(self):
+    def outskirts(self):
         """Houses and trees beyond the streets, so that no view ends at an empty edge."""
         rng, city = self.rng, self.city
         for _ in range(int(160 * city.size_m / 500)):
@@ -843,18 +852,20 @@ class _Planner:
             spot *= rng.uniform(city.half_m + 5, city.half_m + 110) / np.abs(spot).max()
             if rng.random() < 0.5:
                 style = str(rng.choice(['semi', 'terrace', 'flats']))
-                self._building(spot, rng.uniform(0, 2 * np.pi), rng.uniform(9, 30),
-                               rng.uniform(8, 12), style, self._look(style))
+                self.building(spot, rng.uniform(0, 2 * np.pi), rng.uniform(9, 30),
+                               rng.uniform(8, 12), style, self.look(style))
             for _ in range(3):
-                self._tree(spot + rng.uniform(8, 16, 2) * rng.choice([-1, 1], 2), 5.0, 14.0)
+                self.tree(spot + rng.uniform(8, 16, 2) * rng.choice([-1, 1], 2), 5.0, 14.0)
 
-    def _street_furniture(self, street):
+    def street_furniture(self, street):
         rng, city, line = self.rng, self.city, street.line
         spacing, side = rng.uniform(24, 34), rng.choice([-1, 1])
         height, arm = rng.uniform(5.5, 9.0), rng.uniform(0.8, 1.8)
         for s in np.arange(street.trim_a_m + 3, line.length - street.trim_b_m, spacing):
             side = -side
-            x, y = line.offset(s, side * (street.half_width_m + 0.45))
+            x, y = line.offset(s, side * (street.kerb_m(s, side) + 0.45))
+            if not self._on_verge(x, y):
+                continue
             z = city.terrain(x, y) + KERB_M
             tangent = line.tangent(s)
             yaw = np.arctan2(tangent[1], tangent[0])
@@ -869,18 +880,25 @@ class _Planner:
         for side in (-1, 1):
             for s in np.arange(street.trim_a_m + 6, line.length - street.trim_b_m - 4, step):
                 if trees and rng.random() < 0.75:
-                    self._tree(line.offset(s, side * (street.half_width_m + 0.9)), 5.5, 10.0)
+                    self.tree(line.offset(s, side * (street.kerb_m(s, side) + 0.9)), 5.5, 10.0)
                 elif rng.random() < 0.18:
                     self._sign(street, s, side)
                 elif rng.random() < 0.15:
-                    x, y = line.offset(s, side * (street.half_width_m + 0.6))
+                    x, y = line.offset(s, side * (street.kerb_m(s, side) + 0.6))
+                    if not self._on_verge(x, y):
+                        continue
                     self.builder.box((x, y, city.terrain(x, y)), rng.uniform(0, 3),
                                      rng.uniform(0.35, 0.9, 3) + [0, 0, 0.5], Material.PLAIN,
                                      rng.uniform(0.02, 0.25, 3))
 
+    def _on_verge(self, x, y):
+        return self.city.kerb_distance.sample(np.array([x]), np.array([y]))[0] > 0.15
+
     def _sign(self, street, s, side):
         rng = self.rng
-        x, y = street.line.offset(s, side * (street.half_width_m + 0.5))
+        x, y = street.line.offset(s, side * (street.kerb_m(s, side) + 0.5))
+        if not self._on_verge(x, y):
+            return
         z = self.city.terrain(x, y) + KERB_M
         tangent = street.line.tangent(s)
         yaw = np.arctan2(tangent[1], tangent[0])
@@ -898,7 +916,7 @@ class _Planner:
         inner = street.line.offset(s, np.full(s.size, left_m - width_m / 2))
         self.city.markings.append(Marking(np.concatenate((outer, inner[::-1])), yellow))
 
-    def _street_markings(self, street):
+    def street_markings(self, street):
         rng, city, line = self.rng, self.city, street.line
         s0, s1 = street.trim_a_m, line.length - street.trim_b_m
         if s1 - s0 < 8.0:
@@ -961,7 +979,7 @@ class _Planner:
             s, side, back = (s1 - 0.6, 1, -1) if at_b else (s0 + 0.4, -1, 1)
             if not clear(s, s + 1):
                 continue
-            middle = side * lane / 2
+            middle = self.driving_side * side * lane / 2
             if rng.random() < 0.4:
                 self._ribbon(street, s, s + 0.3, middle, lane - 0.3)
             else:

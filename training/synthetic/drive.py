@@ -69,6 +69,7 @@ class Drive:
     attitude: np.ndarray       # (n, 3) roll, pitch, heading; heading unwrapped
     camera_height_m: float
     camera_pitch_rad: float    # mounting error, positive nose up
+    duration_s: float
 
     def at(self, time_s) -> Poses:
         time_s = np.asarray(time_s, np.float64)
@@ -79,12 +80,20 @@ class Drive:
 
 
 def drive(city: City, seed: int, day_number: int, duration_s: float) -> Drive:
-    """A drive of at least ``duration_s`` with a second to spare at both ends."""
+    """A drive of ``duration_s`` with a second to spare at both ends.
+
+    It is shorter where the city has a trajectory of its own and that ends earlier.
+    """
     rng = np.random.default_rng([seed, 20, day_number])
     speed_limit = rng.uniform(8.0, 11.5)
-    path, junctions = _lane_path(city, rng, (duration_s + 2.0) * speed_limit + 60.0)
+    if city.trajectory is None:
+        path, junctions = _lane_path(city, rng, (duration_s + 2.0) * speed_limit + 60.0)
+    else:
+        path, junctions = _given_path(city)
     path = _with_wander(path, rng)
     time_s, along = _timing(path, junctions, speed_limit, duration_s + 2.0, rng)
+    if city.trajectory is not None:
+        duration_s = min(duration_s, np.floor(10 * (time_s[-1] - 2.5)) / 10)
     clock = np.arange(0.0, duration_s + 2.0, _TICK_S)
     s = gaussian_filter1d(np.interp(clock, time_s, along), 0.25 / _TICK_S, mode='nearest')
     grid = np.arange(len(path)) * _STEP_M
@@ -116,7 +125,7 @@ def drive(city: City, seed: int, day_number: int, duration_s: float) -> Drive:
     arm = np.array([-INS_EXTRINSIC[0], -INS_EXTRINSIC[1], -camera_height])
     position = rear_point + (rotation(*attitude.T) @ arm) @ ENU_FROM_NED.T
     return Drive(clock - 1.0, position, attitude, float(camera_height),
-                 float(np.radians(rng.uniform(-0.5, 0.5))))
+                 float(np.radians(rng.uniform(-0.5, 0.5))), float(duration_s))
 
 
 def city_surface(city: City):
@@ -172,6 +181,18 @@ def _lane_path(city, rng, length_m):
     grid = np.arange(0.0, s[-1], _STEP_M)
     path = np.stack([np.interp(grid, s, points[:, c]) for c in (0, 1)], axis=1)
     return gaussian_filter1d(path, 1.2 / _STEP_M, axis=0), ends
+
+
+def _given_path(city):
+    """The city's trajectory as ``_lane_path`` returns its own."""
+    steps = np.linalg.norm(np.diff(city.trajectory, axis=0), axis=1)
+    s = np.concatenate(([0.0], np.cumsum(steps)))
+    grid = np.arange(0.0, s[-1], _STEP_M)
+    path = np.stack([np.interp(grid, s, city.trajectory[:, c]) for c in (0, 1)], axis=1)
+    # A junction begins where the way comes within 9 m of a node.
+    apart = np.linalg.norm(path[:, None] - city.nodes[None], axis=2).min(1)
+    begins = np.flatnonzero((apart[1:] < 9.0) & (apart[:-1] >= 9.0))
+    return gaussian_filter1d(path, 1.2 / _STEP_M, axis=0), grid[begins]
 
 
 def _unit(vector):

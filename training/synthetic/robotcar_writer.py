@@ -94,9 +94,9 @@ def frame_times(seed: int, day_number: int, duration_s: float, rate_hz: float):
 
 
 def write_traversal(out: Path, name: str, start_us: int, motion: Drive, seed: int,
-                    day_number: int, duration_s: float, rate_hz: float) -> dict:
+                    day_number: int, rate_hz: float) -> dict:
     """All of a traversal but its images; returns what world.json says of the sensors."""
-    folder = out / name
+    folder, duration_s = out / name, motion.duration_s
     rng = np.random.default_rng([seed, 22, day_number])
     geo = Georeference()
 
