@@ -342,7 +342,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--worlds', nargs='*', type=Path, default=[],
                         help='prepared test worlds (training.simulate --px-m 0.25 --rate-hz 1)')
     parser.add_argument('--layouts', nargs='*', type=Path, default=[],
-                        help='prepared worlds of real layouts')
+                        help='real layouts: folders (see training.synthetic --layout), rendered '
+                        'into OUT first, or prepared worlds of such')
     parser.add_argument('--demos', nargs='*', type=Path, default=[],
                         help='folders of finished demos: the row "filtered"')
     parser.add_argument('--seeds', nargs='*', type=int, default=[],
@@ -371,6 +372,14 @@ def run(args: argparse.Namespace) -> int:
     for seed in args.seeds:
         from training.simulate import simulate
         worlds.append(simulate(seed, args.out, (320, 240), 1.0, 130.0, 2, 2, 0.25))
+    layouts = []
+    for path in args.layouts:
+        if path.is_dir():
+            from training.simulate import simulate
+            folder = args.out / f'layout_{path.name}'
+            folder.mkdir(exist_ok=True)
+            path = simulate(1, folder, (320, 240), 2.0, 300.0, 1, 2, 0.25, path)
+        layouts.append(path)
     if not (worlds or args.layouts or args.demos):
         raise ValueError('no world is given; expected --worlds, --seeds, --layouts or --demos')
     dense, paper = load_network(args.weights), load_network(args.paper_weights)
@@ -381,7 +390,7 @@ def run(args: argparse.Namespace) -> int:
               'torch': torch.__version__, 'threads': args.threads}
     every, digest = [], hashlib.sha256()
     parts = (('synthetic', worlds, None), ('warped', worlds, 5),
-             ('real_layout', args.layouts, None))
+             ('real_layout', layouts, None))
     for part, paths, warp_seed in parts:
         frames = []
         for number, path in enumerate(paths):

@@ -226,7 +226,10 @@ def read_orthophoto(path: str | Path) -> tuple[np.ndarray, MapGrid] | None:
 
 
 def _decoded(jpeg: bytes, grid: MapGrid) -> tuple[np.ndarray, MapGrid]:
-    bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
+    try:
+        bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
+    except cv2.error:  # more pixels than OpenCV takes
+        bgr = None
     if bgr is None or bgr.shape[:2] != (grid.rows, grid.cols):
         raise ValueError(f'the orthophoto in the map is damaged; {REBUILD}')
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), grid

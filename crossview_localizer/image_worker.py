@@ -10,10 +10,12 @@ class ImageWorker:
 
     An image is due once odometry has reached its stamp and ``settle_s`` have passed, for GNSS of
     the same instant; ``odometry_wait_s`` after it came it is due in any case.  While one image is
-    waited for or processed the newest other one is kept.
+    waited for or processed the newest other one is kept.  Every image offered is processed or
+    counted in ``dropped``.
     """
 
     def __init__(self, process: Callable, odometry_wait_s: float, settle_s: float):
+        self.dropped = 0
         self._process = process
         self._odometry_wait_s = odometry_wait_s
         self._settle_s = settle_s
@@ -25,14 +27,13 @@ class ImageWorker:
         self._thread = threading.Thread(target=self._run, name='images', daemon=True)
         self._thread.start()
 
-    def offer(self, stamp_ns: int, image: object) -> bool:
-        """Leave an image to be processed; True if an older waiting one was dropped for it."""
+    def offer(self, stamp_ns: int, image: object) -> None:
+        """Leave an image to be processed; an older waiting one is dropped for it."""
         due_s = time.monotonic() + self._odometry_wait_s
         with self._changed:
-            dropped = self._waiting is not None
+            self._drop_waiting()
             self._waiting = (stamp_ns, image, due_s)
             self._changed.notify()
-        return dropped
 
     def odometry_reached(self, stamp_ns: int) -> None:
         """Tell that odometry up to this stamp has been taken in."""
@@ -41,9 +42,9 @@ class ImageWorker:
             self._changed.notify()
 
     def clear(self) -> None:
-        """Forget the waiting images and how far the odometry is (time has jumped)."""
+        """Drop the waiting images and forget how far the odometry is (time has jumped)."""
         with self._changed:
-            self._waiting = None
+            self._drop_waiting()
             self._odometry_stamp_ns = None
             self._generation += 1
             self._changed.notify()
@@ -54,6 +55,11 @@ class ImageWorker:
             self._running = False
             self._changed.notify()
         self._thread.join()
+        self._drop_waiting()
+
+    def _drop_waiting(self) -> None:
+        self.dropped += self._waiting is not None
+        self._waiting = None
 
     def _run(self) -> None:
         while True:
@@ -64,6 +70,7 @@ class ImageWorker:
                 stamp_ns, image, due_s = self._waiting
                 self._waiting = None
                 due = self._becomes_due(stamp_ns, due_s)
+                self.dropped += not due
             if due:
                 self._process(image)
 

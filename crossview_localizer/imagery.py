@@ -28,6 +28,7 @@ from crossview_localizer.geometry import LocalFrame, MapGrid
 BLOCK_PX = 1024         # working samples a side warped at once
 NODE_STEP_PX = 32       # working samples between exactly projected points; interpolated between
 OPEN_FILES = 64
+MAX_BLOCK_PX = 2**26    # of a file's own blocks
 PIXEL_RANGE_M = (0.005, 10.0)
 MAX_EXTENT_M = 200e3    # farther from its origin the transverse Mercator plane is not metric
 
@@ -303,6 +304,11 @@ def _describe(path: Path, frame: LocalFrame, crs: CRS, map_from_crs: Transformer
                 f'{path} has pixels of {pixel_m:.3g} m; expected {PIXEL_RANGE_M[0]} to '
                 f'{PIXEL_RANGE_M[1]} m (is its coordinate reference system {crs.name} right?)'
             )
+        block_px = max(rows * cols for rows, cols in dataset.block_shapes)
+        if block_px > MAX_BLOCK_PX:
+            raise ValueError(
+                f'{path} has blocks of {block_px / 1e6:.0f} million pixels, which are read whole; '
+                f'expected at most {MAX_BLOCK_PX / 1e6:.0f} (gdal_translate -co TILED=YES)')
         bands, palette = _colour_bands(path, dataset)
         owner = dataset.tags().get('TIFFTAG_COPYRIGHT', '').strip()
         return _Source(

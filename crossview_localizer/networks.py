@@ -375,7 +375,11 @@ def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict
         raise ValueError(
             f'{path} has format {metadata.get("format")!r}; '
             'expected crossview_localizer weights 1')
-    model = json.loads(metadata['model'])
+    try:
+        model = dict(json.loads(metadata['model']))
+        provenance = dict(json.loads(metadata.get('provenance', '{}')))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path}: its model settings are damaged ({error!r})') from error
     kind = DenseConfig if model.get('kind') == DENSE else ModelConfig
     unknown = set(model) - {item.name for item in fields(kind)}
     if unknown:
@@ -383,7 +387,14 @@ def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict
     # JSON has lists where the config has tuples.
     model = {key: tuple(value) if isinstance(value, list) else value
              for key, value in model.items()}
-    return kind(**model), json.loads(metadata.get('provenance', '{}'))
+    usual = kind()
+    for key, value in model.items():
+        default = getattr(usual, key)
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, wanted):
+            raise ValueError(f'{path}: model setting {key} is {value!r}; expected the kind of '
+                             f'{default!r}')
+    return kind(**model), provenance
 
 
 def load_network(source: str | Path, device: str = 'cpu', like: str | Path | None = None):
@@ -422,6 +433,8 @@ def load_network(source: str | Path, device: str = 'cpu', like: str | Path | Non
             if found != tuple(value.shape):
                 raise ValueError(
                     f'{source}: variable {key} is {found}; expected {tuple(value.shape)}')
+            if state[key].is_floating_point() and not state[key].isfinite().all():
+                raise ValueError(f'{source}: variable {key} is not finite; the file is damaged')
     network.load_state_dict(state)
     network.fingerprint = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     return network.to(device).eval()

@@ -6,9 +6,9 @@ the Localizer has its own lock.
 """
 
 import argparse
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
-import math
+import os
 from pathlib import Path
 import sys
 import time
@@ -35,6 +35,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from std_msgs.msg import Float64
@@ -44,29 +45,66 @@ from tf2_msgs.msg import TFMessage
 from crossview_localizer import conversions
 from crossview_localizer.config import config_from_flat, LocalizerConfig, NodeConfig, tunables
 from crossview_localizer.datatypes import (
+    CameraImage,
     FilterUpdate,
+    GnssFix,
     Heatmap,
     Localization,
+    OdometrySample,
     Outcome,
     PoseEstimate,
 )
-from crossview_localizer.diagnostics import InputMonitor, Latency, Level, Status
-from crossview_localizer.geometry import LocalFrame
+from crossview_localizer.diagnostics import InputMonitor, Latency, Level, pose_status, Status
+from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.image_worker import ImageWorker
 from crossview_localizer.interrupts import stop_on_interrupt
+from crossview_localizer.last_pose import LastPose, load_last_pose
 from crossview_localizer.localizer import load_localizer, Localizer
-from crossview_localizer.rig import SensorRig, UnknownCalibration
+from crossview_localizer.rig import BlindImage, SensorRig, UnknownCalibration
 
 # Parameters that rclpy itself reads.
 ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service', 'qos_overrides')
 # /clock may wobble by less than this without having jumped back.
 CLOCK_JUMP_S = 0.1
-# So many odometry samples in a row from before the filter's buffer are a restart, not stragglers.
-STALE_ODOMETRY_RESTART = 5
+# So many odometry samples in a row from another time (before the filter's buffer, or far ahead)
+# are a restart, not stragglers.
+STRANGE_ODOMETRY_RESTART = 5
+# Outcomes of so many last images tell the share that was matched.
+OUTCOME_WINDOW = 50
+# Without a map the origin of a kept pose is taken over from this near, in degrees.
+KEPT_ORIGIN_DEG = 0.5
+# A kept pose is not used where the first fix is farther from it than this.
+KEPT_POSE_SIGMAS = 4.0
 LARGE_IMAGE_HINT = (
     'large images are lost over DDS defaults: set FASTDDS_DEFAULT_PROFILES_FILE (Jazzy: '
     'FASTRTPS_DEFAULT_PROFILES_FILE) to config/fastdds_large_images.xml for publisher and node, '
     'or use image_transport compressed')
+
+
+# What to do about each part of /diagnostics that is not OK, where the text itself does not say.
+CAMERA_REMEDY = (
+    'check the camera driver, camera_info, image_transport and image_is_rectified')
+BLIND_REMEDY = 'uncover or clean the lens, check the exposure, restart a frozen camera driver'
+EXTRINSICS_REMEDY = (
+    'publish the missing frame on /tf_static, or set camera_xyz_rpy and antenna_xyz_m')
+GNSS_REMEDY = (
+    "check antenna, sky view and the receiver's clock; many gated fixes: antenna_xyz_m or "
+    'filter.gnss_bias_sigma_m are wrong')
+ODOMETRY_REMEDY = 'check the odometry source, its stamps and base_frame'
+CLOCK_REMEDY = 'start what publishes /clock, or set use_sim_time to false'
+MAP_REMEDY = 'give map_path and weights_path of one build_map run; then clean up and configure'
+GPU_REMEDY = 'free the GPU, then restart the node; or accept the CPU with device: cpu'
+MATCHER_REMEDIES = {
+    Outcome.NOT_STARTED: 'drive with GNSS and odometry, or publish initialpose',
+    Outcome.TOO_OLD: 'synchronize the clocks of camera and odometry; raise filter.buffer_s',
+    Outcome.INVALID: 'synchronize the clocks of camera and odometry',
+    Outcome.GATED: 'where it stays: check camera.height_m, camera extrinsics and the map',
+    Outcome.OUTSIDE_MAP: 'drive back into the corridor, or build a wider map',
+    Outcome.PRIOR_TOO_WIDE: 'wait for GNSS, publish initialpose, or raise match.window_max_m',
+    Outcome.AMBIGUOUS: 'none where the road looks alike; else check camera.height_m and the map',
+    Outcome.NO_MATCHER: MAP_REMEDY,
+    Outcome.UNUSABLE: 'see camera',
+}
 
 
 @dataclass(frozen=True)
@@ -159,6 +197,7 @@ class LocalizerNode(LifecycleNode):
 
     def on_activate(self, state) -> TransitionCallbackReturn:
         result = super().on_activate(state)
+        self._load_last_pose()
         self._worker = ImageWorker(
             self._process_guarded, self._node_config.odometry_wait_s, self._node_config.settle_s)
         for monitor in self._monitors:
@@ -167,8 +206,7 @@ class LocalizerNode(LifecycleNode):
         return result
 
     def on_deactivate(self, state) -> TransitionCallbackReturn:
-        self._active = False
-        self._worker.stop()
+        self._stop_worker()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state) -> TransitionCallbackReturn:
@@ -177,9 +215,7 @@ class LocalizerNode(LifecycleNode):
         return result
 
     def on_shutdown(self, state) -> TransitionCallbackReturn:
-        if self._active:
-            self._active = False
-            self._worker.stop()
+        self._stop_worker()
         result = super().on_shutdown(state)
         self._release()
         return result
@@ -188,10 +224,14 @@ class LocalizerNode(LifecycleNode):
         return self.on_shutdown(state)
 
     def destroy_node(self) -> None:
+        self._stop_worker()
+        super().destroy_node()
+
+    def _stop_worker(self) -> None:
         if self._active:
             self._active = False
             self._worker.stop()
-        super().destroy_node()
+            self._dropped_before += self._worker.dropped
 
     def _clear_state(self) -> None:
         """All that lives between configure and cleanup."""
@@ -203,21 +243,30 @@ class LocalizerNode(LifecycleNode):
         self._tf_publisher = None
         self._reset_service = None
         self._jump_handle = None
-        self._camera_monitor = InputMonitor('camera')
-        self._camera_monitor.counts['dropped'] = 0
-        self._gnss_monitor = InputMonitor('gnss')
-        self._odometry_monitor = InputMonitor('odometry')
+        self._camera_monitor = InputMonitor('camera', CAMERA_REMEDY)
+        self._gnss_monitor = InputMonitor('gnss', GNSS_REMEDY)
+        self._odometry_monitor = InputMonitor('odometry', ODOMETRY_REMEDY)
         self._monitors = (self._camera_monitor, self._gnss_monitor, self._odometry_monitor)
+        self._dropped_before = 0
         self._outcomes: Counter[Outcome] = Counter()
+        self._latest_outcomes: deque[Outcome] = deque(maxlen=OUTCOME_WINDOW)
         self._latency = Latency()
         self._localization: Localization | None = None
+        self._localized_s = 0.0
+        self._matched_s: float | None = None
         self._estimate: PoseEstimate | None = None
+        self._last_pose: LastPose | None = None
+        self._last_pose_path: Path | None = None
         self._failure = ''
+        self._failures = 0
+        self._refused = ''
+        self._works_again = False
         self._restart_reason = ''
+        self._restart_is_news = False
         self._rig: SensorRig | None = None
         self._cleared_heatmap: Heatmap | None = None
-        self._last_odometry_ns: int | None = None
-        self._stale_odometry = 0
+        self._last_sample: OdometrySample | None = None
+        self._strange_odometry = 0
         self._image_qos_problem = ''
 
     def _release(self) -> None:
@@ -239,7 +288,8 @@ class LocalizerNode(LifecycleNode):
         config = self._node_config
         if not config.map_path:
             self._map_status = Status(
-                'map', Level.WARN, 'no map_path is set: the prior alone is published')
+                'map', Level.WARN, 'no map_path is set: the prior alone is published',
+                remedy=MAP_REMEDY)
             return
         # torch loads only where a network runs.
         from crossview_localizer.networks import prepare_torch
@@ -252,18 +302,21 @@ class LocalizerNode(LifecycleNode):
             weights = values['weights'] = config.weights_path or shipped_weights()
             self._localizer = load_localizer(
                 config.map_path, weights, self._config, self._device)
-        except (ValueError, OSError, RuntimeError) as error:  # the last from torch on a GPU
-            text = f'{error}; the prior alone is published'
+        except Exception as error:  # a broken file, or torch, must not take the prior with it
+            problem = str(error) or type(error).__name__
+            text = f'{problem}; the prior alone is published'
             self.get_logger().error(text)
-            self._map_status = Status('map', Level.ERROR, text, values)
+            self._map_status = Status('map', Level.ERROR, text, values, MAP_REMEDY)
             return
         values['tiles'] = len(self._localizer.embedding_map.descriptors)
         self._map_status = Status(
-            'map', Level.WARN if warning else Level.OK, warning or 'loaded', values)
+            'map', Level.WARN if warning else Level.OK, warning or 'loaded', values,
+            GPU_REMEDY if warning else '')
 
     def _create_outputs(self) -> None:
         def output(message_type, topic):
-            publisher = self.create_lifecycle_publisher(message_type, f'~/{topic}', 10)
+            publisher = self.create_lifecycle_publisher(
+                message_type, f'~/{topic}', 10, qos_overriding_options=_overridable())
             self._outputs.append(publisher)
             return publisher
 
@@ -274,13 +327,15 @@ class LocalizerNode(LifecycleNode):
         self._prior_publisher = output(PoseWithCovarianceStamped, 'prior')
         self._heatmap_publisher = output(OccupancyGrid, 'heatmap')
         self._latency_publisher = output(Float64, 'latency')
-        self._tf_publisher = self.create_publisher(TFMessage, '/tf', 100)
+        self._tf_publisher = self.create_publisher(
+            TFMessage, '/tf', 100, qos_overriding_options=_overridable())
         self._reset_service = self.create_service(Trigger, '~/reset', self._on_reset)
 
     def _create_inputs(self) -> None:
         """Subscribe; the executor serves what is ready in this order, GNSS before odometry."""
         config = self._node_config
-        sensor_qos = _qos(config.sensor_reliability, 100)
+        # Ten seconds of odometry at 100 Hz: a machine that is busy for that long loses none.
+        sensor_qos = _qos(config.sensor_reliability, 1000)
         image_qos = _qos(config.image_reliability, 5)
         static_qos = QoSProfile(
             depth=100, reliability=ReliabilityPolicy.RELIABLE,
@@ -288,13 +343,21 @@ class LocalizerNode(LifecycleNode):
 
         def subscribe(message_type, topic, callback, qos, events=None):
             self._inputs.append(self.create_subscription(
-                message_type, topic, callback, qos, event_callbacks=events))
+                message_type, topic, callback, qos, event_callbacks=events,
+                qos_overriding_options=_overridable()))
+
+        def loss(monitor):
+            def count(event):
+                monitor.counts['lost'] += event.total_count_change
+            return count
 
         subscribe(TFMessage, '/tf_static', self._on_static_transforms, static_qos)
         subscribe(CameraInfo, 'camera_info', self._on_camera_info,
                   _qos(config.sensor_reliability, 10))
-        subscribe(NavSatFix, 'gnss', self._on_gnss, sensor_qos)
-        subscribe(Odometry, 'odometry', self._on_odometry, sensor_qos)
+        subscribe(NavSatFix, 'gnss', self._on_gnss, sensor_qos,
+                  SubscriptionEventCallbacks(message_lost=loss(self._gnss_monitor)))
+        subscribe(Odometry, 'odometry', self._on_odometry, sensor_qos,
+                  SubscriptionEventCallbacks(message_lost=loss(self._odometry_monitor)))
         subscribe(PoseWithCovarianceStamped, 'initialpose', self._on_initial_pose, 10)
         # As image_transport names it: below the name that `image` is remapped to.
         self._image_topic = self.resolve_topic_name('image')
@@ -303,7 +366,9 @@ class LocalizerNode(LifecycleNode):
         subscribe(
             CompressedImage if config.image_transport == 'compressed' else Image,
             self._image_topic, self._on_image, image_qos,
-            SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_image_qos))
+            SubscriptionEventCallbacks(
+                incompatible_qos=self._on_incompatible_image_qos,
+                message_lost=loss(self._camera_monitor)))
         self._jump_handle = self.get_clock().create_jump_callback(
             JumpThreshold(
                 min_forward=None, min_backward=Duration(seconds=-CLOCK_JUMP_S),
@@ -316,7 +381,9 @@ class LocalizerNode(LifecycleNode):
         try:
             self._rig.static_transforms.add(msg)
         except ValueError as error:
-            self.get_logger().error(f'/tf_static: {error}')
+            self._refuse(f'/tf_static: {error}')
+            return
+        self._refused = ''
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._rig.camera_info = msg
@@ -330,24 +397,33 @@ class LocalizerNode(LifecycleNode):
                 self._start_without_map(*conversions.gnss_latlon_from_msg(msg))
             fix = self._rig.gnss_fix(msg, self._localizer.frame)
         except UnknownCalibration as error:
-            self._gnss_monitor.refused(str(error), Level.ERROR)
+            self._gnss_monitor.refused(str(error), Level.ERROR, EXTRINSICS_REMEDY)
             return
         except ValueError as error:
             self._gnss_monitor.refused(str(error))
             return
+        self._go_on_from_last_pose(fix)
         remark = ''
+        sigma_m = float(np.sqrt(np.linalg.eigvalsh(fix.covariance)[1]))
         if conversions.gnss_covariance_from_msg(msg) is None:
             remark = ('covariance is unknown, zero or NaN: '
                       f'{self._node_config.gnss_unknown_sigma_m} m are assumed')
-        _note(self._gnss_monitor, self._localizer.add_gnss(fix), remark)
+        elif sigma_m > self._node_config.gnss_sigma_warn_m:
+            remark = (f'fixes claim a sigma of {sigma_m:.3g} m; gnss_sigma_warn_m is '
+                      f'{self._node_config.gnss_sigma_warn_m:g} m')
+        _note(self._gnss_monitor, self._localizer.add_gnss(fix), remark, GNSS_REMEDY)
 
     def _start_without_map(self, latitude_deg: float, longitude_deg: float) -> None:
-        """Without a map the frame `map` is a plane about the first fix."""
-        frame = LocalFrame(latitude_deg, longitude_deg)
-        self._localizer = Localizer(self._config, frame)
+        """Without a map the frame `map` is a plane about the first fix, or stays what it was."""
+        origin, where = (latitude_deg, longitude_deg), 'the first fix'
+        if self._last_pose is not None:
+            kept = self._last_pose.origin_deg
+            if np.abs(np.subtract(kept, origin)).max() < KEPT_ORIGIN_DEG:
+                origin, where = kept, 'that of the kept pose'
+        self._localizer = Localizer(self._config, LocalFrame(*origin))
         self.get_logger().info(
-            f'the origin of {self._node_config.map_frame} is the first fix, latitude '
-            f'{latitude_deg}, longitude {longitude_deg}')
+            f'the origin of {self._node_config.map_frame} is {where}, latitude {origin[0]}, '
+            f'longitude {origin[1]}')
 
     def _on_odometry(self, msg: Odometry) -> None:
         if not self._active:
@@ -367,28 +443,39 @@ class LocalizerNode(LifecycleNode):
         if self._localizer is None:
             self._odometry_monitor.refused('waiting for a first GNSS fix to place the map frame')
             return
-        update = self._localizer.add_odometry(sample)
-        if self._restarts(update, sample.stamp_ns):
-            update = self._localizer.add_odometry(sample)
-        _note(self._odometry_monitor, update)
-        if update.outcome in (Outcome.INVALID, Outcome.TOO_OLD):
+        if not self._is_of_this_time(sample.stamp_ns):
             return
-        self._last_odometry_ns = sample.stamp_ns
+        update = self._localizer.add_odometry(sample)
+        _note(self._odometry_monitor, update)
+        # The sample after a jump is a new one, though its increment is not used.
+        newest_ns = 0 if self._last_sample is None else self._last_sample.stamp_ns
+        if update.outcome is Outcome.TOO_OLD or sample.stamp_ns <= newest_ns:
+            return
+        self._last_sample = sample
         estimate = self._localizer.estimate_at(sample.stamp_ns)
         if estimate is not None:
             self._publish_odometry(estimate, sample, msg)
         self._worker.odometry_reached(sample.stamp_ns)
 
-    def _restarts(self, update: FilterUpdate, stamp_ns: int) -> bool:
-        """Odometry that keeps coming from before the buffer: a bag looped without /clock."""
-        if update.outcome is not Outcome.TOO_OLD:
-            self._stale_odometry = 0
+    def _is_of_this_time(self, stamp_ns: int) -> bool:
+        """False for odometry of another time; where it keeps coming, that is the new time.
+
+        A bag looped without /clock goes back, a clock that was set right goes either way.
+        """
+        if self._last_sample is None or stamp_ns <= 0:
+            return True
+        ahead_s = (stamp_ns - self._last_sample.stamp_ns) * 1e-9
+        config = self._config.filter
+        if -config.buffer_s <= ahead_s <= config.odometry_lost_s:
+            self._strange_odometry = 0
+            return True
+        way = 'ahead' if ahead_s > 0.0 else 'back'
+        self._strange_odometry += 1
+        if self._strange_odometry < STRANGE_ODOMETRY_RESTART:
+            self._odometry_monitor.counts['too_old' if way == 'back' else 'too_new'] += 1
+            self._odometry_monitor.refused(f'stamp jumped {way} by {abs(ahead_s):.1f} s')
             return False
-        self._stale_odometry += 1
-        if self._stale_odometry < STALE_ODOMETRY_RESTART:
-            return False
-        back_s = (self._last_odometry_ns - stamp_ns) / 1e9 if self._last_odometry_ns else 0.0
-        self._restart(f'stamps of the odometry jumped back by {back_s:.1f} s')
+        self._restart(f'stamps of the odometry jumped {way} by {abs(ahead_s):.1f} s')
         return True
 
     def _on_initial_pose(self, msg: PoseWithCovarianceStamped) -> None:
@@ -396,25 +483,32 @@ class LocalizerNode(LifecycleNode):
             return
         frame_id = msg.header.frame_id.lstrip('/')
         if frame_id not in ('', self._node_config.map_frame):
-            self.get_logger().error(
+            self._refuse(
                 f'initialpose is in {frame_id!r}; expected {self._node_config.map_frame!r}')
             return
         if self._localizer is None:
-            self.get_logger().error('initialpose: without a map a first GNSS fix must place it')
+            self._refuse('initialpose: without a map a first GNSS fix must place it')
             return
         try:
             estimate = conversions.pose_estimate_from_msg(msg)
         except ValueError as error:
-            self.get_logger().error(f'initialpose: {error}')
+            self._refuse(f'initialpose: {error}')
             return
         # RViz stamps with its own clock, which need not be the bag's.
-        latest_ns = self._last_odometry_ns
+        latest = self._last_sample
         buffer_ns = self._config.filter.buffer_s * 1e9
-        if latest_ns is not None and abs(estimate.stamp_ns - latest_ns) > buffer_ns:
-            estimate = PoseEstimate(latest_ns, estimate.pose, estimate.covariance)
+        if latest is not None and abs(estimate.stamp_ns - latest.stamp_ns) > buffer_ns:
+            estimate = PoseEstimate(latest.stamp_ns, estimate.pose, estimate.covariance)
         update = self._localizer.set_pose(estimate)
         if update.outcome is not Outcome.USED:
-            self.get_logger().error(f'initialpose: {update.reason or update.outcome.value}')
+            self._refuse(f'initialpose: {update.reason or update.outcome.value}')
+            return
+        self._refused = ''
+
+    def _refuse(self, text: str) -> None:
+        """A message on a topic that has no line of its own in /diagnostics."""
+        self.get_logger().error(text)
+        self._refused = text
 
     def _on_image(self, msg: Image | CompressedImage) -> None:
         entered_s = time.perf_counter()
@@ -422,8 +516,25 @@ class LocalizerNode(LifecycleNode):
             return
         self._camera_monitor.received(time.monotonic())
         stamp_ns = conversions.stamp_ns_from_msg(msg.header.stamp)
-        if self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s)):
-            self._camera_monitor.counts['dropped'] += 1
+        if problem := self._image_stamp_problem(stamp_ns):
+            self._camera_monitor.refused(problem)
+            return
+        self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s))
+
+    def _image_stamp_problem(self, stamp_ns: int) -> str:
+        """What is wrong with an image's stamp, or ''; a pose at that stamp would mean nothing."""
+        if stamp_ns <= 0:
+            return f'stamp is {stamp_ns} ns; expected a positive time'
+        if self._last_sample is None:
+            return ''
+        ahead_s = (stamp_ns - self._last_sample.stamp_ns) * 1e-9
+        config = self._config.filter
+        if ahead_s > config.odometry_lost_s:
+            return f'stamp is {ahead_s:.1f} s ahead of the last odometry'
+        if ahead_s < -config.buffer_s:
+            return (f'stamp is {-ahead_s:.1f} s before the last odometry; the delay buffer holds '
+                    f'{config.buffer_s:.1f} s')
+        return ''
 
     def _on_incompatible_image_qos(self, event) -> None:
         self._image_qos_problem = (
@@ -442,9 +553,11 @@ class LocalizerNode(LifecycleNode):
     def _restart(self, reason: str) -> None:
         self.get_logger().warning(f'restart: {reason}')
         self._restart_reason = reason
+        self._restart_is_news = True
         self._failure = ''
-        self._stale_odometry = 0
-        self._last_odometry_ns = None
+        self._strange_odometry = 0
+        self._last_sample = None
+        self._last_pose = None
         self._estimate = None
         if self._active:
             self._worker.clear()
@@ -460,23 +573,133 @@ class LocalizerNode(LifecycleNode):
             self.report_failure(error)
 
     def _process(self, received: ReceivedImage) -> None:
-        try:
-            image = self._rig.camera_image(received.msg)
-        except ValueError as error:
-            self._camera_monitor.refused(str(error), Level.ERROR)
-            return
-        self._camera_monitor.used()
+        image, problem = self._usable_image(received.msg)
         if self._localizer is None:
             return
-        localization = self._localizer.process_image(image)
+        stamp_ns = conversions.stamp_ns_from_msg(received.msg.header.stamp)
+        if image is None:
+            localization = self._localizer.pass_image(stamp_ns, problem)
+        else:
+            localization = self._localize(image)
         self._publish_localization(localization, received.entered_s)
         self._localization = localization
+        self._localized_s = time.monotonic()
+        if localization.outcome is Outcome.USED:
+            self._matched_s = self._localized_s
         self._outcomes[localization.outcome] += 1
+        self._latest_outcomes.append(localization.outcome)
+
+    def _usable_image(self, msg: Image | CompressedImage) -> tuple[CameraImage | None, str]:
+        """The image, or None and what is wrong with it, which /diagnostics then shows too."""
+        sample = self._last_sample
+        try:
+            image = self._rig.camera_image(msg, sample and sample.odom_from_base)
+        except ValueError as error:
+            remedy = {
+                UnknownCalibration: EXTRINSICS_REMEDY, BlindImage: BLIND_REMEDY}.get(type(error))
+            self._camera_monitor.refused(str(error), Level.ERROR, remedy or CAMERA_REMEDY)
+            return None, str(error)
+        self._camera_monitor.used()
+        return image, ''
+
+    def _localize(self, image: CameraImage) -> Localization:
+        """Match the image; where the matcher fails the prior is what is left."""
+        try:
+            localization = self._localizer.process_image(image)
+        except Exception as error:
+            self.report_failure(error)
+            if self._device == 'cuda' and isinstance(error, RuntimeError):
+                self._fall_back_to_cpu(error)
+            return self._localizer.pass_image(
+                image.stamp_ns, f'the matcher failed ({type(error).__name__})')
+        self._works_again = True
+        return localization
+
+    def _fall_back_to_cpu(self, error: RuntimeError) -> None:
+        """A GPU that is out of memory, or gone, does not come back to a running process."""
+        config, values = self._node_config, dict(self._map_status.values)
+        self._device = values['device'] = 'cpu'
+        text = f'{type(error).__name__} on the GPU'
+        try:
+            again = load_localizer(config.map_path, values['weights'], self._config, 'cpu')
+        except (ValueError, OSError, RuntimeError, MemoryError) as second:
+            self._localizer.matcher = None
+            self._map_status = Status(
+                'map', Level.ERROR, f'{text}, and on the CPU: {second}', values, GPU_REMEDY)
+            return
+        self._localizer.matcher = again.matcher
+        self._localizer.embedding_map = again.embedding_map
+        self._map_status = Status(
+            'map', Level.WARN, f'{text}: running on the CPU since', values, GPU_REMEDY)
 
     def report_failure(self, error: Exception) -> None:
         self._failure = f'{type(error).__name__}: {error}'
+        self._failures += 1
+        self._works_again = False
         self.get_logger().error(
-            'internal error: ' + ''.join(traceback.format_exception(error)).strip())
+            'internal error: ' + ''.join(traceback.format_exception(error)).strip(),
+            throttle_duration_sec=1.0)
+
+    # --- the last pose, kept for a node that is killed
+
+    def _load_last_pose(self) -> None:
+        config = self._node_config
+        if not config.last_pose_path:
+            return
+        path = Path(config.last_pose_path)
+        if config.last_pose_path == 'auto':
+            home = Path(os.environ.get('ROS_HOME') or Path.home() / '.ros')
+            name = self.get_fully_qualified_name().strip('/').replace('/', '.')
+            path = home / 'crossview_localizer' / f'{name}.json'
+        self._last_pose_path = path
+        try:
+            self._last_pose = load_last_pose(path, config.last_pose_max_age_s)
+        except (ValueError, OSError) as error:
+            self.get_logger().warning(f'no pose to go on from: {error}')
+
+    def _go_on_from_last_pose(self, fix: GnssFix) -> None:
+        """Before the filter has started: start where a killed node was, if the fix agrees."""
+        kept, sample = self._last_pose, self._last_sample
+        if self._localizer.filter.started:
+            self._last_pose = None
+        if kept is None or sample is None or self._localizer.filter.started:
+            return
+        self._last_pose = None
+        frame, config = self._localizer.frame, self._config.filter
+        estimate = None
+        if kept.origin_deg == (frame.latitude_deg, frame.longitude_deg):
+            estimate = kept.estimate_at(sample, config, self._node_config.last_pose_max_age_s)
+        if estimate is None:
+            self.get_logger().info('the kept pose is of another time or map and is not used')
+            return
+        antenna = estimate.pose @ Pose2D(*fix.base_from_antenna_m, 0.0)
+        variance_m2 = (np.trace(estimate.covariance[:2, :2]) + np.trace(fix.covariance)
+                       + 2.0 * config.gnss_bias_sigma_m**2)
+        away_m = float(np.hypot(antenna.x_m - fix.x_m, antenna.y_m - fix.y_m))
+        if away_m > KEPT_POSE_SIGMAS * variance_m2**0.5:
+            self.get_logger().warning(
+                f'the kept pose is {away_m:.0f} m from the first fix and is not used')
+            return
+        if self._localizer.set_pose(estimate).outcome is Outcome.USED:
+            self._restart_reason = 'the node was started again and goes on from its last pose'
+            self.get_logger().info(self._restart_reason)
+
+    def _keep_last_pose(self) -> None:
+        estimate, sample = self._estimate, self._last_sample
+        if self._last_pose_path is None or estimate is None or sample is None:
+            return
+        if not self._active or estimate.stamp_ns != sample.stamp_ns:
+            return
+        frame = self._localizer.frame
+        try:
+            LastPose(
+                time.time(), estimate.stamp_ns, (frame.latitude_deg, frame.longitude_deg),
+                estimate.pose, sample.odom_from_base, estimate.covariance,
+            ).save(self._last_pose_path)
+        except OSError as error:
+            self.get_logger().warning(
+                f'the last pose is not kept ({error}); set last_pose_path, or empty for none')
+            self._last_pose_path = None
 
     # --- outputs
 
@@ -531,6 +754,7 @@ class LocalizerNode(LifecycleNode):
     # --- diagnostics
 
     def _publish_diagnostics(self) -> None:
+        self._keep_last_pose()
         stamp_ns = self.get_clock().now().nanoseconds
         self._diagnostics_publisher.publish(conversions.diagnostics_msg_from_statuses(
             self._statuses(), stamp_ns, self.get_name()))
@@ -538,31 +762,48 @@ class LocalizerNode(LifecycleNode):
     def _statuses(self) -> list[Status]:
         if not self._active:
             if self._failure:
-                return [Status('node', Level.ERROR, f'not configured: {self._failure}')]
+                return [Status(
+                    'node', Level.ERROR, f'not configured: {self._failure}',
+                    remedy='correct the parameters, then configure the lifecycle node again')]
             state = 'inactive' if self._configured else 'not configured'
-            return [Status('node', Level.WARN, f'{state}: activate the lifecycle node')]
+            return [Status(
+                'node', Level.WARN, f'{state}: activate the lifecycle node',
+                remedy='activate the lifecycle node, or set autostart')]
         now_s = time.monotonic()
         timeout_s = self._node_config.input_timeout_s
+        self._camera_monitor.counts['dropped'] = self._dropped_before + self._worker.dropped
         return [
             self._node_status(),
             self._camera_monitor.status(now_s, timeout_s, self._image_silence_hint()),
             self._gnss_monitor.status(now_s, timeout_s, self._silence_hint('gnss')),
             self._odometry_monitor.status(now_s, timeout_s, self._silence_hint('odometry')),
             self._map_status,
-            self._matcher_status(),
-            self._filter_status(),
+            self._matcher_status(now_s),
+            self._filter_status(now_s),
         ]
 
     def _node_status(self) -> Status:
-        values = {'last_restart': self._restart_reason or 'none'}
+        values = {'last_restart': self._restart_reason or 'none', 'failures': self._failures}
         if self._failure:
-            return Status('node', Level.ERROR, f'internal error: {self._failure}', values)
+            text = f'internal error: {self._failure}'
+            if self._works_again:
+                self._failure = ''
+            return Status(
+                'node', Level.ERROR, text, values,
+                'report it with the log; the node goes on with the prior')
         sim_time = self.get_parameter('use_sim_time').value
         if sim_time and self.get_clock().now().nanoseconds == 0:
             return Status(
-                'node', Level.WARN, 'use_sim_time is set and nothing comes on /clock', values)
-        if self._restart_reason and self._estimate is None:
-            return Status('node', Level.WARN, f'restarted: {self._restart_reason}', values)
+                'node', Level.WARN, 'use_sim_time is set and nothing comes on /clock', values,
+                CLOCK_REMEDY)
+        if self._refused:
+            return Status(
+                'node', Level.WARN, self._refused, values, 'publish it again, corrected')
+        if self._restart_is_news or self._restart_reason and self._estimate is None:
+            self._restart_is_news = False
+            return Status(
+                'node', Level.WARN, f'restarted: {self._restart_reason}', values,
+                MATCHER_REMEDIES[Outcome.NOT_STARTED])
         return Status('node', Level.OK, 'active', values)
 
     def _silence_hint(self, topic: str) -> str:
@@ -579,41 +820,62 @@ class LocalizerNode(LifecycleNode):
                 'image_transport')
         return f'{self._image_topic} has a publisher; {LARGE_IMAGE_HINT}'
 
-    def _matcher_status(self) -> Status:
+    def _matcher_status(self, now_s: float) -> Status:
         values = {outcome.name.lower(): self._outcomes[outcome] for outcome in Outcome}
         values.update(self._latency.values())
-        localization = self._localization
+        localization, latest = self._localization, list(self._latest_outcomes)
         if localization is None:
-            return Status('matcher', Level.WARN, 'no image has been processed', values)
+            return Status(
+                'matcher', Level.WARN, 'no image has been processed', values, 'see camera')
+        age_s = now_s - self._localized_s
+        values['age_s'] = f'{age_s:.2f}'
+        values['since_match_s'] = (
+            'never' if self._matched_s is None else f'{now_s - self._matched_s:.2f}')
+        values['used_share'] = f'{latest.count(Outcome.USED) / max(len(latest), 1):.2f}'
+        values['gated_share'] = f'{latest.count(Outcome.GATED) / max(len(latest), 1):.2f}'
         values.update({
             f'{stage}_ms': f'{1e3 * seconds:.1f}'
             for stage, seconds in localization.seconds.items()})
+        if age_s > self._node_config.input_timeout_s:
+            return Status(
+                'matcher', Level.WARN, f'no image processed for {age_s:.1f} s', values,
+                'see camera')
         if localization.outcome is Outcome.USED:
             return Status('matcher', Level.OK, 'matching', values)
         text = localization.outcome.value
         if localization.reason and localization.reason != text:
             text += f': {localization.reason}'
-        return Status('matcher', Level.WARN, text, values)
-
-    def _filter_status(self) -> Status:
-        estimate = self._estimate
-        if estimate is None:
-            return Status('filter', Level.WARN, Outcome.NOT_STARTED.value)
-        covariance = estimate.covariance
-        sigma_m = math.sqrt(np.linalg.eigvalsh(covariance[:2, :2])[1])
-        sigma_deg = math.degrees(math.sqrt(covariance[2, 2]))
-        values = {'sigma_m': f'{sigma_m:.2f}', 'sigma_yaw_deg': f'{sigma_deg:.2f}'}
         return Status(
-            'filter', Level.OK, f'sigma {sigma_m:.1f} m along its longest axis', values)
+            'matcher', Level.WARN, text, values, MATCHER_REMEDIES[localization.outcome])
+
+    def _filter_status(self, now_s: float) -> Status:
+        if self._estimate is None:
+            return Status(
+                'filter', Level.WARN, Outcome.NOT_STARTED.value,
+                remedy=MATCHER_REMEDIES[Outcome.NOT_STARTED])
+        # As wide as it is by now, should odometry have stopped.
+        silent_s = self._odometry_monitor.age_s(now_s) or 0.0
+        estimate = self._localizer.estimate_at(self._estimate.stamp_ns + round(silent_s * 1e9))
+        return pose_status(
+            (estimate or self._estimate).covariance,
+            self._node_config.ellipse_warn_m, self._node_config.ellipse_error_m)
 
 
-def _note(monitor: InputMonitor, update: FilterUpdate, remark: str = '') -> None:
+def _note(
+    monitor: InputMonitor, update: FilterUpdate, remark: str = '', remedy: str = '',
+) -> None:
     """Enter what the filter did with a measurement."""
+    if update.mahalanobis2 is not None:
+        monitor.gate(update.outcome is not Outcome.GATED, update.mahalanobis2)
     if update.outcome in (Outcome.USED, Outcome.NOT_STARTED):
-        monitor.used(remark)
+        monitor.used(remark, remedy)
         return
     monitor.counts[update.outcome.name.lower()] += 1
-    monitor.refused(f'{update.outcome.value}: {update.reason}')
+    text = f'{update.outcome.value}: {update.reason}'
+    if update.outcome is Outcome.GATED:
+        monitor.gated(text)
+    else:
+        monitor.refused(text)
 
 
 def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, LocalizerConfig]:
@@ -647,6 +909,11 @@ def _qos(reliability: str, depth: int) -> QoSProfile:
     policies = {
         'best_effort': ReliabilityPolicy.BEST_EFFORT, 'reliable': ReliabilityPolicy.RELIABLE}
     return QoSProfile(depth=depth, reliability=policies[reliability])
+
+
+def _overridable() -> QoSOverridingOptions:
+    """History, depth and reliability can be set by the parameters ``qos_overrides.TOPIC...``."""
+    return QoSOverridingOptions.with_default_policies()
 
 
 def shipped_weights() -> str:

@@ -6,6 +6,8 @@ decoded.
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 import importlib
 from pathlib import Path
@@ -37,6 +39,18 @@ ACKNOWLEDGE_TIMEOUT_S = 5.0
 
 class PlayError(ValueError):
     """The bag or the options cannot be played; the message says what to do."""
+
+
+@contextmanager
+def undamaged(bag: Path | str) -> Iterator[None]:
+    """What the reader raises on damaged bytes (its decoders' errors too) becomes a PlayError."""
+    try:
+        yield
+    except (ReaderError, OSError):
+        raise
+    except Exception as error:
+        problem = ' '.join(str(error).split()) or type(error).__name__
+        raise PlayError(f'{bag} is damaged ({problem}); expected a whole recording') from error
 
 
 @dataclass
@@ -178,7 +192,7 @@ class BagPlayer:
             == DurabilityPolicy.TRANSIENT_LOCAL
         ]
         if latched:
-            for connection, _, data in self._reader.messages(latched, stop=start_ns):
+            for connection, _, data in self._messages(latched, stop=start_ns):
                 self._publishers[connection.topic].publish(bytes(data))
 
     def play(self, start_ns: int, stop_ns: int, rate: float, progress: tqdm) -> Report:
@@ -187,7 +201,7 @@ class BagPlayer:
         pace = Pace(start_ns, time.monotonic(), rate)
         self._clock_due_s = pace.start_s
         played_ns = start_ns
-        for connection, stamp_ns, data in self._reader.messages(
+        for connection, stamp_ns, data in self._messages(
                 self._connections, start=start_ns, stop=stop_ns):
             due_s = pace.wall_s(stamp_ns)
             if not self._wait_until(due_s, pace):
@@ -198,6 +212,10 @@ class BagPlayer:
             progress.update((stamp_ns - played_ns) * 1e-9)
             played_ns = stamp_ns
         return report
+
+    def _messages(self, connections: list[Connection], **limits) -> Iterator[tuple]:
+        with undamaged(self._reader.path):
+            yield from self._reader.messages(connections, **limits)
 
     def wait_until_received(self) -> None:
         """Wait (for a few seconds at most) until reliable subscribers have everything."""
@@ -225,7 +243,10 @@ class BagPlayer:
 def play_bag(args: argparse.Namespace, node: Node, stop: threading.Event) -> Report:
     """Play as the command line asks; see `build_parser`."""
     total = Report()
-    with Reader(Path(args.bag)) as reader:
+    with undamaged(args.bag):
+        opened = Reader(Path(args.bag))
+        opened.open()
+    with closing(opened) as reader:
         if not reader.message_count:
             raise PlayError(f'{args.bag} holds no message')
         start_ns = reader.start_time + int(args.start_offset * 1e9)

@@ -4,16 +4,29 @@ The node and the offline replay feed it the same messages, from rclpy or from ``
 it for the same records.
 """
 
+import math
+
 import numpy as np
 
 from crossview_localizer import conversions
 from crossview_localizer.config import CameraConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssFix
-from crossview_localizer.geometry import LocalFrame
+from crossview_localizer.geometry import LocalFrame, Pose2D
+
+# Of an image every n-th pixel is looked at, so that about so many rows are.
+SAMPLE_ROWS = 120
+# Grey levels that count as clipped.
+BLACK, WHITE = 5, 250
+# The same picture twice is a frozen camera once the vehicle has moved this far.
+FROZEN_MOVED_M = 1.0
 
 
 class UnknownCalibration(ValueError):
     """A sensor's place or the camera's intrinsics are not known (yet)."""
+
+
+class BlindImage(ValueError):
+    """An image that does not show where the vehicle is: black, saturated, or frozen."""
 
 
 class StaticTransforms:
@@ -26,10 +39,18 @@ class StaticTransforms:
         self._parents: dict[str, tuple[str, np.ndarray]] = {}
 
     def add(self, msg) -> None:
+        """Take in each transform; raises ValueError once for those that are none."""
+        problems = []
         for transform in msg.transforms:
-            parent_from_child = conversions.matrix_from_transform(transform.transform)
             child = transform.child_frame_id.lstrip('/')
+            try:
+                parent_from_child = conversions.matrix_from_transform(transform.transform)
+            except ValueError as error:
+                problems.append(f'{child}: {error}')
+                continue
             self._parents[child] = (transform.header.frame_id.lstrip('/'), parent_from_child)
+        if problems:
+            raise ValueError('; '.join(problems))
 
     def lookup(self, a: str, b: str) -> np.ndarray | None:
         """``a_from_b`` (4, 4), or None where the tree does not join the two."""
@@ -51,12 +72,45 @@ class StaticTransforms:
         return found
 
 
+class BlindnessCheck:
+    """Refuses images that are black, saturated or frozen."""
+
+    def __init__(self, config: NodeConfig):
+        self._min_contrast = config.image_min_contrast
+        self._max_clipped = config.image_max_clipped
+        self._last_sample: np.ndarray | None = None
+        self._last_from: Pose2D | None = None  # odometry when this very picture first came
+
+    def __call__(self, rgb: np.ndarray, odom_from_base: Pose2D | None) -> None:
+        """Look at the next image (H, W, 3), with the newest odometry; raises BlindImage."""
+        step = max(1, rgb.shape[0] // SAMPLE_ROWS)
+        sample = rgb[::step, ::step]
+        grey = sample.mean(axis=2)                                           # (h, w)
+        clipped = np.mean((grey < BLACK) | (grey > WHITE))
+        if grey.std() < self._min_contrast or clipped > self._max_clipped:
+            kind = 'black' if grey.mean() < 64 else 'saturated' if grey.mean() > 192 else 'flat'
+            raise BlindImage(
+                f'image is {kind}: mean {grey.mean():.0f}, standard deviation {grey.std():.1f}, '
+                f'{100 * clipped:.0f} % of the pixels clipped')
+        if self._last_sample is None or not np.array_equal(sample, self._last_sample):
+            self._last_sample, self._last_from = sample.copy(), odom_from_base
+            return
+        if self._last_from is None or odom_from_base is None:
+            return
+        moved = self._last_from.inverse() @ odom_from_base
+        moved_m = math.hypot(moved.x_m, moved.y_m)
+        if moved_m > FROZEN_MOVED_M:
+            raise BlindImage(
+                f'image is frozen: the same picture again after {moved_m:.1f} m by odometry')
+
+
 class SensorRig:
     """Extrinsics from /tf_static, else from parameters; intrinsics from camera_info."""
 
     def __init__(self, node_config: NodeConfig, camera_config: CameraConfig):
         self.static_transforms = StaticTransforms()
         self.camera_info = None
+        self._refuse_blind = BlindnessCheck(node_config)
         self._config = node_config
         self._camera_height_m = camera_config.height_m
         self._rectifier: tuple[tuple, conversions.ImageRectifier] | None = None
@@ -67,9 +121,14 @@ class SensorRig:
             msg, frame, self.base_from_antenna_m(msg.header.frame_id),
             self._config.gnss_unknown_sigma_m)
 
-    def camera_image(self, msg) -> CameraImage:
-        """Image or CompressedImage; raises UnknownCalibration, or ValueError if not valid."""
-        return conversions.camera_image_from_msg(msg, self._rectifier_for(msg.header.frame_id))
+    def camera_image(self, msg, odom_from_base: Pose2D | None = None) -> CameraImage:
+        """Image or CompressedImage, with the newest odometry, which tells a frozen one.
+
+        Raises UnknownCalibration, BlindImage, or ValueError if not valid.
+        """
+        image = conversions.camera_image_from_msg(msg, self._rectifier_for(msg.header.frame_id))
+        self._refuse_blind(image.rgb, odom_from_base)
+        return image
 
     def base_from_antenna_m(self, frame_id: str) -> tuple[float, float]:
         """Lever arm of the antenna; raises UnknownCalibration."""

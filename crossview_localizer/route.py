@@ -13,6 +13,10 @@ MAX_GAP_M = 500.0              # fixes farther apart than this are not joined by
 MAX_LATTICE = 100_000_000      # points of the grid, with or without a tile
 
 
+class RouteError(ValueError):
+    """The file can be read but holds no route; the message says why."""
+
+
 def read_route(path: str | Path, topic: str | None = None) -> np.ndarray:
     """The fixes of a drive, (N, 2) latitude and longitude in degrees, in the order of the file.
 
@@ -54,8 +58,7 @@ def _csv_fixes(path: Path) -> Iterator[tuple[float, float]]:
 
 
 def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
-    from rosbags.highlevel import AnyReader, AnyReaderError
-    from rosbags.rosbag2 import ReaderError
+    from rosbags.highlevel import AnyReader
     from rosbags.typesys import get_typestore, Stores
 
     try:
@@ -68,15 +71,18 @@ def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
             ]
             topics = sorted({connection.topic for connection in found})
             if len(topics) != 1:
-                raise ValueError(
+                raise RouteError(
                     f'{path} has {len(topics)} NavSatFix topics ({", ".join(topics) or "none"}); '
                     'expected one: name it with --topic')
             for connection, _, data in reader.messages(found):
                 fix = reader.deserialize(data, connection.msgtype)
                 if fix.status.status >= 0:
                     yield fix.latitude, fix.longitude
-    except (AnyReaderError, ReaderError, OSError) as error:
-        raise ValueError(f'{path} cannot be read as a bag ({error})') from error
+    except RouteError:
+        raise
+    except Exception as error:  # on damaged bytes rosbags raises whatever its decoders do
+        problem = ' '.join(str(error).split()) or type(error).__name__
+        raise ValueError(f'{path} cannot be read as a bag ({problem})') from error
 
 
 def lattice(bounds_m, spacing_m: float) -> MapGrid:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 import random
 import sys
+import tempfile
 import time
 
 import pytest
@@ -27,6 +28,8 @@ os.environ['ROS_DOMAIN_ID'] = str(random.SystemRandom().randint(1, 101))
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = str(REPOSITORY / 'config/fastdds_loopback.xml')
 os.environ['OMP_NUM_THREADS'] = '1'
+# No node goes on from the pose that another one kept.
+os.environ['ROS_HOME'] = tempfile.mkdtemp(prefix='ros_home_')
 # The ROS 2 wheels do not set it.
 if (Path(sys.prefix) / 'share/ament_index').is_dir():
     os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)

@@ -261,6 +261,35 @@ def test_an_uncalibrated_or_unknown_camera_is_refused():
             camera_info(d=(0.1,) * 4, model='kannala'), FORWARD_CAMERA, 1.5)
 
 
+def test_a_camera_info_with_nonsense_is_refused():
+    for change, said in (
+            ({'d': (math.nan,) * 5}, 'not finite'), ({'d': (0.1,) * 3}, '3 coefficients'),
+            ({'d': (0.1,) * 3, 'model': 'equidistant'}, '3 coefficients'),
+            ({'width': 40_000, 'height': 40_000}, 'million pixels')):
+        with pytest.raises(ValueError, match=said):
+            conversions.rectifier_from_msg(camera_info(**change), FORWARD_CAMERA, 1.5)
+
+
+@pytest.mark.parametrize('extension', ['.jpg', '.png'])
+def test_a_compressed_image_without_its_end_is_refused(extension):
+    data = cv2.imencode(extension, random_rgb(60, 80))[1].tobytes()
+    rectify = conversions.rectifier_from_msg(camera_info(80, 60), FORWARD_CAMERA, 1.5)
+    conversions.camera_image_from_msg(CompressedImage(format='x', data=data), rectify)
+    for length in (len(data) // 2, len(data) - 20, 1, 0):
+        with pytest.raises(ValueError, match='does not decode'):
+            conversions.camera_image_from_msg(
+                CompressedImage(format='x', data=data[:length]), rectify)
+
+
+def test_odometry_beyond_any_place_is_refused():
+    msg = Odometry()
+    msg.pose.pose.orientation.w = 1.0
+    for x_m in (1e9, math.inf, math.nan):
+        msg.pose.pose.position.x = x_m
+        with pytest.raises(ValueError, match='not finite, or beyond'):
+            conversions.odometry_sample_from_msg(msg)
+
+
 def test_a_camera_body_pitched_nose_down_looks_down_ahead():
     base_from_camera = conversions.base_from_camera_body((1.0, 0.2, 1.5, 0.0, 0.1, 0.0))
     axis = base_from_camera[:3, :3] @ [0.0, 0.0, 1.0]

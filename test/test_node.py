@@ -38,6 +38,7 @@ from crossview_localizer.config import LocalizerConfig, NodeConfig, tunables
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.image_worker import ImageWorker
+from crossview_localizer.last_pose import LastPose
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.node import LocalizerNode
 
@@ -95,7 +96,8 @@ def gnss_msg(time_s: float, sigma_m=1.0) -> NavSatFix:
 
 
 def image_msg(time_s: float, encoding='rgb8') -> Image:
-    msg = Image(height=6, width=8, step=24, encoding=encoding, data=array('B', bytes(144)))
+    pixels = np.random.default_rng(stamp_ns_at(time_s)).integers(0, 256, 144, np.uint8)
+    msg = Image(height=6, width=8, step=24, encoding=encoding, data=array('B', pixels.tobytes()))
     msg.header.frame_id = 'camera_optical'
     msg.header.stamp = stamp_at(time_s)
     return msg
@@ -130,7 +132,7 @@ class FakeMap:
     frame = FRAME
     descriptors = np.zeros((10, 4))
 
-    def window(self, prior, half_width_m):
+    def window(self, prior, half_width_m, margin_m):
         if math.hypot(prior.pose.x_m, prior.pose.y_m) > 100.0:
             return None
         return SimpleNamespace(
@@ -139,6 +141,8 @@ class FakeMap:
 
 class FakeMatcher:
     """Sees where the vehicle is to 0.5 m; ``ambiguous`` and ``gate`` make it slow or unsure."""
+
+    margin_m = 0.0
 
     def __init__(self):
         self.ambiguous = False
@@ -191,9 +195,12 @@ class Bench:
         self.diagnostics = {}
 
     def start(self, autostart=True, transforms=True, **parameters):
-        values = {'map_path': 'map', 'device': 'cpu', 'autostart': autostart, **parameters}
+        values = {
+            'map_path': 'map', 'device': 'cpu', 'autostart': autostart, 'last_pose_path': '',
+            **parameters}
         overrides = [
-            Parameter(name.replace('__', '.'), value=value) for name, value in values.items()]
+            Parameter(name if '/' in name else name.replace('__', '.'), value=value)
+            for name, value in values.items()]
         self.node = LocalizerNode(context=self.context, parameter_overrides=overrides)
         self.executor.add_node(self.node)
         # Ten times as often, so that no test waits a second for each text.
@@ -234,7 +241,7 @@ class Bench:
     def publish(self, topic, msg):
         self.publishers[topic].publish(msg)
 
-    def wait(self, condition, deadline_s=10.0):
+    def wait(self, condition, deadline_s=30.0):
         end_s = time.monotonic() + deadline_s
         while not condition():
             assert time.monotonic() < end_s, (
@@ -336,7 +343,7 @@ def test_every_image_gives_a_pose_with_its_stamp_and_everything_beside_it(bench)
     bench.expect('matcher', 0, 'matching')
     bench.expect('camera', 0, 'receiving')
     bench.expect('gnss', 0, 'receiving')
-    bench.expect('filter', 0, 'sigma')
+    bench.expect('filter', 0, '95 % ellipse')
     bench.expect('map', 0, 'loaded')
 
 
@@ -403,7 +410,7 @@ def test_map_from_odom_times_the_odometry_is_the_published_pose_and_nothing_else
 def test_compressed_images_below_the_name_of_the_image_topic_are_matched(bench):
     import cv2
     bench.start(image_transport='compressed', image_reliability='reliable').drive()
-    jpeg = cv2.imencode('.jpg', np.zeros((6, 8, 3), np.uint8))[1]
+    jpeg = cv2.imencode('.jpg', np.arange(144, dtype=np.uint8).reshape(6, 8, 3))[1]
     msg = CompressedImage(format='jpeg', data=array('B', jpeg.tobytes()))
     msg.header = image_msg(4.0).header
     bench.image_processed(4.0, msg)
@@ -626,6 +633,121 @@ def test_a_fault_inside_is_reported_and_the_next_image_is_processed(bench, monke
     bench.image_processed(4.0)
 
 
+def test_a_fault_inside_leaves_the_prior_as_the_pose(bench):
+    bench.start().drive()
+    bench.matcher.estimate = None
+    bench.image_processed(4.0)
+    bench.wait(lambda: bench.received['prior'])
+    assert bench.received['pose'][0].pose.pose == bench.received['prior'][0].pose.pose
+    bench.expect('matcher', 1, 'image not usable: the matcher failed (TypeError)')
+
+
+def test_a_gpu_out_of_memory_is_left_for_the_cpu_and_the_filter_goes_on(bench, monkeypatch):
+    torch = pytest.importorskip('torch')
+    bench.start().drive()
+    bench.node._device = 'cuda'
+
+    def full(*args):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    bench.matcher.match = full
+    load = node_module.load_localizer
+    devices = []
+
+    def load_again(path, weights, config, device):
+        devices.append(device)
+        bench.matcher = FakeMatcher()
+        return load(path, weights, config, device)
+
+    monkeypatch.setattr(node_module, 'load_localizer', load_again)
+    bench.image_processed(3.75)
+    bench.expect('map', 1, 'OutOfMemoryError on the GPU: running on the CPU since')
+    assert devices == ['cpu']
+    bench.image_processed(4.0)
+    bench.expect('matcher', 0, 'matching')
+    assert position_error_m(bench.received['pose'][-1], 4.0) < 1.0
+
+
+def test_a_node_started_again_goes_on_with_the_next_fix(bench, tmp_path):
+    path = str(tmp_path / 'pose.json')
+    bench.start(last_pose_path=path, last_pose_max_age_s=300.0).drive()
+    bench.wait(lambda: Path(path).is_file() and bench.node._last_sample is not None)
+    bench.node._keep_last_pose()
+    bench.executor.remove_node(bench.node)
+    bench.node.destroy_node()
+    bench.received.clear()
+    bench.start(last_pose_path=path, last_pose_max_age_s=300.0)
+    bench.odometry_sent(6.0)
+    bench.gnss_sent(6.2)
+    bench.odometry_sent(6.25)
+    assert 'goes on from its last pose' in bench.node._restart_reason
+    assert bench.node._localizer.estimate_at(stamp_ns_at(6.25)) is not None
+    bench.image_processed(6.25)
+    assert position_error_m(bench.received['pose'][-1], 6.25) < 2.0
+
+
+def test_a_kept_pose_that_the_first_fix_contradicts_is_not_used(bench, tmp_path):
+    path = tmp_path / 'pose.json'
+    LastPose(
+        time.time(), stamp_ns_at(3.0), (FRAME.latitude_deg, FRAME.longitude_deg),
+        Pose2D(300.0, 0.0, 0.0), conversions.odometry_sample_from_msg(odometry_msg(3.0))
+        .odom_from_base, np.diag([1.0, 1.0, 0.01])).save(path)
+    bench.start(last_pose_path=str(path))
+    bench.odometry_sent(4.0)
+    bench.gnss_sent(4.0)
+    assert not bench.node._localizer.filter.started
+
+
+def test_the_quality_of_service_can_be_set_by_parameters(bench):
+    bench.start(**{'qos_overrides./odometry.subscription.reliability': 'reliable',
+                   'qos_overrides./odometry.subscription.depth': 7})
+    profile, = [info.qos_profile for info in bench.node.get_subscriptions_info_by_topic(
+        '/odometry')]
+    assert profile.reliability is ReliabilityPolicy.RELIABLE
+    assert bench.node.get_parameter('qos_overrides./odometry.subscription.depth').value == 7
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    (lambda pixels: pixels // 100, 'image is black'),
+    (lambda pixels: np.maximum(pixels, 252), 'image is saturated'),
+    (lambda pixels: np.full_like(pixels, 128), 'image is flat'),
+])
+def test_an_image_that_shows_nothing_is_not_matched_and_the_prior_goes_out(bench, change, said):
+    bench.start().drive()
+    msg = image_msg(4.0)
+    msg.data = array('B', change(np.array(msg.data, np.uint8)).tobytes())
+    bench.image_processed(4.0, msg)
+    bench.expect('camera', 2, said)
+    bench.expect('matcher', 1, f'image not usable: {said}')
+    assert not bench.received['match']
+
+
+def test_the_same_picture_is_frozen_only_where_the_vehicle_has_moved(bench):
+    bench.start().drive()
+    bench.image_processed(4.0)
+    msg = image_msg(4.0)
+    bench.drive(4.05, 4.05)
+    msg.header.stamp = stamp_at(4.05)
+    bench.image_processed(4.05, msg)
+    bench.wait(lambda: len(bench.received['match']) == 2)
+    bench.drive(4.1, 4.5)
+    msg.header.stamp = stamp_at(4.5)
+    bench.image_processed(4.5, msg)
+    bench.expect('camera', 2, 'image is frozen')
+    assert len(bench.received['match']) == 2
+
+
+def test_one_odometry_stamp_from_the_future_is_refused_and_five_are_a_new_time(bench):
+    bench.start().drive()
+    bench.odometry_sent(1000.0)
+    bench.expect('odometry', 1, 'stamp jumped ahead by 996.0 s')
+    bench.odometry_sent(4.05)
+    assert bench.node._localizer.estimate_at(stamp_ns_at(4.05)) is not None
+    bench.drive(1000.0, 1006.0)
+    bench.wait(lambda: bench.node._localizer.filter.started)
+    assert 'jumped ahead' in bench.node._restart_reason
+
+
 def test_the_reset_service_starts_the_filter_anew(bench):
     bench.start().drive()
     bench.wait(lambda: bench.received['odometry'])
@@ -837,6 +959,25 @@ def test_a_cleared_image_is_never_processed(wait_until):
     worker.odometry_reached(5)
     wait_until(lambda: processed == ['after the jump'])
     worker.stop()
+
+
+def test_every_image_is_processed_or_counted_as_dropped(wait_until):
+    processed = []
+    worker = ImageWorker(processed.append, odometry_wait_s=60.0, settle_s=0.0)
+    worker.offer(100, 'waited for, then cleared')
+    wait_until(lambda: worker._waiting is None)
+    worker.offer(101, 'overwritten')
+    worker.offer(102, 'cleared')
+    worker.clear()
+    wait_until(lambda: worker.dropped == 3)
+    worker.offer(5, 'processed')
+    worker.odometry_reached(5)
+    wait_until(lambda: processed == ['processed'])
+    worker.offer(9, 'stopped while it is waited for')
+    wait_until(lambda: worker._waiting is None)
+    worker.offer(10, 'stopped while it waits')
+    worker.stop()
+    assert worker.dropped == 5
 
 
 def test_stopping_does_not_wait_for_odometry(wait_until):

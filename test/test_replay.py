@@ -39,6 +39,10 @@ class ListeningLocalizer:
         self.image = image
         return Localization(image.stamp_ns, Outcome.NO_MATCHER, '')
 
+    def pass_image(self, stamp_ns, reason):
+        self.heard.append(('image', stamp_ns))
+        return Localization(stamp_ns, Outcome.UNUSABLE, reason)
+
 
 @pytest.fixture(scope='module')
 def drive(tmp_path_factory):
