@@ -45,8 +45,9 @@ IMAGE_PX = (231, 154)
 SPACING_M = 5.0
 BLIND_MIN_M = 200.0
 TILE_STEP_PX = 4              # of 0.375 m
-FULL_CIRCLE_EVERY = 10        # slow rows: every tenth frame,
-WIDE_EVERY = 4                # and every fourth
+FULL_CIRCLE_EVERY = 10        # slow rows have every tenth frame,
+WIDE_EVERY = 4                # every fourth,
+UNTRAINED_EVERY = 3           # and every third
 WARPED_FRAMES = 60            # a world
 WARP_RMS_M = 0.5
 CHI2_3 = {'coverage_68': 3.5267, 'coverage_95': 7.8147}
@@ -230,9 +231,12 @@ def judge_scene(scene: Scene, name: str, seed: int, wide: bool, count: int | Non
         blind = scene.image(scene.elsewhere(index, rng))
         add('image_blind', *peak_pose(
             scene.dense_answer('dense', blind, prior, UNIFORM, PRIOR_M), prior))
-        for method, network in (('paper', scene.paper), ('raw_correlation', raw)):
-            add(method, *peak_pose(scene.tile_answer(network, image, prior, UNIFORM), prior))
-        if 'random_init' in scene.matchers:
+        add('paper', *peak_pose(scene.tile_answer(scene.paper, image, prior, UNIFORM), prior))
+        untrained = number % UNTRAINED_EVERY == 0
+        if untrained:
+            add('raw_correlation', *peak_pose(
+                scene.tile_answer(raw, image, prior, UNIFORM), prior))
+        if untrained and 'random_init' in scene.matchers:
             add('random_init', *peak_pose(
                 scene.dense_answer('random_init', image, prior, UNIFORM, PRIOR_M), prior))
         if 'blind_trained' in scene.matchers:
@@ -243,8 +247,11 @@ def judge_scene(scene: Scene, name: str, seed: int, wide: bool, count: int | Non
             add('yaw_full_circle', full_circle(scene, image, prior))
         if wide and number % WIDE_EVERY == 0:
             far_prior = prior_about(truth, rng, WIDE_PRIOR_M)
-            add('dense_wide_prior', *peak_pose(scene.dense_answer(
-                'dense', image, far_prior, UNIFORM, WIDE_PRIOR_M), far_prior))
+            if scene.maps['dense'].grid.contains(far_prior.pose.x_m, far_prior.pose.y_m):
+                add('dense_wide_prior', *peak_pose(scene.dense_answer(
+                    'dense', image, far_prior, UNIFORM, WIDE_PRIOR_M), far_prior))
+            else:
+                add('dense_wide_prior', far_prior, True)  # off the map: no match, honestly
     return frames
 
 
@@ -320,7 +327,8 @@ def table(summary: dict[str, dict]) -> str:
 
 def write_frames(frames: list[Frame], path: Path) -> None:
     """A line a frame and method: truth, estimate, covariance, outcome."""
-    with gzip.open(path, 'wt', newline='') as file:
+    partial = path.with_name(path.name + '.partial')
+    with gzip.open(partial, 'wt', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(['world', 'frame', 'method', 'outcome', 'truth_x_m', 'truth_y_m',
                          'truth_yaw_rad', 'x_m', 'y_m', 'yaw_rad', 'xx_m2', 'xy_m2', 'yy_m2',
@@ -333,6 +341,36 @@ def write_frames(frames: list[Frame], path: Path) -> None:
                                                *frame.estimate.pose.as_array())),
                 *(f'{value:.6g}' for value in (
                     c[0, 0], c[0, 1], c[1, 1], c[0, 2], c[1, 2], c[2, 2]))])
+    partial.replace(path)
+
+
+def read_frames(path: Path) -> list[Frame]:
+    """What ``write_frames`` wrote, as far as its digits go."""
+    frames = []
+    with gzip.open(path, 'rt', newline='') as file:
+        for line in csv.DictReader(file):
+            def number(name, line=line):
+                return float(line[name])
+            xy, xyaw, yyaw = map(number, ('xy_m2', 'xyaw_mrad', 'yyaw_mrad'))
+            covariance = np.array([
+                [number('xx_m2'), xy, xyaw], [xy, number('yy_m2'), yyaw],
+                [xyaw, yyaw, number('yawyaw_rad2')]])
+            estimate = PoseEstimate(
+                0, Pose2D(number('x_m'), number('y_m'), number('yaw_rad')), covariance)
+            truth = Pose2D(*map(number, ('truth_x_m', 'truth_y_m', 'truth_yaw_rad')))
+            frames.append(Frame(line['world'], int(line['frame']), line['method'], truth,
+                                estimate, line['outcome'] == 'ambiguous'))
+    return frames
+
+
+def merge(run: Path, kept: Path) -> None:
+    """Take over the parts that a run measured; a kept file of other weights is replaced."""
+    new = json.loads(run.read_text())
+    old = json.loads(kept.read_text()) if kept.is_file() else {}
+    if old.get('weights') == new['weights']:
+        new = {**old, **new, 'world_hash': {**old['world_hash'], **new['world_hash']}}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(new, indent=1) + '\n')
 
 
 def main(arguments=None) -> int:
@@ -356,7 +394,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--threads', type=int, default=1, help='of torch')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/dense',
                         help='folder of frames.csv.gz and dense.json')
-    parser.add_argument('--keep', action='store_true', help=f'write {RESULT.name} to docs too')
+    parser.add_argument('--keep', action='store_true',
+                        help='take the parts of this run over into docs/results too')
     args = parser.parse_args(arguments)
     try:
         return run(args)
@@ -388,23 +427,28 @@ def run(args: argparse.Namespace) -> int:
     result = {'device': platform.processor() or platform.machine(),
               'weights': [dense.fingerprint[:12], paper.fingerprint[:12]],
               'torch': torch.__version__, 'threads': args.threads}
-    every, digest = [], hashlib.sha256()
+    every, hashes = [], {}
     parts = (('synthetic', worlds, None), ('warped', worlds, 5),
              ('real_layout', layouts, None))
     for part, paths, warp_seed in parts:
-        frames = []
+        frames, digest = [], hashlib.sha256()
         for number, path in enumerate(paths):
             world = load_world(path)
             digest.update(world.imagery.tobytes())
-            scene = Scene(world, dense, paper, warp_seed)
-            if part != 'warped':
-                scene.add_dense('random_init', random_init)
-            if blind:
-                scene.add_dense('blind_trained', blind)
             count = min(args.frames or WARPED_FRAMES, WARPED_FRAMES) if warp_seed else args.frames
-            frames += judge_scene(
-                scene, f'{part} {world.name}', number, part == 'synthetic', count)
+            done = args.out / (f'{part}_{world.name}_{count or "all"}_{dense.fingerprint[:8]}'
+                               '.csv.gz')
+            if not done.exists():  # a killed run goes on with the next world
+                scene = Scene(world, dense, paper, warp_seed)
+                if part != 'warped':
+                    scene.add_dense('random_init', random_init)
+                if blind:
+                    scene.add_dense('blind_trained', blind)
+                write_frames(judge_scene(
+                    scene, f'{part} {world.name}', number, part == 'synthetic', count), done)
+            frames += read_frames(done)
         if frames:
+            hashes[part] = digest.hexdigest()[:16]
             result[part] = summarize(frames)
             print(f'\n{part} (SIMULATION)\n{table(result[part])}', flush=True)
         every += frames
@@ -413,13 +457,12 @@ def run(args: argparse.Namespace) -> int:
         result['filtered'] = summarize(frames)
         print(f'\nfiltered (SIMULATION)\n{table(result["filtered"])}', flush=True)
         every += frames
-    result['world_hash'] = digest.hexdigest()[:16]
+    result['world_hash'] = hashes
     write_frames(every, args.out / 'frames.csv.gz')
     text = json.dumps(result, indent=1) + '\n'
     (args.out / 'dense.json').write_text(text)
     if args.keep:
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(text)
+        merge(args.out / 'dense.json', RESULT)
     print(f'\n{args.out / "dense.json"}, {args.out / "frames.csv.gz"}')
     return 0
 

@@ -79,8 +79,8 @@ def dense(result: dict) -> str:
         '`image_blind` the dense matcher\nwith images from elsewhere; `blind_trained` a network '
         'trained on grey images; `yaw_full_circle` searches every heading;\n`dense_wide_prior` '
         'has a prior of +-50 m. Coverage counts all frames; an ambiguous one claims the whole '
-        f'window.\n\nDevice: {result["device"]}, torch {result["torch"]}, worlds '
-        f'{result["world_hash"]}.\n')
+        f'window.\n\nDevice: {result["device"]}, torch {result["torch"]}; worlds ' + ', '.join(
+            f'{part} {found}' for part, found in result['world_hash'].items()) + '.\n')
     return '\n'.join(parts)
 
 
