@@ -1,6 +1,7 @@
 """The paper's network, imported from the authors' variables, against NumPy alone."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 import sys
 
 import numpy as np
@@ -207,15 +208,18 @@ def test_files_that_are_no_weights_are_refused_in_a_line(tmp_path, capsys, monke
         assert message in error and len(error.splitlines()) == 1
 
 
-def test_a_tensorflow_checkpoint_is_read_where_tensorflow_is(variables, tmp_path):
-    tensorflow = pytest.importorskip('tensorflow')
-    names = variable_names(random_network(OXFORD, 0)).values()
-    tensorflow.raw_ops.SaveV2(
-        prefix=str(tmp_path / 'model.ckpt'), tensor_names=list(names),
-        shape_and_slices=[''] * len(names), tensors=[variables[name] for name in names])
-    network, _ = import_weights(tmp_path / 'model.ckpt', 'oxford')
-    np.testing.assert_array_equal(
-        network.ground.aggregation.weights2.detach().numpy(), variables['spatial_grd/weights2'])
+if find_spec('tensorflow'):  # an optional package of several hundred MB
+
+    def test_a_tensorflow_checkpoint_is_read(variables, tmp_path):
+        import tensorflow
+        names = variable_names(random_network(OXFORD, 0)).values()
+        tensorflow.raw_ops.SaveV2(
+            prefix=str(tmp_path / 'model.ckpt'), tensor_names=list(names),
+            shape_and_slices=[''] * len(names), tensors=[variables[name] for name in names])
+        network, _ = import_weights(tmp_path / 'model.ckpt', 'oxford')
+        np.testing.assert_array_equal(
+            network.ground.aggregation.weights2.detach().numpy(),
+            variables['spatial_grd/weights2'])
 
 
 def test_the_polar_view_has_north_in_the_middle_and_the_rim_on_top():

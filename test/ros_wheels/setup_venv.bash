@@ -72,7 +72,7 @@ make_venv() { # options of venv
 install_on_distribution() {
   make_venv --system-site-packages
   say "adding to $ROS_DISTRO what it does not bring (torch is large)"
-  "$venv/bin/pip" install -q -r "$repository/requirements.txt" 'setuptools>=77.0.3,<80' pytest-timeout hypothesis psutil ruff
+  "$venv/bin/pip" install -q -r "$repository/requirements.txt" 'setuptools>=77.0.3,<80' pytest-timeout hypothesis psutil tensorboard ruff
 }
 
 install_from_wheels() {
