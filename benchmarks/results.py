@@ -97,16 +97,32 @@ def corruptions(result: dict) -> str:
 """
 
 
-def generic(title: str, command: str) -> Callable[[dict], str]:
-    """A section that only points at its file; its own page explains the numbers."""
-    def section(result: dict) -> str:
-        return f'## {title}\n\n{command}\n'
-    return section
+def fusion(result: dict) -> str:
+    rows = [[drive, row['matcher_median_m'], row['gnss_odometry_median_m'], row['fused_median_m'],
+             row['coverage_95']] for drive, row in result.get('matcher_replay', {}).items()]
+    table = markdown(['drive', "matcher's median m", 'GNSS + odometry m', 'fused m',
+                      'coverage 95 %'], rows)
+    return f"""## Fusion: the errors of a real matcher, replayed
+
+`make results-fusion`; real logs, spoofing, starts and what was missed: [fusion.md](fusion.md).
+Errors of a published matcher on KITTI (not ours), along simulated GNSS and odometry, five seeds.
+
+{table}"""
+
+
+def faults(result: dict) -> str:
+    rows = result['rows']
+    good = sum(bool(row['ok']) for row in rows)
+    return f"""## Faults
+
+`make faults`: {good} of {len(rows)} faults through real processes end as they should (diagnostic,
+honest pose or none, node running, all well afterwards), in a simulated flat world. A line each:
+[faults.json](results/faults.json).
+"""
 
 
 SECTIONS: dict[str, Callable[[dict], str]] = {
-    'demo': demo, 'dense': dense, 'corruptions': corruptions,
-    'fusion': generic('Fusion', '`make results-fusion`, see [fusion.md](fusion.md).'),
+    'demo': demo, 'dense': dense, 'corruptions': corruptions, 'fusion': fusion, 'faults': faults,
 }
 
 
