@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from crossview_localizer.config import MatchConfig
+from crossview_localizer.config import FilterConfig, MatchConfig
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.dense_matching import DenseMatcher, peak_pose
 from crossview_localizer.embedding_map import MapWindow
@@ -267,6 +267,11 @@ def filtered_frames(demo: Path, paper_weights: Path) -> list[Frame]:
 
     judged = evaluation.read_frames(demo / 'frames.csv')
     node_config, config = replay.read_parameters(PARAMETERS)
+    # The file's correlation lengths are the dense matcher's; a tile matcher's are longer.
+    usual = FilterConfig()
+    config = replace(config, filter=replace(
+        config.filter, match_correlation_m=usual.match_correlation_m,
+        match_correlation_s=usual.match_correlation_s))
     network = load_network(paper_weights)
     map_path = demo / 'maps/paper.map'
     if not map_path.exists():
