@@ -162,6 +162,11 @@ class MatchConfig:
     min_information_nats: float = tunable(
         0.05, 'a heat map that narrows that Gaussian by less than this gives no update', 0.0, 10.0)
 
+    def half_width_m(self, covariance) -> float:
+        """How far the search window of a prior with this (3, 3) covariance reaches each way."""
+        sigma_m = float(max(covariance[0][0], covariance[1][1])) ** 0.5
+        return max(self.window_min_m, self.window_sigmas * sigma_m)
+
 
 @dataclass(frozen=True)
 class HypothesesConfig:

@@ -47,7 +47,7 @@ class DenseConfig:
     patch_cells: int = 80           # of the north-up patch about the view's middle
     heights_m: tuple[float, ...] = (0.0, 1.0, 2.5, 5.0)
     focal_px: float = 180.0         # frames are brought to this focal length for the trunk
-    above_deg: float = 18.0         # and cropped this far above and below the optical axis
+    above_deg: float = 18.0         # and cropped this far above and below the horizon
     below_deg: float = 24.0
     block_px: int = 128
     margin_px: int = 64

@@ -50,9 +50,7 @@ class DenseMatcher:
         """Log-likelihood (K, R, C) up to a constant, its yaws (K,) and the grid of its places."""
         model = self.network.config
         yaws_rad = yaw_bins(prior, config)                                      # (K,)
-        sigma_m = math.sqrt(max(prior.covariance[0, 0], prior.covariance[1, 1]))
-        half_width_m = max(config.window_min_m, config.window_sigmas * sigma_m)
-        places = 2 * math.ceil(half_width_m / model.cell_m) + 1
+        places = 2 * math.ceil(config.half_width_m(prior.covariance) / model.cell_m) + 1
         heading = prior.pose.yaw_rad
         ahead_m = model.middle_m * np.array([math.cos(heading), math.sin(heading)])
         raster, missing, grid = window_raster(

@@ -64,7 +64,7 @@ class Localizer:
             return result
         if self.matcher is None or self.embedding_map is None:
             return replace(result, outcome=Outcome.NO_MATCHER, reason=Outcome.NO_MATCHER.value)
-        half_width_m = self.half_width_m(prior)
+        half_width_m = self.config.match.half_width_m(prior.covariance)
         if half_width_m > self.config.match.window_max_m:
             return replace(
                 result, outcome=Outcome.PRIOR_TOO_WIDE,
@@ -105,11 +105,6 @@ class Localizer:
             without_prior = Outcome.TOO_OLD if self.filter.started else Outcome.NOT_STARTED
         return Localization(
             stamp_ns, without_prior, without_prior.value, prior=prior, posterior=prior)
-
-    def half_width_m(self, prior: PoseEstimate) -> float:
-        """How far the search window reaches each way."""
-        sigma_m = float(max(prior.covariance[0, 0], prior.covariance[1, 1])) ** 0.5
-        return max(self.config.match.window_min_m, self.config.match.window_sigmas * sigma_m)
 
 
 class _Stopwatch:

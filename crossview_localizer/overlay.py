@@ -151,7 +151,8 @@ def write_overlays(
                 'expected the bag that was played for this recording')
         image = rig.camera_image(pictures[shot.stamp_ns])
         window = localizer.embedding_map.window(
-            shot.prior, localizer.half_width_m(shot.prior), localizer.matcher.margin_m)
+            shot.prior, localizer.config.match.half_width_m(shot.prior.covariance),
+            localizer.matcher.margin_m)
         if window is None:
             raise RunError(f'the prior of {shot.label} lies outside the map')
         found, _ = evidence(

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.io
 
 from crossview_localizer.views import panorama_view, POLAR_VIEW_PX
-from training.datasets import Places, read_rgb
+from training.datasets import Places, read_rgb, read_some
 from training.polar import polar_transform
 
 # The papers' split by place: east (m) of validation and test, north of both; the rest trains.
@@ -205,11 +205,7 @@ def main(arguments=None) -> int:
             print(f'{split}: {(places.split == split).sum()} places')
         for note in places.notes:
             print(note)
-        tried = np.random.default_rng(0).permutation(len(places))[:20]
-        for place in tried:
-            places.read_ground(place)
-            places.read_satellite(place)
-        print(f'{len(tried)} pairs of images tried')
+        print(f'{read_some(places, np.arange(len(places)))} pairs of images tried')
     except (ValueError, OSError) as error:
         print(f'cvact: {error}', file=sys.stderr)
         return 2

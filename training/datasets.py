@@ -184,3 +184,12 @@ def _world_ground(world, chosen, ground_view, view_px, place):
 def _world_satellite(world, chosen, tile_px, place):
     x_m, y_m, _ = world.poses[chosen[place]]
     return tile_around(world.imagery, world.grid, x_m, y_m, tile_px)
+
+
+def read_some(places: Places, numbers: np.ndarray, count: int = 20) -> int:
+    """Read both images of up to ``count`` of the places, as training would; returns how many."""
+    tried = np.random.default_rng(0).permutation(numbers)[:count]
+    for place in tried:
+        places.read_ground(place)
+        places.read_satellite(place)
+    return len(tried)

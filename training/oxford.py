@@ -31,7 +31,7 @@ import numpy as np
 from crossview_localizer import robotcar
 from crossview_localizer.geometry import MapGrid, wrap_angle
 from crossview_localizer.views import camera_view, CAMERA_VIEW_PX
-from training.datasets import Places, read_rgb, tile_around
+from training.datasets import Places, read_rgb, read_some, tile_around
 
 SPLITS = ('train', 'val', 'test')
 UTM_ZONE = '30U'
@@ -440,11 +440,7 @@ def main(arguments=None) -> int:
                   f'{places.has_ground[mine].sum()} with a ground image')
         for note in places.notes:
             print(note)
-        tried = np.random.default_rng(0).permutation(np.flatnonzero(places.has_ground))[:20]
-        for place in tried:
-            places.read_ground(place)
-            places.read_satellite(place)
-        print(f'{len(tried)} pairs of images tried')
+        print(f'{read_some(places, np.flatnonzero(places.has_ground))} pairs of images tried')
     except (ValueError, OSError) as error:
         print(f'oxford: {error}', file=sys.stderr)
         return 2
