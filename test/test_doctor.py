@@ -1,6 +1,7 @@
 """The doctor on a bare, a broken and a healthy installation, and on a running system."""
 
 from array import array
+import gc
 import os
 from pathlib import Path
 import random
@@ -214,6 +215,9 @@ class Vehicle:
             node.destroy_node()
         self.executor.shutdown()
         self.rclpy.try_shutdown(context=self.context)
+        self.nodes.clear()
+        self.sensors = self.executor = self._thread = None
+        gc.collect()
 
 
 @pytest.fixture

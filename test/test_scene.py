@@ -1,6 +1,7 @@
 """What RViz shows: the messages of the scene, and every display held against the live graph."""
 
 from array import array
+import gc
 import importlib.util
 import math
 from pathlib import Path
@@ -259,6 +260,9 @@ class Stage:
             node.destroy_node()
         self.executor.shutdown()
         rclpy.try_shutdown(context=self.context)
+        self.nodes.clear()
+        self.driver = self.executor = None
+        gc.collect()
 
 
 @pytest.fixture
