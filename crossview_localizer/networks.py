@@ -204,7 +204,10 @@ class SafaBranch(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) normalised images to features (B, C, H / stride, W / stride)."""
-        maps = self.trunk(self.corrupt(images))
+        return self.fused(self.trunk(self.corrupt(images)))
+
+    def fused(self, maps) -> torch.Tensor:
+        """What the trunk gives, brought to one map (B, C, H / stride, W / stride)."""
         if isinstance(self.trunk, VGG16):
             return maps
         fused = 0
@@ -342,7 +345,10 @@ class RawCorrelation(nn.Module):
 
 def save_network(network: SafaNetwork | DenseNetwork, path: str | Path,
                  provenance: dict[str, object], precision: torch.dtype = torch.float16):
-    """Write weights with their model config and how they were made, atomically."""
+    """Write weights with their model config and how they were made, atomically.
+
+    The same weights give the same bytes, and so the same fingerprint.
+    """
     path = Path(path)
     tensors = {
         name: (value.to(precision) if value.is_floating_point() else value).contiguous()
@@ -354,8 +360,19 @@ def save_network(network: SafaNetwork | DenseNetwork, path: str | Path,
         'provenance': json.dumps(provenance, sort_keys=True),
     }
     partial = path.with_name(path.name + '.partial')
-    partial.write_bytes(save(tensors, metadata))  # save_file would make it private to its user
+    partial.write_bytes(with_sorted_header(save(tensors, metadata)))
     partial.replace(path)
+
+
+def with_sorted_header(data: bytes) -> bytes:
+    """A safetensors file (8 bytes of length, a JSON header, tensors) with its header in order.
+
+    The library writes the metadata in an order that changes from call to call.
+    """
+    end = 8 + int.from_bytes(data[:8], 'little')
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b' ' * (-len(header) % 8)
+    return len(header).to_bytes(8, 'little') + header + data[end:]
 
 
 def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict]:

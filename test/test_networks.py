@@ -38,6 +38,12 @@ def images(shape, seed=0):
     return np.random.default_rng(seed).integers(0, 255, shape).astype(np.uint8)
 
 
+def test_the_same_weights_give_the_same_file(network, checkpoint, tmp_path):
+    for _ in range(5):  # an order by chance shows within a few
+        save_network(network, tmp_path / 'again.safetensors', {'command': 'a test', 'seed': 3})
+        assert (tmp_path / 'again.safetensors').read_bytes() == checkpoint.read_bytes()
+
+
 def test_aggregation_equals_the_formula_cell_by_cell():
     torch.manual_seed(0)
     cells, hidden, heads, channels = 6, 3, 2, 5
