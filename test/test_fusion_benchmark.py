@@ -14,7 +14,7 @@ from crossview_localizer.geometry import Pose2D
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('CROSSVIEW_DATA', REPOSITORY.parent / 'shared/data'))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f'no real data at {DATA}')
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f'no data at {DATA}')
 
 
 def circle(duration_s=60.0, speed_mps=10.0, radius_m=80.0) -> fusion_data.Path2D:
