@@ -1,5 +1,7 @@
 """The Oxford readers, on tiny folders in the true formats."""
 
+import argparse
+
 import cv2
 import numpy as np
 from pyproj import Transformer
@@ -7,8 +9,10 @@ import pytest
 import rasterio
 import robotcar_drive
 
+from crossview_localizer.networks import OXFORD
 from training import oxford
 from training.oxford import join, oxford_places, read_raw, read_split
+from training.places_arguments import add_places_arguments, read_places
 
 DATES = ('2014-11-28-12-07-13', '2015-08-17-10-42-18')
 UTM_FROM_LL = Transformer.from_crs('EPSG:4326', 'EPSG:32630', always_xy=True)
@@ -78,6 +82,25 @@ def test_places_come_with_their_images_positions_and_splits(release):
         assert (ground == colour(k, 'ground')).all() and (satellite == colour(k, 'sat')).all()
     assert places.trainable().tolist() == [True] * 4 + [False] * 2
     assert places.queries('train').tolist() == [1, 3, 0, 2]          # in time order
+
+
+def test_one_lookup_and_one_yaw_file_may_cover_several_split_files(release):
+    folder, _ = release
+    lines = (folder / 'training.txt').read_text().splitlines()
+    for number, part in enumerate((lines[:1], lines[1:])):
+        (folder / f'part{number}.txt').write_text('\r\n'.join(part) + '\r\n')
+    parser = argparse.ArgumentParser()
+    add_places_arguments(parser)
+    call = ['--data', 'oxford', '--root', str(release[1]), '--test', str(folder / 'part0.txt'),
+            str(folder / 'part1.txt'), '--test-lookup', str(folder / 'lookup_training.txt'),
+            '--test-yaw', str(folder / 'train_yaw.npy')]
+    places = read_places(parser.parse_args(call), OXFORD)
+    expected = read_split(folder / 'training.txt', 'test', folder / 'lookup_training.txt',
+                          folder / 'train_yaw.npy')
+    np.testing.assert_array_equal(places.stamp_us, expected.stamp_us)
+    np.testing.assert_array_equal(places.yaw_rad, expected.yaw_rad)
+    with pytest.raises(ValueError, match='--raw FOLDER and --imagery'):
+        read_places(parser.parse_args(call[:2] + call[4:]), OXFORD)
 
 
 def test_published_yaw_is_a_heading_from_true_north_plus_90_degrees(release):

@@ -9,6 +9,7 @@ from pyproj import Transformer
 import pytest
 import rasterio
 from rasterio.transform import Affine
+from safetensors.torch import save_file
 import torch
 
 from crossview_localizer.build_map import build_map
@@ -26,7 +27,13 @@ from crossview_localizer.networks import (
     save_network,
 )
 from crossview_localizer.views import camera_view, panorama_view
-from training.import_weights import import_weights, load_variables, main, variable_names
+from training.import_weights import (
+    import_weights,
+    load_variables,
+    main,
+    read_vgg16,
+    variable_names,
+)
 from training.polar import polar_transform
 
 BLOCKS = (2, 2, 3, 3, 3)  # convolutions a block of VGG16
@@ -189,6 +196,18 @@ def test_a_torch_vgg16_sees_the_same_image_through_the_papers_normalisation(tmp_
             found[:, :, 1:-1, 1:-1].double(), expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(
             branch.trunk.convolutions['conv5_3'].bias, state['features.28.bias'])
+
+
+def test_a_vgg16_within_a_checkpoint_or_as_safetensors_is_the_same(tmp_path):
+    state = torchvision_state()
+    torch.save({'epoch': 3, 'state_dict': {f'module.{name}': value
+                                           for name, value in state.items()}},
+               tmp_path / 'checkpoint.pth')
+    save_file(state, tmp_path / 'vgg16.safetensors')
+    for name in ('checkpoint.pth', 'vgg16.safetensors'):
+        found = read_vgg16(tmp_path / name)
+        assert set(found) == set(state)
+        assert torch.equal(found['features.28.weight'], state['features.28.weight'])
 
 
 def test_files_that_are_no_weights_are_refused_in_a_line(tmp_path, capsys, monkeypatch):

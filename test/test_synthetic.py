@@ -1,5 +1,6 @@
 """The simulated world: geometry that agrees between views, formats, determinism."""
 
+from dataclasses import replace
 from datetime import datetime
 import json
 import shutil
@@ -15,7 +16,7 @@ from training.synthetic import make_world  # noqa: I001
 from training.synthetic.appearance import day_mesh, draw_day
 from training.synthetic.city import build_city, MARKING_PX_M, Raster
 from training.synthetic.drive import (
-    drive, ENU_FROM_NED, gnss_error, INS_EXTRINSIC, Poses, roll_pitch_yaw, rotation,
+    drive, ENU_FROM_NED, gnss_error, INS_EXTRINSIC, Poses, roll_pitch_yaw, rotation, same_route,
     visual_odometry,
 )
 from training.synthetic.renderer import CameraModel, CameraRenderer, make_view, Renderer
@@ -61,6 +62,18 @@ def _looking_along(city, street, s):
     z = float(city.ground(spot[:1], spot[1:])[0]) + 1.52
     axes = np.stack(([*ahead, 0], [ahead[1], -ahead[0], 0], [0, 0, -1]), axis=1)
     return np.array([*spot, z]), axes
+
+
+def test_one_route_is_driven_to_its_end_on_every_day(city):
+    route = same_route(city, SEED, 200.0)
+    assert np.linalg.norm(np.diff(route, axis=0), axis=1).sum() == pytest.approx(200.0, abs=2.0)
+    days = [drive(replace(city, trajectory=route), SEED, day, 300.0) for day in (0, 1)]
+    assert days[0].duration_s != days[1].duration_s < 300.0
+    for day in days:
+        on_road_m = day.position[:, :2]
+        apart_m = np.linalg.norm(on_road_m[::50, None] - route[None], axis=2)
+        assert apart_m.min(1).max() < 3.0          # the camera is ahead of the rear axle
+        assert np.linalg.norm(on_road_m[-1] - route[-1]) < 25.0
 
 
 def test_lut_maps_the_undistorted_image_onto_the_rays_of_the_distorted_one():

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 SCENE = '/crossview_scene'
 PATH_COLOURS = {
     'ground_truth': '#ffffff', 'gnss': '#ed333b', 'prior': '#ffa348', 'refined': '#2ec27e'}
-REACH_M = 38.0
+REACH_M = 22.0
 LINE_STRIP, TEXT, CYLINDER = 4, 9, 3
 
 

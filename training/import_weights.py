@@ -2,7 +2,8 @@
 
 Three sources are read: an ``.npz`` of arrays under the names of the authors' TensorFlow 1
 variables, a TensorFlow checkpoint (where TensorFlow can be imported), and the state dict of
-torchvision's VGG16 (``.pth`` or ``.pt``; trunks only).  The variables, with X = grd or sat:
+torchvision's or timm's VGG16 (``.pth``, ``.pt``, ``.safetensors``; trunks only).  The authors'
+variables, with X = grd or sat:
 
     VGG_X/conv{b}_{k}/weights, biases       (kH, kW, in, out) and (out,), of BGR images
     spatial_X/weights1, biases1             (N, N / 2, D) and (1, N / 2, D)
@@ -21,6 +22,8 @@ import sys
 import zipfile
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 import torch
 
 from crossview_localizer.networks import CVACT, OXFORD, random_network, SafaNetwork, save_network
@@ -105,6 +108,22 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def read_vgg16(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict of VGG16, alone or in a checkpoint, as torchvision and timm name it."""
+    state = load_safetensors(path) if path.suffix == '.safetensors' else read_torch(path)
+    for key in ('state_dict', 'model'):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    return {name.removeprefix('module.'): value for name, value in state.items()}
+
+
+def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'{path} is not a readable safetensors file ({error})') from error
+
+
 def import_weights(source: Path, model: str, heads: int | None = None, trunk_only: bool = False,
                    seed: int = 0) -> tuple[SafaNetwork, dict]:
     """The network of ``source`` and its provenance; what the file has not is drawn from ``seed``.
@@ -115,15 +134,15 @@ def import_weights(source: Path, model: str, heads: int | None = None, trunk_onl
     config = MODELS[model]
     files = [source] if source.is_file() else sorted(source.parent.glob(source.name + '.*'))
     if not files:
-        raise FileNotFoundError(f'no weights at {source}; expected .npz, .pth, .pt or the prefix '
-                                'of a TensorFlow checkpoint')
+        raise FileNotFoundError(f'no weights at {source}; expected .npz, .pth, .pt, .safetensors '
+                                'or the prefix of a TensorFlow checkpoint')
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
     provenance = {'imported from': source.name, 'sha256': digest.hexdigest(), 'seed': seed}
 
-    if source.suffix in ('.pth', '.pt'):
-        state = read_torch(source)
+    if source.suffix in ('.pth', '.pt', '.safetensors'):
+        state = read_vgg16(source)
         network = random_network(replace(config, heads=heads or config.heads), seed)
         network.ground.trunk.load_pretrained(state)
         network.satellite.trunk.load_pretrained(state)
@@ -145,8 +164,8 @@ def main(arguments=None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: python -m training.import_weights model.npz --model oxford '
         '--out runs/oxford.safetensors')
-    parser.add_argument('source', type=Path, help='.npz, .pth, .pt, or the prefix of a TensorFlow '
-                        'checkpoint (model.ckpt of model.ckpt.index)')
+    parser.add_argument('source', type=Path, help='.npz, .pth, .pt, .safetensors, or the prefix '
+                        'of a TensorFlow checkpoint (model.ckpt of model.ckpt.index)')
     parser.add_argument('--model', choices=sorted(MODELS), required=True)
     parser.add_argument('--out', type=Path, required=True, help='.safetensors file to write')
     parser.add_argument('--heads', type=int, help="(default: the file's, else 8)")

@@ -17,7 +17,7 @@ published.
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 import math
 from pathlib import Path
@@ -109,9 +109,25 @@ def read_split(path: str | Path, split: str, lookup: str | Path | None = None,
         np.array([line[1] for line in lines]), positions_m, yaw_rad, stamp_us)
 
 
+def read_splits(paths: list[Path], split: str, lookup: str | Path | None = None,
+                yaw: str | Path | None = None) -> Entries:
+    """The files of one split, one after the other, as ``read_split`` reads each.
+
+    ``lookup`` and ``yaw`` have a line of each file in the same order: those published for test
+    cover its three files.
+    """
+    entries = join([read_split(path, split) for path in paths])
+    if lookup is not None:
+        names = ' + '.join(map(str, paths))
+        entries = replace(entries, stamp_us=_read_lookup(lookup, names, entries.ground))
+    if yaw is not None:
+        entries = replace(entries, yaw_rad=_read_yaw(yaw, entries.positions_m))
+    return entries
+
+
 def _lines(path: str | Path, fields: int, expected: str) -> list[list[str]]:
     try:
-        text = Path(path).read_text(encoding='utf-8')
+        text = Path(path).read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} is not a text file; expected lines {expected}') from error
     lines = [line.split() for line in text.splitlines()]

@@ -7,7 +7,7 @@ Shape legend: B pairs of a batch, S tiles, G ground images, K descriptor length,
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import logsumexp
@@ -41,6 +41,7 @@ class PairConfig:
     turns: str = 'tile'          # quarter turns of each tile, of scene (tile and view), or none
     colours: bool = False        # another day's light on every image
     drop_block: bool = False     # blocks of the input images dropped (RA-L)
+    held_out_tiles: bool = True  # of val and test, as the local sampler's negatives (papers)
 
 
 class DropBlock(nn.Module):
@@ -84,12 +85,15 @@ class PairRecipe:
 
     def __init__(self, config: PairConfig, seed: int, places: Places):
         self.config, self.seed, self.places = config, seed, places
+        # Places that the sampler draws from, and their numbers among all.
+        self._drawn = np.arange(len(places)) if config.held_out_tiles \
+            else np.flatnonzero(places.trainable())
+        known = places.positions_m[self._drawn], places.trainable()[self._drawn]
         if config.sampler == 'local':
-            self._sampler = LocalBatchSampler(places.positions_m, places.trainable(),
-                                              config.batch, config.radius_m, config.positive_m)
+            self._sampler = LocalBatchSampler(
+                *known, config.batch, config.radius_m, config.positive_m)
         elif config.sampler == 'random':
-            self._sampler = RandomBatchSampler(places.positions_m, places.trainable(),
-                                               config.batch, config.positive_m)
+            self._sampler = RandomBatchSampler(*known, config.batch, config.positive_m)
         else:
             raise ValueError(f'sampler is {config.sampler!r}; expected local or random')
         if len(places.queries('val')) == 0:
@@ -182,7 +186,10 @@ class PairRecipe:
         """Nothing more is fitted: the checkpoint has the temperature of its validation."""
 
     def _sample(self, epoch: int) -> list[PairBatch]:
-        batches = list(self._sampler.epoch(self.seed * 100_003 + epoch))
+        drawn = self._drawn
+        batches = [
+            replace(batch, ground=drawn[batch.ground], satellite=drawn[batch.satellite])
+            for batch in self._sampler.epoch(self.seed * 100_003 + epoch)]
         if not batches:
             raise ValueError(
                 f'no batch of {self.config.batch} can be drawn from {len(self.places)} places '

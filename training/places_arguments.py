@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from crossview_localizer.networks import ModelConfig
-from training.cvact import cvact_places
+from training.cvact import cvact_places, SPLIT_RULES
 from training.datasets import load_world, Places, places_of_world
-from training.oxford import join, oxford_places, read_raw, read_split
+from training.oxford import join, oxford_places, read_raw, read_splits
 
 DATA = ('oxford', 'oxford_raw', 'cvact', 'world')
 
@@ -25,6 +25,15 @@ def add_places_arguments(parser: argparse.ArgumentParser, default: str | None = 
                       help='oxford: split files; oxford_raw: traversals')
     data.add_argument('--test', nargs='+', type=Path, default=[], metavar='FILE',
                       help='the same; training takes their tiles as negatives, nothing else')
+    for split in ('train', 'val', 'test'):
+        data.add_argument(f'--{split}-lookup', type=Path, metavar='FILE',
+                          help=f"oxford: frame times of all of {split}'s lines "
+                          '(lookup_*.txt of CrossViewMetricLocalization)')
+        data.add_argument(f'--{split}-yaw', type=Path, metavar='FILE',
+                          help=f"oxford: headings of all of {split}'s lines (*_yaw.npy)")
+    data.add_argument('--raw', type=Path, metavar='FOLDER',
+                      help='oxford: raw traversals, whose frames stand for the crops; needs the '
+                      'lookups')
     data.add_argument('--root', nargs='+', type=Path, default=[], metavar='FOLDER',
                       help='oxford, cvact: where the images are')
     data.add_argument('--imagery', nargs='+', type=Path, metavar='TIF',
@@ -34,6 +43,8 @@ def add_places_arguments(parser: argparse.ArgumentParser, default: str | None = 
     data.add_argument('--extrinsics', type=Path, metavar='FOLDER',
                       help='oxford_raw: folder with ins.txt; without it positions are as '
                       'published, of the INS')
+    data.add_argument('--split-rule', choices=SPLIT_RULES, default='papers',
+                      help="cvact: the papers' two boxes are held out, or the original splits")
     data.add_argument('--prepared', action='store_true',
                       help='cvact: the images are 616x112 already')
     data.add_argument('--val-drives', nargs='+', type=int, default=[], metavar='K',
@@ -48,12 +59,18 @@ def read_places(args: argparse.Namespace, model: ModelConfig) -> Places:
     if args.data == 'cvact':
         if len(args.train) != 1 or not args.root:
             raise ValueError('cvact takes --train ACT_data.mat and --root FOLDER...')
-        return cvact_places(args.train[0], args.root, prepared=args.prepared)
+        return cvact_places(args.train[0], args.root, args.split_rule, args.prepared)
     if args.data == 'oxford':
-        if len(args.root) != 1 or not any(files.values()):
-            raise ValueError('oxford takes --train, --val, --test split files and --root FOLDER')
-        entries = [read_split(path, split) for split, paths in files.items() for path in paths]
-        return oxford_places(join(entries), args.root[0], imagery=args.imagery)
+        whole = args.raw is not None and args.imagery is not None
+        if not any(files.values()) or len(args.root) > 1 or not (args.root or whole):
+            raise ValueError('oxford takes --train, --val, --test split files, and --root FOLDER '
+                             'or both --raw FOLDER and --imagery TIF')
+        entries = join([
+            read_splits(paths, split, getattr(args, f'{split}_lookup'),
+                        getattr(args, f'{split}_yaw'))
+            for split, paths in files.items() if paths])
+        root = args.root[0] if args.root else args.raw
+        return oxford_places(entries, root, args.raw, args.imagery)
     if args.data == 'oxford_raw':
         traversals = [(path, split) for split, paths in files.items() for path in paths]
         if not traversals or args.rtk is None or not args.imagery:

@@ -13,8 +13,12 @@ from training.datasets import save_world
 
 
 def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, duration_s: float,
-             traversals: int, jobs: int, px_m: float, layout: Path | None = None) -> Path:
-    """Make ``out/world_SEED.npz`` unless it is there; returns its path."""
+             traversals: int, jobs: int, px_m: float, layout: Path | None = None,
+             **city) -> Path:
+    """Make ``out/world_SEED.npz`` unless it is there; returns its path.
+
+    ``city`` are ``make_world``'s settings of the town and its route.
+    """
     from crossview_localizer.robotcar_to_bag import convert, Options
     from training.prepare import prepare
     from training.synthetic import make_world
@@ -24,7 +28,7 @@ def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, 
         return path
     raw = out / f'raw_{seed}'
     names = make_world(raw, seed, image_size=image_size, rate_hz=rate_hz, duration_s=duration_s,
-                       traversals=traversals, jobs=jobs, layout=layout)
+                       traversals=traversals, jobs=jobs, layout=layout, **city)
     bags = []
     for name in names:
         bags.append(raw / 'bags' / name)

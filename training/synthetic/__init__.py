@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .appearance import draw_day
 from .city import build_city
-from .drive import drive
+from .drive import drive, same_route
 from .layout import build_layout, read_layout
 from .renderer import (
     CameraModel,
@@ -48,13 +48,14 @@ def make_world(
     rate_hz: float = 4.0, image_size: tuple[int, int] = (640, 480), jobs: int = 2,
     ortho_px_m: float = 0.2, warp_rms_m: float = 0.0, traversals: int = 1,
     city_size_m: float = 500.0, layout: Path | str | None = None, layout_start_m: float = 0.0,
-    progress: bool = True,
+    route_m: float = 0.0, progress: bool = True,
 ) -> list[str]:
     """Render a city and ``traversals`` drives (days day, day + 1, ...) into ``out``.
 
     With ``layout``, a folder as ``layout.read_layout`` takes it, the city is laid out as its
     land cover says and driven along its trajectory, from ``layout_start_m`` on and at most to its
-    end; ``city_size_m`` is then what that takes.
+    end; ``city_size_m`` is then what that takes.  With ``route_m`` all traversals drive the same
+    route of that length, at most to its end; else each has one of its own.
 
     Resumes what a killed run left and then ends with the same bytes.  ``jobs`` > 1 starts
     processes by spawn, so a calling script needs the usual ``if __name__ == '__main__'``.
@@ -65,9 +66,13 @@ def make_world(
     out = Path(out)
     width, height = image_size
     _check(seed, duration_s, rate_hz, width, height, jobs, ortho_px_m, warp_rms_m, traversals, day,
-           ortho_day)
+           ortho_day, route_m)
+    if route_m and layout is not None:
+        raise ValueError('a layout has a route of its own; expected no route length with it')
     if layout is None:
         city, source = build_city(seed, city_size_m), None
+        if route_m:
+            city.trajectory = same_route(city, seed, route_m)
     else:
         city, source = build_layout(read_layout(layout), seed, layout_start_m, duration_s)
         city_size_m = city.size_m
@@ -93,6 +98,8 @@ def make_world(
     }
     if source is not None:
         world['layout'] = source
+    if route_m:
+        world['route_m'] = route_m
     _refuse_other_world(out, world)
     write_models(out, model)
     write_extrinsics(out)
@@ -132,7 +139,7 @@ def make_world(
 
 
 def _check(seed, duration_s, rate_hz, width, height, jobs, ortho_px_m, warp_rms_m, traversals, day,
-           ortho_day):
+           ortho_day, route_m):
     for ok, found, expected in (
         (seed >= 0 and day >= 0 and ortho_day >= 0, f'seed {seed}, day {day}, orthophoto day '
          f'{ortho_day}', 'none below 0'),
@@ -144,6 +151,8 @@ def _check(seed, duration_s, rate_hz, width, height, jobs, ortho_px_m, warp_rms_
         (0.05 <= ortho_px_m <= 2.0, f'orthophoto pixel {ortho_px_m:g} m', '0.05 to 2'),
         (0.0 <= warp_rms_m <= 5.0, f'warp {warp_rms_m:g} m', '0 to 5'),
         (traversals >= 0, f'{traversals} traversals', 'at least 0'),
+        (route_m == 0.0 or 100.0 <= route_m <= 20_000.0, f'route of {route_m:g} m',
+         '100 to 20000, or 0: one of its own a traversal'),
         (not day <= ortho_day < day + traversals, f'orthophoto day {ortho_day}',
          'a day on which no traversal is driven'),
     ):

@@ -42,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
                              'pose_pixels_col_row.txt, registration.json')
     parser.add_argument('--layout-start-m', type=float, default=0.0,
                         help="where on the layout's trajectory the drive begins")
+    parser.add_argument('--route-m', type=float, default=0.0,
+                        help='length of one route that all traversals drive (default: each its '
+                        'own); give a duration that suffices')
     arguments = vars(parser.parse_args(argv))
 
     import cv2

@@ -183,6 +183,12 @@ def _lane_path(city, rng, length_m):
     return gaussian_filter1d(path, 1.2 / _STEP_M, axis=0), ends
 
 
+def same_route(city: City, seed: int, length_m: float) -> np.ndarray:
+    """A route (n, 2) of this length along the city's lanes, for all traversals to drive."""
+    path, _ = _lane_path(city, np.random.default_rng([seed, 26]), length_m + 60.0)
+    return path[:int(length_m / _STEP_M)]
+
+
 def _given_path(city):
     """The city's trajectory as ``_lane_path`` returns its own."""
     steps = np.linalg.norm(np.diff(city.trajectory, axis=0), axis=1)

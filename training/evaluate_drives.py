@@ -1,0 +1,72 @@
+"""The offline Localizer over drives with truth: the refined pose beside the prior's."""
+
+import argparse
+from pathlib import Path
+import sys
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PARAMETERS = REPOSITORY / 'config/robotcar.yaml'
+WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
+
+
+def run(bag: Path, map_path: Path, weights: str, like: Path | None, node_config, config):
+    """Frames of one drive with the rows ``prior`` and ``refined``."""
+    from crossview_localizer import evaluation, replay
+    from crossview_localizer.localizer import load_localizer, Localizer
+
+    localizer = load_localizer(map_path, weights, config, 'cpu', like)
+    drive = replay.read_drive(bag, localizer.frame, node_config)
+    stamps_ns = drive.image_stamps_ns
+    truth = drive.truth.at(stamps_ns, evaluation.TRUTH_MAX_GAP_S)
+    prior = list(replay.localize(bag, Localizer(config, localizer.frame), node_config))
+    refined = list(replay.localize(bag, localizer, node_config))
+    rows = {'gnss_only': evaluation.gnss_only(drive.fixes, stamps_ns)}
+    outcomes = {'gnss_only': [''] * len(stamps_ns)}
+    for name, results in (('prior', prior), ('refined', refined)):
+        rows[name] = evaluation.propagate(
+            replay.posteriors(results), drive.odometry, stamps_ns)
+        outcomes[name] = [result.outcome.name.lower() for result in results]
+    return evaluation.Frames(truth, evaluation.settled(truth), rows, outcomes)
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m training.evaluate_drives', description=__doc__,
+        epilog='example: python -m training.evaluate_drives --bag a/bag b/bag --map a.map b.map '
+        '--set filter.match_inflation=2')
+    parser.add_argument('--bag', nargs='+', type=Path, required=True, help='bags with truth')
+    parser.add_argument('--map', nargs='+', type=Path, required=True, help='a map for each bag')
+    parser.add_argument('--weights', default=str(WEIGHTS),
+                        help='checkpoint, raw_correlation or random_init:SEED')
+    parser.add_argument('--like', type=Path, help='checkpoint whose sizes a control takes')
+    parser.add_argument('--params-file', type=Path, default=PARAMETERS)
+    parser.add_argument('--set', nargs='+', default=[], metavar='NAME=VALUE', dest='changes',
+                        help="parameters other than the file's")
+    args = parser.parse_args(arguments)
+    try:
+        from crossview_localizer import evaluation, replay
+        from crossview_localizer.config import config_from_flat, flatten, LocalizerConfig
+
+        if len(args.bag) != len(args.map):
+            raise ValueError(f'{len(args.bag)} bags and {len(args.map)} maps; expected as many')
+        node_config, config = replay.read_parameters(args.params_file)
+        changes = dict(change.split('=', 1) for change in args.changes)
+        config = config_from_flat(LocalizerConfig, flatten(config) | {
+            name: yaml.safe_load(value) for name, value in changes.items()})
+        drives = [run(bag, map_path, args.weights, args.like, node_config, config)
+                  for bag, map_path in zip(args.bag, args.map)]
+    except (ValueError, OSError) as error:
+        print(f'evaluate_drives: {error}', file=sys.stderr)
+        return 2
+    pooled = evaluation.pool(drives)
+    print(evaluation.table(evaluation.evaluate(pooled)))
+    outcomes = pooled.outcomes['refined']
+    print('outcomes: ' + ', '.join(
+        f'{name} {outcomes.count(name)}' for name in sorted(set(outcomes))))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
