@@ -87,7 +87,7 @@ def missing_modules(names) -> list[str]:
     for name in names:
         try:
             importlib.import_module(name)
-        except (ImportError, OSError):  # the latter: a shared library of it
+        except Exception:  # half an installation, or one for another numpy, raises anything
             missing.append(name)
     return missing
 

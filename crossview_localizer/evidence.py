@@ -1,12 +1,12 @@
 """What in a frame made its match: how much each part of the ground view adds to the score.
 
-The heat map says ``p`` of every place in the window.  What singles out its peak is the score there
-over the score that the heat map expects, in nats,
+What singles out the heat map's peak is the score there over the window's mean, in nats,
 
-    J = sum_t (q_t - p_t) log-likelihood_t,        q = 1 at the peak, 0 elsewhere,
+    J = log-likelihood_peak - 1/n sum_t log-likelihood_t.
 
-whose gradient is that of log p(peak).  Weigh each cell of the ground view by ``m``, all 1: the
-gradient dJ/dm is the cell's share of J.  It is exact where the score is linear in the cells (the
+(Over the mean that the heat map itself expects a sharp peak would only be held against its own
+neighbours.)  Weigh each cell of the ground view by ``m``, all 1: the gradient dJ/dm is the cell's
+share of J.  It is exact where the score is linear in the cells (the
 detail part, the dense matcher); for SAFA it is the first-order share of its feature map's cells.
 (Gradient times input: Shrikumar et al., "Not Just a Black Box", 2016.)
 
@@ -115,18 +115,19 @@ def _spread(nats: np.ndarray, side: int) -> np.ndarray:
 
 
 def peak_contrast(heatmap: Heatmap, refine: int) -> np.ndarray:
-    """One at the heat map's peak minus its probability, on the ``refine`` times coarser lattice.
+    """One at the heat map's peak minus 1/n everywhere, on the ``refine`` times coarser lattice.
 
-    The peak lies between tiles: its weight is shared between the four about it.
+    The peak lies between tiles: its weight is shared between the four about it.  Tiles that are
+    missing have no weight.
     """
-    p = np.exp(heatmap.log_probability[::refine, ::refine])
+    known = np.isfinite(heatmap.log_probability[::refine, ::refine])
     row, col = np.unravel_index(
         np.argmax(heatmap.log_probability), heatmap.log_probability.shape)
     row, col = row / refine, col / refine
-    rows = np.maximum(0.0, 1.0 - np.abs(np.arange(p.shape[0]) - row))
-    cols = np.maximum(0.0, 1.0 - np.abs(np.arange(p.shape[1]) - col))
-    at_peak = np.outer(rows, cols) * (p > 0)
-    return at_peak / at_peak.sum() - p / p.sum()
+    rows = np.maximum(0.0, 1.0 - np.abs(np.arange(known.shape[0]) - row))
+    cols = np.maximum(0.0, 1.0 - np.abs(np.arange(known.shape[1]) - col))
+    at_peak = np.outer(rows, cols) * known
+    return at_peak / at_peak.sum() - known / known.sum()
 
 
 def _of_dense(
@@ -138,7 +139,7 @@ def _of_dense(
     view, weight = (part.clone() for part in ground)       # out of inference mode
     cells = torch.ones_like(view[:, :1]).requires_grad_()                      # (1, 1, F, L)
     scores, *_ = matcher.scores((view * cells, weight), window, prior, config)  # (K, R, C)
-    contrast = -np.exp(heatmap.volume)
+    contrast = np.full(heatmap.volume.shape, -1.0 / heatmap.volume.size)
     contrast.flat[np.argmax(heatmap.volume)] += 1.0
     total = (scores * torch.from_numpy(contrast).to(scores)).sum()
     nats = torch.autograd.grad(total, cells)[0][0, 0].cpu().numpy().astype(float)

@@ -19,6 +19,7 @@ from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage
 from crossview_localizer.localizer import load_localizer, Localizer
 from crossview_localizer.recorded_run import (
+    add_run_arguments,
     decoded,
     messages_stamped,
     NODE,
@@ -27,13 +28,14 @@ from crossview_localizer.recorded_run import (
     read_run,
     RecordedRun,
     RunError,
+    topics_of,
 )
 from crossview_localizer.replay import Topics
 from crossview_localizer.report_figures import Orthophoto, Shot
 from crossview_localizer.rig import SensorRig
 
 FOR_RGB, AGAINST_RGB = (255, 120, 0), (0, 110, 255)
-STRONGEST_ALPHA = 0.75
+STRONGEST_ALPHA = 0.6
 SMOOTH_CELLS = 0.8
 DPI = 110
 
@@ -70,8 +72,8 @@ def draw(
     on_road = found.raster_from_base is not None
     with plt.rc_context(report_figures.STYLE):
         figure, panels = plt.subplots(
-            1, 3 if on_road else 2, figsize=(13.0 if on_road else 9.5, 3.9),
-            width_ratios=(1.45, 1.0, 1.0) if on_road else (1.45, 1.0))
+            1, 4 if on_road else 3, figsize=(14.5 if on_road else 11.5, 4.2),
+            width_ratios=(1.4, 1.0, 1.0, 1.0) if on_road else (1.4, 1.0, 1.0))
         if on_road:
             panels[0].imshow(painted(
                 image.rgb, on_image(shown, image.camera, pitch_rad), reach))
@@ -84,13 +86,17 @@ def draw(
         for_nats = found.nats[found.nats > 0].sum()
         against_nats = found.nats[found.nats < 0].sum()
         panels[0].set_title(
-            f'{shot.label}: for the peak +{for_nats:.1f} nats (orange), against it '
+            f'{shot.label}: for the peak +{for_nats:.1f} nats (orange), against '
             f'{against_nats:.1f} (blue)', loc='left')
-        report_figures.heatmap_panel(panels[-1], shot, orthophoto)
-        panels[-1].set_title(
-            f'peak {shot.distance_m:.1f} m from the {"truth" if shot.truth else "prior"}',
+        report_figures.heatmap_panel(panels[-2], shot, orthophoto)
+        panels[-2].set_title(
+            f'peak {shot.distance_m:.2f} m from the {"truth" if shot.truth else "prior"}',
             loc='left')
-        panels[-1].legend(loc='upper left', bbox_to_anchor=(1.0, 1.0))
+        report_figures.heatmap_panel(panels[-1], shot, orthophoto, around_peak=True)
+        panels[-1].set(ylabel='')
+        panels[-1].set_title('about the peak', loc='left')
+        handles, labels = panels[-2].get_legend_handles_labels()
+        figure.legend(handles, labels, loc='outside lower right', ncols=len(labels))
     return figure
 
 
@@ -165,18 +171,12 @@ def write_overlays(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    defaults = Topics()
     parser = argparse.ArgumentParser(
         prog='overlay', formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
         epilog='examples:\n'
         '  ros2 run crossview_localizer overlay demo/run --input-bag demo/bag --out overlays\n'
         '  ros2 run crossview_localizer overlay run1 --input-bag drive --map my.map --at 12 60')
-    parser.add_argument('bag', type=Path, metavar='BAG', help="recording of the node's outputs")
-    parser.add_argument(
-        '--input-bag', type=Path, metavar='BAG',
-        help='bag that was played to the node (default: the recording itself)')
-    parser.add_argument(
-        '--map', type=Path, help='embedding map (default: the one that /diagnostics names)')
+    add_run_arguments(parser, ('image',))
     parser.add_argument(
         '--weights', type=Path, help='network weights (default: those that /diagnostics names)')
     parser.add_argument(
@@ -187,10 +187,6 @@ def build_parser() -> argparse.ArgumentParser:
         help='seconds from the start (default: the frames with the best, median and worst peak)')
     parser.add_argument(
         '--out', type=Path, metavar='DIR', help='folder to write to (default: BAG_overlays)')
-    parser.add_argument(
-        '--node', default=NODE, help='full name of the node (default: %(default)s)')
-    parser.add_argument(
-        '--image-topic', default=defaults.image, metavar='TOPIC', help='default: %(default)s')
     return parser
 
 
@@ -212,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
             node_config, config = replay.read_parameters(arguments.params_file)
         paths = write_overlays(
             out, bag, arguments.input_bag or bag, load_localizer(map_path, weights, config),
-            node_config, arguments.at, Topics(image=arguments.image_topic), node, progress=True)
+            node_config, arguments.at, topics_of(arguments), node, progress=True)
     except (ValueError, OSError) as error:
         print(f'overlay: error: {error}', file=sys.stderr)
         return 2

@@ -5,8 +5,9 @@ driving is some ten thousand poses: small arrays.  What is large (heat maps, pic
 as it passes by, and :func:`messages_stamped` fetches single ones later.
 """
 
+import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 import math
@@ -107,6 +108,36 @@ class RecordedRun:
         unmoved = (self.priors.stamps_ns[row] == self.poses.stamps_ns) & (
             self.priors.poses[row] == self.poses.poses).all(axis=1)
         return np.where(~matched, NO_MATCH, np.where(unmoved, GATED, USED))
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, topics: Sequence[str]) -> None:
+    """What every command takes that shows a recording; ``topics`` are fields of Topics."""
+    parser.add_argument('bag', type=Path, metavar='BAG', help="recording of the node's outputs")
+    parser.add_argument(
+        '--input-bag', type=Path, metavar='BAG',
+        help='bag that was played to the node, for what the recording itself lacks: pictures, '
+        'GNSS fixes, ground truth')
+    parser.add_argument(
+        '--map', type=Path,
+        help='embedding map (default: the one that /diagnostics names, if it is there)')
+    parser.add_argument(
+        '--node', default=NODE, help='full name of the node (default: %(default)s)')
+    for name in topics:
+        parser.add_argument(
+            f'--{name}-topic', default=getattr(Topics(), name), metavar='TOPIC',
+            help='default: %(default)s')
+
+
+def add_imagery_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--imagery', type=Path, nargs='+', default=[], metavar='TIF',
+        help="GeoTIFFs to show instead of the map's orthophoto")
+
+
+def topics_of(arguments: argparse.Namespace) -> Topics:
+    """The topics that were given with ``add_run_arguments``; the others as they are."""
+    return Topics(**{name.removesuffix('_topic'): value for name, value in vars(arguments).items()
+                     if name.endswith('_topic')})
 
 
 @contextmanager

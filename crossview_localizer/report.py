@@ -16,18 +16,22 @@ import time
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from crossview_localizer import conversions, evaluation, report_figures, report_page
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.evaluation import Frames, Track
 from crossview_localizer.geometry import LocalFrame, MapGrid
 from crossview_localizer.recorded_run import (
+    add_imagery_argument,
+    add_run_arguments,
     frame_of,
     messages_stamped,
     NODE,
     read_run,
     RecordedRun,
     RunError,
+    topics_of,
     USED,
 )
 from crossview_localizer.replay import Topics
@@ -298,16 +302,20 @@ def write_report(
     recorded_map = run.diagnostics.values.get('map', {}).get('map_path', '')
     ground, notes = background(bag, map_path, imagery, recorded_map, node)
     demo = demo or demo_beside(bag, run.poses)
-    frames = demo.frames if demo else judge(run)
+    own = judge(run)
+    frames = demo.frames if demo else own
     judged = bool(frames.evaluated.any())
     fixes_ns = np.array([fix.stamp_ns for fix in run.fixes], np.int64)
     end_ns = int(run.poses.stamps_ns[-1])
     gaps_ns = outages(fixes_ns, run.start_ns, end_ns) if len(fixes_ns) else []
-    own = judge(run)
     shots = read_shots(run, own, choose_frames(run, own), bag, input_bag or bag, topics, node)
+    calibrated = calibration_series(run, frames)
 
     out.mkdir(parents=True, exist_ok=True)
-    draw = _Pictures(out)
+    # Trajectory and timeline are there in any case.
+    count = 2 + (3 if judged else len(run.poses) > 1) + sum(
+        map(bool, (calibrated, shots, len(run.latency_ms))))
+    draw = _Pictures(out, count, progress)
     sections = [_trajectory(draw, run, frames, ground, gaps_ns)]
     if judged:
         sections += _judged_sections(draw, frames, gaps_ns)
@@ -318,7 +326,6 @@ def write_report(
             'filter claims of its pose; a dot is where the match of one image lay from that pose.'
             + _outage_words(gaps_ns),
             *draw('claims', report_figures.claims_over_time, run.poses, run.matches, gaps_ns)))
-    calibrated = calibration_series(run, frames)
     if calibrated:
         sections.append(Section(
             'Calibration', 'On the dashed line a claimed share p of the errors lies inside the '
@@ -332,8 +339,11 @@ def write_report(
         sections.append(Section(
             'Heat maps of single frames',
             'Where one image alone puts the vehicle, brighter is more likely: the frames whose '
-            f'peak is nearest to the {reference}, in the middle, and farthest from it. North is '
-            'up.' + (' The arrow is the true heading.' if shots[0].truth else ''),
+            f'peak is nearest to the {reference}, in the middle, and farthest from it. First the '
+            'whole search window, then the white square about its peak; metres, north is up. The '
+            'match is what the heat map says of the neighbourhood of the prior, so that a peak '
+            'far from it need not carry the match away.'
+            + (' The arrow is the true heading.' if shots[0].truth else ''),
             *draw('heatmaps', report_figures.heatmaps, shots, ground.orthophoto, half=alone),
             half=alone))
     sections.append(Section(
@@ -375,8 +385,10 @@ def write_report(
 class _Pictures:
     """Draws a picture for wide and for narrow screens and says where both are."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, count: int, progress: bool):
         self._folder = folder
+        self._bar = tqdm(
+            desc='draw', unit='picture', total=count, disable=None if progress else True)
 
     def __call__(
         self, name: str, function: Callable, *arguments, half: bool = False,
@@ -392,6 +404,9 @@ class _Pictures:
                 paths.append(self._folder / f'{name}{suffix}.png')
                 figure.savefig(paths[-1], dpi=DPI[suffix])
                 plt.close(figure)
+        self._bar.update()
+        if self._bar.n == self._bar.total:
+            self._bar.close()
         return tuple(paths)
 
 
@@ -426,7 +441,8 @@ def _judged_sections(draw, frames: Frames, gaps_ns) -> list[Section]:
                 'error, is ideal at 3 (gnss only: 2).',
                 tables=[results_table(frames), Table(
                     ('row', 'is'),
-                    [(_words(name), ROW_MEANINGS.get(name, '')) for name in frames.rows],
+                    [(_words(name), ROW_MEANINGS.get(name, ''))
+                     for name in _row_order(frames.rows)],
                     text_columns=frozenset({1}))]),
         Section('Errors over time',
                 'Above: distance from the truth. Below: the signed error of the published pose '
@@ -434,9 +450,11 @@ def _judged_sections(draw, frames: Frames, gaps_ns) -> list[Section]:
                 *draw('errors', report_figures.errors_over_time, frames, gaps_ns)),
         Section('Errors across, along and in heading',
                 'Longitudinal is positive ahead of the true vehicle, lateral to its left; the '
-                'outermost bins hold what lies beyond.',
+                'outermost bins hold what lies beyond. The published pose alone once more on a '
+                'scale of its own.',
                 *draw('histograms', report_figures.histograms, frames)),
-        Section('Share of images below an error', '',
+        Section('Share of images below an error', 'Logarithmic: each grid line to the right is '
+                'a larger error.',
                 *draw('distribution', report_figures.distribution, frames)),
     ]
 
@@ -446,12 +464,20 @@ def results_table(frames: Frames) -> Table:
     heads = ('', 'median m', 'mean m', 'p95 m', 'lateral m', 'longit. m', 'heading deg',
              'cover 95 %', 'NEES', 'n / of')
     rows, colours = [], []
-    for name, found in evaluation.evaluate(frames).items():
+    metrics = evaluation.evaluate(frames)
+    for name in _row_order(metrics):
+        found = metrics[name]
         numbers = ['–' if found[key] is None else f'{found[key]:.2f}'
                    for key in evaluation.METRICS[:8]]
         rows.append((_words(name), *numbers, f'{found["n"]} / {found["n_expected"]}'))
         colours.append(COLOURS.get(name, ''))
     return Table(heads, rows, colours)
+
+
+def _row_order(names) -> list[str]:
+    """What the run is judged by first, then what it is held against."""
+    known = list(ROW_MEANINGS)
+    return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
 
 
 def _words(name: str) -> str:
@@ -515,7 +541,7 @@ def _figures(run: RecordedRun, frames: Frames) -> list[tuple[str, str]]:
         cards += [(f'{found["median_m"]:.2f} m', 'median position error'),
                   (f'{found["p95_m"]:.2f} m', '95 % of the errors are below')]
         if found['coverage_95'] is not None:
-            cards.append((f'{found["coverage_95"]:.0%}', 'inside the claimed 95 % ellipsoid'))
+            cards.append((f'{found["coverage_95"]:.1%}', 'inside the claimed 95 % ellipsoid'))
     radius_m = report_figures.long_axis_m(run.poses.covariances)
     cards.append((f'{np.nanmedian(radius_m):.2f} m', 'median 95 % radius claimed'))
     outcomes = run.outcomes().tolist()
@@ -532,45 +558,27 @@ def _figures(run: RecordedRun, frames: Frames) -> list[tuple[str, str]]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    defaults = Topics()
     parser = argparse.ArgumentParser(
         prog='report', formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
         epilog='examples:\n'
         '  ros2 run crossview_localizer report run1 --input-bag drive\n'
         '  ros2 run crossview_localizer report demo/run --input-bag demo/bag --out report\n\n'
         'Open index.html in the folder --out with any browser; it needs no other file.')
-    parser.add_argument('bag', type=Path, metavar='BAG', help="recording of the node's outputs")
-    parser.add_argument(
-        '--input-bag', type=Path, metavar='BAG',
-        help='bag that was played to the node: pictures, GNSS fixes, ground truth, where the '
-        'recording itself lacks them')
-    parser.add_argument(
-        '--map', type=Path, help='embedding map, for its orthophoto; default: the one that '
-        '/diagnostics names, if it is there')
-    parser.add_argument(
-        '--imagery', type=Path, nargs='+', default=[], metavar='TIF',
-        help="GeoTIFFs to show instead of the map's orthophoto")
+    add_run_arguments(parser, ('image', 'gnss', 'truth'))
+    add_imagery_argument(parser)
     parser.add_argument(
         '--out', type=Path, metavar='DIR', help='folder to write to (default: BAG_report)')
-    parser.add_argument(
-        '--node', default=NODE, help='full name of the node (default: %(default)s)')
-    for name in ('image', 'gnss', 'truth'):
-        parser.add_argument(
-            f'--{name}-topic', default=getattr(defaults, name), metavar='TOPIC',
-            help='default: %(default)s')
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     out = arguments.out or arguments.bag.with_name(arguments.bag.resolve().name + '_report')
-    topics = Topics(
-        image=arguments.image_topic, gnss=arguments.gnss_topic, truth=arguments.truth_topic)
     try:
         page = write_report(
             out, arguments.bag, input_bag=arguments.input_bag, map_path=arguments.map,
-            imagery=arguments.imagery, topics=topics, node=arguments.node.rstrip('/'),
-            progress=True)
+            imagery=arguments.imagery, topics=topics_of(arguments),
+            node=arguments.node.rstrip('/'), progress=True)
     except (ValueError, OSError) as error:
         print(f'report: error: {error}', file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.collections import LineCollection  # noqa: E402
 from matplotlib.colors import BoundaryNorm, ListedColormap  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.patches import Ellipse, Patch  # noqa: E402
+from matplotlib.patches import Ellipse, Patch, Rectangle  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from scipy.stats import chi2  # noqa: E402
@@ -36,6 +36,8 @@ UNOBSERVED_YAW_RAD2 = 1e3   # of a variance in a message
 MARGIN_M = 30.0
 JUMP_M = 50.0               # farther apart than this, points are not joined by a line
 BACKDROP_PX = 1300
+LEAST_ERROR_M = 0.02        # left end of a logarithmic scale
+ZOOM_HALF_M = 4.0           # of the heat map about its peak
 NS = 1e-9
 
 # Colours that stay apart in print and for colour-blind readers (Okabe and Ito).
@@ -186,8 +188,8 @@ def trajectory(
     for index, (begin_ns, end_ns) in enumerate(outages_ns):
         inside = shown & (track.stamps_ns >= begin_ns) & (track.stamps_ns <= end_ns)
         axes.plot(
-            *xy_m[inside].T, color='#d1495b', lw=10, alpha=0.35, solid_capstyle='round',
-            label=None if index else 'no GNSS', zorder=1)
+            *xy_m[inside].T, color='#d1495b', lw=10 if stacked else 15, alpha=0.45,
+            solid_capstyle='round', label=None if index else 'no GNSS', zorder=1)
     thin = slice(None, None, max(1, len(fixes_xy_m) // MOST_POINTS))
     if len(fixes_xy_m):
         axes.plot(*fixes_xy_m[thin].T, '.', color=COLOURS['gnss_only'], ms=3, label='GNSS fixes',
@@ -355,43 +357,47 @@ def aligned(track: Track, stamps_ns: np.ndarray) -> Track:
 
 
 def histograms(frames: Frames, width_in: float) -> Figure:
-    """Lateral, longitudinal and heading errors of ``refined`` and of what it is compared with."""
+    """Lateral, longitudinal and heading errors of ``refined``; above with what it started from."""
     other = next((n for n in ('prior', 'before_match') if n in frames.rows), None)
     stacked = width_in < STACK_BELOW_IN
-    figure, panels = plt.subplots(
-        *((3, 1) if stacked else (1, 3)), figsize=(width_in, 6.6 if stacked else 2.9))
+    lines = [[name for name in (other, 'refined') if name], ['refined']][0 if other else 1:]
+    figure = plt.figure(figsize=(width_in, 6.6 if stacked else 2.5 * len(lines)))
+    grid = figure.subplots(3, len(lines)).T if stacked else figure.subplots(len(lines), 3)
     errors = {
-        name: evaluation.pose_errors(frames.rows[name], frames.truth)
-        for name in (other, 'refined') if name}
+        name: evaluation.pose_errors(frames.rows[name], frames.truth) for name in lines[0]}
     quantities = (
         ('lateral error [m]', lambda e: e['lateral_m']),
         ('longitudinal error [m]', lambda e: e['longitudinal_m']),
         ('heading error [deg]', lambda e: np.degrees(e['heading_rad'])))
-    for panel, (label, quantity) in zip(panels, quantities):
-        values = {}
-        for name, error in errors.items():
-            value = quantity(error)[frames.evaluated]
-            values[name] = value[np.isfinite(value)]
-        reach = max(
-            (np.percentile(np.abs(value), 99) for value in values.values() if len(value)),
-            default=1.0) * 1.1 or 1.0
-        bins = np.linspace(-reach, reach, 41)
-        for name, value in values.items():
-            own = name == 'refined'
-            panel.hist(
-                np.clip(value, -reach, reach), bins, color=COLOURS[name], alpha=0.6 if own else 1,
-                histtype='stepfilled' if own else 'step', lw=1.3, label=name.replace('_', ' '))
-        panel.axvline(0.0, color='0.3', lw=0.7)
-        panel.set(xlabel=label, xlim=(-reach, reach))
-    panels[0].set(ylabel='images')
-    _legend_above(figure, panels[0], width_in)
+    for names, panels in zip(lines, np.reshape(grid, (len(lines), 3))):
+        for panel, (label, quantity) in zip(panels, quantities):
+            _histogram(panel, {name: quantity(errors[name])[frames.evaluated] for name in names})
+            panel.set(xlabel=label)
+            panel.locator_params(axis='x', nbins=4)
+        panels[0].set(ylabel='images')
+    figure.align_labels()
+    _legend_above(figure, np.ravel(grid)[0], width_in)
     return figure
+
+
+def _histogram(panel: Axes, values: dict[str, np.ndarray]) -> None:
+    values = {name: value[np.isfinite(value)] for name, value in values.items()}
+    reach = max(
+        (np.percentile(np.abs(value), 99) for value in values.values() if len(value)),
+        default=1.0) * 1.1 or 1.0
+    bins = np.linspace(-reach, reach, 42)       # one of them in the middle
+    for name, value in values.items():
+        own = name == 'refined'
+        panel.hist(
+            np.clip(value, -reach, reach), bins, color=COLOURS[name], alpha=0.6 if own else 1,
+            histtype='stepfilled' if own else 'step', lw=1.3, label=name.replace('_', ' '))
+    panel.axvline(0.0, color='0.3', lw=0.7)
+    panel.set(xlim=(-reach, reach))
 
 
 def distribution(frames: Frames, width_in: float) -> Figure:
     """Share of evaluated images below an error, all rows."""
     figure, axes = plt.subplots(figsize=(width_in, 3.4))
-    farthest_m = 0.5
     for name, track in frames.rows.items():
         error_m = evaluation.pose_errors(track, frames.truth)['position_m'][frames.evaluated]
         error_m = np.sort(error_m[np.isfinite(error_m)])
@@ -399,13 +405,15 @@ def distribution(frames: Frames, width_in: float) -> Figure:
             continue
         share = np.arange(1, len(error_m) + 1) / frames.evaluated.sum()
         thin = np.unique(np.linspace(0, len(error_m) - 1, MOST_POINTS).astype(int))
+        # The control that may lie exactly on another row is dashed.
         axes.step(
-            error_m[thin], share[thin], where='post', color=COLOURS.get(name, '0.3'),
-            label=name.replace('_', ' '), lw=2.2 if name == 'refined' else 1.3)
-        if name not in ('gnss_only', 'odometry_only'):
-            farthest_m = max(farthest_m, 1.2 * np.percentile(error_m, 97))
-    axes.set(xlim=(0.0, farthest_m), ylim=(0.0, 1.0), xlabel='position error [m]',
+            np.maximum(error_m[thin], LEAST_ERROR_M), share[thin], where='post',
+            color=COLOURS.get(name, '0.3'), label=name.replace('_', ' '),
+            lw=2.2 if name == 'refined' else 1.3, ls='--' if name == 'random_init' else '-')
+    axes.set(xscale='log', ylim=(0.0, 1.0), xlabel='position error [m]',
              ylabel='share of images')
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.set_xlim(left=LEAST_ERROR_M)
     _legend_above(figure, axes, width_in)
     return figure
 
@@ -431,63 +439,85 @@ def calibration(series: dict[str, tuple[np.ndarray, int]], width_in: float) -> F
 
 
 def heatmaps(shots: Sequence[Shot], orthophoto: Orthophoto | None, width_in: float) -> Figure:
-    """Each shot's picture beside (narrow: above) its heat map over the orthophoto."""
+    """Each shot's picture, its heat map over the orthophoto, and that again about the peak.
+
+    Narrow: the picture above the two.
+    """
     stacked = width_in < STACK_BELOW_IN
     pictures = any(shot.rgb is not None for shot in shots)
-    columns = 2 if pictures else 1
+    maps = ['window', 'peak']
+    layout = [['picture', *maps]] if pictures else [maps]
+    height_in = (0.275 if pictures else 0.5) * width_in
     if stacked:
-        figure, grid = plt.subplots(
-            columns * len(shots), 1, figsize=(width_in, len(shots) * (3.1 * (columns - 1) + 4.3)),
-            squeeze=False, height_ratios=[3.1, 4.3][2 - columns:] * len(shots))
-        grid = grid.reshape(len(shots), columns)
-    else:
-        figure, grid = plt.subplots(
-            len(shots), columns, squeeze=False, width_ratios=[1.35, 1.0][2 - columns:],
-            figsize=(width_in, (3.9 if pictures else 0.95 * width_in) * len(shots)))
-    for line, shot in zip(grid, shots):
-        line[0].set_title(f'{shot.label}: peak {shot.distance_m:.1f} m from the '
-                          f'{"truth" if shot.truth else "prior"}', loc='left', weight='bold')
+        layout = [['picture', 'picture'], maps] if pictures else [maps]
+        height_in = (1.18 if pictures else 0.5) * width_in
+    figure = plt.figure(figsize=(width_in, (height_in + 0.25) * len(shots) + 0.3))
+    for part, shot in zip(np.atleast_1d(figure.subfigures(len(shots), 1)), shots):
+        panels = part.subplot_mosaic(
+            layout, width_ratios=[1.3, 1.0, 1.0] if pictures and not stacked else None,
+            height_ratios=[1.45, 1.0] if pictures and stacked else None)
+        first = panels[layout[0][0]]
+        first.set_title(f'{shot.label}: peak {shot.distance_m:.2f} m from the '
+                        f'{"truth" if shot.truth else "prior"}', loc='left', weight='bold')
         if pictures:
-            line[0].set_axis_off()
+            first.set_axis_off()
             if shot.rgb is not None:
-                line[0].imshow(shot.rgb)
-        heatmap_panel(line[-1], shot, orthophoto)
-    _legend_above(figure, grid[0, -1], width_in)
+                first.imshow(shot.rgb)
+        heatmap_panel(panels['window'], shot, orthophoto)
+        heatmap_panel(panels['peak'], shot, orthophoto, around_peak=True)
+        for name in maps:
+            panels[name].locator_params(nbins=4)
+            panels[name].set(xlabel='', ylabel='')
+    _legend_above(figure, panels['window'], width_in)
     return figure
 
 
-def heatmap_panel(axes: Axes, shot: Shot, orthophoto: Orthophoto | None) -> None:
-    """The heat map of one frame over the orthophoto, with the poses about it."""
+def heatmap_panel(
+    axes: Axes, shot: Shot, orthophoto: Orthophoto | None, around_peak: bool = False,
+) -> None:
+    """The heat map of one frame over the orthophoto, with the poses about it; metres.
+
+    The whole search window, where a frame shows what ``around_peak`` shows of it.
+    """
     west, east, south, north = shot.extent_m
+    zoom = (shot.peak_m[0] - ZOOM_HALF_M, shot.peak_m[0] + ZOOM_HALF_M,
+            shot.peak_m[1] - ZOOM_HALF_M, shot.peak_m[1] + ZOOM_HALF_M)
+    if around_peak:
+        west, east, south, north = zoom
     _backdrop(axes, (west, south), (east, north), orthophoto, pale=0.2)
     axes.imshow(
         np.ma.masked_invalid(shot.percent), extent=shot.extent_m, origin='lower', cmap='inferno',
-        vmin=0, vmax=100, interpolation='bilinear', zorder=1,
-        alpha=np.where(np.isfinite(shot.percent), 0.1 + 0.55 * shot.percent / 100.0, 0.0))
-    outline = [patheffects.withStroke(linewidth=2.6, foreground='black')]
+        vmin=0, vmax=100, interpolation='nearest' if around_peak else 'bilinear', zorder=1,
+        alpha=np.where(np.isfinite(shot.percent), 0.1 + 0.65 * shot.percent / 100.0, 0.0))
+    # Hollow, and one around the other: what they mark stays in sight.
+    outline = [patheffects.withStroke(linewidth=3.2, foreground='black')]
     for name, estimate, marker, colour, size, line in (
-            ('prior, 95 %', shot.prior, 's', '#5ab4ff', 10, '-'),
-            ('match', shot.match, 'X', MATCH_COLOUR, 8, ''),
-            ('refined, 95 %', shot.refined, 'D', '#3fe0a8', 6, '--')):
+            ('prior, 95 %', shot.prior, 's', '#5ab4ff', 11, '-'),
+            ('match', shot.match, 'x', MATCH_COLOUR, 5, ''),
+            ('refined, 95 %', shot.refined, 'D', '#3fe0a8', 8, '--')):
         if estimate is None:
             continue
-        axes.plot(estimate.pose.x_m, estimate.pose.y_m, marker, color=colour, mec='black', ms=size,
-                  label=name, ls='none', zorder=3)
+        axes.plot(estimate.pose.x_m, estimate.pose.y_m, marker, color=colour, mfc='none', mew=1.5,
+                  ms=size, label=name, ls='none', zorder=3, path_effects=outline)
         if line:
             axes.add_patch(_ellipse(
-                estimate, ec=colour, lw=1.6, ls=line, zorder=2,
+                estimate, ec=colour, lw=1.5, ls=line, zorder=2,
                 path_effects=outline if line == '-' else None))
-    axes.plot(*shot.peak_m, '*', color='#ffe14d', mec='black', ms=13, label='peak', ls='none',
-              zorder=3)
+    axes.plot(*shot.peak_m, '*', color='#ffe14d', mfc='none', mew=1.2, ms=9, label='peak',
+              ls='none', zorder=3, path_effects=outline)
     if shot.truth is not None:
-        axes.plot(shot.truth.x_m, shot.truth.y_m, 'o', color='white', mec='black', ms=7,
+        axes.plot(shot.truth.x_m, shot.truth.y_m, 'o', color='white', mec='black', ms=4,
                   label='truth', ls='none', zorder=4)
-        length_m = 0.12 * (east - west)
+        length_m = 0.14 * (east - west)
         axes.annotate(
             '', (shot.truth.x_m + length_m * math.cos(shot.truth.yaw_rad),
                  shot.truth.y_m + length_m * math.sin(shot.truth.yaw_rad)),
-            (shot.truth.x_m, shot.truth.y_m),
-            arrowprops={'arrowstyle': '-|>', 'color': 'white', 'lw': 1.8})
+            (shot.truth.x_m, shot.truth.y_m), annotation_clip=True,
+            arrowprops={'arrowstyle': '-|>', 'color': 'white', 'lw': 1.4})
+    if not around_peak:
+        axes.add_patch(Rectangle(
+            (zoom[0], zoom[2]), 2 * ZOOM_HALF_M, 2 * ZOOM_HALF_M, fill=False, ec='white', lw=0.9,
+            zorder=2))
     _plain_map(axes)
     axes.set(xlim=(west, east), ylim=(south, north), xlabel='east [m]', ylabel='north [m]')
 
@@ -530,7 +560,7 @@ def timeline(
         _refusals(panels[3], time, diagnostics, edges, unit_s)
         _levels(panels[4], time, diagnostics, edges, unit_s)
     panels[-1].set(xlabel=time_label, xlim=(0.0, edges[-1] / unit_s))
-    figure.align_ylabels(panels)
+    figure.align_ylabels(panels[:4])
     return figure
 
 

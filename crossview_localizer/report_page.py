@@ -17,10 +17,10 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .2rem; padding-top: .6rem;
 p { margin: .3rem 0 .7rem; max-width: 75ch; }
 .lead, .how { color: #555d66; }
 .banner { background: #fff4d6; border-left: 5px solid #e0a100; padding: .5rem .8rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(155px, 1fr));
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(145px, 1fr));
   gap: .6rem; margin: 1rem 0; }
 .figures div { background: #f4f6f8; border-radius: .4rem; padding: .5rem .7rem; }
-.figures b { display: block; font-size: 1.25rem; line-height: 1.3; }
+.figures b { display: block; font-size: 1.15rem; line-height: 1.35; white-space: nowrap; }
 .figures span { color: #555d66; font-size: .85rem; }
 img { display: block; width: 100%; height: auto; }
 .half { max-width: 660px; }

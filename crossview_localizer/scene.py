@@ -29,7 +29,7 @@ from crossview_localizer.interrupts import stop_on_interrupt
 from crossview_localizer.node import configs_from_parameters, ROS_PARAMETERS
 from crossview_localizer.rig import SensorRig
 
-OWN_PARAMETERS = {'publish_odom_tf': False, 'picture_hz': 5.0}
+OWN_PARAMETERS = {'publish_odom_tf': False, 'picture_hz': 5.0, 'heatmap_picture': False}
 LOCALIZER = 'crossview_localizer'
 # A map frame that puts the refined pose farther than this from its geopose is another one.
 FRAME_TOLERANCE_M = 0.5
@@ -68,7 +68,7 @@ class Trail:
 
 
 class SceneNode(Node):
-    """Node ``crossview_scene``; reads the localizer's parameters and its own two.
+    """Node ``crossview_scene``; reads the localizer's parameters and its own.
 
     Raises ValueError or OSError from the constructor for parameters or a map that are not valid.
     """
@@ -82,6 +82,7 @@ class SceneNode(Node):
         own = {name: given.pop(name, default) for name, default in OWN_PARAMETERS.items()}
         self._config, localizer_config = configs_from_parameters(given)
         self._publish_odom_tf = bool(own['publish_odom_tf'])
+        self._draw_heatmaps = bool(own['heatmap_picture'])
         self._picture_period_s = 1.0 / float(own['picture_hz'])
         self._pitch_rad = localizer_config.camera.pitch_rad
         self._rig = SensorRig(self._config, localizer_config.camera)
@@ -91,7 +92,8 @@ class SceneNode(Node):
         self._waiting_fixes = deque(maxlen=WAITING_FIXES)
         self._waiting_truth = deque(maxlen=WAITING_FIXES)
         self._frames = {}
-        self._last_picture_s = 0.0
+        self._last_picture_s = self._last_heatmap_s = 0.0
+        self._newest = {}
         self._match_ellipse = MarkerArray()
         self._trails = {name: Trail() for name in ('gnss', 'prior', 'refined', 'ground_truth')}
         self._create_outputs()
@@ -116,6 +118,9 @@ class SceneNode(Node):
         self._trail_publishers = {
             name: self.create_publisher(Path, f'~/path/{name}', latched(1))
             for name in self._trails}
+        self._heatmap_picture_publisher = None
+        if self._draw_heatmaps:
+            self._heatmap_picture_publisher = self.create_publisher(Image, '~/heatmap_picture', 2)
         self._tf_publisher = None
         if self._publish_odom_tf:
             self._tf_publisher = self.create_publisher(TFMessage, '/tf', 100)
@@ -239,6 +244,7 @@ class SceneNode(Node):
             'match', conversions.pose_estimate_from_msg(msg), scene_messages.MATCH_RGB)
 
     def _draw_ellipse(self, name: str, estimate, rgb) -> MarkerArray:
+        self._newest[name] = estimate, rgb
         markers = scene_messages.ellipse_markers(name, estimate, rgb, self._config.map_frame)
         self._ellipse_publisher.publish(markers)
         return markers
@@ -246,10 +252,25 @@ class SceneNode(Node):
     def _on_heatmap(self, msg: OccupancyGrid) -> None:
         self._heatmap_publisher.publish(scene_messages.shown_heatmap(msg))
         self._alternatives_publisher.publish(scene_messages.alternative_markers(msg))
+        self._draw_heatmap(msg)
         # The localizer clears its heat map where an image gave no match.
         if max(msg.data, default=-1) < 0 and self._match_ellipse.markers:
             self._ellipse_publisher.publish(scene_messages.removal(self._match_ellipse))
             self._match_ellipse = MarkerArray()
+
+    def _draw_heatmap(self, msg: OccupancyGrid) -> None:
+        now_s = time.monotonic()
+        if self._heatmap_picture_publisher is None or (
+                not self._heatmap_picture_publisher.get_subscription_count()
+                or now_s - self._last_heatmap_s < self._picture_period_s):
+            return
+        self._last_heatmap_s = now_s
+        stamp_ns = conversions.stamp_ns_from_msg(msg.header.stamp)
+        picture = scene_pictures.heatmap_picture(
+            *scene_messages.percent_from_heatmap(msg), self._orthophoto,
+            [drawn for drawn in self._newest.values() if drawn[0].stamp_ns == stamp_ns])
+        self._heatmap_picture_publisher.publish(scene_messages.image_msg(
+            picture, stamp_ns, self._config.map_frame))
 
     def _on_geopose(self, msg: GeoPoseWithCovarianceStamped) -> None:
         """Pose and geopose of one instant tell where the map frame lies on Earth."""
@@ -298,7 +319,8 @@ def main(args: list[str] | None = None) -> int:
         description='Publish what config/robotcar.rviz shows: satellite image, heat map, '
         'ellipses, match and alternatives, paths, camera pictures. It takes the parameters and '
         'remappings of localizer_node, and publish_odom_tf (odom to base_link from the odometry, '
-        'where nobody else publishes it) and picture_hz.',
+        'where nobody else publishes it), heatmap_picture (the heat map over the satellite image '
+        'as a live picture) and picture_hz.',
         epilog='example: ros2 run crossview_localizer scene --ros-args --params-file '
         'robotcar.yaml -p map_path:=oxford.map -r image:=/camera/image -r gnss:=/gnss/fix')
     parser.add_argument('--ros-args', nargs=argparse.REMAINDER, help='arguments of ROS 2')

@@ -92,6 +92,16 @@ def shown_heatmap(msg: OccupancyGrid) -> OccupancyGrid:
         header=msg.header, info=msg.info, data=array('b', shown.astype(np.int8).tobytes()))
 
 
+def percent_from_heatmap(msg: OccupancyGrid) -> tuple[np.ndarray, MapGrid]:
+    """Percent of the peak (rows, cols), row 0 north, -1 where unknown, with its grid."""
+    info = msg.info
+    percent = np.asarray(msg.data, np.int8).reshape(info.height, info.width)[::-1]
+    west_m, south_m = info.origin.position.x, info.origin.position.y
+    return percent, MapGrid(
+        info.height, info.width, info.resolution, west_m + info.resolution / 2,
+        south_m + (info.height - 0.5) * info.resolution)
+
+
 def peaks(msg: OccupancyGrid) -> list[tuple[float, float, int]]:
     """(x_m, y_m, percent) of the heat map's summits, highest first, ALTERNATIVE_APART_M apart."""
     percent = np.asarray(msg.data, np.int8).reshape(msg.info.height, msg.info.width)

@@ -30,12 +30,15 @@ from crossview_localizer import conversions, evaluation, report
 from crossview_localizer.geometry import MapGrid
 from crossview_localizer.record_bag import RecordError, register_installed_type
 from crossview_localizer.recorded_run import (
+    add_imagery_argument,
+    add_run_arguments,
     decoded,
     NODE,
     open_bag,
     raw_messages,
     read_run,
     RecordedRun,
+    topics_of,
 )
 from crossview_localizer.replay import Topics
 from crossview_localizer.robotcar_to_bag import typestore_with_geographic_msgs
@@ -225,29 +228,15 @@ def _shifted(reader: AnyReader, connections, delay_ns: int) -> Iterator[tuple]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    defaults = Topics()
     parser = argparse.ArgumentParser(
         prog='viewer_bag', formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
         epilog='example:\n  ros2 run crossview_localizer viewer_bag demo/run --input-bag demo/bag '
         '--out demo/replay.mcap')
-    parser.add_argument('bag', type=Path, metavar='BAG', help="recording of the node's outputs")
-    parser.add_argument(
-        '--input-bag', type=Path, metavar='BAG', help='bag that was played to the node')
-    parser.add_argument(
-        '--map', type=Path, help='embedding map, for its orthophoto; default: the one that '
-        '/diagnostics names, if it is there')
-    parser.add_argument(
-        '--imagery', type=Path, nargs='+', default=[], metavar='TIF',
-        help="GeoTIFFs to show instead of the map's orthophoto")
+    add_run_arguments(parser, ('odometry', 'gnss', 'truth'))
+    add_imagery_argument(parser)
     parser.add_argument(
         '--out', type=Path, metavar='FILE', help='mcap file to write (default: BAG_viewer.mcap)')
-    parser.add_argument(
-        '--node', default=NODE, help='full name of the node (default: %(default)s)')
-    for name in ('odometry', 'gnss', 'truth'):
-        parser.add_argument(
-            f'--{name}-topic', default=getattr(defaults, name), metavar='TOPIC',
-            help='default: %(default)s')
     return parser
 
 
@@ -255,11 +244,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     bag = arguments.bag
     out = arguments.out or bag.with_name(bag.resolve().name + '_viewer.mcap')
-    topics = Topics(odometry=arguments.odometry_topic, gnss=arguments.gnss_topic,
-                    truth=arguments.truth_topic)
     try:
         notes = write_viewer_bag(
-            out, bag, arguments.input_bag, arguments.map, arguments.imagery, topics,
+            out, bag, arguments.input_bag, arguments.map, arguments.imagery, topics_of(arguments),
             arguments.node.rstrip('/'), progress=True)
     except (RecordError, WriterError, ValueError, OSError) as error:
         print(f'viewer_bag: error: {error}', file=sys.stderr)

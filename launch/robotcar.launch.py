@@ -27,6 +27,7 @@ ARGUMENTS = {
     'delay': ('5.0', 'seconds that the replay waits for the node to load its map'),
     'loop': ('false', 'replay again and again'),
     'record': ('', 'folder of a new bag for the results; empty: none'),
+    'heatmap_picture': ('false', 'scene: the heat map over the satellite image as a picture'),
     'use_sim_time': ('', 'time from /clock; empty: true if a bag is given'),
     'device': ('', 'auto, cpu or cuda; empty: as in params_file'),
     'namespace': ('', 'namespace of the node and of its input topics'),
@@ -45,7 +46,8 @@ RVIZ_TOPICS = (
     *(f'/crossview_localizer/{name}' for name in ('pose', 'odometry')),
     *(f'/crossview_scene/{name}' for name in (
         'ground', 'heatmap', 'heatmap_updates', 'ellipses', 'alternatives', 'path/gnss',
-        'path/prior', 'path/refined', 'path/ground_truth', 'camera', 'views')),
+        'path/prior', 'path/refined', 'path/ground_truth', 'camera', 'views',
+        'heatmap_picture')),
     '/initialpose',
 )
 RECORDED = ('^(/tf|/tf_static|/diagnostics|/ground_truth/.*'
@@ -72,7 +74,9 @@ def start(context):
         remappings=list(INPUTS.items()), ros_arguments=['--log-level', given['log_level']])]
     if is_true(given['scene'] or given['rviz']):
         # Bags hold the odometry's messages and not its transform.
-        of_scene = {'publish_odom_tf': bool(given['bag']), 'use_sim_time': is_true(sim_time)}
+        of_scene = {
+            'publish_odom_tf': bool(given['bag']), 'use_sim_time': is_true(sim_time),
+            'heatmap_picture': is_true(given['heatmap_picture'])}
         if given['map']:
             of_scene['map_path'] = given['map']
         actions.append(Node(

@@ -191,7 +191,7 @@ def _make_problems(arguments: list[str]) -> list[str]:
 def links(path: Path) -> list[str]:
     """Targets of the links and pictures of a document, without those to the web."""
     text = re.sub(r'^( *)```.*?^\1```$', '', path.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [target for target in re.findall(r'\]\(([^)\s]+)\)', text)
+    return [target for target in re.findall(r'(?:\]\(|<img src=")([^)\s"]+)', text)
             if not re.match(r'[a-z]+:', target)]
 
 

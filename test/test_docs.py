@@ -92,6 +92,22 @@ def test_every_tool_is_described():
     assert not [name for name in docs_check.entry_points() if f'| `{name}` |' not in page]
 
 
+def repository_tools() -> list[str]:
+    """Modules of training/ and benchmarks/ that a user runs; ``bench_...`` serve ``bench``."""
+    names = {
+        re.sub(r'\.__(main|init)__$', '', '.'.join(path.relative_to(REPOSITORY).parts)[:-3])
+        for folder in ('training', 'benchmarks') for path in (REPOSITORY / folder).rglob('*.py')
+        if "__name__ == '__main__'" in path.read_text()}
+    return sorted(name for name in names if not name.startswith('benchmarks.bench_'))
+
+
+def test_every_tool_of_the_repository_is_described_and_has_an_example(ros):
+    page = (REPOSITORY / 'docs/tools.md').read_text()
+    assert not [name for name in repository_tools() if f'`{name}`' not in page]
+    assert not [name for name in repository_tools()
+                if f'python -m {name} ' not in ' '.join(docs_check.help_of(name).split())]
+
+
 def test_something_is_executed():
     executed = [block for path in documents() for block in blocks(path) if block.tag == 'run']
     assert len(executed) >= 2

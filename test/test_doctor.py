@@ -72,6 +72,20 @@ def test_a_bare_python_is_told_what_is_missing_and_how_to_get_it():
     assert result.stdout.endswith('2 problems found\n')
 
 
+def test_libraries_that_are_there_and_cannot_be_loaded_are_named(ros, tmp_path):
+    """ROS 2 is whole; torch is missing and pyproj is of another numpy."""
+    (tmp_path / 'torch.py').write_text("raise ModuleNotFoundError('torch')")
+    (tmp_path / 'pyproj.py').write_text("raise AttributeError('_ARRAY_API not found')")
+    result = subprocess.run(
+        [sys.executable, '-m', 'crossview_localizer.doctor', '--listen', '0'], text=True,
+        timeout=60, capture_output=True,
+        env=os.environ | {'PYTHONPATH': f'{tmp_path}{os.pathsep}{REPOSITORY}'})
+    assert result.returncode == 1 and not result.stderr
+    parts = parts_of(result.stdout)
+    assert parts['libraries'].startswith('PROBLEM cannot be imported: pyproj, torch')
+    assert parts['ROS 2'].startswith('ok')
+
+
 def test_a_healthy_installation_has_no_problem(
         ros, capsys, monkeypatch, tmp_path, fingerprint):
     monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', str(PROFILE))

@@ -1,6 +1,8 @@
 """Evidence for a match: shares that add up, drawn where they lie."""
 
 from dataclasses import replace
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,7 @@ from crossview_localizer.networks import (  # noqa: E402
 )
 from crossview_localizer.report_figures import Shot  # noqa: E402
 
+SHIPPED = Path(__file__).parent.parent / 'config/weights/crossview_dense_synthetic.safetensors'
 PITCH_RAD = 0.03
 PRIOR = PoseEstimate(0, Pose2D(1.3, -0.4, 0.7), np.diag([4.0, 4.0, 0.01]))
 SMALL = ModelConfig(channels=8, heads=4, hidden=4, view_px=64, margin_px=0, temperature=0.02)
@@ -62,10 +65,10 @@ def map_of(size: int, cells: int = 21, cell_m: float = 3.0) -> EmbeddingMap:
 
 
 def share_of_the_peak(heatmap, refine: int) -> float:
-    """log p at the peak minus its expectation, on the lattice of tiles."""
+    """log p at the peak minus its mean, on the lattice of tiles."""
     log_p = heatmap.log_probability[::refine, ::refine]
-    p = np.exp(log_p) / np.exp(log_p).sum()
-    return float((peak_contrast(heatmap, refine) * log_p)[p > 0].sum())
+    known = np.isfinite(log_p)
+    return float((peak_contrast(heatmap, refine) * log_p)[known].sum())
 
 
 def test_pixels_see_the_road_where_the_road_is_seen(image):
@@ -98,8 +101,7 @@ def test_the_contrast_of_a_peak_sums_to_nothing_and_lies_between_its_tiles():
     contrast = peak_contrast(heatmap, 4)
     assert contrast.shape == scores.shape and contrast.sum() == pytest.approx(0.0, abs=1e-12)
     row, col = np.unravel_index(np.argmax(heatmap.log_probability), heatmap.log_probability.shape)
-    p = np.exp(heatmap.log_probability[::4, ::4])
-    at_peak = contrast + p / p.sum()
+    at_peak = contrast + 1.0 / contrast.size
     rows, cols = np.indices(at_peak.shape)
     assert ((at_peak * rows).sum(), (at_peak * cols).sum()) == pytest.approx((row / 4, col / 4))
 
@@ -147,19 +149,25 @@ def test_the_detail_part_has_its_share_beside_safa(image):
     assert both.nats.shape == (32, 32) and np.isfinite(both.nats).all() and both.nats.any()
 
 
-def test_shares_of_the_dense_matcher_add_up_to_the_peak_s_lead(image):
+def small_dense() -> DenseNetwork:
     torch.manual_seed(5)
-    model = DenseConfig(
+    return DenseNetwork(DenseConfig(
         channels=4, width=8, ahead_cells=16, across_cells=16, patch_cells=24, block_px=16,
-        margin_px=8, temperature=1.0)
-    matcher = DenseMatcher(DenseNetwork(model).eval())
+        margin_px=8, temperature=1.0)).eval()
+
+
+@pytest.mark.parametrize(
+    'network', [small_dense, lambda: load_network(SHIPPED)], ids=['untrained', 'shipped'])
+def test_shares_of_the_dense_matcher_add_up_to_the_peak_s_lead(image, network):
+    matcher = DenseMatcher(network())
+    model = matcher.network.config
     block_m = model.block_px * model.px_m
-    window = map_of(4 * model.block_cells**2, 41, block_m).window(PRIOR, 8.0, matcher.margin_m)
+    made = map_of(model.channels * model.block_cells**2, math.ceil(140.0 / block_m), block_m)
+    window = made.window(PRIOR, 8.0, matcher.margin_m)
     config = MatchConfig(window_min_m=6.0)
     found, heatmap = evidence(matcher, image, window, PRIOR, config)
-    assert found.nats.shape == (16, 16)
-    p = np.exp(heatmap.volume)
-    lead = heatmap.volume.max() - (p * heatmap.volume).sum()
+    assert found.nats.shape == (model.ahead_cells, model.across_cells)
+    lead = heatmap.volume.max() - heatmap.volume.mean()
     assert found.nats.sum() == pytest.approx(lead, rel=1e-3, abs=1e-4)
 
 
@@ -224,5 +232,5 @@ def test_the_paper_s_own_view_of_the_frame_is_painted_on_that_view(image):
     shot = Shot('Best', 0, None, np.exp(heatmap.log_probability[::-1]), (-15.0, 15.0, -15.0, 15.0),
                 np.zeros(2), 1.0, None, PRIOR, None, None)
     figure = overlay.draw(shot, image, found, 0.0, None)
-    assert len(figure.axes) == 2
+    assert len(figure.axes) == 3
     overlay.report_figures.plt.close(figure)

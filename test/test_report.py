@@ -228,7 +228,8 @@ def test_an_orthophoto_is_redrawn_where_it_lies():
 # --- the page
 
 
-def test_the_page_holds_everything_and_asks_for_nothing(bags, tmp_path):
+def test_the_page_holds_everything_and_asks_for_nothing(bags, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, 'DPI', dict.fromkeys(report.WIDTHS_IN, 30))
     out = tmp_path / 'report'
     assert report.main([str(bags['run']), '--input-bag', str(bags['input']), '--out',
                         str(out)]) == 0

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 import sys
 import time
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -211,6 +212,30 @@ def map_with_orthophoto(path: Path) -> Path:
     return path
 
 
+def test_the_heat_map_is_painted_over_the_satellite_image_and_again_about_its_peak():
+    percent, grid = scene_messages.percent_from_heatmap(heatmap_msg((25.0, 5.0, 1.0)))
+    assert grid == MapGrid.around(10.0, 20.0, 30.0, 0.5)
+    blue = np.zeros((200, 200, 3), np.uint8)
+    blue[..., 2] = 200
+    orthophoto = blue, MapGrid(200, 200, 0.5, -40.0, 70.0)
+    open_along = PoseEstimate(STAMP_NS, Pose2D(25.0, 5.0, 0.0), np.diag([1e8, 0.04, 1.0]))
+    picture = scene_pictures.heatmap_picture(
+        percent, grid, orthophoto, [(open_along, (0, 255, 0))])
+    side = scene_pictures.VIEW_PX
+    whole, near = picture[-side:, :side].astype(int), picture[-side:, side:].astype(int)
+    # 15 m to the east and to the south of the middle of 60.5 m.
+    middle, reach = side // 2, round(15.0 / 60.5 * side)
+    away = 5                    # below the cross and the ellipse, within the summit
+    row, col = middle + reach + away, middle + reach
+    assert whole[row, col, 0] > 60 and tuple(whole[middle - reach, middle - reach]) == (0, 0, 200)
+    assert near[middle + 3 * away, middle, 0] > 150
+    cleared, grid = scene_messages.percent_from_heatmap(heatmap_msg())
+    shown = scene_pictures.heatmap_picture(cleared, grid, orthophoto)[-side:]
+    assert (shown == (0, 0, 200)).all()
+    without = scene_pictures.heatmap_picture(percent, grid, None)
+    assert (without[-side, 0] == 127).all()
+
+
 def test_only_the_picture_of_a_map_is_read(tmp_path):
     path = map_with_orthophoto(tmp_path / 'a.map')
     rgb, grid = read_orthophoto(path)
@@ -281,7 +306,8 @@ def displays(entries) -> list[dict]:
 
 def test_every_display_finds_its_topic_with_its_type_and_a_qos_that_fits(stage, tmp_path):
     stage.add(LocalizerNode, autostart=True).autostart()
-    stage.add(SceneNode, map_path=str(map_with_orthophoto(tmp_path / 'a.map')))
+    stage.add(SceneNode, map_path=str(map_with_orthophoto(tmp_path / 'a.map')),
+              heatmap_picture=True)
     manager = yaml.safe_load(RVIZ.read_text())['Visualization Manager']
     assert manager['Global Options']['Fixed Frame'] == 'map'
     shown = displays(manager['Displays'])
@@ -326,7 +352,7 @@ def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path):
     """Poses, heat map, fixes, truth and images of four instants; then an image without a match."""
     scene = stage.add(
         SceneNode, map_path=str(map_with_orthophoto(tmp_path / 'a.map')), publish_odom_tf=True,
-        picture_hz=1000.0)
+        picture_hz=1000.0, heatmap_picture=True)
     latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     localizer = '/crossview_localizer'
     publishers = {
@@ -343,11 +369,12 @@ def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path):
         name: stage.collect(kind, f'/crossview_scene/{name}', latched=name.startswith('path'))
         for name, kind in {
             'ellipses': MarkerArray, 'alternatives': MarkerArray, 'heatmap': OccupancyGrid,
-            'camera': Image, 'views': Image, 'path/gnss': PathMsg, 'path/prior': PathMsg,
-            'path/refined': PathMsg, 'path/ground_truth': PathMsg}.items()}
+            'camera': Image, 'views': Image, 'heatmap_picture': Image, 'path/gnss': PathMsg,
+            'path/prior': PathMsg, 'path/refined': PathMsg, 'path/ground_truth': PathMsg}.items()}
     transforms = stage.collect(TFMessage, '/tf')
     stage.wait(lambda: all(p.get_subscription_count() for p in publishers.values())
                and scene._views_publisher.get_subscription_count()
+               and scene._heatmap_picture_publisher.get_subscription_count()
                and scene._tf_publisher.get_subscription_count())
 
     mounting = TransformStamped(child_frame_id='camera')
@@ -400,7 +427,8 @@ def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path):
     assert {m.ns for message in shown['ellipses'] for m in message.markers} == {
         'prior', 'match', 'refined'}
     assert len(shown['alternatives'][-1].markers) == 3
-    assert shown['views'][-1].width == 2 * scene_pictures.VIEW_PX
+    for name in ('views', 'heatmap_picture'):
+        assert shown[name][-1].width == 2 * scene_pictures.VIEW_PX
     transform = transforms[-1].transforms[0]
     assert (transform.header.frame_id, transform.child_frame_id) == ('odom', 'base_link')
     assert transform.transform.translation.x == 15.0
@@ -413,14 +441,15 @@ def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path):
 
 
 def test_the_launch_file_moves_every_topic_of_rviz_into_a_namespace(monkeypatch):
-    if importlib.util.find_spec('launch_ros') is None:
-        monkeypatch.syspath_prepend(str(REPOSITORY / 'test/launch_stand_in'))
-        for name in [name for name in sys.modules if name.partition('.')[0] == 'launch']:
-            monkeypatch.delitem(sys.modules, name)
     spec = importlib.util.spec_from_file_location(
         'robotcar_launch', REPOSITORY / 'launch/robotcar.launch.py')
     launch_file = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(launch_file)
+    with mock.patch.dict(sys.modules):      # what is imported here goes with the test
+        if importlib.util.find_spec('launch_ros') is None:
+            monkeypatch.syspath_prepend(str(REPOSITORY / 'test/launch_stand_in'))
+            for name in [name for name in sys.modules if name.partition('.')[0] == 'launch']:
+                del sys.modules[name]
+        spec.loader.exec_module(launch_file)
     manager = yaml.safe_load(RVIZ.read_text())['Visualization Manager']
     used = {entry[key]['Value'] for entry in (*displays(manager['Displays']), *manager['Tools'])
             for key in ('Topic', 'Update Topic') if key in entry}

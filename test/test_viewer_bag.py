@@ -88,6 +88,9 @@ def test_every_plotted_field_is_in_its_message(written):
     paths = [path['value'] for name, panel in panels.items() if name.startswith('Plot!')
              for path in panel['paths']]
     assert len(paths) == 3
+    # Each viewer reads a title under a key of its own.
+    for panel in (panel for name, panel in panels.items() if name.startswith('Plot!')):
+        assert panel['lichtblickPanelTitle'] == panel['foxglovePanelTitle'] != ''
     for path in paths:
         topic, *fields = path.split('.')
         value = written[topic][1][0][1]
