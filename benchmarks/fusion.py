@@ -1,13 +1,13 @@
-"""The filter on its own: a real matcher's errors, real logs, outages, spoofing, starts.
+"""A pose one can trust: real errors and logs, outages, spoofing, starts, calibration.
 
-What is simulated and how is in docs/fusion.md.  Writes ``fusion.json`` and, a line an estimate,
-``frames.csv.gz``.
+What is simulated and how is in docs/fusion.md.  Writes ``fusion.json``, its pictures and, a line
+an estimate, ``frames.csv.gz``.
 """
 
 import argparse
 from copy import deepcopy
 import csv
-from dataclasses import dataclass, replace
+from dataclasses import replace
 import gzip
 import json
 import math
@@ -17,11 +17,12 @@ import sys
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
-from scipy.stats import chi2
 from tqdm import tqdm
 
 from benchmarks import fusion_data
 from benchmarks.fusion_data import Log, Path2D, stamp_ns, START_NS
+from benchmarks.fusion_estimates import Estimates, pooled
+from benchmarks.fusion_figures import draw
 from crossview_localizer.config import FilterConfig, HypothesesConfig
 from crossview_localizer.datatypes import (
     GnssCourse,
@@ -36,7 +37,7 @@ from crossview_localizer.hypotheses import PoseHypotheses
 from crossview_localizer.pose_filter import PoseFilter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
+WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 WARM_UP_S = 300.0
 # What a user would read off the data sheets of the simulated sensors; nothing else is set.
 SENSORS = FilterConfig(
@@ -47,54 +48,6 @@ FRAME_FIELDS = (
     'section', 'case', 'method', 'stamp_ns', 'truth_x_m', 'truth_y_m', 'truth_yaw_rad', 'x_m',
     'y_m', 'yaw_rad', 'xx_m2', 'xy_m2', 'xyaw_mrad', 'yy_m2', 'yyaw_mrad', 'yawyaw_rad2',
     'outcome')
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """What a filter said at some stamps, beside the truth; lines without an estimate are left out.
-
-    ``poses`` and ``truth`` (n, 3), ``covariances`` (n, 3, 3).
-    """
-
-    stamps_ns: np.ndarray
-    poses: np.ndarray
-    covariances: np.ndarray
-    truth: np.ndarray
-
-    @property
-    def errors(self) -> np.ndarray:
-        """Signed errors (n, 3) in x, y, yaw."""
-        errors = self.poses - self.truth
-        errors[:, 2] = wrap_angle(errors[:, 2])
-        return errors
-
-    @property
-    def position_m(self) -> np.ndarray:
-        return np.linalg.norm(self.errors[:, :2], axis=1)
-
-    @property
-    def nees(self) -> np.ndarray:
-        """Squared Mahalanobis error over x, y, yaw (n,); ideal mean 3."""
-        errors = self.errors
-        return np.einsum(
-            'ni,ni->n', errors, np.linalg.solve(self.covariances, errors[..., None])[..., 0])
-
-    def metrics(self) -> dict:
-        nees = self.nees
-        return {
-            'median_m': float(np.median(self.position_m)),
-            'p95_m': float(np.percentile(self.position_m, 95)),
-            'heading_median_deg': float(np.degrees(np.median(np.abs(self.errors[:, 2])))),
-            'coverage_95': float(np.mean(nees <= CHI2_95[3])),
-            'nees_mean': float(np.mean(nees)),
-            'n': len(nees),
-        }
-
-
-def pooled(parts: list[Estimates]) -> Estimates:
-    return Estimates(*(
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ('stamps_ns', 'poses', 'covariances', 'truth')))
 
 
 class Frames:
@@ -604,123 +557,12 @@ def _search_result(trials) -> dict:
     }
 
 
-# --- rendered drives -----------------------------------------------------------------------------
-
-OUTAGE_S = (10.0, 30.0, 60.0, 300.0)
-SETTLED_S = 60.0
-SEGMENT_S = 10.0
-
-
-class LostGnss:
-    """A Localizer to which no fix comes from ``begin_ns`` on."""
-
-    def __init__(self, localizer, begin_ns: int):
-        self._localizer = localizer
-        self._begin_ns = begin_ns
-
-    def __getattr__(self, name):
-        return getattr(self._localizer, name)
-
-    def add_gnss(self, fix: GnssFix):
-        return self._localizer.add_gnss(fix) if fix.stamp_ns < self._begin_ns else None
-
-
-def rendered(bags, maps, weights, parameters: Path, seed: int, per_drive: int, frames: Frames):
-    """Outages and calibration through the offline Localizer over simulated drives with truth.
-
-    Every run starts at the truth with 5 to 25 m and 0 to 10 degrees of noise, has GNSS for
-    ``SETTLED_S`` and then none to its end; a drive gives ``per_drive`` runs.  Returns the results
-    of both, by duration and over all poses before the outage.
-    """
-    from crossview_localizer import evaluation, replay
-    from crossview_localizer.localizer import load_localizer, Localizer
-
-    node_config, config = replay.read_parameters(parameters)
-    rng = np.random.default_rng([seed, 9])
-    ends, calm = {}, []
-    for bag, map_path in tqdm(list(zip(bags, maps)), desc='rendered drives', disable=None):
-        loaded = load_localizer(map_path, weights, config)
-        drive = replay.read_drive(bag, loaded.frame, node_config)
-        first_ns, last_ns = drive.truth.stamps_ns[[0, -1]]
-        spare_s = (last_ns - first_ns) * 1e-9 - SETTLED_S - OUTAGE_S[0]
-        if spare_s < 0.0:
-            raise ValueError(
-                f'{bag} lasts {(last_ns - first_ns) * 1e-9:.0f} s; expected at least '
-                f'{SETTLED_S + OUTAGE_S[0]:.0f} s')
-        for _ in range(per_drive):
-            begin_ns = int(first_ns + (SETTLED_S + rng.uniform(0.0, 0.2 * spare_s)) * 1e9)
-            start = noisy_start(drive.truth, int(first_ns), rng)
-            for method, map_and_matcher in (
-                    ('match', (loaded.embedding_map, loaded.matcher)), ('odometry', (None, None))):
-                localizer = Localizer(config, loaded.frame, *map_and_matcher)
-                localizer.set_pose(start)
-                results = replay.localize(bag, LostGnss(localizer, begin_ns), node_config)
-                track = replay.posteriors(list(results))
-                truth = drive.truth.at(track.stamps_ns, evaluation.TRUTH_MAX_GAP_S)
-                known = np.isfinite(truth.poses).all(axis=1)
-                estimates = Estimates(
-                    track.stamps_ns[known], track.poses[known], track.covariances[known],
-                    truth.poses[known])
-                frames.add('outage', Path(bag).parent.name, method, estimates)
-                if method == 'match':
-                    calm.append(settled_segments(estimates, int(first_ns), begin_ns))
-                for length_s in OUTAGE_S:
-                    after = np.flatnonzero(estimates.stamps_ns >= begin_ns + length_s * 1e9)
-                    if len(after):
-                        ends.setdefault(length_s, {}).setdefault(method, []).append(
-                            float(estimates.position_m[after[0]]))
-    outage = {
-        f'{length_s:.0f}': {
-            method: {'p50_m': float(np.median(errors_m)),
-                     'p95_m': float(np.percentile(errors_m, 95)), 'n': len(errors_m)}
-            for method, errors_m in methods.items()}
-        for length_s, methods in ends.items()}
-    return outage, calibration(pooled(calm))
-
-
-def noisy_start(truth, first_ns: int, rng) -> PoseEstimate:
-    sigma_m, yaw_sigma_rad = rng.uniform(5.0, 25.0), math.radians(rng.uniform(0.5, 10.0))
-    sigmas = np.array([sigma_m, sigma_m, yaw_sigma_rad])
-    noisy = truth.pose_at(first_ns).as_array() + sigmas * rng.standard_normal(3)
-    return PoseEstimate(
-        first_ns, Pose2D(*noisy[:2], wrap_angle(float(noisy[2]))), np.diag(sigmas**2))
-
-
-def settled_segments(estimates: Estimates, first_ns: int, begin_ns: int) -> Estimates:
-    """One estimate every ``SEGMENT_S`` between half of the settling time and the outage."""
-    from_ns = first_ns + SETTLED_S / 2 * 1e9
-    wanted_ns = np.arange(from_ns, begin_ns, SEGMENT_S * 1e9)
-    lines = np.unique(np.searchsorted(estimates.stamps_ns, wanted_ns))
-    lines = lines[lines < len(estimates.stamps_ns)]
-    return Estimates(estimates.stamps_ns[lines], estimates.poses[lines],
-                     estimates.covariances[lines], estimates.truth[lines])
-
-
-def calibration(estimates: Estimates) -> dict:
-    """Coverage and NEES, all axes together and each alone; the band holds 95 % of such means."""
-    count = len(estimates.stamps_ns)
-    cos, sin = np.cos(estimates.truth[:, 2]), np.sin(estimates.truth[:, 2])
-    zero, one = np.zeros(count), np.ones(count)
-    # Map to longitudinal, lateral, heading.
-    turn = np.moveaxis(np.array(
-        [[cos, sin, zero], [-sin, cos, zero], [zero, zero, one]]), -1, 0)        # (n, 3, 3)
-    errors = np.einsum('nij,nj->ni', turn, estimates.errors)
-    variances = np.einsum('nij,njk,nik->ni', turn, estimates.covariances, turn)
-    within = errors**2 <= chi2.ppf(0.95, 1) * variances
-    return {
-        'coverage_95': float(np.mean(estimates.nees <= CHI2_95[3])),
-        'nees_mean': float(np.mean(estimates.nees)),
-        'nees_band': (chi2.ppf([0.025, 0.975], 3 * count) / count).tolist(), 'n': count,
-        'axes': {
-            axis: {'coverage_95': float(np.mean(within[:, index])),
-                   'nees_mean': float(np.mean(errors[:, index]**2 / variances[:, index]))}
-            for index, axis in enumerate(('longitudinal', 'lateral', 'heading'))},
-    }
-
-
 # --- the command ---------------------------------------------------------------------------------
 
-SECTIONS = ('matcher_replay', 'logs', 'spoof', 'start')
+SECTIONS = ('matcher_replay', 'logs', 'spoof', 'start', 'rendered')
+TOWNS_FROM = 500       # training, validation and the demos' towns have other seeds
+TOWNS_A_SEED = 10
+SMOKE_DRIVE_S = 150.0
 
 
 def main(arguments=None) -> int:
@@ -733,18 +575,21 @@ def main(arguments=None) -> int:
                         help='folder of fusion.json')
     parser.add_argument('--frames', type=Path, help='default: frames.csv.gz beside fusion.json')
     parser.add_argument('--sections', nargs='*', choices=SECTIONS, default=SECTIONS,
-                        help='none at all: only --bag and --merge')
+                        help='none at all: only --merge')
     parser.add_argument('--seed', type=int, default=0, help='first seed')
     parser.add_argument('--seeds', type=int, default=5, help='how many, of the matcher replay')
     parser.add_argument('--trials', type=int, default=50, help='of starts and of wrong locks')
     parser.add_argument('--smoke', action='store_true', help='a few small runs of everything')
-    parser.add_argument('--bag', nargs='+', type=Path, default=[],
-                        help='rendered drives with truth: adds outage and calibration')
-    parser.add_argument('--map', nargs='+', type=Path, default=[], help='a map for each bag')
-    parser.add_argument('--outages', type=int, default=10, help='outages a bag')
+    parser.add_argument('--towns', type=int, default=3, help='rendered towns')
+    parser.add_argument('--outages', type=int, default=10, help='outages a town')
+    parser.add_argument('--searches', type=int, default=17,
+                        help='starts without a heading, and wrong locks, a town')
+    parser.add_argument('--worlds', type=Path, default=Path('build/fusion/towns'),
+                        help='folder of the rendered towns and their runs')
+    parser.add_argument('--jobs', type=int, default=2, help='towns at a time')
     parser.add_argument('--merge', nargs='+', type=Path, default=[],
                         help='fusion.json of other runs, whose sections are added')
-    parser.add_argument('--weights', default=str(WEIGHTS))
+    parser.add_argument('--weights', type=Path, default=WEIGHTS, help='of the rendered towns')
     parser.add_argument('--params-file', type=Path, default=REPOSITORY / 'config/robotcar.yaml')
     args = parser.parse_args(arguments)
     data = args.data or Path(os.environ.get('CROSSVIEW_DATA', REPOSITORY.parent / 'shared/data'))
@@ -753,8 +598,6 @@ def main(arguments=None) -> int:
             raise FileNotFoundError(
                 f'folder {data} does not exist; give the one that holds oxford/, ccvpe_kitti/, '
                 'comma2k19/ and google_nmea/ with --data')
-        if len(args.bag) != len(args.map):
-            raise ValueError(f'{len(args.bag)} bags and {len(args.map)} maps; expected as many')
         results = measure(args, data)
     except (ValueError, OSError) as error:
         print(f'fusion: {error}', file=sys.stderr)
@@ -785,16 +628,27 @@ def measure(args, data: Path) -> dict:
     if 'start' in args.sections:
         results['start'], results['wrong_lock'] = starts(
             data, args.seed, args.smoke, args.trials)
-    if args.bag:
-        results['outage'], results['calibration'] = rendered(
-            args.bag, args.map, args.weights, args.params_file, args.seed,
-            1 if args.smoke else args.outages, frames)
+    if 'rendered' in args.sections:
+        from benchmarks.fusion_rendered import DRIVE_S, rendered
+        from crossview_localizer import replay
+
+        first = TOWNS_FROM + TOWNS_A_SEED * args.seed
+        found, lines = rendered(
+            args.worlds / 'smoke' if args.smoke else args.worlds,
+            range(first, first + (1 if args.smoke else args.towns)),
+            SMOKE_DRIVE_S if args.smoke else DRIVE_S, 1 if args.smoke else args.outages,
+            1 if args.smoke else args.searches, args.weights,
+            replay.read_parameters(args.params_file)[1], args.jobs)
+        results.update(found)
+        for line in lines:
+            frames.add(*line)
     results['seed'] = args.seed
     frames_path = args.frames or args.out / 'frames.csv.gz'
     frames_path.parent.mkdir(parents=True, exist_ok=True)
     if frames.lines:
         frames.write(frames_path)
     target.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    draw(results, args.out)
     return results
 
 

@@ -189,6 +189,29 @@ class HypothesesConfig:
         0.95, 'the best one wins once it holds this much of the probability', 0.5, 1.0)
     win_distance_m: float = tunable(
         20.0, 'and has held it for this long on the road', 0.0, 1000.0)
+    radius_m: float = tunable(
+        100.0, 'farthest that a pose is searched from where it was taken to be', 10.0, 500.0)
+    after_s: float = tunable(
+        20.0, 'the search begins once matches have been distrusted for this long', 0.0, 3600.0)
+    step_m: float = tunable(4.0, 'distance driven between two frames of the search', 0.0, 100.0)
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """Whether the images belong to the map beneath the pose (see ``match_trust``)."""
+
+    mean_s: float = tunable(
+        5.0, 'the evidence of the frames is averaged over this time', 0.1, 600.0)
+    outlier_share: float = tunable(
+        0.05, 'share of right frames that say nothing, or something wrong', 0.001, 0.9)
+    distrust_nats: float = tunable(
+        -0.1, 'a mean evidence below this: the images are taken to be of another place and their '
+        'matches are not used', -10.0, 10.0)
+    trust_nats: float = tunable(
+        1.2, 'matches are used again once the mean evidence is above this', -10.0, 10.0)
+    retry_s: float = tunable(
+        10.0, 'how often distrusted matches are tried anew from the pose without them, and how '
+        'often a pose that images leave no doubt of is kept to fall back on', 1.0, 600.0)
 
 
 @dataclass(frozen=True)
@@ -207,6 +230,8 @@ class LocalizerConfig:
 
     filter: FilterConfig = field(default_factory=FilterConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
+    trust: TrustConfig = field(default_factory=TrustConfig)
+    search: HypothesesConfig = field(default_factory=HypothesesConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
 
 
@@ -222,6 +247,12 @@ class NodeConfig:
         choices=('auto', 'cpu', 'cuda'))
     torch_threads: int = tunable(
         1, 'threads of the network on the CPU; two on two busy cores can be far slower', 1, 64)
+    onnx_path: str = tunable(
+        '', 'ground branch of the same weights that export wrote: ONNX Runtime runs it, on a CPU '
+        'in half the time; empty: torch')
+    precision: str = tunable(
+        'float32', "of the dense matcher's trunk by torch; half is for GPUs, where the ground "
+        'branch is recorded as a CUDA graph', choices=('float32', 'half'))
     autostart: bool = tunable(True, 'configure and activate without a lifecycle manager')
     image_transport: str = tunable(
         'raw', 'raw subscribes to image, compressed to image/compressed',

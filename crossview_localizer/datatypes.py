@@ -21,6 +21,7 @@ class Outcome(Enum):
     AMBIGUOUS = 'match ambiguous'
     NO_MATCHER = 'no matcher is loaded'
     UNUSABLE = 'image not usable'
+    DISTRUSTED = 'images do not fit the map here'
 
 
 @dataclass(frozen=True)

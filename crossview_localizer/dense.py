@@ -19,6 +19,7 @@ of the bird's-eye view (ahead x left), Z heights, H x W pixels.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.fft import next_fast_len
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -158,10 +159,11 @@ class GroundBranch(nn.Module):
             'place', torch.stack(torch.broadcast_tensors(rows, cols))[None], persistent=False)
 
     def forward(self, images, road, points):
-        """Normalised images (B, 3, H, W), road pixels (B, 4, 2F, 2L) in -1..1 with a mask, points
-        (B, Z, F, L, 2): where each cell at each height lies in the image, in -1..1, 2 if unseen.
+        """Descriptors and weights of the cells ahead.
 
-        Returns weighted descriptors (B, C, F, L) and the weights (B, 1, F, L) in [0, 1].
+        Takes normalised images (B, 3, H, W), road pixels (B, 4, 2F, 2L) in -1..1 with a mask, and
+        points (B, Z, F, L, 2): where each cell at each height lies in the image, in -1..1, 2 if
+        unseen.  Returns weighted descriptors (B, C, F, L) and the weights (B, 1, F, L) in [0, 1].
         """
         features = self.pyramid(self.trunk(images))                     # (B, width, H/4, W/4)
         count, heights, ahead, across = points.shape[:4]
@@ -267,11 +269,15 @@ def turned_views(view: torch.Tensor, yaws_rad: torch.Tensor, heading_rad: float,
 def correlate(patches: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
     """Sum over channels and cells of patches (B, K, C, P, P) at every place in a window (C, N, N).
 
-    Returns (B, K, N - P + 1, N - P + 1), by the Fourier transform.
+    Returns (B, K, N - P + 1, N - P + 1), by the Fourier transform of S >= N points a side: a
+    length with a large prime factor takes up to three times as long.
     """
-    side = window.shape[-1]
-    places = side - patches.shape[-1] + 1
-    spectrum = torch.fft.rfft2(window)                                  # (C, N, N/2 + 1)
-    patch_spectrum = torch.fft.rfft2(patches, s=(side, side))           # (B, K, C, N, N/2 + 1)
-    product = torch.einsum('bkcij,cij->bkij', patch_spectrum.conj(), spectrum)
-    return torch.fft.irfft2(product, s=(side, side))[..., :places, :places]
+    places = window.shape[-1] - patches.shape[-1] + 1
+    side = next_fast_len(window.shape[-1], real=True)
+    # The conjugate, as a correlation wants it, is taken once of the window and once of the sum.
+    spectrum = torch.fft.rfft2(window, s=(side, side)).conj().resolve_conj()    # (C, S, S/2 + 1)
+    patch_spectrum = torch.fft.rfft2(patches, s=(side, side))           # (B, K, C, S, S/2 + 1)
+    total = patch_spectrum[:, :, 0] * spectrum[0]                       # (B, K, S, S/2 + 1)
+    for channel in range(1, len(spectrum)):
+        total = torch.addcmul(total, patch_spectrum[:, :, channel], spectrum[channel])
+    return torch.fft.irfft2(total.conj(), s=(side, side))[..., :places, :places]

@@ -1,31 +1,39 @@
 """The dense matcher: a bird's-eye view against the descriptor raster, over place and heading."""
 
+import copy
 import math
 
 import numpy as np
 import torch
+from torch import nn
+import torch.nn.functional as F
 
 from crossview_localizer import views
 from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
-from crossview_localizer.dense import DenseNetwork
+from crossview_localizer.dense import correlate, DenseNetwork, turned_views
 from crossview_localizer.embedding_map import MapWindow
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 from crossview_localizer.matching import edge_mass, likelihood_site
 from crossview_localizer.trunks import normalised
 
 YAW_REFINE = 4        # steps per yaw bin to which the scores are interpolated
+SEARCH_POOL = 4       # raster cells a side that the search for a pose averages
 
 
 class DenseMatcher:
     """Scores poses in the prior's window; the interface is ``TileMatcher``'s."""
 
-    def __init__(self, network: DenseNetwork, device: str = 'cpu'):
+    def __init__(self, network: DenseNetwork, device: str = 'cpu', ground=None):
+        """``ground`` runs in place of the network's ground branch (export.OnnxBranch)."""
         self.network = network
         self.device = device
+        self._ground = ground or network.ground
         config = network.config
-        # The patch lies ahead of the pose: the map must reach that much farther.
-        self.margin_m = config.middle_m + config.patch_cells * config.cell_m / 2
+        # The patch lies ahead of the pose: the map must reach that much farther.  A block reaches
+        # half its side beyond its centre; a cell more, as the raster is cut at whole cells.
+        self.margin_m = (config.middle_m + (config.patch_cells / 2 + 1) * config.cell_m
+                         - config.block_px * config.px_m / 2)
 
     @torch.inference_mode()
     def embed(self, image: CameraImage, yaw_rad: float, pitch_rad: float = 0.0):
@@ -34,7 +42,7 @@ class DenseMatcher:
         In the vehicle's own axes: the heading is not needed.
         """
         lifted = views.lifted_view(image.rgb, image.camera, self.network.config, pitch_rad)
-        return self.network.ground(*ground_tensors([lifted], self.device))
+        return self._ground(*ground_tensors([lifted], self.device))
 
     @torch.inference_mode()
     def match(self, ground, window: MapWindow, prior: PoseEstimate,
@@ -64,17 +72,114 @@ class DenseMatcher:
                               grid.y0_m - middle - ahead_m[1])
         return scores, yaws_rad, places_grid
 
+    @torch.inference_mode()
+    def search_heatmaps(self, ground, embedding_map, yaws_rad: np.ndarray, x_m: float, y_m: float,
+                        half_width_m: float) -> list[Heatmap] | None:
+        """A heat map under each heading (K,), for the search among many poses; None off the map.
+
+        On cells of SEARCH_POOL of the raster's, whose descriptors are averaged.  The maps are
+        normalised together: exp sums to K over all of them.
+        """
+        model = self.network.config
+        middle = PoseEstimate(0, Pose2D(x_m, y_m, 0.0), np.eye(3))
+        window = embedding_map.window(middle, half_width_m + 2 * self.margin_m)
+        if window is None:
+            return None
+        cell_m = SEARCH_POOL * model.cell_m
+        side = 2 * math.ceil((half_width_m + self.margin_m) / cell_m) * SEARCH_POOL
+        raster, _, grid = window_raster(
+            window, model.block_cells, model.cell_m, x_m, y_m, side)
+        raster = F.avg_pool2d(raster, SEARCH_POOL)                      # (C, N, N)
+        patches = torch.cat([
+            turned_views(ground[0], torch.tensor([[yaw_rad]]).to(ground[0]), yaw_rad, model)[0]
+            for yaw_rad in yaws_rad])                                   # (K, C, P, P)
+        patches = F.avg_pool2d(patches, SEARCH_POOL)[None]
+        scale = self.network.log_scale.exp() * SEARCH_POOL ** 2 / (
+            model.ahead_cells * model.across_cells * model.temperature)
+        scores = (correlate(patches, raster)[0] * scale).double().cpu().numpy()
+        scores -= scores.max()
+        volume = scores + math.log(len(yaws_rad)) - math.log(np.exp(scores).sum())
+        places = volume.shape[1]
+        # Element (0, 0): base_link, with its patch in the raster's north-west corner.
+        first_m = (model.patch_cells - 1) / 2 * model.cell_m
+        return [
+            Heatmap(0, MapGrid(
+                places, places, cell_m, grid.x0_m + first_m - model.middle_m * math.cos(yaw_rad),
+                grid.y0_m - first_m - model.middle_m * math.sin(yaw_rad)), log_p)
+            for yaw_rad, log_p in zip(yaws_rad, volume)]
+
     def estimate(self, heatmap: Heatmap, prior: PoseEstimate, config: MatchConfig):
         """See ``pose_from_volume``."""
         return pose_from_volume(heatmap, prior, config)
 
 
+class HalfFeatures(nn.Module):
+    """Pyramid of a trunk in half precision; its features are float32."""
+
+    def __init__(self, pyramid: nn.Module):
+        super().__init__()
+        self.pyramid = pyramid.half()
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        return self.pyramid(maps).float()
+
+
+class HalfGround:
+    """A dense network's ground branch, its trunk in half precision, float32 in and out.
+
+    What follows the trunk stays in float32: it normalises cells that may be zero.  On a GPU the
+    many small kernels are recorded as one CUDA graph for each size of image, in the channels-last
+    layout of their convolutions.
+    """
+
+    def __init__(self, network: DenseNetwork):
+        self._branch = copy.deepcopy(network.ground).to(memory_format=torch.channels_last)
+        self._branch.trunk.half()
+        self._branch.pyramid = HalfFeatures(self._branch.pyramid)
+        self._graphs: dict[tuple[int, ...], tuple] = {}
+
+    def __call__(self, images: torch.Tensor, road: torch.Tensor, points: torch.Tensor):
+        if not images.is_cuda:
+            return self._branch(images.half(), road, points)
+        inputs, key = (images, road, points), tuple(images.shape)
+        if key not in self._graphs:
+            self._graphs[key] = self._recorded(inputs)
+        graph, places, outputs = self._graphs[key]
+        for place, value in zip(places, inputs):
+            place.copy_(value, non_blocking=True)
+        graph.replay()
+        return tuple(value.clone() for value in outputs)
+
+    def _recorded(self, inputs: tuple[torch.Tensor, ...]):
+        """The graph, where its inputs belong, and where it leaves its outputs."""
+        images, road, points = inputs
+        places = [images.half().contiguous(memory_format=torch.channels_last), road.clone(),
+                  points.clone()]
+        # Libraries choose their kernels in the first runs, which must not be recorded.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._branch(*places)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self._branch(*places)
+        return graph, places, outputs
+
+
 def ground_tensors(lifted: list[views.LiftedView], device: str = 'cpu'):
     """Lifted views to the ground branch's three inputs, as a batch."""
-    images = normalised(torch.from_numpy(np.stack([v.trunk_image for v in lifted])).to(device))
-    road = torch.from_numpy(np.stack([v.road for v in lifted])).to(device)
+    def uploaded(values: list[np.ndarray]) -> torch.Tensor:
+        found = torch.from_numpy(values[0][None] if len(values) == 1 else np.stack(values))
+        if str(device).startswith('cuda'):
+            return found.pin_memory().to(device, non_blocking=True)
+        return found.to(device)
+
+    images = normalised(uploaded([v.trunk_image for v in lifted]))
+    road = uploaded([v.road for v in lifted])
     mask = road[..., 3:].permute(0, 3, 1, 2).float() / 255.0
-    points = torch.from_numpy(np.stack([v.points for v in lifted])).to(device)
+    points = uploaded([v.points for v in lifted])
     return images, torch.cat((normalised(road[..., :3]) * mask, mask), 1), points
 
 
@@ -100,17 +205,17 @@ def window_raster(window: MapWindow, block_cells: int, cell_m: float, x_m: float
     left = round((x_m - x0_m) / cell_m - (side - 1) / 2)
     top = round((y0_m - y_m) / cell_m - (side - 1) / 2)
     grid = MapGrid(side, side, cell_m, x0_m + left * cell_m, y0_m - top * cell_m)
-    channels = window.descriptors.shape[1] // block_cells ** 2
-    raster = window.descriptors.new_zeros(channels, side, side)
-    missing = window.descriptors.new_ones(side, side)
-    index = window.index.cpu().numpy()
+    channels = window.rows.shape[1] // block_cells ** 2
+    raster = torch.zeros(channels, side, side, device=window.rows.device)
+    missing = torch.ones(side, side, device=window.rows.device)
+    index = window.index.numpy()
     for row, col in zip(*np.nonzero(index >= 0)):
         # Where the block lies in the square, cut off at its edges.
         r, c = row * block_cells - top, col * block_cells - left
         r0, r1 = max(r, 0), min(r + block_cells, side)
         c0, c1 = max(c, 0), min(c + block_cells, side)
         if r0 < r1 and c0 < c1:
-            block = window.descriptors[index[row, col]].view(channels, block_cells, block_cells)
+            block = window.rows[index[row, col]].view(channels, block_cells, block_cells)
             raster[:, r0:r1, c0:c1] = block[:, r0 - r:r1 - r, c0 - c:c1 - c]
             missing[r0:r1, c0:c1] = 0.0
     return raster, missing if missing.any() else None, grid

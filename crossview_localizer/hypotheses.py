@@ -143,6 +143,37 @@ class PoseHypotheses:
         return np.log((1.0 - outliers) * sampled + outliers)
 
 
+class PoseSearch:
+    """Hypotheses over the frames of a drive, one every ``step_m``, until one of them wins.
+
+    ``matcher`` is one that has ``search_heatmaps``, as the dense one does.
+    """
+
+    def __init__(self, x_m: float, y_m: float, radius_m: float, config: HypothesesConfig):
+        self._config = config
+        self._hypotheses = PoseHypotheses(
+            x_m, y_m, max(min(radius_m, config.radius_m), config.cell_m), config)
+        self._odom_from_base: Pose2D | None = None
+        self.driven_m = 0.0
+
+    def look(self, stamp_ns: int, odom_from_base: Pose2D, ground, matcher,
+             embedding_map) -> PoseEstimate | None:
+        """Weigh all hypotheses by a frame's ``ground`` embedding; the winner once there is one."""
+        if self._odom_from_base is not None:
+            increment = self._odom_from_base.inverse() @ odom_from_base
+            step_m = math.hypot(increment.x_m, increment.y_m)
+            if step_m < self._config.step_m:
+                return None
+            self._hypotheses.move(increment)
+            self.driven_m += step_m
+        self._odom_from_base = odom_from_base
+        heatmaps = matcher.search_heatmaps(
+            ground, embedding_map, self._hypotheses.yaws_rad, *self._hypotheses.area())
+        if heatmaps is not None:
+            self._hypotheses.update(heatmaps)
+        return self._hypotheses.winner(stamp_ns)
+
+
 def _blurred(log_p: np.ndarray, sigma_cells: float) -> np.ndarray:
     highest = log_p.max()
     if sigma_cells == 0.0 or highest == -np.inf:

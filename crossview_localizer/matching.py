@@ -25,9 +25,11 @@ class TileMatcher:
 
     margin_m = 0.0  # how far beyond the window the map must reach
 
-    def __init__(self, network, device: str = 'cpu'):
+    def __init__(self, network, device: str = 'cpu', ground=None):
+        """``ground`` runs in place of the network's ``embed_ground`` (export.OnnxBranch)."""
         self.network = network
         self.device = device
+        self._embed_ground = ground or network.embed_ground
 
     def embed(self, image: CameraImage, yaw_rad: float, pitch_rad: float = 0.0) -> torch.Tensor:
         """One network forward: the frame's descriptor (K,).
@@ -38,7 +40,7 @@ class TileMatcher:
         config = self.network.config
         view = views.ground_view(config.ground_view, image.rgb, image.camera, yaw_rad,
                                  config.view_px, config.px_m, pitch_rad)
-        return self.network.embed_ground(views_to_tensor(view, self.device))[0]
+        return self._embed_ground(views_to_tensor(view, self.device))[0]
 
     def match(self, ground: torch.Tensor, window, prior: PoseEstimate,
               config: MatchConfig) -> Heatmap:

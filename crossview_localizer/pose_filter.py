@@ -18,6 +18,7 @@ predicted, the less it counts (Student t), up to the gate.
 """
 
 from bisect import bisect_left, bisect_right
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 import math
@@ -142,6 +143,15 @@ class PoseFilter:
         self._beliefs: list[_Belief] = []
         self._odometry: list[OdometrySample] = []
         self._start = HeadingStart(self._config)
+
+    def copy(self) -> 'PoseFilter':
+        """Another filter that knows the same; what either is given later the other is not."""
+        twin = copy(self)
+        # Beliefs, events and samples never change: the lists alone are copied.
+        twin._events, twin._beliefs = list(self._events), list(self._beliefs)
+        twin._odometry = list(self._odometry)
+        twin._start = deepcopy(self._start)
+        return twin
 
     @property
     def started(self) -> bool:

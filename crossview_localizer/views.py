@@ -6,6 +6,7 @@ flat road plane with the camera's own intrinsics, turned north-up by the prior's
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -65,14 +66,31 @@ def sampling_image(rgb: np.ndarray, camera: CameraModel) -> tuple[np.ndarray, Ca
     """Bring a frame to SAMPLING_WIDTH_PX, so that every camera's bird's-eye view is as sharp."""
     scale = SAMPLING_WIDTH_PX / camera.width_px
     height_px = round(camera.height_px * scale)
-    scaled = CameraModel(
-        SAMPLING_WIDTH_PX, height_px, camera.fx_px * scale, camera.fy_px * scale,
+    size_px = (SAMPLING_WIDTH_PX, height_px)
+    return cv2.resize(rgb, size_px, interpolation=cv2.INTER_AREA), sampling_camera(camera)
+
+
+def sampling_camera(camera: CameraModel) -> CameraModel:
+    """The camera of a frame that ``sampling_image`` has resized."""
+    scale = SAMPLING_WIDTH_PX / camera.width_px
+    return CameraModel(
+        SAMPLING_WIDTH_PX, round(camera.height_px * scale), camera.fx_px * scale,
+        camera.fy_px * scale,
         # The pixel centre of column u is u, its left edge u - 0.5.
         (camera.cx_px + 0.5) * scale - 0.5, (camera.cy_px + 0.5) * scale - 0.5,
         camera.base_from_camera, camera.height_m,
     )
-    size_px = (SAMPLING_WIDTH_PX, height_px)
-    return cv2.resize(rgb, size_px, interpolation=cv2.INTER_AREA), scaled
+
+
+def halved(rgb: np.ndarray, width_px: int) -> np.ndarray:
+    """The frame at half its size (by area, exactly) while that is at least twice ``width_px``.
+
+    A large frame is resized to less than that in a quarter of the time, to within a grey level.
+    """
+    while rgb.shape[1] >= 4 * width_px and not (rgb.shape[0] % 2 or rgb.shape[1] % 2):
+        rgb = cv2.resize(
+            rgb, (rgb.shape[1] // 2, rgb.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    return rgb
 
 
 def birds_eye_view(
@@ -126,20 +144,69 @@ class LiftedView:
 
 def lifted_view(rgb: np.ndarray, camera: CameraModel, config, pitch_rad: float = 0.0):
     """A frame as ``DenseNetwork`` of ``config`` (dense.DenseConfig) takes it."""
+    lift = _lift(
+        camera.width_px, camera.height_px, camera.fx_px, camera.fy_px, camera.cx_px, camera.cy_px,
+        np.asarray(camera.base_from_camera, float).tobytes(), camera.height_m, config, pitch_rad)
+    rgb = halved(rgb, max(SAMPLING_WIDTH_PX, lift.size_px[0]))
+    road = np.empty((*lift.road_seen.shape, 4), np.uint8)
+    near = cv2.resize(
+        rgb, (SAMPLING_WIDTH_PX, lift.sampling_height_px), interpolation=cv2.INTER_AREA)
+    road[..., :3] = cv2.remap(near, *lift.road_px, cv2.INTER_LINEAR)
+    road[..., :3][~lift.road_seen] = UNSEEN
+    road[..., 3] = np.where(lift.road_seen, 255, 0)
+
+    resized = cv2.resize(rgb, lift.size_px, interpolation=cv2.INTER_AREA)
+    (height_px, width_px), top_px, left_px = lift.trunk_px, lift.top_px, lift.left_px
+    trunk_image = np.full((height_px, width_px, 3), UNSEEN, np.uint8)
+    first, last = max(0, top_px), min(lift.size_px[1], top_px + height_px)
+    if first < last:
+        trunk_image[first - top_px:last - top_px] = resized[
+            first:last, left_px:left_px + width_px][:, :width_px]
+    return LiftedView(trunk_image, road, lift.points)
+
+
+@dataclass(frozen=True)
+class _Lift:
+    """What of ``lifted_view`` depends on the camera alone.
+
+    ``size_px`` (width, height) is the trunk's frame before it is cut to ``trunk_px`` (height,
+    width) at its row ``top_px`` and column ``left_px``; ``road_px`` are u and v (2F, 2L) in the
+    frame resized for sampling, where ``road_seen`` (2F, 2L) lies inside it.
+    """
+
+    size_px: tuple[int, int]
+    trunk_px: tuple[int, int]
+    top_px: int
+    left_px: int
+    sampling_height_px: int
+    road_px: tuple[np.ndarray, np.ndarray]
+    road_seen: np.ndarray
+    points: np.ndarray
+
+
+@lru_cache(maxsize=8)
+def _lift(width_px, height_px, fx_px, fy_px, cx_px, cy_px, base_from_camera: bytes, height_m,
+          config, pitch_rad: float) -> _Lift:
+    """Of a camera whose mounting (4, 4) comes as bytes, so that it can be looked up."""
+    camera = CameraModel(
+        width_px, height_px, fx_px, fy_px, cx_px, cy_px,
+        np.frombuffer(base_from_camera).reshape(4, 4), height_m)
+
     def places(px_m, rows, cols):
         ahead_m = (rows - 0.5 - np.arange(rows)) * px_m
         left_m = ((cols - 1) / 2 - np.arange(cols)) * px_m
         return np.broadcast_arrays(ahead_m[:, None], left_m[None, :])
 
-    image, near = sampling_image(rgb, camera)
+    near = sampling_camera(camera)
     rows, cols = config.ahead_cells, config.across_cells
     pixels = places(config.px_m, rows * config.cell_px, cols * config.cell_px)
-    road = sampled(image, *image_points(near, *pixels, 0.0, pitch_rad))
+    u_px, v_px = image_points(near, *pixels, 0.0, pitch_rad)
+    seen = (u_px >= 0) & (u_px <= near.width_px - 1) & (v_px >= 0) & (v_px <= near.height_px - 1)
+    road_px = u_px.astype(np.float32), v_px.astype(np.float32)
 
     # The trunk's frame: one focal length for every camera, rows about the horizon.
     scale = config.focal_px / camera.fx_px
     size_px = (round(camera.width_px * scale), round(camera.height_px * scale))
-    resized = cv2.resize(rgb, size_px, interpolation=cv2.INTER_AREA)
     fx_px, fy_px = size_px[0] / camera.width_px, size_px[1] / camera.height_px
     ahead = camera.base_from_camera[:3, :3].T @ np.array([1.0, 0.0, 0.0])
     horizon_px = (camera.cy_px + 0.5 + camera.fy_px * ahead[1] / ahead[2]) * fy_px
@@ -148,11 +215,6 @@ def lifted_view(rgb: np.ndarray, camera: CameraModel, config, pitch_rad: float =
         np.tan(np.radians(config.above_deg)) + np.tan(np.radians(config.below_deg)))
     height_px, width_px = 32 * int(height_px // 32), 32 * max(1, size_px[0] // 32)
     left_px = (size_px[0] - width_px) // 2
-    trunk_image = np.full((height_px, width_px, 3), UNSEEN, np.uint8)
-    first, last = max(0, top_px), min(size_px[1], top_px + height_px)
-    if first < last:
-        trunk_image[first - top_px:last - top_px] = resized[
-            first:last, left_px:left_px + width_px][:, :width_px]
 
     cells = places(config.cell_m, rows, cols)
     points = np.full((len(config.heights_m), rows, cols, 2), 2.0, np.float32)
@@ -160,9 +222,10 @@ def lifted_view(rgb: np.ndarray, camera: CameraModel, config, pitch_rad: float =
         u_px, v_px = image_points(camera, *cells, height_m, pitch_rad)
         x = ((u_px + 0.5) * fx_px - left_px) / width_px * 2.0 - 1.0
         y = ((v_px + 0.5) * fy_px - top_px) / height_px * 2.0 - 1.0
-        seen = (u_px >= 0) & (np.abs(x) <= 1.0) & (np.abs(y) <= 1.0)
-        points[k, seen, 0], points[k, seen, 1] = x[seen], y[seen]
-    return LiftedView(trunk_image, road, points)
+        inside = (u_px >= 0) & (np.abs(x) <= 1.0) & (np.abs(y) <= 1.0)
+        points[k, inside, 0], points[k, inside, 1] = x[inside], y[inside]
+    return _Lift(size_px, (height_px, width_px), top_px, left_px, near.height_px, road_px, seen,
+                 points)
 
 
 def image_points(

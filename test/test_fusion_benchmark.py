@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import fusion, fusion_data
-from crossview_localizer.datatypes import GnssFix
+from benchmarks import fusion, fusion_data, fusion_estimates, fusion_rendered, fusion_towns
+from crossview_localizer.datatypes import GnssFix, OdometrySample
 from crossview_localizer.geometry import Pose2D
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -98,13 +98,42 @@ def test_errors_as_large_as_claimed_are_inside_the_band_on_every_axis():
     rng = np.random.default_rng(1)
     count, covariance = 400, np.diag([4.0, 1.0, 0.01])
     truth = np.column_stack((np.zeros((count, 2)), rng.uniform(-3.0, 3.0, count)))
-    estimates = fusion.Estimates(
+    estimates = fusion_estimates.Estimates(
         np.arange(count), truth + rng.multivariate_normal(np.zeros(3), covariance, count),
         np.repeat(covariance[None], count, axis=0), truth)
-    result = fusion.calibration(estimates)
+    result = fusion_estimates.calibration(estimates)
     low, high = result['nees_band']
     assert low < result['nees_mean'] < high and 2.7 < low < 3.0 < high < 3.3
     assert all(0.9 < axis['coverage_95'] < 0.99 for axis in result['axes'].values())
+
+
+def test_one_estimate_is_taken_from_each_segment_and_curves_say_what_was_inside():
+    count = 500
+    stamps_ns = fusion_data.START_NS + np.arange(count) * 10**9
+    estimates = fusion_estimates.Estimates(
+        stamps_ns, np.zeros((count, 3)), np.repeat(np.diag([4.0, 1.0, 0.01])[None], count, axis=0),
+        np.tile([2.0, 0.0, 0.0], (count, 1)))
+    cut = fusion_rendered.segments(estimates)
+    assert np.array_equal(cut.stamps_ns, stamps_ns[::10])
+    curve = fusion_estimates.calibration_curve(cut)
+    # One sigma off along the road: inside of what claims 68 % and more, and always elsewhere.
+    inside = [float(claimed > 0.683) for claimed in curve['claimed']]
+    assert curve['axes']['longitudinal'] == inside
+    assert set(curve['axes']['lateral']) == {1.0}
+
+
+def test_kept_events_are_what_was_recorded_and_odometry_is_thinned_but_before_images():
+    events = [OdometrySample(10**9 + k * 10**8, Pose2D(0.1 * k, 1.0, 0.5)) for k in range(10)]
+    events.insert(5, GnssFix(10**9 + 1, 1.0, 2.0, np.array([[4.0, 1.0], [1.0, 9.0]]), (0.5, -0.1)))
+    events.insert(9, fusion_towns.ImageAt(10**9 + 2, 7))
+    found = fusion_towns._events(fusion_towns._rows(events))
+    assert len(found) == len(events) and found[5].base_from_antenna_m == (0.5, -0.1)
+    assert np.array_equal(found[5].covariance, events[5].covariance)
+    assert [found[index] == events[index] for index in (0, 4, 9, 11)] == [True] * 4
+    kept = fusion_towns.thinned(found)
+    steps = [round(event.odom_from_base.x_m * 10) for event in kept
+             if isinstance(event, OdometrySample)]
+    assert steps == [0, 3, 6, 7] and fusion_towns.ImageAt(10**9 + 2, 7) in kept
 
 
 @needs_data

@@ -1,12 +1,15 @@
 """The bird's-eye view puts the road where it is."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
 from crossview_localizer.datatypes import CameraModel
+from crossview_localizer.dense import DenseConfig
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.views import birds_eye_view, camera_view, UNSEEN
+from crossview_localizer.views import birds_eye_view, camera_view, lifted_view, UNSEEN
 
 PX_M = 0.375
 SIZE_PX = 128
@@ -85,3 +88,32 @@ def test_what_the_camera_does_not_see_is_grey_and_marked():
 
 def test_the_camera_view_has_the_papers_size():
     assert camera_view(np.zeros((800, 1200, 3), np.uint8)).shape == (154, 231, 3)
+
+
+def test_a_large_frame_gives_the_lifted_view_of_the_same_frame_at_half_its_size():
+    large = cv2.resize(smooth_ground()[0], (1200, 800), interpolation=cv2.INTER_CUBIC)
+    small = cv2.resize(large, (600, 400), interpolation=cv2.INTER_AREA)
+    camera = camera_at()
+    # Centres of pixels are whole numbers, so the image's edge is at -0.5.
+    twice = replace(camera, width_px=1200, height_px=800, fx_px=964.0, fy_px=964.0,
+                    cx_px=2 * camera.cx_px + 0.5, cy_px=2 * camera.cy_px + 0.5)
+    one, other = (lifted_view(rgb, seen_by, DenseConfig())
+                  for rgb, seen_by in ((large, twice), (small, camera)))
+    assert np.abs(one.trunk_image.astype(int) - other.trunk_image).max() <= 2
+    assert np.array_equal(one.road[..., 3], other.road[..., 3])
+    assert np.abs(one.road.astype(int) - other.road).max() <= 2
+    # Whether the outermost half pixel counts as seen depends on the size.
+    seen = (one.points < 2.0) & (other.points < 2.0)
+    assert np.abs(one.points - other.points)[seen].max() < 1e-5
+    assert np.mean((one.points < 2.0) == (other.points < 2.0)) > 0.99
+
+
+def test_a_camera_that_was_moved_gives_another_lifted_view():
+    rgb = cv2.resize(smooth_ground()[0], (600, 400), interpolation=cv2.INTER_CUBIC)
+    first, moved, again = (
+        lifted_view(rgb, camera, DenseConfig(), pitch_rad)
+        for camera, pitch_rad in (
+            (camera_at(), 0.0), (camera_at(x_m=1.0), 0.02), (camera_at(), 0.0)))
+    assert not np.array_equal(first.points, moved.points)
+    assert np.array_equal(first.points, again.points)
+    assert np.array_equal(first.road, again.road)
