@@ -209,13 +209,21 @@ def pose_msg_from_estimate(estimate: PoseEstimate, frame_id: str) -> PoseWithCov
 def odometry_msg_from_estimate(
     estimate: PoseEstimate, frame_id: str, child_frame_id: str, twist
 ) -> Odometry:
-    """The estimate with the ``twist`` (TwistWithCovariance, in base_link) of the odometry."""
+    """The estimate with the ``twist`` (TwistWithCovariance, in base_link) of the odometry.
+
+    A twist that is not finite is left out: zero, of a variance that says so.
+    """
     msg = Odometry()
     msg.header.frame_id = frame_id
     msg.child_frame_id = child_frame_id
     msg.header.stamp = stamp_msg_from_ns(estimate.stamp_ns)
     _fill_pose(msg.pose, estimate)
-    msg.twist = twist
+    linear, angular = twist.twist.linear, twist.twist.angular
+    values = (linear.x, linear.y, linear.z, angular.x, angular.y, angular.z)
+    if all(map(math.isfinite, values)) and np.isfinite(twist.covariance).all():
+        msg.twist = twist
+    else:
+        msg.twist.covariance = _covariance_6x6(np.eye(3) * UNOBSERVED_VARIANCE)
     return msg
 
 

@@ -7,12 +7,17 @@ import math
 
 import numpy as np
 
-# So many of the last messages give rate and gate statistics.
+# So many of the last messages give rate, loss and gate statistics.
 WINDOW = 50
+# Best effort may lose one now and then: a trouble is from this share of them on.
+LOST_SHARE_TO_WARN = 0.2
 # A gate refuses some good measurements by design: a trouble is from this share of them on.
 GATED_SHARE_TO_WARN = 0.2
 # Squared Mahalanobis radius of the ellipse that holds 95 % of a normal distribution in the plane.
 CHI2_95_PLANE = 5.991
+LOST_REMEDY = (
+    'free the processor or slow the publisher; publish reliably; large images: see '
+    'config/fastdds_large_images.xml')
 
 
 class Level(IntEnum):
@@ -54,6 +59,8 @@ class InputMonitor:
         self.counts = Counter()
         self._remedy = remedy
         self._received_s: deque[float] = deque(maxlen=WINDOW)
+        self._lost: deque[int] = deque(maxlen=WINDOW)
+        self._last_numbers: dict[bytes | None, int] = {}
         self._gated: deque[bool] = deque(maxlen=WINDOW)
         self._distances2: deque[float] = deque(maxlen=WINDOW)
         self._started_s: float | None = None
@@ -64,9 +71,18 @@ class InputMonitor:
         """From now on silence is reported."""
         self._started_s = now_s
 
-    def received(self, now_s: float) -> None:
+    def received(
+        self, now_s: float, publisher: bytes | None = None, number: int | None = None,
+    ) -> None:
+        """Enter a message and its number among its publisher's; numbers left out were lost."""
         self.counts['received'] += 1
         self._received_s.append(now_s)
+        if number is None:
+            return
+        lost = max(number - self._last_numbers.get(publisher, number - 1) - 1, 0)
+        self._last_numbers[publisher] = number
+        self._lost.append(lost)
+        self.counts['lost'] += lost
 
     def used(self, remark: str = '', remedy: str = '') -> None:
         """The last message was used; a ``remark`` about it is shown as a warning."""
@@ -116,6 +132,11 @@ class InputMonitor:
         if age_s is None:
             return Status(
                 self.name, Level.WARN, 'waiting for the first message', values, silence_remedy)
+        lost = sum(self._lost)
+        if lost >= LOST_SHARE_TO_WARN * (lost + len(self._lost)) > 0.0:
+            return Status(
+                self.name, Level.WARN, f'{lost} of the last {lost + len(self._lost)} messages '
+                'were lost on the way', values, LOST_REMEDY)
         return Status(self.name, Level.OK, 'receiving', values)
 
     def _values(self, now_s: float) -> dict[str, object]:

@@ -7,7 +7,7 @@ the Localizer has its own lock.
 
 import argparse
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import os
 from pathlib import Path
 import sys
@@ -66,6 +66,13 @@ from crossview_localizer.rig import BlindImage, SensorRig, UnknownCalibration
 ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service', 'qos_overrides')
 # /clock may wobble by less than this without having jumped back.
 CLOCK_JUMP_S = 0.1
+# A fix that waited longer than this for odometry of its time is remarked on.
+FIX_WAIT_WARN_S = 2.0
+# Python gives way to the other thread this often: at its 5 ms each message waits several times
+# for the network's thread.
+SWITCH_INTERVAL_S = 0.0005
+# GNSS that is refused for this long, with no match used either, puts the pose itself in doubt.
+CONTRADICTED_S = 3.0
 # So many odometry samples in a row from another time (before the filter's buffer, or far ahead)
 # are a restart, not stragglers.
 STRANGE_ODOMETRY_RESTART = 5
@@ -91,6 +98,10 @@ GNSS_REMEDY = (
     "check antenna, sky view and the receiver's clock; many gated fixes: antenna_xyz_m or "
     'filter.gnss_bias_sigma_m are wrong')
 ODOMETRY_REMEDY = 'check the odometry source, its stamps and base_frame'
+TWO_PUBLISHERS_REMEDY = 'stop all publishers of this topic but one, or remap them'
+CONTRADICTED_REMEDY = (
+    "check the odometry's scale, units and sense of turning (positive is counter-clockwise), then "
+    'the GNSS')
 CLOCK_REMEDY = 'start what publishes /clock, or set use_sim_time to false'
 MAP_REMEDY = 'give map_path and weights_path of one build_map run; then clean up and configure'
 GPU_REMEDY = 'free the GPU, then restart the node; or accept the CPU with device: cpu'
@@ -104,6 +115,7 @@ MATCHER_REMEDIES = {
     Outcome.AMBIGUOUS: 'none where the road looks alike; else check camera.height_m and the map',
     Outcome.NO_MATCHER: MAP_REMEDY,
     Outcome.UNUSABLE: 'see camera',
+    Outcome.DISTRUSTED: 'the pose goes on without matches: check camera, extrinsics, map, pose',
 }
 
 
@@ -116,9 +128,9 @@ class ReceivedImage:
 
 
 class LocalizerNode(LifecycleNode):
-    """Lifecycle node ``crossview_localizer``; parameters are those of NodeConfig and
-    LocalizerConfig and are read when it is configured.
+    """Lifecycle node ``crossview_localizer``.
 
+    Its parameters are those of NodeConfig and LocalizerConfig, read when it is configured.
     Raises ValueError from the constructor for a parameter that is unknown or out of range.
     """
 
@@ -257,6 +269,7 @@ class LocalizerNode(LifecycleNode):
         self._estimate: PoseEstimate | None = None
         self._last_pose: LastPose | None = None
         self._last_pose_path: Path | None = None
+        self._last_pose_problem = ''
         self._failure = ''
         self._failures = 0
         self._refused = ''
@@ -266,6 +279,9 @@ class LocalizerNode(LifecycleNode):
         self._rig: SensorRig | None = None
         self._cleared_heatmap: Heatmap | None = None
         self._last_sample: OdometrySample | None = None
+        self._sampled_s = 0.0
+        self._gnss_refused_s: float | None = None  # since when
+        self._waiting_fixes: deque[tuple[NavSatFix, float]] = deque()
         self._strange_odometry = 0
         self._image_qos_problem = ''
 
@@ -301,7 +317,9 @@ class LocalizerNode(LifecycleNode):
         try:
             weights = values['weights'] = config.weights_path or shipped_weights()
             self._localizer = load_localizer(
-                config.map_path, weights, self._config, self._device)
+                config.map_path, weights, self._config, self._device,
+                onnx_path=config.onnx_path, threads=config.torch_threads,
+                precision=config.precision)
         except Exception as error:  # a broken file, or torch, must not take the prior with it
             problem = str(error) or type(error).__name__
             text = f'{problem}; the prior alone is published'
@@ -346,18 +364,11 @@ class LocalizerNode(LifecycleNode):
                 message_type, topic, callback, qos, event_callbacks=events,
                 qos_overriding_options=_overridable()))
 
-        def loss(monitor):
-            def count(event):
-                monitor.counts['lost'] += event.total_count_change
-            return count
-
         subscribe(TFMessage, '/tf_static', self._on_static_transforms, static_qos)
         subscribe(CameraInfo, 'camera_info', self._on_camera_info,
                   _qos(config.sensor_reliability, 10))
-        subscribe(NavSatFix, 'gnss', self._on_gnss, sensor_qos,
-                  SubscriptionEventCallbacks(message_lost=loss(self._gnss_monitor)))
-        subscribe(Odometry, 'odometry', self._on_odometry, sensor_qos,
-                  SubscriptionEventCallbacks(message_lost=loss(self._odometry_monitor)))
+        subscribe(NavSatFix, 'gnss', self._on_gnss, sensor_qos)
+        subscribe(Odometry, 'odometry', self._on_odometry, sensor_qos)
         subscribe(PoseWithCovarianceStamped, 'initialpose', self._on_initial_pose, 10)
         # As image_transport names it: below the name that `image` is remapped to.
         self._image_topic = self.resolve_topic_name('image')
@@ -366,9 +377,7 @@ class LocalizerNode(LifecycleNode):
         subscribe(
             CompressedImage if config.image_transport == 'compressed' else Image,
             self._image_topic, self._on_image, image_qos,
-            SubscriptionEventCallbacks(
-                incompatible_qos=self._on_incompatible_image_qos,
-                message_lost=loss(self._camera_monitor)))
+            SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_image_qos))
         self._jump_handle = self.get_clock().create_jump_callback(
             JumpThreshold(
                 min_forward=None, min_backward=Duration(seconds=-CLOCK_JUMP_S),
@@ -388,10 +397,31 @@ class LocalizerNode(LifecycleNode):
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self._rig.camera_info = msg
 
-    def _on_gnss(self, msg: NavSatFix) -> None:
+    def _on_gnss(self, msg: NavSatFix, info: dict) -> None:
         if not self._active:
             return
-        self._gnss_monitor.received(time.monotonic())
+        now_s = time.monotonic()
+        self._gnss_monitor.received(now_s, *_publication(info))
+        self._waiting_fixes.append((msg, now_s))
+        self._take_fixes()
+
+    def _take_fixes(self) -> None:
+        """Take the fixes that odometry has reached, or all where odometry is silent.
+
+        A busy node finds a queue of each topic.  Fixes taken ahead of the odometry between them
+        would be computed anew with each sample of it, and the node would never catch up.
+        """
+        while self._waiting_fixes and self._is_due(self._waiting_fixes[0][0]):
+            self._take_fix(*self._waiting_fixes.popleft())
+
+    def _is_due(self, msg: NavSatFix) -> bool:
+        latest, silent_s = self._last_sample, time.monotonic() - self._sampled_s
+        if latest is None or silent_s > self._node_config.odometry_wait_s:
+            return True
+        ahead_s = (conversions.stamp_ns_from_msg(msg.header.stamp) - latest.stamp_ns) * 1e-9
+        return not 0.0 < ahead_s <= self._config.filter.odometry_lost_s
+
+    def _take_fix(self, msg: NavSatFix, entered_s: float) -> None:
         try:
             if self._localizer is None:
                 self._start_without_map(*conversions.gnss_latlon_from_msg(msg))
@@ -411,7 +441,15 @@ class LocalizerNode(LifecycleNode):
         elif sigma_m > self._node_config.gnss_sigma_warn_m:
             remark = (f'fixes claim a sigma of {sigma_m:.3g} m; gnss_sigma_warn_m is '
                       f'{self._node_config.gnss_sigma_warn_m:g} m')
-        _note(self._gnss_monitor, self._localizer.add_gnss(fix), remark, GNSS_REMEDY)
+        elif (waited_s := time.monotonic() - entered_s) > FIX_WAIT_WARN_S:
+            remark = (f'fixes wait {waited_s:.1f} s for odometry of their time: their clock is '
+                      'ahead, or the machine is too busy')
+        update = self._localizer.add_gnss(fix)
+        if update.outcome is not Outcome.GATED:
+            self._gnss_refused_s = None
+        elif self._gnss_refused_s is None:
+            self._gnss_refused_s = time.monotonic()
+        _note(self._gnss_monitor, update, remark, GNSS_REMEDY)
 
     def _start_without_map(self, latitude_deg: float, longitude_deg: float) -> None:
         """Without a map the frame `map` is a plane about the first fix, or stays what it was."""
@@ -425,10 +463,10 @@ class LocalizerNode(LifecycleNode):
             f'the origin of {self._node_config.map_frame} is {where}, latitude {origin[0]}, '
             f'longitude {origin[1]}')
 
-    def _on_odometry(self, msg: Odometry) -> None:
+    def _on_odometry(self, msg: Odometry, info: dict) -> None:
         if not self._active:
             return
-        self._odometry_monitor.received(time.monotonic())
+        self._odometry_monitor.received(time.monotonic(), *_publication(info))
         base_frame = self._node_config.base_frame
         if msg.child_frame_id.lstrip('/') not in ('', base_frame):
             self._odometry_monitor.refused(
@@ -451,10 +489,11 @@ class LocalizerNode(LifecycleNode):
         newest_ns = 0 if self._last_sample is None else self._last_sample.stamp_ns
         if update.outcome is Outcome.TOO_OLD or sample.stamp_ns <= newest_ns:
             return
-        self._last_sample = sample
+        self._last_sample, self._sampled_s = sample, time.monotonic()
         estimate = self._localizer.estimate_at(sample.stamp_ns)
         if estimate is not None:
             self._publish_odometry(estimate, sample, msg)
+        self._take_fixes()
         self._worker.odometry_reached(sample.stamp_ns)
 
     def _is_of_this_time(self, stamp_ns: int) -> bool:
@@ -510,11 +549,11 @@ class LocalizerNode(LifecycleNode):
         self.get_logger().error(text)
         self._refused = text
 
-    def _on_image(self, msg: Image | CompressedImage) -> None:
+    def _on_image(self, msg: Image | CompressedImage, info: dict) -> None:
         entered_s = time.perf_counter()
         if not self._active:
             return
-        self._camera_monitor.received(time.monotonic())
+        self._camera_monitor.received(time.monotonic(), *_publication(info))
         stamp_ns = conversions.stamp_ns_from_msg(msg.header.stamp)
         if problem := self._image_stamp_problem(stamp_ns):
             self._camera_monitor.refused(problem)
@@ -556,6 +595,8 @@ class LocalizerNode(LifecycleNode):
         self._restart_is_news = True
         self._failure = ''
         self._strange_odometry = 0
+        self._gnss_refused_s = None
+        self._waiting_fixes.clear()
         self._last_sample = None
         self._last_pose = None
         self._estimate = None
@@ -697,9 +738,12 @@ class LocalizerNode(LifecycleNode):
                 estimate.pose, sample.odom_from_base, estimate.covariance,
             ).save(self._last_pose_path)
         except OSError as error:
-            self.get_logger().warning(
-                f'the last pose is not kept ({error}); set last_pose_path, or empty for none')
-            self._last_pose_path = None
+            problem = f'not kept ({error}); set last_pose_path, or empty for none'
+            if problem != self._last_pose_problem:
+                self.get_logger().warning(f'the last pose is {problem}')
+            self._last_pose_problem = problem
+            return
+        self._last_pose_problem = ''
 
     # --- outputs
 
@@ -754,6 +798,8 @@ class LocalizerNode(LifecycleNode):
     # --- diagnostics
 
     def _publish_diagnostics(self) -> None:
+        if self._active:
+            self._take_fixes()
         self._keep_last_pose()
         stamp_ns = self.get_clock().now().nanoseconds
         self._diagnostics_publisher.publish(conversions.diagnostics_msg_from_statuses(
@@ -774,9 +820,11 @@ class LocalizerNode(LifecycleNode):
         self._camera_monitor.counts['dropped'] = self._dropped_before + self._worker.dropped
         return [
             self._node_status(),
-            self._camera_monitor.status(now_s, timeout_s, self._image_silence_hint()),
+            self._only_one_publishes(self._image_topic, self._camera_monitor.status(
+                now_s, timeout_s, self._image_silence_hint())),
             self._gnss_monitor.status(now_s, timeout_s, self._silence_hint('gnss')),
-            self._odometry_monitor.status(now_s, timeout_s, self._silence_hint('odometry')),
+            self._only_one_publishes('odometry', self._odometry_monitor.status(
+                now_s, timeout_s, self._silence_hint('odometry'))),
             self._map_status,
             self._matcher_status(now_s),
             self._filter_status(now_s),
@@ -784,6 +832,8 @@ class LocalizerNode(LifecycleNode):
 
     def _node_status(self) -> Status:
         values = {'last_restart': self._restart_reason or 'none', 'failures': self._failures}
+        if self._last_pose_problem:
+            values['last_pose'] = self._last_pose_problem
         if self._failure:
             text = f'internal error: {self._failure}'
             if self._works_again:
@@ -810,6 +860,16 @@ class LocalizerNode(LifecycleNode):
         name = self.resolve_topic_name(topic)
         publishers = self.count_publishers(name)
         return f'{name} has {publishers} publisher{"" if publishers == 1 else "s"}'
+
+    def _only_one_publishes(self, topic: str, status: Status) -> Status:
+        """The status of an input; where two odometries or cameras are mixed, that goes first."""
+        name = self.resolve_topic_name(topic)
+        publishers = self.count_publishers(name)
+        if publishers < 2:
+            return status
+        return replace(
+            status, level=max(status.level, Level.WARN), remedy=TWO_PUBLISHERS_REMEDY,
+            text=f'{name} has {publishers} publishers, of which one was expected; {status.text}')
 
     def _image_silence_hint(self) -> str:
         if self._image_qos_problem:
@@ -856,9 +916,17 @@ class LocalizerNode(LifecycleNode):
         # As wide as it is by now, should odometry have stopped.
         silent_s = self._odometry_monitor.age_s(now_s) or 0.0
         estimate = self._localizer.estimate_at(self._estimate.stamp_ns + round(silent_s * 1e9))
-        return pose_status(
+        status = pose_status(
             (estimate or self._estimate).covariance,
             self._node_config.ellipse_warn_m, self._node_config.ellipse_error_m)
+        refused_s = now_s - (self._gnss_refused_s or now_s)
+        alone_s = min(refused_s, now_s - (self._matched_s or 0.0))
+        if alone_s <= CONTRADICTED_S:
+            return status
+        return replace(
+            status, level=Level.ERROR, remedy=CONTRADICTED_REMEDY,
+            text=f'for {alone_s:.0f} s fixes contradict the odometry and no match decides: do not '
+            f'trust the pose; {status.text}')
 
 
 def _note(
@@ -871,11 +939,17 @@ def _note(
         monitor.used(remark, remedy)
         return
     monitor.counts[update.outcome.name.lower()] += 1
-    text = f'{update.outcome.value}: {update.reason}'
+    text = '; '.join(filter(None, (f'{update.outcome.value}: {update.reason}', remark)))
     if update.outcome is Outcome.GATED:
         monitor.gated(text)
     else:
         monitor.refused(text)
+
+
+def _publication(info: dict) -> tuple[bytes | None, int | None]:
+    """Who published a message and which of its messages it is; None where DDS does not tell."""
+    publisher = info.get('publisher_gid')
+    return publisher and publisher['data'], info.get('publication_sequence_number')
 
 
 def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, LocalizerConfig]:
@@ -948,6 +1022,7 @@ def main(args: list[str] | None = None) -> int:
         print(f'localizer_node: {error}', file=sys.stderr)
         rclpy.shutdown()
         return 2
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:

@@ -83,8 +83,7 @@ def clock_msg(stamp_ns: int) -> Clock:
 def message_class(msgtype: str) -> type:
     """Return the installed class of a type such as ``sensor_msgs/msg/Image``.
 
-    Raises:
-        ImportError, AttributeError: the package or the type is not installed.
+    Raises ImportError or AttributeError where the package or the type is not installed.
     """
     package, kind, name = msgtype.split('/')
     return getattr(importlib.import_module(f'{package}.{kind}'), name)
@@ -113,16 +112,11 @@ def publisher_qos(connections: list[Connection], image_reliability: str) -> QoSP
 
 
 class BagPlayer:
-    """Publishes a bag's messages and, if `clock_hz` is positive, /clock in bag time (instead of
-    one that the bag holds).
+    """Publishes the messages of an opened bag.
 
-    Args:
-        reader: the opened bag.
-        stop: set from outside, ends the replay at once.
-        topics: the topics to play; all if empty.
-
-    Raises:
-        PlayError: a topic asked for is not in the bag, or none is left to play.
+    If `clock_hz` is positive also /clock in bag time, instead of one that the bag holds.  `stop`,
+    set from outside, ends the replay at once.  `topics` are those to play; all if empty.
+    Raises PlayError where one of them is not in the bag, or none is left to play.
     """
 
     def __init__(
@@ -169,8 +163,7 @@ class BagPlayer:
     def wait_for_subscribers(self, topics: list[str], timeout_s: float) -> None:
         """Return when each of these (published) topics has a subscriber, or on stop.
 
-        Raises:
-            PlayError: a topic is not played, or still has no subscriber after `timeout_s`.
+        Raises PlayError for a topic that is not played, or has no subscriber after `timeout_s`.
         """
         by_name = {p.topic_name: p for p in self._publishers.values()}
         if unknown := set(topics) - set(by_name):

@@ -54,8 +54,7 @@ class RecordError(ValueError):
 def register_installed_type(typestore: Typestore, msgtype: str) -> None:
     """Add a type and all that it contains, as installed (share/PACKAGE/msg/NAME.msg).
 
-    Raises:
-        RecordError: the definition of the type is not installed.
+    Raises RecordError where the definition of the type is not installed.
     """
     if msgtype in typestore.fielddefs:
         return
@@ -118,8 +117,7 @@ def subscription_qos(infos: list[TopicEndpointInfo]) -> QoSProfile:
 class BagRecorder:
     """Subscribes to topics as they appear and writes their messages as received, undecoded.
 
-    Args:
-        wanted: tells by its name whether a topic is recorded.
+    ``wanted`` tells by its name whether a topic is recorded.
 
     Messages are stamped when they are received, by `node`'s clock.  With simulated time, those
     that come before the first /clock get its stamp.

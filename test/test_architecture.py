@@ -17,7 +17,8 @@ LAYERS = [
     ['datatypes'],
     ['pose_filter', 'filter_model', 'filter_start', 'gnss_trust', 'hypotheses', 'imagery',
      'route', 'embedding_map', 'trunks', 'networks', 'dense', 'matching', 'dense_matching',
-     'views', 'robotcar', 'evaluation', 'diagnostics', 'image_worker', 'last_pose', 'evidence'],
+     'views', 'robotcar', 'evaluation', 'diagnostics', 'image_worker', 'last_pose', 'evidence',
+     'export', 'match_trust'],
     ['localizer'],
     ['conversions', 'rig', 'scene_pictures'],
     # The node and every command; setup.py lists them too.

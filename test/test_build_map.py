@@ -284,6 +284,33 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
     assert not partial.exists()
 
 
+@pytest.mark.parametrize('ranks', [2, 5])
+def test_shared_work_gives_the_same_bytes_whatever_the_number_of_processes(
+        orthophoto, route_csv, tmp_path, fake_network, monkeypatch, ranks):
+    alone = MeanColours()
+    fake_network.append(alone)
+    assert command(orthophoto, route_csv, tmp_path / 'alone.map') == 0
+    monkeypatch.setenv('WORLD_SIZE', str(ranks))                # as torchrun does
+    for rank in reversed(range(ranks)):
+        monkeypatch.setenv('RANK', str(rank))
+        network = MeanColours()
+        fake_network.append(network)
+        assert command(orthophoto, route_csv, tmp_path / 'shared.map') == 0
+        assert (tmp_path / 'shared.map').exists() == (rank == 0)
+        assert sum(network.batches[2:]) < sum(alone.batches[2:])
+    assert (tmp_path / 'shared.map').read_bytes() == (tmp_path / 'alone.map').read_bytes()
+    assert sorted(path.suffix for path in tmp_path.glob('shared*')) == ['.map']
+
+
+def test_a_share_that_never_comes_is_given_up_with_what_to_do(
+        orthophoto, route_csv, tmp_path, fake_network, monkeypatch, capsys):
+    monkeypatch.setattr(module, 'SILENT_S', 0.2)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('RANK', '0')
+    assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
+    assert 'parts are missing' in capsys.readouterr().err
+
+
 def test_what_another_command_left_is_not_used(
         orthophoto, route_csv, tmp_path, fake_network, capsys):
     assert command(orthophoto, route_csv, tmp_path / 'whole.map', '--spacing-m', '4') == 0

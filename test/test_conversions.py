@@ -11,7 +11,13 @@ import pytest
 
 pytest.importorskip('rclpy', reason='no ROS 2')
 
-from geometry_msgs.msg import PoseWithCovarianceStamped, Quaternion, Transform, TwistWithCovariance
+from geometry_msgs.msg import (
+    PoseWithCovarianceStamped,
+    Quaternion,
+    Transform,
+    Twist,
+    TwistWithCovariance,
+)
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 
@@ -447,6 +453,10 @@ def test_published_odometry_carries_the_estimate_and_the_twist_it_was_given():
     assert (msg.header.frame_id, msg.child_frame_id) == ('map', 'base_link')
     assert msg.pose.pose.position.x == 100.0
     assert msg.twist.twist.linear.x == 8.0
+    twist.twist.angular.z = math.nan
+    msg = conversions.odometry_msg_from_estimate(ESTIMATE, 'map', 'base_link', twist)
+    assert msg.twist.twist == Twist()
+    assert msg.twist.covariance[0] == conversions.UNOBSERVED_VARIANCE
 
 
 def test_the_orientation_of_a_geopose_is_counted_from_true_east():

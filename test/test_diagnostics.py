@@ -41,6 +41,21 @@ def test_silence_is_an_error_with_what_was_wrong_before(monitor):
     assert status.text == 'nothing received for 3.0 s; nobody publishes; before that: no fix'
 
 
+def test_numbers_that_a_publisher_left_out_are_counted_as_lost(monitor):
+    for number in (7, 8, 11):
+        monitor.received(0.1 * number, b'one', number)
+    monitor.received(1.2, b'another', 1)
+    monitor.received(1.3, b'one', 12)
+    monitor.received(1.4)
+    status = monitor.status(1.4, 2.0, '')
+    assert status.values['lost'] == 2
+    assert (status.level, status.text) == (
+        Level.WARN, '2 of the last 7 messages were lost on the way')
+    for number in range(13, 20):
+        monitor.received(0.1 * number, b'one', number)
+    assert monitor.status(2.0, 2.0, '').level is Level.OK
+
+
 def test_one_gated_fix_is_counted_and_many_are_a_trouble(monitor):
     for number in range(20):
         monitor.received(0.1 * number)

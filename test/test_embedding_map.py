@@ -2,6 +2,8 @@
 
 import json
 import math
+from pathlib import Path
+import tempfile
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from safetensors.torch import save_file
 import torch
 
 from crossview_localizer.datatypes import PoseEstimate
-from crossview_localizer.embedding_map import EmbeddingMap, METADATA_KEY
+from crossview_localizer.embedding_map import EmbeddingMap, METADATA_KEY, StoredRows
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 
 GRID = MapGrid(12, 20, 2.5, -10.0, 17.5)
@@ -144,10 +146,83 @@ CHANGES = {
     'header is not understood': lambda metadata, tensors: metadata.pop('format_version'),
     'tile_m': lambda metadata, tensors: metadata.pop('tile_m'),
     'map origin': lambda metadata, tensors: metadata.update(origin_latitude_deg=200.0),
-    'map index is': lambda metadata, tensors: metadata['grid'].update(rows=13),
-    'each of the': lambda metadata, tensors: tensors['index'].clamp_(max=5),
+    'map index is': lambda metadata, tensors: metadata['grid'].update(rows=33),
+    'each of the': lambda metadata, tensors: tensors['cells'].clamp_(max=5),
     'descriptors': lambda metadata, tensors: tensors.pop('descriptors'),
 }
+
+
+def test_a_map_of_format_1_is_still_read(tmp_path):
+    expected = some_map()
+    expected.save(tmp_path / 'a.map')
+
+    def to_format_1(metadata, tensors):
+        metadata.update(format_version=1)
+        tensors['index'] = expected.index.int()
+        del tensors['chunks'], tensors['cells']
+    rewrite(tmp_path / 'a.map', to_format_1)
+    found = EmbeddingMap.open(tmp_path / 'a.map')
+    assert torch.equal(found.index, expected.index)
+    assert torch.equal(found.descriptors, expected.descriptors)
+
+
+def test_a_corridor_takes_the_room_of_its_tiles_and_not_of_its_box(tmp_path):
+    side = 3000
+    index = torch.full((side, side), -1, dtype=torch.int64)
+    index[torch.arange(side), torch.arange(side)] = torch.arange(side)
+    descriptors = torch.ones(side, 2, dtype=torch.float16)
+    grid = MapGrid(side, side, 2.5, 0.0, 0.0)
+    some_map(grid=grid, index=index, descriptors=descriptors).save(tmp_path / 'a.map')
+    assert (tmp_path / 'a.map').stat().st_size < 0.05 * 4 * side ** 2
+    window = EmbeddingMap.open(tmp_path / 'a.map').window(prior_at(2500.0, -2500.0), 5.0)
+    assert np.array_equal(np.nonzero(window.index.numpy() >= 0), [np.arange(7)] * 2)
+
+
+@pytest.mark.parametrize('x_m', [-10.0, 3.3, 30.0])
+def test_a_map_left_in_its_file_gives_the_windows_of_one_in_memory(tmp_path, x_m):
+    whole = some_map()
+    whole.save(tmp_path / 'a.map')
+    stored = EmbeddingMap.open(tmp_path / 'a.map', preload_bytes=0)
+    for half_width_m in (6.0, 30.0):
+        expected, found = (m.window(prior_at(x_m, 5.0), half_width_m) for m in (whole, stored))
+        assert found.grid == expected.grid and found.coverage == expected.coverage
+        assert torch.equal(found.index, expected.index)
+        assert torch.equal(found.descriptors, expected.descriptors)
+
+
+def test_a_cache_smaller_than_the_drive_gives_every_row_right():
+    rows = torch.arange(4000, dtype=torch.float16)[:, None].expand(-1, 4)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b'8 bytes.' + rows.contiguous().numpy().tobytes())
+        file.flush()
+        stored = StoredRows(Path(file.name), 8, (4000, 4), 'cpu', cache_bytes=0)
+        for first in range(0, 3700, 37):
+            numbers = np.arange(first, first + 200)
+            assert torch.equal(stored[numbers], rows[first:first + 200])
+        assert stored.rows_read == 200 + 37 * 99
+        stored.prefetch(np.arange(100))
+        read = stored.rows_read
+        assert torch.equal(stored[np.arange(100)], rows[:100]) and stored.rows_read == read
+        file.truncate(800)
+        with pytest.raises(OSError, match='ends within its descriptors'):
+            stored[np.arange(2000, 2010)]
+
+
+def test_what_lies_ahead_is_read_before_it_is_asked_for(tmp_path):
+    index = torch.arange(40 * 400).reshape(40, 400)
+    descriptors = torch.ones(index.numel(), 4, dtype=torch.float16)
+    grid = MapGrid(40, 400, 2.5, 0.0, 50.0)
+    some_map(grid=grid, index=index, descriptors=descriptors).save(tmp_path / 'a.map')
+    stored = EmbeddingMap.open(tmp_path / 'a.map', preload_bytes=0)
+    for k in range(2):
+        prior = PoseEstimate(k * 10**8, Pose2D(100.0 + 3.0 * k, 0.0, 0.0), np.eye(3))
+        stored.window(prior, 20.0)
+    stored.read_ahead_finished()
+    read = stored.descriptors.rows_read
+    for ahead_s in (0.5, 1.0, 2.0, 3.0):
+        prior = PoseEstimate(0, Pose2D(103.0 + 30.0 * ahead_s, 0.0, 0.0), np.eye(3))
+        assert stored.window(prior, 20.0).coverage == 1.0
+    assert stored.descriptors.rows_read == read
 
 
 @pytest.mark.parametrize('reason', CHANGES)

@@ -12,10 +12,11 @@ import pytest
 
 pytest.importorskip('rclpy')
 
+import recorded_drive
 import robotcar_drive
 
 from benchmarks import flat_world
-from crossview_localizer import build_map, robotcar_to_bag
+from crossview_localizer import build_map, export, report, robotcar_to_bag, viewer_bag
 
 
 @contextmanager
@@ -97,3 +98,25 @@ def test_a_bag_on_a_full_disk_is_one_line_and_no_bag(drive, tmp_path, capsys):
 def test_a_bag_that_may_not_be_written_is_one_line(drive, capsys):
     assert robotcar_to_bag.main(drive.arguments(Path('/proc/bag'))) == 2
     assert said(capsys).startswith('robotcar_to_bag: ')
+
+
+@pytest.fixture(scope='module')
+def recording(ros, tmp_path_factory):
+    """Arguments that name a short recording and what was played."""
+    folder = tmp_path_factory.mktemp('recording')
+    run = recorded_drive.write_bag(folder / 'run', recorded_drive.output_messages(2.0))
+    played = recorded_drive.write_bag(folder / 'input', recorded_drive.input_messages(2.0))
+    return [str(run), '--input-bag', str(played)]
+
+
+@pytest.mark.parametrize('tool', [report, viewer_bag, export])
+def test_a_result_that_may_not_be_written_or_does_not_fit_is_one_line(
+        tool, recording, shipped_weights, tmp_path, capsys):
+    given = [str(shipped_weights[0])] if tool is export else recording
+    name = tool.__name__.rpartition('.')[2]
+    assert tool.main([*given, '--out', '/proc/result']) == 2
+    assert said(capsys).startswith(f'{name}: ')
+    with full_disk(2_000):
+        assert tool.main([*given, '--out', str(tmp_path / 'result')]) == 2
+    assert said(capsys).startswith(f'{name}: ')
+    assert not (tmp_path / 'result').is_file()

@@ -39,19 +39,19 @@ ARGUMENTS = (
 
 @pytest.fixture
 def launch():
-    """launch(*arguments) starts the launch file; what it started is ended with the test."""
+    """launch(*arguments) starts a launch file; what it started is ended with the test."""
     environment = dict(os.environ)
     if importlib.util.find_spec('launch_ros'):
-        command = ['ros2', 'launch', str(LAUNCH_FILE)]
+        command = ['ros2', 'launch']
     else:
         stand_in = str(REPOSITORY / 'test/launch_stand_in')
         environment['PYTHONPATH'] = f'{stand_in}{os.pathsep}{environment["PYTHONPATH"]}'
-        command = [sys.executable, '-m', 'launch', str(LAUNCH_FILE)]
+        command = [sys.executable, '-m', 'launch']
     processes = []
 
-    def start(*arguments) -> subprocess.Popen:
+    def start(*arguments, file=LAUNCH_FILE) -> subprocess.Popen:
         processes.append(subprocess.Popen(
-            [*command, *arguments], env=environment, stdout=subprocess.PIPE,
+            [*command, str(file), *arguments], env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, start_new_session=True))
         return processes[-1]
 
@@ -181,6 +181,28 @@ def test_without_a_bag_the_node_waits_for_live_topics_in_wall_time(node, launch)
     sim_time, autostart = parameter_values(
         node, '/crossview_localizer', ['use_sim_time', 'autostart'])
     assert not sim_time.bool_value and not autostart.bool_value
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+
+
+def test_another_launch_file_can_include_it_with_arguments_of_its_own(node, launch, tmp_path):
+    file = tmp_path / 'vehicle.launch.py'
+    file.write_text(f"""
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+
+def generate_launch_description():
+    return LaunchDescription([IncludeLaunchDescription(
+        PythonLaunchDescriptionSource({str(LAUNCH_FILE)!r}),
+        launch_arguments={{'namespace': 'car', 'autostart': 'false', 'device': 'cpu'}}.items())])
+""")
+    process = launch(file=file)
+    autostart, device = parameter_values(
+        node, '/car/crossview_localizer', ['autostart', 'device'])
+    assert not autostart.bool_value and device.string_value == 'cpu'
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output

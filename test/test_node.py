@@ -183,7 +183,7 @@ class Bench:
         self.matcher = FakeMatcher()
         monkeypatch.setattr(
             node_module, 'load_localizer',
-            lambda path, weights, config, device: Localizer(
+            lambda path, weights, config, device, **rest: Localizer(
                 config, FRAME, FakeMap(), self.matcher))
         monkeypatch.setattr(node_module, 'shipped_weights', lambda: 'weights')
         self.context = rclpy.Context()
@@ -500,6 +500,39 @@ def test_a_fix_without_a_position_is_refused_with_the_reason(bench):
     assert bench.count('gnss', 'refused') == 2
 
 
+def test_a_fix_ahead_of_the_odometry_waits_for_it_and_without_odometry_it_does_not(bench):
+    bench.start(odometry_wait_s=1.0).drive()
+    used = bench.node._gnss_monitor.counts['used']
+    bench.gnss_sent(4.2)
+    assert bench.node._gnss_monitor.counts['used'] == used
+    for time_s in (4.05, 4.1, 4.15, 4.2):
+        bench.odometry_sent(time_s)
+    assert bench.node._gnss_monitor.counts['used'] == used + 1
+    bench.gnss_sent(4.4)
+    bench.wait(lambda: bench.node._gnss_monitor.counts['used'] == used + 2)
+
+
+def test_two_publishers_of_odometry_are_named(bench):
+    bench.start().drive()
+    second = bench.driver.create_publisher(Odometry, 'odometry', 10)
+    bench.expect('odometry', 1, '/odometry has 2 publishers, of which one was expected')
+    bench.driver.destroy_publisher(second)
+    bench.wait(lambda: 'publishers' not in bench.diagnostics['odometry'].message)
+
+
+def test_fixes_that_contradict_the_odometry_for_long_put_the_pose_in_doubt(bench, monkeypatch):
+    monkeypatch.setattr(node_module, 'CONTRADICTED_S', 0.2)
+    bench.start(image_reliability='reliable').drive()
+    for tick in range(81, 100):
+        bench.odometry_sent(tick / ODOMETRY_HZ)
+        msg = gnss_msg(tick / ODOMETRY_HZ)
+        msg.latitude += 0.01
+        bench.publish('gnss', msg)
+    bench.expect('filter', 2, 'do not trust the pose')
+    bench.publish('gnss', gnss_msg(99 / ODOMETRY_HZ))
+    bench.wait(lambda: 'trust' not in bench.diagnostics['filter'].message)
+
+
 def test_odometry_of_another_frame_or_with_nan_is_refused_with_the_reason(bench):
     bench.start()
     msg = odometry_msg(0.0)
@@ -562,7 +595,7 @@ def test_outside_the_map_the_prior_goes_out_as_the_pose_and_the_node_says_so(ben
 ])
 def test_a_map_that_cannot_be_used_leaves_the_prior_running_and_is_an_error(
         bench, monkeypatch, error):
-    def fail(*args):
+    def fail(*args, **rest):
         raise type(error)(*error.args)  # the parameter itself would keep the node in its traceback
 
     monkeypatch.setattr(node_module, 'load_localizer', fail)

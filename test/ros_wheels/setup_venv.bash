@@ -72,7 +72,8 @@ make_venv() { # options of venv
 install_on_distribution() {
   make_venv --system-site-packages
   say "adding to $ROS_DISTRO what it does not bring (torch is large)"
-  "$venv/bin/pip" install -q -r "$repository/requirements.txt" 'setuptools>=77.0.3,<80' pytest-timeout hypothesis psutil tensorboard ruff
+  "$venv/bin/pip" install -q -r "$repository/requirements.txt" 'setuptools>=77.0.3,<80' pytest-timeout hypothesis psutil tensorboard \
+    onnx onnxruntime ruff
 }
 
 install_from_wheels() {
@@ -82,7 +83,7 @@ install_from_wheels() {
   local packages=("rclpy[fastrtps]" ament-index-python unique-identifier-msgs std-srvs rcl-interfaces
     {diagnostic,geometry,lifecycle,nav,rosgraph,sensor,std,visualization}-msgs
     rosidl-default-generators rosidl-core-generators
-    ament-package ament-cmake ament-cmake-ros
+    ament-package ament-flake8 ament-pep257 ament-cmake ament-cmake-ros
     ament-cmake-{core,export-definitions,export-dependencies,export-include-directories}
     ament-cmake-{export-interfaces,export-libraries,export-link-flags,export-targets,gen-version-h}
     ament-cmake-{include-directories,libraries,python,target-dependencies,test,version})

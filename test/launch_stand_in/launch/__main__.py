@@ -1,4 +1,3 @@
-import runpy
 import signal
 import subprocess
 import sys
@@ -6,20 +5,21 @@ import time
 
 from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument, installed
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 
 
 def main(argv: list[str]) -> int:
     path, *arguments = argv
-    description = runpy.run_path(path)['generate_launch_description']()
+    entities = PythonLaunchDescriptionSource(path).entities()
     if arguments == ['--show-args']:
-        for entity in description.entities:
+        for entity in entities:
             if isinstance(entity, DeclareLaunchArgument):
                 print(f"    '{entity.name}':\n        {entity.description}\n"
                       f"        (default: '{entity.default_value}')")
         return 0
 
     context = LaunchContext(dict(argument.split(':=', 1) for argument in arguments))
-    commands, actions = [], list(description.entities)
+    commands, actions = [], list(entities)
     while actions:
         for result in reversed(actions.pop(0).execute(context)):
             # A command to start, or an action to carry out next.

@@ -28,6 +28,15 @@ class SetEnvironmentVariable:
         return []
 
 
+class IncludeLaunchDescription:
+    def __init__(self, source, *, launch_arguments=()):
+        self.source, self.arguments = source, dict(launch_arguments)
+
+    def execute(self, context):
+        context.launch_configurations.update(self.arguments)
+        return self.source.entities()
+
+
 class OpaqueFunction:
     def __init__(self, *, function):
         self.function = function
