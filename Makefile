@@ -8,13 +8,16 @@ DENSE_WORLDS = $(if $(EVAL_ONLY),--seeds $(or $(SEED),500),--seeds 400 401 402 4
 DENSE_LAYOUT = $(if $(LAYOUT),--layouts $(LAYOUT))
 FUSION_OUT = $(or $(OUT),$(if $(SMOKE)$(EVAL_ONLY),build/fusion,docs/results))
 
-.PHONY: help env demo test test-jazzy faults endurance fuzz results-dense results-fusion docs-check lint format clean
+.PHONY: help env demo test test-jazzy faults endurance fuzz results-dense results-fusion results-paper bench bench-map-size docs-check lint format clean
 
 help:
 	@echo 'make demo [SEED=7] [OUT=demo] [DURATION_S=130]   a simulated drive, localized and reported'
 	@echo 'make test [PYTEST_ARGS=...]                      all tests'
 	@echo 'make results-dense [EVAL_ONLY=1 SEED= LAYOUT= OUT=]   single frames of the dense matcher'
-	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   the filter: real logs, spoofing, starts'
+	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   outages, calibration, real logs, spoofing, starts'
+	@echo 'make results-paper [SMOKE=1 | EVAL_ONLY=1 SEED= | PLAN=cpu TRAIN_SEEDS="3 4"] [OUT=]   local loss against global'
+	@echo 'make bench [SMOKE=1 DEVICE=cpu|cuda OUT= BENCH_ARGS=--resume]   speed of each step, and how it grows'
+	@echo 'make bench-map-size [GB=20]                      maps of all sizes, written in full up to GB'
 	@echo 'make docs-check                                  run the commands of the documentation'
 	@echo 'make test-jazzy [PYTEST_ARGS=...]                all tests on ROS 2 Jazzy, in .venv-jazzy'
 	@echo 'make faults | endurance                          the node in every fault; an hour of driving'
@@ -40,8 +43,23 @@ results-fusion: env
 	  --frames $(or $(OUT),build/fusion)/frames.csv.gz $(if $(SEED),--seed $(SEED)) \
 	  $(if $(EVAL_ONLY),--seeds 1)
 
+results-paper: env
+	$(RUN) python -m benchmarks.paper --out $(or $(OUT),build/paper) $(if $(SMOKE),--smoke) \
+	  $(if $(EVAL_ONLY),--eval-only) $(if $(SEED),--world-seed $(SEED)) \
+	  $(if $(PLAN),--plan $(PLAN)) $(if $(TRAIN_SEEDS),--seeds $(TRAIN_SEEDS))
+	$(if $(SMOKE)$(EVAL_ONLY),,$(RUN) python -m benchmarks.results)
+
 test-jazzy:
 	ROS_DISTRO_WHEELS=jazzy $(MAKE) test VENV=.venv-jazzy
+
+bench: env
+	$(RUN) python -m benchmarks.bench $(if $(SMOKE),--smoke) --device $(or $(DEVICE),cpu) \
+	  --out $(or $(OUT),build/bench) $(BENCH_ARGS) \
+	  --json $(if $(SMOKE)$(OUT),$(or $(OUT),build/bench)/bench.json,docs/results/bench.json)
+
+bench-map-size: env
+	$(RUN) python -m benchmarks.bench --only map_size --map-gb $(or $(GB),20) --tiles-km2 10000 \
+	  --out $(or $(OUT),build/bench)
 
 faults: env
 	$(RUN) python -m benchmarks.faults $(if $(OUT),--out $(OUT))

@@ -35,6 +35,7 @@ setup(
             'localizer_node = crossview_localizer.node:main',
             'robotcar_to_bag = crossview_localizer.robotcar_to_bag:main',
             'build_map = crossview_localizer.build_map:main',
+            'export = crossview_localizer.export:main',
             'play_bag = crossview_localizer.play_bag:main',
             'record_bag = crossview_localizer.record_bag:main',
             'report = crossview_localizer.report:main',

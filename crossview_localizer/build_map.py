@@ -4,10 +4,13 @@ import argparse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+import glob
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
+import subprocess
 import sys
 import time
 import zlib
@@ -31,6 +34,7 @@ SPACING_M = 3.0                # of tiles, where the network has no spacing of i
 CORRIDOR_M = 25.0              # and the corridor about a route
 ORTHOPHOTO_CELL_M = 0.5        # of the picture kept for display, coarser where it would be
 ORTHOPHOTO_MAX_PX = 4096       # larger than this
+SILENT_S = 600.0               # without a part from the other processes they are given up
 
 
 def build_map(
@@ -45,7 +49,9 @@ def build_map(
     max_crs_error_m: float = 0.5,
     partial_path: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
-) -> EmbeddingMap:
+    share: tuple[int, int] = (0, 1),
+    require_others: Callable[[], None] = lambda: None,
+) -> EmbeddingMap | None:
     """Embed every tile whose centre is a lattice point near the route, or in the whole imagery.
 
     The lattice holds the multiples of ``spacing_m`` in the imagery's frame.  The corridor of
@@ -56,7 +62,10 @@ def build_map(
     tiles are the blocks of its raster, which must lie side by side.  The corridor's default is
     what the network's matcher needs about the route.
     ``network`` is on ``device`` already.  With ``partial_path`` a killed run goes on where it
-    stopped, if its arguments are the same; the caller deletes that file once the map is saved.
+    stopped, if its arguments are the same; the caller deletes what ``partial_files`` finds once
+    the map is saved.  With ``share`` (k, n) every n-th part is embedded, from the k-th on: share 0
+    waits for the others' files beside its own and returns the map, which is the same to the byte
+    however many there are; the others return None.  ``require_others`` raises where one has ended.
 
     Raises ValueError for inaccurate georeferencing, too many tiles, or no tile at all.
     """
@@ -99,7 +108,10 @@ def build_map(
         way = 'the trunk shared by neighbours'
     report(f'{len(row)} tiles of {network.config.tile_m:g} m, every {spacing_m:g} m, {way}')
     plan = _plan(imagery, network, grid, wanted, batch, device)
-    kept, descriptors = _describe_tiles(tiles, len(row), device, partial_path, plan, report)
+    kept, descriptors = _describe_tiles(
+        tiles, len(row), device, partial_path, plan, report, share, require_others)
+    if share[0] > 0:
+        return None
     if not kept.all():
         report(
             f'{np.count_nonzero(~kept)} tiles left out: more than {MAX_INVALID:.0%} of each is '
@@ -208,9 +220,13 @@ def _px_m(network) -> float:
 
 def _describe_tiles(
     tiles: _TileByTile | _AreaByArea, count: int, device: str, partial_path: Path | None,
-    plan: str, report: Callable[[str], None],
+    plan: str, report: Callable[[str], None], share: tuple[int, int],
+    require_others: Callable[[], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the wanted tiles lie in the imagery, (count,), and the descriptors of those."""
+    """Which of the wanted tiles lie in the imagery, (count,), and the descriptors of those.
+
+    Of all tiles, for share 0; of the share's own and of those done before, for the others.
+    """
 
     @torch.inference_mode()
     def embed(pixels: np.ndarray, job: np.ndarray) -> np.ndarray:
@@ -235,33 +251,57 @@ def _describe_tiles(
     report(f'about {_duration(seconds)} and {count * size * 2 / 1e6:.1f} MB')
 
     # Embed job by job while the next one is cropped.
+    rank, ranks = share
     record = np.dtype([('kept', 'u1'), ('descriptor', '<f2', (size,))])
     results = np.zeros(count, record)
-    with _Partial(partial_path, plan) as partial:
-        stored = list(partial.read(record, [len(job) for job in tiles.jobs]))
-        for job, part in zip(tiles.jobs, stored):
-            results[job] = part
-        done = sum(map(len, stored))
+    with _Partial(partial_path, plan, record, [len(job) for job in tiles.jobs], rank) as partial:
+        finished = np.zeros(len(tiles.jobs), bool)
+
+        def take_stored() -> None:
+            for number, part in partial.new():
+                results[tiles.jobs[number]] = part
+                finished[number] = True
+
+        take_stored()
+        done = sum(len(tiles.jobs[number]) for number in np.flatnonzero(finished))
         if done:
             report(f'going on after {done} tiles of an earlier run')
-        remaining = tiles.jobs[len(stored):]
-        progress = tqdm(total=count, initial=done, unit='tile', desc='embedding', disable=None)
+        mine = [number for number in np.flatnonzero(~finished) if number % ranks == rank]
+        total = sum(len(tiles.jobs[number]) for number in mine)
+        progress = tqdm(
+            total=total, unit='tile', desc='embedding', disable=True if rank else None)
         started = time.perf_counter()
         with ThreadPoolExecutor(1) as ahead, progress:
-            waiting = [ahead.submit(tiles.crop, job) for job in remaining[:1]]
-            for number, job in enumerate(remaining):
+            waiting = [ahead.submit(tiles.crop, tiles.jobs[number]) for number in mine[:1]]
+            for k, number in enumerate(mine):
+                job = tiles.jobs[number]
                 kept, pixels = waiting.pop().result()
-                following = remaining[number + 1:number + 2]
-                waiting = [ahead.submit(tiles.crop, after) for after in following]
+                waiting = [ahead.submit(tiles.crop, tiles.jobs[after])
+                           for after in mine[k + 1:k + 2]]
                 part = np.zeros(len(job), record)
                 part['kept'] = kept
                 if kept.any():
                     part['descriptor'][kept] = embed(pixels, job[kept])
-                partial.append(part)
+                partial.append(number, part)
                 results[job] = part
+                finished[number] = True
                 progress.update(len(job))
-        if remaining:
-            report(f'{(count - done) / (time.perf_counter() - started):.0f} tiles/s')
+        if mine:
+            report(f'{total / (time.perf_counter() - started):.0f} tiles/s')
+
+        # The others' parts come by way of their files.
+        heard_s, before = time.monotonic(), finished.sum()
+        while rank == 0 and not finished.all():
+            require_others()
+            take_stored()
+            if finished.sum() > before:
+                heard_s, before = time.monotonic(), finished.sum()
+            if time.monotonic() - heard_s > SILENT_S:
+                raise ValueError(
+                    f'{np.count_nonzero(~finished)} of {len(finished)} parts are missing and '
+                    f'nothing came for {SILENT_S:.0f} s; expected every rank to write beside '
+                    f'{partial_path}. The same command goes on from here')
+            time.sleep(0.05)
     kept = results['kept'].astype(bool)
     return kept, results['descriptor'][kept]
 
@@ -280,42 +320,69 @@ def _plan(imagery: Imagery, network, grid, wanted, batch: int, device: str) -> s
     return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
-class _Partial:
-    """The jobs that an unfinished build has done, each with a checksum; without a path, none."""
+def partial_files(path: Path) -> list[Path]:
+    """The files of an unfinished build: of the first process, and of the others beside it."""
+    return sorted(path.parent.glob(glob.escape(path.name) + '*'))
 
-    def __init__(self, path: Path | None, plan: str):
+
+class _Partial:
+    """The jobs that an unfinished build has done, each with its number and a checksum.
+
+    Each process writes a file of its own and reads those of all; without a path there is none.
+    """
+
+    def __init__(self, path: Path | None, plan: str, record: np.dtype, sizes: list[int],
+                 rank: int):
         self._path = path
-        self._header = f'crossview_localizer build_map {plan}\n'.encode()
+        self._own = path and (path.with_name(f'{path.name}.{rank}') if rank else path)
+        self._header = f'crossview_localizer build_map 2 {plan}\n'.encode()
+        self._record, self._sizes = record, sizes
+        self._read_to: dict[Path, int] = {}
         self._file = None
 
     def __enter__(self) -> '_Partial':
-        if self._path is not None:
-            self._file = open(self._path, 'r+b' if self._path.exists() else 'w+b')
+        if self._own is not None:
+            self._file = open(self._own, 'r+b' if self._own.exists() else 'w+b')
             if self._file.read(len(self._header)) != self._header:
                 self._file.seek(0)
                 self._file.truncate()
                 self._file.write(self._header)
+                self._file.flush()
+            # What follows the last whole job is cut off.
+            end = max([len(self._header), *(
+                end for *_, end in self._jobs(self._file, len(self._header)))])
+            self._file.seek(end)
+            self._file.truncate()
         return self
 
-    def read(self, record: np.dtype, sizes: list[int]) -> Iterator[np.ndarray]:
-        """The whole jobs from the start; what follows the last of them is cut off."""
-        if self._file is None:
-            return
-        end = len(self._header)
-        for size in sizes:
-            data = self._file.read(size * record.itemsize)
-            check = self._file.read(4)
-            if zlib.crc32(data).to_bytes(4, 'little') != check:
-                break
-            end = self._file.tell()
-            yield np.frombuffer(data, record)
-        self._file.seek(end)
-        self._file.truncate()
+    def _jobs(self, file, at: int) -> Iterator[tuple[int, np.ndarray, int]]:
+        """Number, content and end of each whole job from a place on."""
+        file.seek(at)
+        while len(head := file.read(8)) == 8:
+            number, check = (int.from_bytes(part, 'little') for part in (head[:4], head[4:]))
+            if number >= len(self._sizes):
+                return
+            data = file.read(self._sizes[number] * self._record.itemsize)
+            if zlib.crc32(data, number) != check:
+                return
+            yield number, np.frombuffer(data, self._record), file.tell()
 
-    def append(self, part: np.ndarray) -> None:
+    def new(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and content of the jobs in all files that were not there at the last call."""
+        for path in partial_files(self._path) if self._path else ():
+            with open(path, 'rb') as file:
+                if file.read(len(self._header)) != self._header:
+                    continue
+                for number, part, end in self._jobs(
+                        file, self._read_to.get(path, len(self._header))):
+                    self._read_to[path] = end
+                    yield number, part
+
+    def append(self, number: int, part: np.ndarray) -> None:
         if self._file is not None:
-            data = part.tobytes()
-            self._file.write(data + zlib.crc32(data).to_bytes(4, 'little'))
+            data, number = part.tobytes(), int(number)
+            check = zlib.crc32(data, number)
+            self._file.write(number.to_bytes(4, 'little') + check.to_bytes(4, 'little') + data)
             self._file.flush()
 
     def __exit__(self, kind, *_):
@@ -378,14 +445,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--threads', type=int, metavar='N', help='of torch on the CPU')
     parser.add_argument(
+        '--workers', type=int, default=1, metavar='N', help='processes that share the work '
+        '(default 1); over several machines with a common folder: torchrun -m '
+        'crossview_localizer.build_map ...'
+    )
+    parser.add_argument('--share', type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
         '--max-tiles', type=int, default=200_000, metavar='N', help='refuse more (default 200000)'
     )
     parser.add_argument(
         '--max-crs-error', type=float, default=0.5, metavar='M',
         help='refuse imagery whose CRS is known less well than this (default 0.5); inf takes all'
     )
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return _run(parser.parse_args(argv))
+        return _run(parser.parse_args(argv), argv)
     except (ValueError, OSError) as error:
         print(f'build_map: {error}', file=sys.stderr)
         return 2
@@ -394,7 +468,47 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _share(arguments: argparse.Namespace) -> tuple[int, int]:
+    """Which part of the work is this process's: of --workers, of torchrun's ranks, or all."""
+    if arguments.workers < 1:
+        raise ValueError(f'--workers is {arguments.workers}; expected 1 or more')
+    ranks = int(os.environ.get('WORLD_SIZE', '1'))
+    if ranks > 1 and arguments.workers > 1:
+        raise ValueError('--workers within torchrun; expected one of the two')
+    if arguments.share:
+        return arguments.share, arguments.workers
+    return (int(os.environ['RANK']), ranks) if ranks > 1 else (0, arguments.workers)
+
+
+class _Others:
+    """The other processes of --workers, each with the same command line and its share."""
+
+    def __init__(self, argv: list[str], count: int):
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, '-m', 'crossview_localizer.build_map', *argv, '--share', str(k)],
+                stdout=subprocess.DEVNULL)
+            for k in range(1, count)]
+
+    def __enter__(self) -> '_Others':
+        return self
+
+    def require(self) -> None:
+        """Raise ValueError where one has failed."""
+        for process in self._processes:
+            if process.poll():
+                raise ValueError(
+                    f'one of the --workers ended with {process.returncode}; the same command '
+                    'goes on from here')
+
+    def __exit__(self, kind, *_):
+        for process in self._processes:
+            if kind is not None:
+                process.terminate()
+            process.wait()
+
+
+def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
     if arguments.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('no CUDA device was found; use --device cpu')
     if arguments.threads is not None:
@@ -409,13 +523,19 @@ def _run(arguments: argparse.Namespace) -> int:
     for accuracy in imagery.crs_accuracy:
         print(accuracy)
     route = read_route(arguments.route, arguments.topic) if arguments.route else None
+    share = _share(arguments)
     network = load_network(arguments.weights, arguments.device)
     partial = arguments.out.with_name(arguments.out.name + '.partial')
-    embedding_map = build_map(
-        imagery, network, arguments.spacing_m, route, arguments.corridor_m, arguments.batch,
-        arguments.device, arguments.max_tiles, arguments.max_crs_error, partial, print)
+    with _Others(argv, arguments.workers if share[0] == 0 else 1) as others:
+        embedding_map = build_map(
+            imagery, network, arguments.spacing_m, route, arguments.corridor_m, arguments.batch,
+            arguments.device, arguments.max_tiles, arguments.max_crs_error, partial, print, share,
+            others.require)
+    if embedding_map is None:
+        return 0
     embedding_map.save(arguments.out)
-    partial.unlink()
+    for path in partial_files(partial):
+        path.unlink()
     print(
         f'{arguments.out}: {len(embedding_map.descriptors)} tiles, '
         f'{arguments.out.stat().st_size / 1e6:.1f} MB, origin {imagery.frame.latitude_deg:.7f}, '

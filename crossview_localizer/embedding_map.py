@@ -1,32 +1,53 @@
 """The preloaded local satellite embeddings: one descriptor a tile on a lattice in ``map``.
 
-The file is a safetensors file (memory-mappable, no code in it) with the tensors
+The file is a safetensors file (no code in it) with the tensors
 
-    descriptors   (T, D) float16        unit vectors
-    index         (rows, cols) int32    row of ``descriptors`` for each lattice point, -1 = no tile
-    orthophoto    (bytes,) uint8        optional JPEG of the area, for display only
+    descriptors   (T, D) float16                  unit vectors
+    chunks        (R / 16, C / 16) int32          row of ``cells`` for each square of 16 x 16
+                                                  lattice points, -1 = no tile in it
+    cells         (n, 16, 16) int32               row of ``descriptors`` for each of its points,
+                                                  -1 = no tile
+    orthophoto    (bytes,) uint8                  optional JPEG of the area, for display only
 
 and one metadata entry, JSON: format version, origin of the frame, grid of tile centres, tile size,
-fingerprint of the weights, attribution of the imagery, grid of the orthophoto.
+fingerprint of the weights, attribution of the imagery, grid of the orthophoto.  So a corridor
+through a large area takes the room of its tiles.  Format 1, which is still read, has one tensor
+``index`` (R, C) in place of ``chunks`` and ``cells``.
+
+A map of at most ``PRELOAD_BYTES`` is put on the device as a whole.  Of a larger one the rows used
+last stay there, and those ahead of the vehicle are read by a thread before they are needed.
 """
 
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 import json
 import math
 import os
 from pathlib import Path
+from threading import Lock
 
 import cv2
 import numpy as np
-from safetensors import safe_open, SafetensorError
-from safetensors.torch import save
 import torch
 
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid
 
 METADATA_KEY = 'crossview_localizer_map'
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+CHUNK = 16                      # lattice points a side
+PRELOAD_BYTES = 64 * 2**20      # of descriptors; a larger map is read as it is driven through
+CACHE_BYTES = 256 * 2**20       # of such a map's descriptors that stay in memory
+READ_BYTES = 2**20              # at a time, so that a window never waits long for the prefetch
+PREFETCH_S = (0.5, 1.0, 2.0, 3.0)   # how far ahead of the vehicle, at its speed
+DTYPES = {'F16': np.dtype('<f2'), 'I32': np.dtype('<i4'), 'U8': np.dtype('u1')}
+# Of all that a safetensors file may hold.
+ITEM_BYTES = {'F64': 8, 'I64': 8, 'U64': 8, 'F32': 4, 'I32': 4, 'U32': 4, 'F16': 2, 'BF16': 2,
+              'I16': 2, 'U16': 2, 'I8': 1, 'U8': 1, 'BOOL': 1}
+MAX_HEADER_BYTES = 100_000_000
 REBUILD = (
     'rebuild with: ros2 run crossview_localizer build_map IMAGERY --weights WEIGHTS --out MAP ...')
 
@@ -35,53 +56,192 @@ REBUILD = (
 class MapWindow:
     """The tiles around a prior.
 
-    ``index`` (rows, cols) int64 gives the row of ``descriptors`` (n, D) float32 for each cell of
-    ``grid``, -1 where there is no tile; both are on the map's device.  ``coverage`` is the share
+    ``index`` (rows, cols) int64, on the CPU, gives the row of ``rows`` (n, D) float16, on the
+    map's device, for each cell of ``grid``, -1 where there is no tile.  ``coverage`` is the share
     of cells with a tile.
     """
 
     grid: MapGrid
     index: torch.Tensor
-    descriptors: torch.Tensor
+    rows: torch.Tensor
     coverage: float
 
+    @cached_property
+    def descriptors(self) -> torch.Tensor:
+        """``rows`` as float32."""
+        return self.rows.float()
 
-@dataclass(frozen=True, eq=False)
-class EmbeddingMap:
-    """All tiles of a map; shapes as in the file, ``index`` int64, tensors on one device."""
 
-    frame: LocalFrame
-    grid: MapGrid
-    index: torch.Tensor
-    descriptors: torch.Tensor
-    fingerprint: str
-    tile_m: float
-    tile_px: int
-    attribution: tuple[str, ...] = ()
-    orthophoto_jpeg: bytes = b''
-    orthophoto_grid: MapGrid | None = None
+class ChunkedIndex:
+    """Row of the descriptors for each lattice point, in squares of which empty ones are left out.
 
-    def __post_init__(self):
-        tiles = len(self.descriptors)
-        if self.descriptors.ndim != 2 or self.descriptors.dtype != torch.float16 or tiles == 0:
+    ``chunks`` and ``cells`` as in the file; ``cells`` may be mapped from it.
+    """
+
+    def __init__(self, chunks: np.ndarray, cells: np.ndarray, grid: MapGrid):
+        expected = -(-grid.rows // CHUNK), -(-grid.cols // CHUNK)
+        if chunks.shape != expected or cells.shape[1:] != (CHUNK, CHUNK):
             raise ValueError(
-                f'map descriptors are {self.descriptors.dtype} {tuple(self.descriptors.shape)}; '
+                f'map index is {chunks.shape} and {cells.shape}; expected {expected} and '
+                f'(n, {CHUNK}, {CHUNK}) as the grid')
+        used = chunks[chunks >= 0]
+        if used.size != len(cells) or (chunks < -1).any() or (
+                used.size and (used.max() >= used.size or np.bincount(used).max() > 1)):
+            raise ValueError(f'map index does not name each of {len(cells)} squares once')
+        self.chunks, self.cells, self.grid = chunks, cells, grid
+
+    @classmethod
+    def of(cls, index: np.ndarray, grid: MapGrid) -> 'ChunkedIndex':
+        """From the whole index (R, C)."""
+        if index.shape != (grid.rows, grid.cols):
+            raise ValueError(
+                f'map index is {index.shape}; expected {(grid.rows, grid.cols)} as the grid')
+        if index.size and not -1 <= index.min() <= index.max() <= np.iinfo(np.int32).max:
+            raise ValueError('map index has numbers below -1 or beyond 2**31')
+        rows, cols = -(-grid.rows // CHUNK), -(-grid.cols // CHUNK)
+        whole = np.full((rows * CHUNK, cols * CHUNK), -1, np.int32)
+        whole[:grid.rows, :grid.cols] = index
+        squares = whole.reshape(rows, CHUNK, cols, CHUNK).swapaxes(1, 2)  # (r, c, 16, 16)
+        filled = (squares >= 0).any((2, 3))
+        chunks = np.full((rows, cols), -1, np.int32)
+        chunks[filled] = np.arange(np.count_nonzero(filled))
+        return cls(chunks, squares[filled], grid)
+
+    def crop(self, top: int, left: int, rows: int, cols: int) -> np.ndarray:
+        """The part (rows, cols) from a lattice point on, int64; -1 beyond the grid too."""
+        found = np.full((rows, cols), -1, np.int64)
+        for r in range(max(top, 0) // CHUNK, -(-min(top + rows, self.grid.rows) // CHUNK)):
+            for c in range(max(left, 0) // CHUNK, -(-min(left + cols, self.grid.cols) // CHUNK)):
+                number = self.chunks[r, c]
+                if number < 0:
+                    continue
+                # Where the square lies in the part, cut off at its edges.
+                r0, c0 = r * CHUNK - top, c * CHUNK - left
+                inner = np.s_[max(-r0, 0):rows - r0, max(-c0, 0):cols - c0]
+                cells = self.cells[number][inner]
+                found[max(r0, 0):max(r0, 0) + cells.shape[0],
+                      max(c0, 0):max(c0, 0) + cells.shape[1]] = cells
+        return found
+
+    def whole(self) -> np.ndarray:
+        return self.crop(0, 0, self.grid.rows, self.grid.cols)
+
+    def require_each_once(self, tiles: int) -> None:
+        """Raise ValueError where the index does not name each of so many tiles once."""
+        used = self.cells[self.cells >= 0]
+        if (self.cells < -1).any() or used.size != tiles or (
+                used.max() >= tiles or np.bincount(used).max() > 1):
+            raise ValueError(f'map index does not name each of the {tiles} tiles once')
+
+
+class StoredRows:
+    """Rows of a (T, D) float16 tensor in a file, of which the latest used stay on the device.
+
+    Reads by ``pread``: unlike a page fault of mapped memory, it does not hold up other threads.
+    """
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, int], device: str,
+                 cache_bytes: int = CACHE_BYTES):
+        self.shape, self.dtype, self.ndim = shape, torch.float16, 2
+        self._file = open(path, 'rb', buffering=0)
+        self._offset, self._row_bytes = offset, 2 * shape[1]
+        slots = min(shape[0], max(256, cache_bytes // self._row_bytes))
+        self._cache = torch.empty((slots, shape[1]), dtype=torch.float16, device=device)
+        self._slot_of: OrderedDict[int, int] = OrderedDict()
+        self._lock = Lock()
+        self.rows_read = 0
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, numbers: np.ndarray) -> torch.Tensor:
+        """These rows (n, D); those that are not in memory are read."""
+        if len(numbers) > len(self._cache):
+            return self._read(numbers).to(self._cache.device)
+        with self._lock:
+            missing = [n for n in numbers.tolist() if n not in self._slot_of]
+            if missing:
+                self._keep(missing, self._read(np.array(missing)), numbers)
+            slots = [self._slot_of[n] for n in numbers.tolist()]
+            for n in numbers.tolist():
+                self._slot_of.move_to_end(n)
+            return self._cache[slots]
+
+    def prefetch(self, numbers: np.ndarray) -> None:
+        """Read these rows unless they are in memory; windows may be asked for meanwhile."""
+        missing = [n for n in numbers.tolist() if n not in self._slot_of][:len(self._cache) // 2]
+        step = max(1, READ_BYTES // self._row_bytes)
+        for first in range(0, len(missing), step):
+            part = missing[first:first + step]
+            rows = self._read(np.array(part))
+            with self._lock:
+                fresh = [k for k, n in enumerate(part) if n not in self._slot_of]
+                self._keep([part[k] for k in fresh], rows[fresh], ())
+
+    def _keep(self, numbers: list[int], rows: torch.Tensor, wanted) -> None:
+        """Put rows into the cache in place of those unused for longest, but not of ``wanted``."""
+        for n in wanted:
+            if n in self._slot_of:
+                self._slot_of.move_to_end(int(n))
+        slots = []
+        for n in numbers:
+            full = len(self._slot_of) == len(self._cache)
+            slots.append(self._slot_of.popitem(last=False)[1] if full else len(self._slot_of))
+            self._slot_of[n] = slots[-1]
+        self._cache[slots] = rows.to(self._cache.device)
+
+    def _read(self, numbers: np.ndarray) -> torch.Tensor:
+        """Rows (n, D) from the file; neighbours in one piece."""
+        found = np.empty((len(numbers), self.shape[1]), np.float16)
+        breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+        for first, end in zip((0, *breaks), (*breaks, len(numbers))):
+            data = memoryview(found[first:end]).cast('B')
+            got = os.preadv(
+                self._file.fileno(), [data], self._offset + int(numbers[first]) * self._row_bytes)
+            if got != len(data):
+                raise OSError(f'{self._file.name} ends within its descriptors; {REBUILD}')
+        self.rows_read += len(numbers)
+        return torch.from_numpy(found)
+
+
+class EmbeddingMap:
+    """All tiles of a map, in memory or in a file."""
+
+    def __init__(self, frame: LocalFrame, grid: MapGrid, index: torch.Tensor | ChunkedIndex,
+                 descriptors: torch.Tensor | StoredRows, fingerprint: str, tile_m: float,
+                 tile_px: int, attribution: tuple[str, ...] = (), orthophoto_jpeg: bytes = b'',
+                 orthophoto_grid: MapGrid | None = None):
+        """``index`` (rows, cols) int64 and ``descriptors`` (T, D) float16 as in the file.
+
+        Raises ValueError where they do not fit the grid or each other.
+        """
+        self.frame, self.grid, self.descriptors = frame, grid, descriptors
+        self.fingerprint, self.tile_m, self.tile_px = fingerprint, tile_m, tile_px
+        self.attribution, self.orthophoto_jpeg = attribution, orthophoto_jpeg
+        self.orthophoto_grid = orthophoto_grid
+        if descriptors.ndim != 2 or descriptors.dtype != torch.float16 or len(descriptors) == 0:
+            raise ValueError(
+                f'map descriptors are {descriptors.dtype} {tuple(descriptors.shape)}; '
                 'expected float16 (tiles, size) with at least one tile'
             )
-        if tuple(self.index.shape) != (self.grid.rows, self.grid.cols):
-            raise ValueError(
-                f'map index is {tuple(self.index.shape)}; expected '
-                f'{(self.grid.rows, self.grid.cols)} as the grid'
-            )
-        used = self.index[self.index >= 0]
-        in_order = torch.arange(tiles, device=used.device)
-        if (self.index < -1).any() or not torch.equal(used.sort().values, in_order):
-            raise ValueError(f'map index does not name each of the {tiles} tiles once')
+        self.chunked = index
+        if not isinstance(index, ChunkedIndex):
+            self.chunked = ChunkedIndex.of(index.cpu().numpy(), grid)
+        if not isinstance(descriptors, StoredRows):
+            self.chunked.require_each_once(len(descriptors))
+        self._ahead = ThreadPoolExecutor(1, 'map') if isinstance(descriptors, StoredRows) else None
+        self._last: PoseEstimate | None = None
+        self._reading = None
+
+    @property
+    def index(self) -> torch.Tensor:
+        """Row of ``descriptors`` for each lattice point (rows, cols) int64, -1 = no tile."""
+        return torch.from_numpy(self.chunked.whole())
 
     @property
     def tile_xy_m(self) -> np.ndarray:
         """The centre of each tile in ``map``, (T, 2), in the order of the descriptors."""
-        index = self.index.cpu().numpy()
+        index = self.chunked.whole()
         row, col = np.nonzero(index >= 0)
         centres = np.empty((len(row), 2))
         centres[index[row, col]] = np.stack(self.grid.xy_from_row_col(row, col), axis=1)
@@ -93,32 +253,60 @@ class EmbeddingMap:
 
         With ``margin_m`` it reaches that much farther, and the coverage is still that of the cells
         which overlap the inner square.  None where the mean is outside the grid or the square
-        holds no tile.  A crop on the device; cells beyond the grid's edge have no tile.
+        holds no tile.  Cells beyond the grid's edge have no tile.  Of a map in a file, what lies
+        ahead is read in the background, going by the priors' motion.
         """
         x_m, y_m = prior.pose.x_m, prior.pose.y_m
         if not self.grid.contains(x_m, y_m):
             return None
-        row, col = (round(float(value)) for value in self.grid.row_col_from_xy(x_m, y_m))
         # Half a cell more, as the mean may be that far from the nearest tile's centre.
         reach = math.ceil((half_width_m + margin_m) / self.grid.cell_m + 0.5)
-        top, left, side = row - reach, col - reach, 2 * reach + 1
-        inner_top, inner_left = max(top, 0), max(left, 0)
-        cells = self.index[inner_top:top + side, inner_left:left + side]
-        tiles = cells[cells >= 0]                                  # (n,)
+        top, left, index = self._square(x_m, y_m, reach)
+        known = index >= 0
+        tiles = index[known]                                       # (n,)
+        if self._ahead is not None:
+            self._read_ahead(prior, reach)
         if len(tiles) == 0:
             return None
-        numbered = torch.full_like(cells, -1)
-        numbered[cells >= 0] = torch.arange(len(tiles), device=cells.device)
-        index = torch.full((side, side), -1, dtype=torch.int64, device=cells.device)
-        index[
-            inner_top - top:inner_top - top + cells.shape[0],
-            inner_left - left:inner_left - left + cells.shape[1],
-        ] = numbered
+        index[known] = np.arange(len(tiles))
         inner = reach - math.ceil(half_width_m / self.grid.cell_m + 0.5)
-        within = index[inner:side - inner, inner:side - inner]
+        side = len(index)
+        within = known[inner:side - inner, inner:side - inner]
         return MapWindow(
-            self.grid.crop(top, left, side, side), index, self.descriptors[tiles].float(),
-            int((within >= 0).sum()) / within.numel())
+            self.grid.crop(top, left, side, side), torch.from_numpy(index),
+            self.descriptors[tiles], np.count_nonzero(within) / within.size)
+
+    def _square(self, x_m: float, y_m: float, reach: int) -> tuple[int, int, np.ndarray]:
+        """Top row, left column and index (S, S) of the cells that ``reach`` a point's each way."""
+        row, col = (round(float(value)) for value in self.grid.row_col_from_xy(x_m, y_m))
+        side = 2 * reach + 1
+        index = self.chunked.crop(row - reach, col - reach, side, side)
+        if index.max() >= len(self.descriptors) or index.min() < -1:
+            raise ValueError(f'the index of the map is damaged; {REBUILD}')
+        return row - reach, col - reach, index
+
+    def _read_ahead(self, prior: PoseEstimate, reach: int) -> None:
+        """Let the thread read the windows that the vehicle comes to, unless it still reads."""
+        last, self._last = self._last, prior
+        if last is None or not 0 < prior.stamp_ns - last.stamp_ns < 2e9 or (
+                self._reading is not None and not self._reading.done()):
+            return
+        seconds = (prior.stamp_ns - last.stamp_ns) * 1e-9
+        speed_mps = np.array([prior.pose.x_m - last.pose.x_m, prior.pose.y_m - last.pose.y_m])
+        speed_mps /= seconds
+
+        def read() -> None:
+            for ahead_s in PREFETCH_S:
+                x_m, y_m = np.array([prior.pose.x_m, prior.pose.y_m]) + ahead_s * speed_mps
+                if self.grid.contains(x_m, y_m):
+                    _, _, index = self._square(x_m, y_m, reach)
+                    self.descriptors.prefetch(index[index >= 0])
+        self._reading = self._ahead.submit(read)
+
+    def read_ahead_finished(self) -> None:
+        """Wait for what is being read; raises the error where it could not be."""
+        if self._reading is not None:
+            self._reading.result()
 
     def orthophoto(self) -> tuple[np.ndarray, MapGrid] | None:
         """The picture of the area, rgb (rows, cols, 3) uint8 with its grid, if the map has one."""
@@ -134,10 +322,9 @@ class EmbeddingMap:
                 f'{fingerprint[:12]}; {REBUILD}'
             )
 
-    def save(self, path: str | Path) -> None:
-        """Write the file whole or not at all; the same map gives the same bytes."""
-        path = Path(path)
-        metadata = {
+    def metadata(self) -> dict:
+        """What the file says beside its tensors."""
+        return {
             'format_version': FORMAT_VERSION,
             'origin_latitude_deg': self.frame.latitude_deg,
             'origin_longitude_deg': self.frame.longitude_deg,
@@ -148,28 +335,32 @@ class EmbeddingMap:
             'attribution': list(self.attribution),
             'orthophoto_grid': asdict(self.orthophoto_grid) if self.orthophoto_grid else None,
         }
+
+    def save(self, path: str | Path) -> None:
+        """Write the file whole or not at all; the same map gives the same bytes."""
+        path = Path(path)
+        picture = np.frombuffer(self.orthophoto_jpeg, np.uint8)
         tensors = {
-            'descriptors': self.descriptors.cpu().contiguous(),
-            'index': self.index.to('cpu', torch.int32).contiguous(),
-            'orthophoto': torch.frombuffer(bytearray(self.orthophoto_jpeg), dtype=torch.uint8)
-            if self.orthophoto_jpeg else torch.empty(0, dtype=torch.uint8),
+            'cells': (self.chunked.cells.shape, 'I32', [self.chunked.cells]),
+            'chunks': (self.chunked.chunks.shape, 'I32', [self.chunked.chunks]),
+            'descriptors': (tuple(self.descriptors.shape), 'F16', self._parts()),
+            'orthophoto': (picture.shape, 'U8', [picture]),
         }
-        writing = path.with_name(path.name + '.writing')
-        try:
-            # save_file would leave a file that only its owner can read.
-            with open(writing, 'wb') as file:
-                file.write(save(tensors, {METADATA_KEY: json.dumps(metadata, sort_keys=True)}))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(writing, path)
-        finally:
-            writing.unlink(missing_ok=True)
+        write_tensors(path, tensors, self.metadata())
+
+    def _parts(self) -> Iterable[np.ndarray]:
+        """The descriptors in their order, a few megabytes at a time."""
+        step = max(1, 2**23 // (2 * self.descriptors.shape[1]))
+        for first in range(0, len(self.descriptors), step):
+            numbers = np.arange(first, min(first + step, len(self.descriptors)))
+            yield self.descriptors[numbers].cpu().numpy()
 
     @classmethod
     def open(
-        cls, path: str | Path, device: str | torch.device = 'cpu', fingerprint: str | None = None
+        cls, path: str | Path, device: str | torch.device = 'cpu', fingerprint: str | None = None,
+        preload_bytes: int = PRELOAD_BYTES,
     ) -> 'EmbeddingMap':
-        """Read a map and put all of it on the device.
+        """Open a map; one of at most ``preload_bytes`` of descriptors is read whole.
 
         Raises OSError where the file cannot be read, ValueError where it is no map, damaged, of
         another version, or (if a fingerprint is given) made with other weights.
@@ -177,33 +368,123 @@ class EmbeddingMap:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f'map {path} does not exist; expected a file from build_map')
+        file = _TensorFile(path)
+        metadata = _metadata(path, file.metadata)
         try:
-            with safe_open(path, framework='pt') as file:
-                metadata = _metadata(path, file.metadata())
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(
-                f'{path} is no embedding map, or is damaged ({error}); {REBUILD}') from error
-        try:
-            grid = metadata['orthophoto_grid']
+            grid = MapGrid(**metadata['grid'])
+            index = (
+                torch.from_numpy(file.read('index', 'I32')) if metadata['format_version'] == 1
+                else ChunkedIndex(file.read('chunks', 'I32'), file.mapped('cells'), grid))
+            shape = file.shape('descriptors', 'F16')
+            if len(shape) == 2 and 2 * math.prod(shape) > preload_bytes:
+                descriptors = StoredRows(path, file.offset('descriptors'), shape, device)
+            else:
+                descriptors = torch.from_numpy(file.read('descriptors', 'F16')).to(device)
+            picture = file.read('orthophoto', 'U8').tobytes()
+            picture_grid = metadata['orthophoto_grid']
             found = cls(
                 frame=LocalFrame(
                     metadata['origin_latitude_deg'], metadata['origin_longitude_deg']),
-                grid=MapGrid(**metadata['grid']),
-                index=tensors['index'].to(device, torch.int64),
-                descriptors=tensors['descriptors'].to(device),
+                grid=grid,
+                index=index,
+                descriptors=descriptors,
                 fingerprint=metadata['fingerprint'],
                 tile_m=metadata['tile_m'],
                 tile_px=metadata['tile_px'],
                 attribution=tuple(metadata['attribution']),
-                orthophoto_jpeg=tensors['orthophoto'].numpy().tobytes(),
-                orthophoto_grid=MapGrid(**grid) if grid else None,
+                orthophoto_jpeg=picture,
+                orthophoto_grid=MapGrid(**picture_grid) if picture_grid else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f'{path} is damaged ({error}); {REBUILD}') from error
         if fingerprint is not None:
             found.require_fingerprint(fingerprint, path)
         return found
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, tuple[tuple[int, ...], str, Iterable[np.ndarray]]],
+    metadata: dict,
+) -> None:
+    """Write a map's safetensors file whole or not at all, of any size: each tensor comes in parts.
+
+    The format is a length, a JSON header and the bytes (github.com/huggingface/safetensors); its
+    own library wants all of a file in memory.
+    """
+    text = json.dumps(metadata, sort_keys=True)
+    header, end = {'__metadata__': {METADATA_KEY: text}}, 0
+    for name, (shape, dtype, _) in tensors.items():
+        begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {'dtype': dtype, 'shape': list(shape), 'data_offsets': [begin, end]}
+    text = json.dumps(header).encode()
+    text += b' ' * (-len(text) % 8)
+    writing = path.with_name(path.name + '.writing')
+    try:
+        with open(writing, 'wb') as file:
+            file.write(len(text).to_bytes(8, 'little') + text)
+            for _, dtype, parts in tensors.values():
+                for part in parts:
+                    file.write(np.ascontiguousarray(part, DTYPES[dtype]).data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(writing, path)
+    finally:
+        writing.unlink(missing_ok=True)
+
+
+class _TensorFile:
+    """The header of a safetensors file, and its tensors one by one.
+
+    The format's own library maps the whole file, which the system refuses of a file that is larger
+    than its memory.  Raises ValueError where the file is not whole, KeyError for a tensor that is
+    not in it.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        total = path.stat().st_size
+        try:
+            with open(path, 'rb') as file:
+                length = int.from_bytes(file.read(8), 'little')
+                if not 2 <= length <= min(total - 8, MAX_HEADER_BYTES):
+                    raise ValueError(f'a header of {length} bytes in a file of {total}')
+                self._entries = json.loads(file.read(length))
+            self.metadata = self._entries.pop('__metadata__', {})
+            self._begin, end = 8 + length, 0
+            for entry in sorted(self._entries.values(), key=lambda e: e['data_offsets']):
+                begin, following = entry['data_offsets']
+                size = math.prod(entry['shape']) * ITEM_BYTES.get(entry['dtype'], 0)
+                if begin != end or following != begin + size or min(entry['shape'], default=1) < 0:
+                    raise ValueError('tensors that do not lie side by side')
+                end = following
+            if self._begin + end != total:
+                raise ValueError(f'{total} bytes; expected {self._begin + end}')
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            problem = ' '.join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f'{path} is no embedding map, or is damaged ({problem}); {REBUILD}') from error
+
+    def shape(self, name: str, dtype: str) -> tuple[int, ...]:
+        found = self._entries[name]['dtype']
+        if found != dtype:
+            raise ValueError(f'{name} is {found}; expected {dtype}')
+        return tuple(self._entries[name]['shape'])
+
+    def offset(self, name: str) -> int:
+        """Where the tensor begins in the file."""
+        return self._begin + self._entries[name]['data_offsets'][0]
+
+    def read(self, name: str, dtype: str) -> np.ndarray:
+        shape, kind = self.shape(name, dtype), DTYPES[dtype]
+        found = np.fromfile(self._path, kind, math.prod(shape), offset=self.offset(name))
+        return found.reshape(shape)
+
+    def mapped(self, name: str) -> np.ndarray:
+        """An int32 tensor, mapped."""
+        shape = self.shape(name, 'I32')
+        if 0 in shape:
+            return np.empty(shape, np.int32)
+        return np.memmap(self._path, DTYPES['I32'], 'r', self.offset(name), shape)
 
 
 def read_orthophoto(path: str | Path) -> tuple[np.ndarray, MapGrid] | None:
@@ -214,13 +495,13 @@ def read_orthophoto(path: str | Path) -> tuple[np.ndarray, MapGrid] | None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'map {path} does not exist; expected a file from build_map')
+    file = _TensorFile(path)
     try:
-        with safe_open(path, framework='pt') as file:
-            grid = _metadata(path, file.metadata())['orthophoto_grid']
-            if not grid:
-                return None
-            return _decoded(file.get_tensor('orthophoto').numpy().tobytes(), MapGrid(**grid))
-    except (SafetensorError, KeyError, TypeError) as error:
+        grid = _metadata(path, file.metadata)['orthophoto_grid']
+        if not grid:
+            return None
+        return _decoded(file.read('orthophoto', 'U8').tobytes(), MapGrid(**grid))
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f'{path} is no embedding map, or is damaged ({error}); {REBUILD}') from error
 
@@ -244,7 +525,7 @@ def _metadata(path: Path, entries: dict[str, str] | None) -> dict:
         version = metadata['format_version']
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f'{path} is damaged: its header is not understood; {REBUILD}') from error
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise ValueError(
             f'{path} has the map format version {version}; expected {FORMAT_VERSION}; {REBUILD}')
     return metadata
