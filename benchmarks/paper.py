@@ -22,6 +22,7 @@ import json
 from pathlib import Path
 import platform
 import sys
+import time
 
 import numpy as np
 import torch
@@ -362,6 +363,7 @@ def evaluate_shipped(seed: int, weights: Path, out: Path, device: str) -> dict:
 
     Their ground view is turned by the true heading; the result says so.
     """
+    started_s = time.monotonic()
     network = load_network(weights, device)
     model = network.config
     folder = out / 'worlds'
@@ -383,7 +385,8 @@ def evaluate_shipped(seed: int, weights: Path, out: Path, device: str) -> dict:
     write_queries(out / 'frames.csv.gz', queries, rows)
     return compare(*read_queries(out / 'frames.csv.gz')) | {
         'difference': None, 'device': device_name(device), 'torch': torch.__version__,
-        'minutes': 0.0, 'world_hash': world_hash(None, world), 'weights': weights.name,
+        'minutes': (time.monotonic() - started_s) / 60.0,
+        'world_hash': world_hash(None, world), 'weights': weights.name,
         'fingerprint': network.fingerprint, 'places': len(places),
         'setting': 'simulation; shipped weights, a town unknown to them, heading known; '
                    'the tiles of both days are in the database'}

@@ -249,7 +249,7 @@ class NodeConfig:
         1, 'threads of the network on the CPU; two on two busy cores can be far slower', 1, 64)
     onnx_path: str = tunable(
         '', 'ground branch of the same weights that export wrote: ONNX Runtime runs it, on a CPU '
-        'in half the time; empty: torch')
+        'in less time; empty: torch')
     precision: str = tunable(
         'float32', "of the dense matcher's trunk by torch; half is for GPUs, where the ground "
         'branch is recorded as a CUDA graph', choices=('float32', 'half'))
