@@ -52,13 +52,14 @@ def goals(result: dict) -> str:
     for name, part in result.items():
         if name not in ('cpu', 'gpu'):
             continue
-        p99 = part['end_to_end']['p99_ms']
         if name == 'cpu':
-            rows += [['frames a second with the player on the same cores', '>= 10',
-                      part['frames_per_s'], part['frames_per_s'] >= 9.95],
-                     ['p99 of the live path, ms', '< 100', p99, p99 < 100]]
+            rows += [['frames a second with the player on the same cores, fastest run', '>= 10',
+                      part['frames_per_s'], part['frames_per_s'] >= 9.95]]
+            for run, values in part['runs'].items():
+                p99 = values['end_to_end']['p99_ms']
+                rows += [[f'p99 of the live path, {run} offered, ms', '< 100', p99, p99 < 100]]
         else:
-            rest = part['all_but_forward']['p50_ms']
+            p99, rest = part['end_to_end']['p99_ms'], part['all_but_forward']['p50_ms']
             rows += [['GPU: p99 of the live path, ms', '<= 10', p99, p99 <= 10],
                      ['GPU: all stages but the forward, p50 ms', '<= 4', rest, rest <= 4]]
     build, window = result['map_build'], result['window']

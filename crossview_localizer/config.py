@@ -194,6 +194,8 @@ class HypothesesConfig:
     after_s: float = tunable(
         20.0, 'the search begins once matches have been distrusted for this long', 0.0, 3600.0)
     step_m: float = tunable(4.0, 'distance driven between two frames of the search', 0.0, 100.0)
+    step_s: float = tunable(
+        0.9, 'time between two frames of the search: each costs 0.3 s of a core', 0.0, 100.0)
 
 
 @dataclass(frozen=True)

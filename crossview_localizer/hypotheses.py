@@ -144,8 +144,9 @@ class PoseHypotheses:
 
 
 class PoseSearch:
-    """Hypotheses over the frames of a drive, one every ``step_m``, until one of them wins.
+    """Hypotheses over the frames of a drive until one of them wins.
 
+    Frames follow each other by ``step_m`` and ``step_s`` at least.
     ``matcher`` is one that has ``search_heatmaps``, as the dense one does.
     """
 
@@ -154,6 +155,7 @@ class PoseSearch:
         self._hypotheses = PoseHypotheses(
             x_m, y_m, max(min(radius_m, config.radius_m), config.cell_m), config)
         self._odom_from_base: Pose2D | None = None
+        self._looked_ns = 0
         self.driven_m = 0.0
 
     def look(self, stamp_ns: int, odom_from_base: Pose2D, ground, matcher,
@@ -162,11 +164,12 @@ class PoseSearch:
         if self._odom_from_base is not None:
             increment = self._odom_from_base.inverse() @ odom_from_base
             step_m = math.hypot(increment.x_m, increment.y_m)
-            if step_m < self._config.step_m:
+            if (step_m < self._config.step_m
+                    or stamp_ns - self._looked_ns < self._config.step_s * 1e9):
                 return None
             self._hypotheses.move(increment)
             self.driven_m += step_m
-        self._odom_from_base = odom_from_base
+        self._odom_from_base, self._looked_ns = odom_from_base, stamp_ns
         heatmaps = matcher.search_heatmaps(
             ground, embedding_map, self._hypotheses.yaws_rad, *self._hypotheses.area())
         if heatmaps is not None:
