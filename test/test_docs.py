@@ -73,7 +73,7 @@ def test_the_tables_of_topics_and_parameters_name_what_exists(ros):
     values = {**tunables(NodeConfig()), **tunables(LocalizerConfig())}
     text = (REPOSITORY / 'docs/own_vehicle.md').read_text()
     table = re.findall(r'^\| `([\w.]+)` \| (\S+) \|', text, re.MULTILINE)
-    assert len(table) == 10
+    assert len(table) == 12
     for name, default in table:
         found = values[name][0]
         assert default.strip('`') == {'': 'none'}.get(found, f'{found:g}' if isinstance(
