@@ -143,13 +143,16 @@ class _Output:
         self._writer.write(self._connections[source.topic], bag_ns, data)
 
     def add(self, bag_ns: int, topic: str, message) -> None:
+        package, _, _ = type(message).__module__.split('.', 2)
+        msgtype = f'{package}/msg/{type(message).__name__}'
         if topic not in self._connections:
-            package, _, _ = type(message).__module__.split('.', 2)
-            msgtype = f'{package}/msg/{type(message).__name__}'
             register_installed_type(self._installed, msgtype)
             self._connections[topic] = self._writer.add_connection(
                 topic, msgtype, typestore=self._installed)
-        self._writer.write(self._connections[topic], bag_ns, serialize_message(message))
+        # Its padding is what was in memory; serialized anew it is zero: the same file each time.
+        read = self._installed.deserialize_cdr(serialize_message(message), msgtype)
+        self._writer.write(
+            self._connections[topic], bag_ns, self._installed.serialize_cdr(read, msgtype))
 
 
 def write_viewer_bag(
@@ -202,9 +205,9 @@ def _copy(
     with open_bag(bag) as recording, open_bag(input_bag or bag) as played:
         own = {c.topic for c in recording.connections}
         others = [c for c in played.connections if input_bag and c.topic not in own]
-        streams = [_shifted(recording, recording.connections, run.delay_ns)]
+        streams = [_shifted(0, recording, recording.connections, run.delay_ns)]
         if others:
-            streams.append(_shifted(played, others, 0))
+            streams.append(_shifted(1, played, others, 0))
         for bag_ns, _, reader, connection, data in tqdm(
                 heapq.merge(*streams), desc='write', unit='msg',
                 total=recording.message_count + sum(c.msgcount for c in others),
@@ -218,13 +221,13 @@ def _copy(
                 output.add(bag_ns, '/tf', message)
 
 
-def _shifted(reader: AnyReader, connections, delay_ns: int) -> Iterator[tuple]:
-    """Messages with times on the clock of the stamps; the number keeps the order unique."""
+def _shifted(rank: int, reader: AnyReader, connections, delay_ns: int) -> Iterator[tuple]:
+    """Messages with times on the clock of the stamps; rank and number settle the order of ties."""
     # A delay of less than a minute is the processing time of a live run.
     shift_ns = delay_ns if abs(delay_ns) > 60_000_000_000 else 0
     for number, (connection, bag_ns, data) in enumerate(
             raw_messages(reader, connections)):
-        yield bag_ns - shift_ns, (id(reader), number), reader, connection, bytes(data)
+        yield bag_ns - shift_ns, (rank, number), reader, connection, bytes(data)
 
 
 def build_parser() -> argparse.ArgumentParser:

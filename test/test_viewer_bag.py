@@ -42,8 +42,8 @@ def odometry_messages(seconds: float):
 
 
 @pytest.fixture(scope='module')
-def written(ros, tmp_path_factory):
-    """Topic to (type, messages with their times) of a viewer's bag, read from the file alone."""
+def recorded(ros, tmp_path_factory):
+    """A folder with a recorded run, and the arguments that show it."""
     folder = tmp_path_factory.mktemp('viewer')
     run = drive.write_bag(
         folder / 'run', [*drive.output_messages(SECONDS), *drive.truth_messages(SECONDS)],
@@ -58,10 +58,16 @@ def written(ros, tmp_path_factory):
             dtype='uint8', crs=drive.FRAME.proj4,
             transform=rasterio.Affine(2.0, 0.0, -150.0, 0.0, -2.0, 150.0)) as file:
         file.write(pixels)
+    return folder, [
+        str(run), '--input-bag', str(played), '--imagery', str(folder / 'ortho.tif'), '--out']
+
+
+@pytest.fixture(scope='module')
+def written(recorded):
+    """Topic to (type, messages with their times) of a viewer's bag, read from the file alone."""
+    folder, arguments = recorded
     out = folder / 'replay.mcap'
-    assert viewer_bag.main([
-        str(run), '--input-bag', str(played), '--imagery', str(folder / 'ortho.tif'), '--out',
-        str(out)]) == 0
+    assert viewer_bag.main([*arguments, str(out)]) == 0
     assert sorted(path.name for path in folder.iterdir()) == [
         'input', 'ortho.tif', 'replay.mcap', 'run']
     found = {}
@@ -70,6 +76,12 @@ def written(ros, tmp_path_factory):
             entry = found.setdefault(connection.topic, (connection.msgtype, []))
             entry[1].append((bag_ns, reader.deserialize(data, connection.msgtype)))
     return found
+
+
+def test_the_same_run_gives_the_same_bytes(recorded, written, tmp_path):
+    folder, arguments = recorded
+    assert viewer_bag.main([*arguments, str(tmp_path / 'replay.mcap')]) == 0
+    assert (tmp_path / 'replay.mcap').read_bytes() == (folder / 'replay.mcap').read_bytes()
 
 
 def test_every_topic_of_the_layout_is_in_the_bag_with_a_type_that_its_panel_draws(written):
