@@ -112,16 +112,19 @@ def birds_eye_view(
     left_m = -sin * east_m[None, :] + cos * north_m[:, None]     # (S, S)
 
     u_px, v_px = image_points(camera, forward_m, left_m, 0.0, pitch_rad)
-    return sampled(image, u_px, v_px)
+    return sampled(image, *pixels(u_px, v_px, image.shape[1], image.shape[0]))
 
 
-def sampled(image: np.ndarray, u_px: np.ndarray, v_px: np.ndarray) -> np.ndarray:
-    """The image at given points: RGB, and 255 inside the image or 0 and grey outside."""
-    height_px, width_px = image.shape[:2]
+def pixels(u_px: np.ndarray, v_px: np.ndarray, width_px: int, height_px: int):
+    """Points as ``cv2.remap`` takes them, and which of them lie inside the image."""
     seen = (u_px >= 0) & (u_px <= width_px - 1) & (v_px >= 0) & (v_px <= height_px - 1)
+    return u_px.astype(np.float32), v_px.astype(np.float32), seen
+
+
+def sampled(image: np.ndarray, u_px, v_px, seen) -> np.ndarray:
+    """The image at ``pixels``: RGB, and 255 inside the image or 0 and grey outside."""
     view = np.empty((*seen.shape, 4), np.uint8)
-    view[..., :3] = cv2.remap(
-        image, u_px.astype(np.float32), v_px.astype(np.float32), cv2.INTER_LINEAR)
+    view[..., :3] = cv2.remap(image, u_px, v_px, cv2.INTER_LINEAR)
     view[..., :3][~seen] = UNSEEN
     view[..., 3] = np.where(seen, 255, 0)
     return view
@@ -148,12 +151,9 @@ def lifted_view(rgb: np.ndarray, camera: CameraModel, config, pitch_rad: float =
         camera.width_px, camera.height_px, camera.fx_px, camera.fy_px, camera.cx_px, camera.cy_px,
         np.asarray(camera.base_from_camera, float).tobytes(), camera.height_m, config, pitch_rad)
     rgb = halved(rgb, max(SAMPLING_WIDTH_PX, lift.size_px[0]))
-    road = np.empty((*lift.road_seen.shape, 4), np.uint8)
     near = cv2.resize(
         rgb, (SAMPLING_WIDTH_PX, lift.sampling_height_px), interpolation=cv2.INTER_AREA)
-    road[..., :3] = cv2.remap(near, *lift.road_px, cv2.INTER_LINEAR)
-    road[..., :3][~lift.road_seen] = UNSEEN
-    road[..., 3] = np.where(lift.road_seen, 255, 0)
+    road = sampled(near, *lift.road)
 
     resized = cv2.resize(rgb, lift.size_px, interpolation=cv2.INTER_AREA)
     (height_px, width_px), top_px, left_px = lift.trunk_px, lift.top_px, lift.left_px
@@ -170,8 +170,8 @@ class _Lift:
     """What of ``lifted_view`` depends on the camera alone.
 
     ``size_px`` (width, height) is the trunk's frame before it is cut to ``trunk_px`` (height,
-    width) at its row ``top_px`` and column ``left_px``; ``road_px`` are u and v (2F, 2L) in the
-    frame resized for sampling, where ``road_seen`` (2F, 2L) lies inside it.
+    width) at its row ``top_px`` and column ``left_px``; ``road`` are the road's ``pixels``
+    (2F, 2L) in the frame resized for sampling.
     """
 
     size_px: tuple[int, int]
@@ -179,8 +179,7 @@ class _Lift:
     top_px: int
     left_px: int
     sampling_height_px: int
-    road_px: tuple[np.ndarray, np.ndarray]
-    road_seen: np.ndarray
+    road: tuple[np.ndarray, np.ndarray, np.ndarray]
     points: np.ndarray
 
 
@@ -199,10 +198,8 @@ def _lift(width_px, height_px, fx_px, fy_px, cx_px, cy_px, base_from_camera: byt
 
     near = sampling_camera(camera)
     rows, cols = config.ahead_cells, config.across_cells
-    pixels = places(config.px_m, rows * config.cell_px, cols * config.cell_px)
-    u_px, v_px = image_points(near, *pixels, 0.0, pitch_rad)
-    seen = (u_px >= 0) & (u_px <= near.width_px - 1) & (v_px >= 0) & (v_px <= near.height_px - 1)
-    road_px = u_px.astype(np.float32), v_px.astype(np.float32)
+    ground = places(config.px_m, rows * config.cell_px, cols * config.cell_px)
+    road = pixels(*image_points(near, *ground, 0.0, pitch_rad), near.width_px, near.height_px)
 
     # The trunk's frame: one focal length for every camera, rows about the horizon.
     scale = config.focal_px / camera.fx_px
@@ -224,8 +221,7 @@ def _lift(width_px, height_px, fx_px, fy_px, cx_px, cy_px, base_from_camera: byt
         y = ((v_px + 0.5) * fy_px - top_px) / height_px * 2.0 - 1.0
         inside = (u_px >= 0) & (np.abs(x) <= 1.0) & (np.abs(y) <= 1.0)
         points[k, inside, 0], points[k, inside, 1] = x[inside], y[inside]
-    return _Lift(size_px, (height_px, width_px), top_px, left_px, near.height_px, road_px, seen,
-                 points)
+    return _Lift(size_px, (height_px, width_px), top_px, left_px, near.height_px, road, points)
 
 
 def image_points(
