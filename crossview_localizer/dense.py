@@ -277,7 +277,9 @@ def correlate(patches: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
     # The conjugate, as a correlation wants it, is taken once of the window and once of the sum.
     spectrum = torch.fft.rfft2(window, s=(side, side)).conj().resolve_conj()    # (C, S, S/2 + 1)
     patch_spectrum = torch.fft.rfft2(patches, s=(side, side))           # (B, K, C, S, S/2 + 1)
-    total = patch_spectrum[:, :, 0] * spectrum[0]                       # (B, K, S, S/2 + 1)
-    for channel in range(1, len(spectrum)):
-        total = torch.addcmul(total, patch_spectrum[:, :, channel], spectrum[channel])
+    # Unbound, not indexed: the gradient of an index is a whole tensor of zeros each time.
+    (ours, theirs), *others = zip(patch_spectrum.unbind(2), spectrum.unbind(0))
+    total = ours * theirs                                               # (B, K, S, S/2 + 1)
+    for ours, theirs in others:
+        total = torch.addcmul(total, ours, theirs)
     return torch.fft.irfft2(total.conj(), s=(side, side))[..., :places, :places]

@@ -14,7 +14,7 @@ from crossview_localizer.geometry import MapGrid
 from crossview_localizer.networks import load_network, read_model_config
 from training.datasets import World
 from training.dense_samples import dense_group, WINDOW_CELLS
-from training.train_dense import DenseTrainConfig, group_loss, train
+from training.train_dense import beginning, DenseTrainConfig, group_loss, train
 
 LOOKING_AHEAD = np.array(
     [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
@@ -87,10 +87,10 @@ def test_the_loss_is_the_interpolated_likelihood_at_the_truth(world):
             return torch.zeros(1, 4, 120, 120)
 
         def scores(self, view, *_):
-            return torch.zeros(len(view), 3, WINDOW_CELLS, WINDOW_CELLS)
+            return torch.zeros(len(view), 4, WINDOW_CELLS, WINDOW_CELLS)
 
     nll, _ = group_loss(Even(), group)
-    assert nll.numpy() == pytest.approx(np.log(3 * WINDOW_CELLS ** 2), abs=1e-4)
+    assert nll.numpy() == pytest.approx(np.log(4 * WINDOW_CELLS ** 2), abs=1e-4)
 
 
 def test_a_killed_run_goes_on_with_the_same_loss_curve(world, tmp_path):
@@ -101,7 +101,8 @@ def test_a_killed_run_goes_on_with_the_same_loss_curve(world, tmp_path):
         out = tmp_path / f'{name}.safetensors'
         for steps in stops:
             # The schedule is that of the whole run: stopping is what differs.
-            train(MODEL, config, [world], [world], out, True, {}, stop_after=steps)
+            train(beginning(MODEL, 0, True, None), config, [world], [world], out, {},
+                  stop_after=steps)
         return [json.loads(line) for line in out.with_suffix('.jsonl').read_text().splitlines()]
 
     whole, resumed = run('whole', 4), run('resumed', 2, 4)

@@ -48,6 +48,11 @@ class DenseGroup:
     heading_rad: float
     target: torch.Tensor
 
+    def to(self, device: str) -> 'DenseGroup':
+        return DenseGroup(**{
+            name: value.to(device) if torch.is_tensor(value) else value
+            for name, value in vars(self).items()})
+
 
 def companions(world: World, first: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """Indices of up to ``size`` frames near one and heading the same way, itself first."""
@@ -103,10 +108,10 @@ def dense_group(world: World, first: int, size: int, config: DenseConfig, seed) 
             rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.3, 1.2))
         lifted.append(views.lifted_view(rgb, camera, config, pitch))
 
-    # Yaw bins: the two that enclose the truth, 2 degrees apart, and one that is wrong.
+    # Yaw bins: the two that enclose the truth, 2 degrees apart, and one that is wrong each side.
     below = np.radians(rng.uniform(0.0, 2.0, len(members)))
-    far = np.radians(rng.uniform(3.0, 12.0, len(members)) * rng.choice((-1, 1), len(members)))
-    yaws = poses[:, 2:] + np.stack((-below, np.radians(2.0) - below, far), 1)
+    right, left = np.radians(rng.uniform(3.0, 12.0, (2, len(members))))
+    yaws = poses[:, 2:] + np.stack((-below, np.radians(2.0) - below, -right, left), 1)
     base_0 = cell_0 + np.array([1.0, -1.0]) * (config.patch_cells - 1) / 2 * config.cell_m
     base_0 = base_0 - config.middle_m * np.array([np.cos(heading), np.sin(heading)])
     target = np.stack((

@@ -42,6 +42,7 @@ from training.dense_samples import (
     PRIOR_M,
     UNIFORM,
 )
+from training.ranks import ALONE, join_ranks, leave_ranks, Ranks
 from training.train import learning_rate_factor, pretrained_trunk
 
 
@@ -67,19 +68,20 @@ def group_loss(network: DenseNetwork, group: DenseGroup) -> tuple[torch.Tensor, 
     """
     view, weight = network.ground(group.images, group.road, group.points)
     satellite = network.satellite(group.imagery)[0]
-    scores = network.scores(view, weight, satellite, group.yaws_rad, group.heading_rad)
+    scores = network.scores(  # in single precision, whatever the branches ran in
+        view.float(), weight.float(), satellite.float(), group.yaws_rad, group.heading_rad)
     count, _, rows, cols = scores.shape
     log_p = F.log_softmax(scores.flatten(1), 1).view(scores.shape)      # (B, K, R, C)
     low = group.target.floor()
     fraction = group.target - low
     low = low.long()
     row, col = low[:, 0].clamp(0, rows - 2), low[:, 1].clamp(0, cols - 2)
-    frame = torch.arange(count)
+    frame = torch.arange(count, device=scores.device)
     corners = []
     for k in (0, 1):
         for i in (0, 1):
             for j in (0, 1):
-                share = torch.ones(count, dtype=fraction.dtype)
+                share = torch.ones_like(fraction[:, 0])
                 for axis, step in ((2, k), (0, i), (1, j)):
                     share = share * (fraction[:, axis] if step else 1.0 - fraction[:, axis])
                 corners.append(
@@ -102,7 +104,8 @@ def freeze(network: DenseNetwork, stages: int) -> None:
             module.requires_grad_(stages == 0)
 
 
-def validate(network: DenseNetwork, worlds: list[World], config: DenseTrainConfig) -> dict:
+def validate(network: DenseNetwork, worlds: list[World], config: DenseTrainConfig,
+             device: str = 'cpu') -> dict:
     """Single-frame errors on groups that are the same at every call."""
     nll, errors = [], []
     rng = np.random.default_rng(1)
@@ -110,7 +113,7 @@ def validate(network: DenseNetwork, worlds: list[World], config: DenseTrainConfi
         for k in range(config.validation_groups):
             world = worlds[k % len(worlds)]
             first = int(rng.integers(len(world.poses)))
-            group = dense_group(world, first, 2, network.config, (1, k))
+            group = dense_group(world, first, 2, network.config, (1, k)).to(device)
             part, error_m = group_loss(network, group)
             nll += part.tolist()
             errors += error_m.tolist()
@@ -166,19 +169,35 @@ def finish(path: Path, worlds: list[World], count: int = 150) -> None:
     save_network(network, path, {**provenance, 'fitted nll': nll, 'random nll': random_nll})
 
 
-def train(model: DenseConfig, config: DenseTrainConfig, train_worlds: list[World],
-          val_worlds: list[World], out: Path, random_trunk: bool, provenance: dict,
-          stop_after: int | None = None) -> None:
-    """Train, resuming from ``out``'s state where there is one, and keep the best on validation.
-
-    ``stop_after`` that step the run ends early, as if killed.
-    """
-    network = random_network(model, config.seed)
+def beginning(model: DenseConfig, seed: int, random_trunk: bool,
+              init: Path | None) -> DenseNetwork:
+    """The network at step 0: of ``init``, or random with ImageNet's trunks unless told not to."""
+    if init is not None:
+        network = load_network(init)
+        if network.config != replace(
+                model, temperature=network.config.temperature,
+                random_temperature=network.config.random_temperature):
+            raise ValueError(f'{init}: found weights of {network.config}, expected {model}')
+        network.config = model
+        return network
+    network = random_network(model, seed)
     if not random_trunk:
         state = pretrained_trunk()
         network.ground.trunk.load_pretrained(state)
         network.satellite.trunk.load_pretrained(state)
-    network = network.to(memory_format=torch.channels_last)
+    return network
+
+
+def train(network: DenseNetwork, config: DenseTrainConfig, train_worlds: list[World],
+          val_worlds: list[World], out: Path, provenance: dict, ranks: Ranks = ALONE,
+          stop_after: int | None = None) -> None:
+    """Train, resuming from ``out``'s state where there is one, and keep the best on validation.
+
+    Each rank takes its share of a step's groups; their gradients are summed.  ``stop_after`` that
+    step the run ends early, as if killed.
+    """
+    model = network.config
+    network = network.to(ranks.device)
     freeze(network, config.frozen_stages)
     trunk = [p for b in (network.ground, network.satellite) for p in b.trunk.parameters()
              if p.requires_grad]
@@ -193,11 +212,12 @@ def train(model: DenseConfig, config: DenseTrainConfig, train_worlds: list[World
     state_path, log_path = out.with_suffix('.state'), out.with_suffix('.jsonl')
     step, best = 0, float('inf')
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+        state = torch.load(state_path, weights_only=True, map_location=ranks.device)
         network.load_state_dict(state['network'])
         optimizer.load_state_dict(state['optimizer'])
         step, best = state['step'], state['best']
-        print(f'resuming {state_path} at step {step}')
+        if ranks.rank == 0:
+            print(f'resuming {state_path} at step {step}')
 
     def draw(number: int) -> DenseGroup:
         """The number-th group of the run: the same whenever it is asked for."""
@@ -207,29 +227,38 @@ def train(model: DenseConfig, config: DenseTrainConfig, train_worlds: list[World
         return dense_group(
             train_worlds[world], first, config.group_size, model, (config.seed, 2, number))
 
-    running, started = [], time.monotonic()
+    running = torch.zeros(3, device=ranks.device)  # sums of NLL and error, groups
+    started = time.monotonic()
+    first, last = step, stop_after or config.steps
+    own = range(ranks.rank, config.groups, ranks.count)  # of a step's groups
+    numbers = (s * config.groups + k for s in range(first, last + 1) for k in own)
+    trained = trunk + rest
     with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(draw, step * config.groups)
-        first, last = step, stop_after or config.steps
+        waiting = ahead.submit(draw, next(numbers))
         for step in tqdm(range(first, last), initial=first, total=config.steps, desc='train',
-                         mininterval=5.0):
+                         mininterval=5.0, disable=ranks.rank > 0):
             factor = learning_rate_factor(step, config)
             for group, rate in zip(optimizer.param_groups, base_rates):
                 group['lr'] = rate * factor
             optimizer.zero_grad(set_to_none=True)
-            for k in range(config.groups):
-                group = waiting.result()
-                waiting = ahead.submit(draw, step * config.groups + k + 1)
-                nll, error_m = group_loss(network, group)
+            for _ in own:
+                group = waiting.result().to(ranks.device)
+                waiting = ahead.submit(draw, next(numbers))
+                with ranks.autocast():
+                    nll, error_m = group_loss(network, group)
                 (nll.sum() / (config.groups * config.group_size)).backward()
-                running.append((nll.mean().item(), error_m.median().item()))
-            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+                running += torch.stack((
+                    nll.detach().mean(), error_m.median(), torch.ones_like(nll[0])))
+            ranks.sum_gradients(trained)
+            nn.utils.clip_grad_norm_(trained, 5.0)
             optimizer.step()
             if (step + 1) % config.validate_every and step + 1 < config.steps:
                 continue
-            metrics = validate(network, val_worlds, config)
-            nll, error_m = np.mean(running, axis=0)
-            running = []
+            nll, error_m = (running[:2] / ranks.sum_(running)[2]).tolist()
+            running = torch.zeros_like(running)
+            if ranks.rank > 0:
+                continue
+            metrics = validate(network, val_worlds, config, ranks.device)
             line = {'step': step + 1, 'train_nll': nll, 'train_error_m': error_m, **metrics,
                     'scale': network.log_scale.exp().item(),
                     'seconds': time.monotonic() - started}
@@ -254,8 +283,14 @@ def main(arguments=None) -> int:
     parser.add_argument('--train', nargs='+', type=Path, required=True, help='prepared worlds')
     parser.add_argument('--val', nargs='+', type=Path, required=True, help='others, to choose by')
     parser.add_argument('--out', type=Path, required=True, help='weights to write')
+    parser.add_argument('--init', type=Path,
+                        help='weights of an earlier run to begin with (else ImageNet trunks)')
     parser.add_argument('--steps', type=int, default=DenseTrainConfig.steps)
+    parser.add_argument('--learning-rate', type=float, default=DenseTrainConfig.learning_rate,
+                        help='of all but the trunks, whose rate is a quarter of it')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--mixed-precision', action='store_true', help='bfloat16 where it is safe')
     parser.add_argument('--threads', type=int, default=1, help='of torch on the CPU')
     parser.add_argument('--image-blind', action='store_true',
                         help='every image is grey: the control that knows the map alone')
@@ -264,10 +299,15 @@ def main(arguments=None) -> int:
     args = parser.parse_args(arguments)
     try:
         torch.set_num_threads(args.threads)
-        config = DenseTrainConfig(steps=args.steps, seed=args.seed)
+        ranks = join_ranks(args.device, args.mixed_precision)
+        config = DenseTrainConfig(
+            steps=args.steps, seed=args.seed, learning_rate=args.learning_rate,
+            trunk_learning_rate=args.learning_rate / 4)
         provenance = {'train_files': [path.name for path in args.train],
                       'val_files': [path.name for path in args.val], 'data': args.data_note,
                       'random_trunk': args.random_trunk}
+        if args.init:
+            provenance['init'] = {'file': args.init.name, **read_model_config(args.init)[1]}
         train_worlds = [load_world(path) for path in args.train]
         val_worlds = [load_world(path) for path in args.val]
         if args.image_blind:
@@ -275,12 +315,15 @@ def main(arguments=None) -> int:
             train_worlds, val_worlds = (
                 [replace(world, images=np.full_like(world.images, UNSEEN)) for world in worlds]
                 for worlds in (train_worlds, val_worlds))
-        train(DenseConfig(), config, train_worlds, val_worlds, args.out, args.random_trunk,
-              provenance)
-        finish(args.out, val_worlds)
+        network = beginning(DenseConfig(), args.seed, args.random_trunk, args.init)
+        train(network, config, train_worlds, val_worlds, args.out, provenance, ranks)
+        if ranks.rank == 0:
+            finish(args.out, val_worlds)
     except (ValueError, OSError) as error:
         print(f'train_dense: {error}', file=sys.stderr)
         return 2
+    finally:
+        leave_ranks()
     return 0
 
 
