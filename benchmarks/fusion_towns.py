@@ -140,13 +140,16 @@ def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:
 def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jobs: int) -> Town:
     """The town of a seed with one drive through it, made where it is not there yet.
 
-    Raises ValueError or OSError where ``folder`` holds another town.
+    Its map and views carry the name of the weights.  Raises ValueError or OSError where ``folder``
+    holds another town.
     """
     from crossview_localizer.networks import load_network
     from training.demo import build_corridor_map, convert
     from training.synthetic import make_world
 
-    bag, map_path = folder / 'bag', folder / 'dense.map'
+    network = load_network(weights)
+    made_by = network.fingerprint[:12]
+    bag, map_path = folder / 'bag', folder / f'dense_{made_by}.map'
     if not map_path.exists():
         [name] = make_world(
             folder / 'world', seed, duration_s=duration_s, rate_hz=RATE_HZ,
@@ -154,12 +157,12 @@ def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jo
         if bag.exists():
             shutil.rmtree(bag)
         convert(folder / 'world' / name, bag)
-        network = load_network(weights)
         partial = folder / 'partial.map'
         build_corridor_map(
             folder / 'world', folder / 'world' / name / 'gps/ins.csv', network, partial)
         partial.replace(map_path)
-    return town_from_bag(folder.name, bag, map_path, weights, NodeConfig(), folder / 'views.npz')
+    return town_from_bag(
+        folder.name, bag, map_path, weights, NodeConfig(), folder / f'views_{made_by}.npz')
 
 
 def town_from_bag(name: str, bag: Path, map_path: Path, weights: Path, node_config: NodeConfig,
