@@ -263,8 +263,11 @@ class NodeConfig:
         'best_effort', 'QoS of the image subscription; reliable needs a reliable publisher',
         choices=('best_effort', 'reliable'))
     sensor_reliability: str = tunable(
-        'best_effort', 'QoS of the gnss and odometry subscriptions',
+        'best_effort', 'QoS of the gnss, gnss_velocity and odometry subscriptions',
         choices=('best_effort', 'reliable'))
+    gnss_velocity_type: str = tunable(
+        'TwistWithCovarianceStamped', 'message on gnss_velocity, in geometry_msgs',
+        choices=('TwistWithCovarianceStamped', 'TwistStamped'))
     image_is_rectified: bool = tunable(
         False, 'true for image_rect topics: P of camera_info is used and its distortion is not')
     map_frame: str = tunable('map', 'frame of the published poses')
@@ -281,6 +284,9 @@ class NodeConfig:
     gnss_unknown_sigma_m: float = tunable(
         5.0, 'horizontal sigma assumed of fixes whose covariance is unknown, zero or NaN',
         0.1, 100.0)
+    gnss_velocity_unknown_sigma_mps: float = tunable(
+        0.3, 'sigma on each axis assumed of GNSS velocities whose covariance is unknown, zero or '
+        'NaN', 0.01, 10.0)
     odometry_wait_s: float = tunable(
         0.1, 'an image waits this long for odometry that reaches its stamp, then it is '
         'processed with an extrapolated prior', 0.0, 1.0)

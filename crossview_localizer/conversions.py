@@ -21,6 +21,7 @@ import numpy as np
 from crossview_localizer.datatypes import (
     CameraImage,
     CameraModel,
+    GnssCourse,
     GnssFix,
     Heatmap,
     OdometrySample,
@@ -38,6 +39,7 @@ except ImportError:
 UNOBSERVED_VARIANCE = 1e6
 MAX_IMAGE_PX = 2**26
 MAX_COORDINATE_M = 1e8
+MAX_SPEED_MPS = 1e3
 CV_DISTORTION_LENGTHS = (4, 5, 8, 12, 14)
 PLANAR = (0, 1, 5)  # rows of x, y, yaw in a pose's 6x6 covariance
 
@@ -134,8 +136,15 @@ def gnss_covariance_from_msg(msg) -> np.ndarray | None:
 
     Unknown is: the type says so, or what it holds is NaN, zero, negative or not a covariance.
     """
-    covariance = np.asarray(msg.position_covariance, dtype=float).reshape(3, 3)[:2, :2]
-    if msg.position_covariance_type == 0 or not np.isfinite(covariance).all():
+    if msg.position_covariance_type == 0:
+        return None
+    return _known_covariance(
+        np.asarray(msg.position_covariance, dtype=float).reshape(3, 3)[:2, :2])
+
+
+def _known_covariance(covariance: np.ndarray) -> np.ndarray | None:
+    """The covariance (2, 2), or None where it is NaN, zero, negative or none."""
+    if not np.isfinite(covariance).all():
         return None
     symmetric = np.isclose(covariance[0, 1], covariance[1, 0], rtol=1e-6)
     if not symmetric or np.linalg.eigvalsh(covariance)[0] <= 0.0:
@@ -164,6 +173,53 @@ def gnss_fix_from_msg(
         covariance = map_from_enu @ covariance @ map_from_enu.T
     return GnssFix(
         stamp_ns_from_msg(msg.header.stamp), float(x_m), float(y_m), covariance,
+        base_from_antenna_m)
+
+
+def gnss_velocity_covariance_from_msg(msg) -> np.ndarray | None:
+    """East-north covariance (2, 2) in m2/s2, or None where the message does not know it.
+
+    A TwistStamped has none; unknown is also what is NaN, zero, negative or not a covariance.  An
+    infinite one raises ValueError.
+    """
+    if not hasattr(msg.twist, 'covariance'):
+        return None
+    covariance = np.asarray(msg.twist.covariance, dtype=float).reshape(6, 6)[:2, :2]
+    if np.isinf(covariance).any():
+        raise ValueError('covariance is infinite: the velocity says nothing')
+    return _known_covariance(covariance)
+
+
+def gnss_course_from_msg(
+    msg, frame: LocalFrame, antenna_m: tuple[float, float],
+    base_from_antenna_m: tuple[float, float], unknown_sigma_mps: float,
+) -> GnssCourse:
+    """A receiver's velocity (TwistWithCovarianceStamped or TwistStamped) to its direction.
+
+    ``linear`` is east, north, up, as receivers publish it.  ``antenna_m`` is where in ``map`` true
+    north is asked for; ``unknown_sigma_mps`` stands in on each axis for an unknown covariance.
+    With the velocity v of covariance C and the unit vector n across it
+
+        course = atan2(v_north, v_east),  sigma_course = sqrt(n' C n) / |v|,
+
+    linear in the error of v, and at most pi: at a standstill nothing is known of it.
+    Raises ValueError for a velocity that is not finite, or a covariance that is infinite.
+    """
+    linear = getattr(msg.twist, 'twist', msg.twist).linear
+    speed_mps = math.hypot(linear.x, linear.y)
+    if not speed_mps <= MAX_SPEED_MPS:  # NaN fails too
+        raise ValueError(
+            f'velocity ({linear.x:g}, {linear.y:g}) is not finite, or above {MAX_SPEED_MPS:g} m/s')
+    covariance = gnss_velocity_covariance_from_msg(msg)
+    if covariance is None:
+        covariance = np.eye(2) * unknown_sigma_mps**2
+    course_rad = math.atan2(linear.y, linear.x)
+    across = np.array([-math.sin(course_rad), math.cos(course_rad)])
+    sigma_mps = math.sqrt(across @ covariance @ across)
+    return GnssCourse(
+        stamp_ns_from_msg(msg.header.stamp),
+        wrap_angle(course_rad + frame.convergence_rad(*antenna_m)),
+        sigma_mps / speed_mps if sigma_mps < math.pi * speed_mps else math.pi,
         base_from_antenna_m)
 
 

@@ -14,6 +14,7 @@ class Outcome(Enum):
     USED = 'used'
     NOT_STARTED = 'waiting for a first position and heading'
     TOO_OLD = 'older than the delay buffer'
+    TOO_SLOW = 'too slow for a course'
     INVALID = 'not a valid measurement'
     GATED = 'refused by the gate'
     OUTSIDE_MAP = 'outside the map'

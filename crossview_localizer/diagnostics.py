@@ -51,11 +51,13 @@ class Trouble:
 class InputMonitor:
     """Counts, rate, age, gate and the last trouble of one input; times are seconds of one clock.
 
-    A trouble is shown at least once, and until a message is used without one.
+    A trouble is shown at least once, and until a message is used without one.  Silence is of level
+    ``silence``.
     """
 
-    def __init__(self, name: str, remedy: str = ''):
+    def __init__(self, name: str, remedy: str = '', silence: Level = Level.ERROR):
         self.name = name
+        self._silence = silence
         self.counts = Counter()
         self._remedy = remedy
         self._received_s: deque[float] = deque(maxlen=WINDOW)
@@ -126,7 +128,7 @@ class InputMonitor:
             text = f'nothing received for {silent_s:.1f} s; {silence_remedy}'
             if trouble is not None:
                 text += f'; before that: {trouble.text}'
-            return Status(self.name, Level.ERROR, text, values, silence_remedy)
+            return Status(self.name, self._silence, text, values, silence_remedy)
         if trouble is not None:
             return Status(self.name, trouble.level, trouble.text, values, trouble.remedy)
         if age_s is None:

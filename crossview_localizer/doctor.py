@@ -45,8 +45,10 @@ LOCALIZER = 'crossview_localizer'
 ROLES = {
     'sensor_msgs/msg/Image': 'image', 'sensor_msgs/msg/CompressedImage': 'image',
     'sensor_msgs/msg/CameraInfo': 'camera_info', 'sensor_msgs/msg/NavSatFix': 'gnss',
-    'nav_msgs/msg/Odometry': 'odometry',
+    'geometry_msgs/msg/TwistWithCovarianceStamped': 'gnss_velocity',
+    'geometry_msgs/msg/TwistStamped': 'gnss_velocity', 'nav_msgs/msg/Odometry': 'odometry',
 }
+OPTIONAL_ROLES = ('gnss_velocity',)
 
 
 class Verdict(Enum):
@@ -368,7 +370,8 @@ def _check_topics(listener: Listener, inputs, parameters, listen_s: float) -> It
     create(DiagnosticArray, '/diagnostics', heard['diagnostics'].add, 10)
     create(TFMessage, '/tf_static', transforms.add, latched)
     create(TFMessage, '/tf', on_tf, best_effort)
-    listener.spin(DISCOVERY_S, lambda: all(heard[role].count for role in inputs))
+    needed = [role for role in inputs if role not in OPTIONAL_ROLES]
+    listener.spin(DISCOVERY_S, lambda: all(heard[role].count for role in needed))
     listener.spin(listen_s)
 
     for role, (topic, kind) in sorted(inputs.items()):
@@ -385,6 +388,9 @@ def _check_input(listener, role, topic, kind, heard, parameters, listen_s) -> Fi
         near = [name for name, types in listener.node.get_topic_names_and_types()
                 if kind in types and listener.node.count_publishers(name)]
         hint = f'; {kind} is published on {", ".join(near)}' if near else ''
+        if role in OPTIONAL_ROLES:
+            return note(role, f'nobody publishes {topic}, which is optional{hint}',
+                        f'where the receiver gives its velocity: -r {role}:=TOPIC')
         return problem(role, f'nobody publishes {topic}{hint}',
                        f'start the sensor or the bag, or remap: -r {role}:=TOPIC; compare '
                        'ROS_DOMAIN_ID on both sides')

@@ -18,7 +18,11 @@ from ament_index_python.packages import get_package_share_directory, PackageNotF
 import cv2
 from diagnostic_msgs.msg import DiagnosticArray
 from geographic_msgs.msg import GeoPoseWithCovarianceStamped
-from geometry_msgs.msg import PoseWithCovarianceStamped
+from geometry_msgs.msg import (
+    PoseWithCovarianceStamped,
+    TwistStamped,
+    TwistWithCovarianceStamped,
+)
 from nav_msgs.msg import OccupancyGrid, Odometry
 import numpy as np
 from rcl_interfaces.msg import (
@@ -66,7 +70,7 @@ from crossview_localizer.rig import BlindImage, SensorRig, UnknownCalibration
 ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service', 'qos_overrides')
 # /clock may wobble by less than this without having jumped back.
 CLOCK_JUMP_S = 0.1
-# A fix that waited longer than this for odometry of its time is remarked on.
+# A fix or velocity that waited longer than this for odometry of its time is remarked on.
 FIX_WAIT_WARN_S = 2.0
 # Python gives way to the other thread this often: at its 5 ms each message waits several times
 # for the network's thread.
@@ -97,6 +101,9 @@ EXTRINSICS_REMEDY = (
 GNSS_REMEDY = (
     "check antenna, sky view and the receiver's clock; many gated fixes: antenna_xyz_m or "
     'filter.gnss_bias_sigma_m are wrong')
+VELOCITY_REMEDY = (
+    'it must be to the east and north, not ahead and left, with the stamps of the receiver; the '
+    'node does without it: remap gnss_velocity to leave it out')
 ODOMETRY_REMEDY = 'check the odometry source, its stamps and base_frame'
 TWO_PUBLISHERS_REMEDY = 'stop all publishers of this topic but one, or remap them'
 CONTRADICTED_REMEDY = (
@@ -117,6 +124,9 @@ MATCHER_REMEDIES = {
     Outcome.UNUSABLE: 'see camera',
     Outcome.DISTRUSTED: 'the pose goes on without matches: check camera, extrinsics, map, pose',
 }
+
+
+Velocity = TwistWithCovarianceStamped | TwistStamped
 
 
 @dataclass(frozen=True)
@@ -258,7 +268,10 @@ class LocalizerNode(LifecycleNode):
         self._camera_monitor = InputMonitor('camera', CAMERA_REMEDY)
         self._gnss_monitor = InputMonitor('gnss', GNSS_REMEDY)
         self._odometry_monitor = InputMonitor('odometry', ODOMETRY_REMEDY)
-        self._monitors = (self._camera_monitor, self._gnss_monitor, self._odometry_monitor)
+        self._velocity_monitor = InputMonitor('gnss_velocity', VELOCITY_REMEDY, Level.WARN)
+        self._monitors = (
+            self._camera_monitor, self._gnss_monitor, self._odometry_monitor,
+            self._velocity_monitor)
         self._dropped_before = 0
         self._outcomes: Counter[Outcome] = Counter()
         self._latest_outcomes: deque[Outcome] = deque(maxlen=OUTCOME_WINDOW)
@@ -282,6 +295,7 @@ class LocalizerNode(LifecycleNode):
         self._sampled_s = 0.0
         self._gnss_refused_s: float | None = None  # since when
         self._waiting_fixes: deque[tuple[NavSatFix, float]] = deque()
+        self._waiting_velocities: deque[tuple[Velocity, float]] = deque()
         self._strange_odometry = 0
         self._image_qos_problem = ''
 
@@ -368,6 +382,10 @@ class LocalizerNode(LifecycleNode):
         subscribe(CameraInfo, 'camera_info', self._on_camera_info,
                   _qos(config.sensor_reliability, 10))
         subscribe(NavSatFix, 'gnss', self._on_gnss, sensor_qos)
+        subscribe(
+            TwistStamped if config.gnss_velocity_type == 'TwistStamped'
+            else TwistWithCovarianceStamped,
+            'gnss_velocity', self._on_gnss_velocity, sensor_qos)
         subscribe(Odometry, 'odometry', self._on_odometry, sensor_qos)
         subscribe(PoseWithCovarianceStamped, 'initialpose', self._on_initial_pose, 10)
         # As image_transport names it: below the name that `image` is remapped to.
@@ -403,18 +421,28 @@ class LocalizerNode(LifecycleNode):
         now_s = time.monotonic()
         self._gnss_monitor.received(now_s, *_publication(info))
         self._waiting_fixes.append((msg, now_s))
-        self._take_fixes()
+        self._take_gnss()
 
-    def _take_fixes(self) -> None:
-        """Take the fixes that odometry has reached, or all where odometry is silent.
+    def _on_gnss_velocity(self, msg: Velocity, info: dict) -> None:
+        if not self._active:
+            return
+        now_s = time.monotonic()
+        self._velocity_monitor.received(now_s, *_publication(info))
+        self._waiting_velocities.append((msg, now_s))
+        self._take_gnss()
+
+    def _take_gnss(self) -> None:
+        """Take the fixes and velocities that odometry has reached, or all where it is silent.
 
         A busy node finds a queue of each topic.  Fixes taken ahead of the odometry between them
         would be computed anew with each sample of it, and the node would never catch up.
         """
-        while self._waiting_fixes and self._is_due(self._waiting_fixes[0][0]):
-            self._take_fix(*self._waiting_fixes.popleft())
+        for waiting, take in ((self._waiting_fixes, self._take_fix),
+                              (self._waiting_velocities, self._take_velocity)):
+            while waiting and self._is_due(waiting[0][0]):
+                take(*waiting.popleft())
 
-    def _is_due(self, msg: NavSatFix) -> bool:
+    def _is_due(self, msg: NavSatFix | Velocity) -> bool:
         latest, silent_s = self._last_sample, time.monotonic() - self._sampled_s
         if latest is None or silent_s > self._node_config.odometry_wait_s:
             return True
@@ -441,15 +469,33 @@ class LocalizerNode(LifecycleNode):
         elif sigma_m > self._node_config.gnss_sigma_warn_m:
             remark = (f'fixes claim a sigma of {sigma_m:.3g} m; gnss_sigma_warn_m is '
                       f'{self._node_config.gnss_sigma_warn_m:g} m')
-        elif (waited_s := time.monotonic() - entered_s) > FIX_WAIT_WARN_S:
-            remark = (f'fixes wait {waited_s:.1f} s for odometry of their time: their clock is '
-                      'ahead, or the machine is too busy')
+        else:
+            remark = _wait_remark('fixes', entered_s)
         update = self._localizer.add_gnss(fix)
         if update.outcome is not Outcome.GATED:
             self._gnss_refused_s = None
         elif self._gnss_refused_s is None:
             self._gnss_refused_s = time.monotonic()
         _note(self._gnss_monitor, update, remark, GNSS_REMEDY)
+
+    def _take_velocity(self, msg: Velocity, entered_s: float) -> None:
+        if self._localizer is None:
+            self._velocity_monitor.refused('waiting for a first GNSS fix to place the map frame')
+            return
+        try:
+            course = self._rig.gnss_course(msg, self._localizer.frame)
+        except UnknownCalibration as error:
+            self._velocity_monitor.refused(str(error), remedy=EXTRINSICS_REMEDY)
+            return
+        except ValueError as error:
+            self._velocity_monitor.refused(str(error))
+            return
+        update = self._localizer.add_course(course)
+        if update.outcome is Outcome.TOO_SLOW:
+            self._velocity_monitor.counts['too_slow'] += 1
+            return
+        _note(self._velocity_monitor, update, _wait_remark('velocities', entered_s),
+              VELOCITY_REMEDY)
 
     def _start_without_map(self, latitude_deg: float, longitude_deg: float) -> None:
         """Without a map the frame `map` is a plane about the first fix, or stays what it was."""
@@ -493,7 +539,7 @@ class LocalizerNode(LifecycleNode):
         estimate = self._localizer.estimate_at(sample.stamp_ns)
         if estimate is not None:
             self._publish_odometry(estimate, sample, msg)
-        self._take_fixes()
+        self._take_gnss()
         self._worker.odometry_reached(sample.stamp_ns)
 
     def _is_of_this_time(self, stamp_ns: int) -> bool:
@@ -597,6 +643,7 @@ class LocalizerNode(LifecycleNode):
         self._strange_odometry = 0
         self._gnss_refused_s = None
         self._waiting_fixes.clear()
+        self._waiting_velocities.clear()
         self._last_sample = None
         self._last_pose = None
         self._estimate = None
@@ -799,7 +846,7 @@ class LocalizerNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         if self._active:
-            self._take_fixes()
+            self._take_gnss()
         self._keep_last_pose()
         stamp_ns = self.get_clock().now().nanoseconds
         self._diagnostics_publisher.publish(conversions.diagnostics_msg_from_statuses(
@@ -823,12 +870,21 @@ class LocalizerNode(LifecycleNode):
             self._only_one_publishes(self._image_topic, self._camera_monitor.status(
                 now_s, timeout_s, self._image_silence_hint())),
             self._gnss_monitor.status(now_s, timeout_s, self._silence_hint('gnss')),
+            *self._velocity_statuses(now_s, timeout_s),
             self._only_one_publishes('odometry', self._odometry_monitor.status(
                 now_s, timeout_s, self._silence_hint('odometry'))),
             self._map_status,
             self._matcher_status(now_s),
             self._filter_status(now_s),
         ]
+
+    def _velocity_statuses(self, now_s: float, timeout_s: float) -> list[Status]:
+        """One line, or none where nobody gives the optional velocity."""
+        monitor = self._velocity_monitor
+        if not (monitor.counts['received'] or self.count_publishers(
+                self.resolve_topic_name('gnss_velocity'))):
+            return []
+        return [monitor.status(now_s, timeout_s, self._silence_hint('gnss_velocity'))]
 
     def _node_status(self) -> Status:
         values = {'last_restart': self._restart_reason or 'none', 'failures': self._failures}
@@ -881,7 +937,9 @@ class LocalizerNode(LifecycleNode):
         return f'{self._image_topic} has a publisher; {LARGE_IMAGE_HINT}'
 
     def _matcher_status(self, now_s: float) -> Status:
-        values = {outcome.name.lower(): self._outcomes[outcome] for outcome in Outcome}
+        values = {
+            outcome.name.lower(): self._outcomes[outcome]
+            for outcome in (Outcome.USED, *MATCHER_REMEDIES)}
         values.update(self._latency.values())
         localization, latest = self._localization, list(self._latest_outcomes)
         if localization is None:
@@ -927,6 +985,15 @@ class LocalizerNode(LifecycleNode):
             status, level=Level.ERROR, remedy=CONTRADICTED_REMEDY,
             text=f'for {alone_s:.0f} s fixes contradict the odometry and no match decides: do not '
             f'trust the pose; {status.text}')
+
+
+def _wait_remark(what: str, entered_s: float) -> str:
+    """What to say of GNSS that waited long for odometry of its time, or ''."""
+    waited_s = time.monotonic() - entered_s
+    if waited_s <= FIX_WAIT_WARN_S:
+        return ''
+    return (f'{what} wait {waited_s:.1f} s for odometry of their time: their clock is ahead, or '
+            'the machine is too busy')
 
 
 def _note(
@@ -1005,8 +1072,6 @@ def shipped_weights() -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; both may come again while it ends."""
-    # A flag and nothing else: an interrupt never becomes an exception in the middle of things.
-    stop = stop_on_interrupt()
     parser = argparse.ArgumentParser(
         description='Localize a vehicle by matching its camera with satellite embeddings.',
         epilog='example: ros2 run crossview_localizer localizer_node --ros-args '
@@ -1014,6 +1079,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument('--ros-args', nargs=argparse.REMAINDER, help='arguments of ROS 2')
     parser.parse_args(args)
 
+    # A flag and nothing else: an interrupt never becomes an exception in the middle of things.
+    stop = stop_on_interrupt()
     rclpy.init(args=sys.argv[:1] + args if args is not None else None,
                signal_handler_options=SignalHandlerOptions.NO)
     try:

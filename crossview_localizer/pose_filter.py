@@ -124,7 +124,8 @@ class PoseFilter:
     """Pose of base_link in ``map`` from odometry, GNSS and matches.
 
     Measurements give a :class:`FilterUpdate` and are never an error: what cannot be used is
-    INVALID, GATED, TOO_OLD or NOT_STARTED, with a reason, and leaves the estimate as it was.
+    INVALID, GATED, TOO_OLD, TOO_SLOW or NOT_STARTED, with a reason, and leaves the estimate as it
+    was.
     """
 
     def __init__(self, config: FilterConfig):
@@ -216,7 +217,7 @@ class PoseFilter:
         return self._insert(_Event((fix.stamp_ns, 1, *values), fix, noise))
 
     def add_course(self, course: GnssCourse) -> FilterUpdate:
-        """Fuse a direction of motion; below ``course_min_speed_mps`` it is refused as INVALID."""
+        """Fuse a direction of motion; below ``course_min_speed_mps`` it is refused as TOO_SLOW."""
         problem = _problem(
             course.stamp_ns, (course.course_rad, *course.base_from_antenna_m),
             [[course.sigma_rad**2]], 1)
@@ -580,7 +581,7 @@ class PoseFilter:
         ahead_mps = belief.mean[SPEED] - turn_radps * lever_y_m
         if ahead_mps < self._config.course_min_speed_mps:
             return belief, FilterUpdate(
-                Outcome.INVALID, f'the course at {ahead_mps:.1f} m/s; expected at least '
+                Outcome.TOO_SLOW, f'{ahead_mps:.1f} m/s; expected at least '
                 f'{self._config.course_min_speed_mps:.1f} m/s')
         slip_rad = math.atan2(side_mps + turn_radps * lever_x_m, ahead_mps)
         residual = np.array([wrap_angle(course.course_rad - belief.mean[YAW] - slip_rad)])

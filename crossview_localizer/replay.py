@@ -28,6 +28,10 @@ from crossview_localizer.geometry import LocalFrame, Pose2D, wrap_angle
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.rig import SensorRig
 
+# What the node takes on gnss_velocity.
+VELOCITY_TYPES = (
+    'geometry_msgs/msg/TwistWithCovarianceStamped', 'geometry_msgs/msg/TwistStamped')
+
 
 @dataclass(frozen=True)
 class Topics:
@@ -36,6 +40,7 @@ class Topics:
     image: str = robotcar_to_bag.COMPRESSED_IMAGE_TOPIC
     camera_info: str = robotcar_to_bag.CAMERA_INFO_TOPIC
     gnss: str = robotcar_to_bag.GNSS_TOPIC
+    gnss_velocity: str = '/gnss/velocity'  # RobotCar has none; as in the launch file
     odometry: str = robotcar_to_bag.ODOMETRY_TOPIC
     tf_static: str = robotcar_to_bag.TF_STATIC_TOPIC
     truth: str = robotcar_to_bag.TRUTH_TOPIC
@@ -137,7 +142,8 @@ def localize(
             return localizer.pass_image(_stamp_ns(msg), str(error))
         return localizer.process_image(image)
 
-    wanted = (topics.image, topics.camera_info, topics.gnss, topics.odometry, topics.tf_static)
+    wanted = (topics.image, topics.camera_info, topics.gnss, topics.gnss_velocity,
+              topics.odometry, topics.tf_static)
     for topic, bag_ns, msg in messages(bag, wanted):
         while waiting and bag_ns > waiting[0][0] + node_config.odometry_wait_s * 1e9:
             yield process_first()
@@ -151,6 +157,11 @@ def localize(
             fix = _valid_fix(rig, msg, localizer.frame)
             if fix is not None:
                 localizer.add_gnss(fix)
+        elif topic == topics.gnss_velocity and msg.__msgtype__ in VELOCITY_TYPES:
+            try:
+                localizer.add_course(rig.gnss_course(msg, localizer.frame))
+            except ValueError:
+                continue
         elif topic == topics.odometry:
             try:
                 sample = conversions.odometry_sample_from_msg(msg)

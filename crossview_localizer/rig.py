@@ -10,7 +10,7 @@ import numpy as np
 
 from crossview_localizer import conversions
 from crossview_localizer.config import CameraConfig, NodeConfig
-from crossview_localizer.datatypes import CameraImage, GnssFix
+from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix
 from crossview_localizer.geometry import LocalFrame, Pose2D
 
 # Of an image every n-th pixel is looked at, so that about so many rows are.
@@ -113,13 +113,30 @@ class SensorRig:
         self._refuse_blind = BlindnessCheck(node_config)
         self._config = node_config
         self._camera_height_m = camera_config.height_m
+        self._antenna_m = (0.0, 0.0)  # in map, by the last fix
         self._rectifier: tuple[tuple, conversions.ImageRectifier] | None = None
 
     def gnss_fix(self, msg, frame: LocalFrame) -> GnssFix:
         """NavSatFix with its lever arm; raises UnknownCalibration, or ValueError if not valid."""
-        return conversions.gnss_fix_from_msg(
+        fix = conversions.gnss_fix_from_msg(
             msg, frame, self.base_from_antenna_m(msg.header.frame_id),
             self._config.gnss_unknown_sigma_m)
+        self._antenna_m = (fix.x_m, fix.y_m)
+        return fix
+
+    def gnss_course(self, msg, frame: LocalFrame) -> GnssCourse:
+        """A receiver's velocity with its lever arm; true north is that of the last fix.
+
+        Raises UnknownCalibration, or ValueError if not valid: a velocity in the vehicle's axes is
+        not.
+        """
+        if msg.header.frame_id.lstrip('/') == self._config.base_frame:
+            raise ValueError(
+                f'frame_id is {msg.header.frame_id!r}: a velocity in the axes of the vehicle; '
+                "expected one to the east and north, with the antenna's frame_id")
+        return conversions.gnss_course_from_msg(
+            msg, frame, self._antenna_m, self.base_from_antenna_m(msg.header.frame_id),
+            self._config.gnss_velocity_unknown_sigma_mps)
 
     def camera_image(self, msg, odom_from_base: Pose2D | None = None) -> CameraImage:
         """Image or CompressedImage, with the newest odometry, which tells a frozen one.
@@ -139,7 +156,7 @@ class SensorRig:
             return self._config.antenna_xyz_m[:2]
         raise UnknownCalibration(
             f'/tf_static has no transform from {self._config.base_frame!r} to {frame_id!r} and '
-            'antenna_xyz_m is not set: fixes are not used')
+            'antenna_xyz_m is not set: what the receiver says is not used')
 
     def _base_from(self, frame_id: str) -> np.ndarray | None:
         return self.static_transforms.lookup(self._config.base_frame, frame_id.lstrip('/'))

@@ -40,6 +40,7 @@ INPUTS = {
     'image/compressed': 'camera/image/compressed',
     'camera_info': 'camera/camera_info',
     'gnss': 'gnss/fix',
+    'gnss_velocity': 'gnss/velocity',
     'odometry': 'odometry',
 }
 RVIZ_TOPICS = (

@@ -16,7 +16,10 @@ from geometry_msgs.msg import (
     Quaternion,
     Transform,
     Twist,
+    TwistStamped,
     TwistWithCovariance,
+    TwistWithCovarianceStamped,
+    Vector3,
 )
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
@@ -395,6 +398,58 @@ def test_a_message_without_a_position_is_refused_with_the_reason(msg, complaint)
 
 
 # --- odometry and poses
+
+
+def velocity_msg(east_mps, north_mps, covariance=((0.04, 0.01), (0.01, 0.09))):
+    msg = TwistWithCovarianceStamped()
+    msg.header.stamp.sec = 7
+    msg.twist.twist.linear = Vector3(x=east_mps, y=north_mps)
+    full = np.zeros((6, 6))
+    full[:2, :2] = covariance
+    full[3, 3] = -1.0  # as drivers mark a rotation that they do not measure
+    msg.twist.covariance = full.ravel()
+    return msg
+
+
+def gnss_course(msg, frame=OXFORD, antenna_m=(0.0, 0.0)):
+    return conversions.gnss_course_from_msg(msg, frame, antenna_m, (-1.7, 0.1), 0.5)
+
+
+def test_a_velocity_becomes_a_course_whose_sigma_is_that_across_it_over_the_speed():
+    antenna_m = OXFORD.xy_from_latlon(51.76, -0.26)
+    course = gnss_course(velocity_msg(3.0, 4.0), antenna_m=antenna_m)
+    assert course.stamp_ns == 7_000_000_000
+    assert course.base_from_antenna_m == (-1.7, 0.1)
+    # A degree of longitude east of the origin the map's north is sin(latitude) degrees off.
+    turned_rad = math.radians(math.sin(math.radians(51.76)))
+    assert course.course_rad == pytest.approx(math.atan2(4.0, 3.0) + turned_rad, abs=1e-6)
+    # (-4, 3) / 5 is across: (16 0.04 - 2 12 0.01 + 9 0.09) / 25.
+    assert course.sigma_rad == pytest.approx(math.sqrt((0.64 - 0.24 + 0.81) / 25.0) / 5.0)
+
+
+@pytest.mark.parametrize('msg', [
+    velocity_msg(3.0, 4.0, np.zeros((2, 2))), velocity_msg(3.0, 4.0, np.full((2, 2), math.nan)),
+    velocity_msg(3.0, 4.0, -np.eye(2)),
+    TwistStamped(twist=Twist(linear=Vector3(x=3.0, y=4.0))),
+], ids=['zero', 'nan', 'negative', 'none'])
+def test_a_velocity_whose_covariance_is_unknown_has_the_assumed_sigma(msg):
+    assert gnss_course(msg).sigma_rad == pytest.approx(0.5 / 5.0)
+    assert gnss_course(msg).course_rad == pytest.approx(math.atan2(4.0, 3.0))
+
+
+def test_at_a_standstill_the_course_may_be_any():
+    assert gnss_course(velocity_msg(0.0, 0.0)).sigma_rad == math.pi
+    assert gnss_course(velocity_msg(1e-300, 0.0)).sigma_rad == math.pi
+
+
+@pytest.mark.parametrize(('msg', 'complaint'), [
+    (velocity_msg(math.nan, 0.0), 'not finite'), (velocity_msg(0.0, -math.inf), 'not finite'),
+    (velocity_msg(1e9, 0.0), 'above 1000 m/s'),
+    (velocity_msg(3.0, 4.0, np.diag([1.0, math.inf])), 'covariance is infinite'),
+])
+def test_a_velocity_that_is_none_is_refused_with_the_reason(msg, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        gnss_course(msg)
 
 
 def test_odometry_becomes_a_planar_sample():

@@ -41,6 +41,12 @@ def test_silence_is_an_error_with_what_was_wrong_before(monitor):
     assert status.text == 'nothing received for 3.0 s; nobody publishes; before that: no fix'
 
 
+def test_the_silence_of_an_input_that_can_be_missed_is_a_warning():
+    optional = InputMonitor('gnss_velocity', silence=Level.WARN)
+    optional.received(10.0)
+    assert optional.status(13.0, 2.0, 'look').level is Level.WARN
+
+
 def test_numbers_that_a_publisher_left_out_are_counted_as_lost(monitor):
     for number in (7, 8, 11):
         monitor.received(0.1 * number, b'one', number)

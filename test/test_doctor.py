@@ -268,16 +268,19 @@ def test_a_healthy_running_system_has_no_problem(vehicle, capsys):
                  'camera extrinsics', 'antenna extrinsics'):
         assert parts[part].startswith('ok'), parts
     assert ' Hz' in parts['image']
+    assert parts['gnss_velocity'].startswith('note nobody publishes /gnss_velocity')
     assert parts['odometry TF'].startswith('note')
     assert 'no map_path' in parts['node says of map']
 
 
 def test_every_fault_of_a_running_system_is_named_with_its_remedy(vehicle, capsys):
     """Best effort where reliable is asked for, a topic elsewhere, old stamps, no extrinsics."""
+    from geometry_msgs.msg import TwistWithCovarianceStamped
     from nav_msgs.msg import Odometry
     from rclpy.qos import qos_profile_sensor_data
     from sensor_msgs.msg import CameraInfo, Image, NavSatFix
     vehicle.send(NavSatFix, '/receiver/fix', 'antenna')
+    vehicle.send(TwistWithCovarianceStamped, '/receiver/velocity', 'antenna')
     vehicle.send(Odometry, 'odometry', 'odom', child_frame_id='base_link', age_s=3000.0)
     vehicle.send(CameraInfo, 'camera_info', 'camera', age_s=3000.0)
     vehicle.send(Image, 'image', 'camera', qos=qos_profile_sensor_data, age_s=3000.0)
@@ -292,6 +295,8 @@ def test_every_fault_of_a_running_system_is_named_with_its_remedy(vehicle, capsy
         assert parts[part].startswith('PROBLEM'), parts
         for text in texts:
             assert text in parts[part], parts
+    assert parts['gnss_velocity'].startswith('note')
+    assert 'is published on /receiver/velocity' in parts['gnss_velocity']
 
 
 def test_a_node_that_waits_for_a_clock_or_to_be_configured_is_a_problem(vehicle, capsys):

@@ -2,6 +2,7 @@
 
 from array import array
 from collections import defaultdict
+from dataclasses import replace
 import gc
 import math
 from pathlib import Path
@@ -20,7 +21,12 @@ rclpy = pytest.importorskip('rclpy')
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from geographic_msgs.msg import GeoPoseWithCovarianceStamped
-from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
+from geometry_msgs.msg import (
+    PoseWithCovarianceStamped,
+    TransformStamped,
+    TwistStamped,
+    TwistWithCovarianceStamped,
+)
 from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import OccupancyGrid, Odometry
 from rclpy.executors import SingleThreadedExecutor
@@ -93,6 +99,19 @@ def gnss_msg(time_s: float, sigma_m=1.0) -> NavSatFix:
     msg.header.stamp = stamp_at(time_s)
     msg.latitude, msg.longitude = FRAME.latlon_from_xy(antenna.x_m + 1.0, antenna.y_m)
     msg.position_covariance = (np.eye(3) * sigma_m**2).ravel()
+    return msg
+
+
+def velocity_msg(time_s: float, turned_rad=0.0) -> TwistWithCovarianceStamped:
+    """The antenna's velocity, known to 0.1 m/s; it also swings about base_link."""
+    course_rad = true_pose(time_s).yaw_rad + turned_rad + math.atan2(
+        0.08 * LEVER_ARM[0], 8.0 - 0.08 * LEVER_ARM[1])
+    msg = TwistWithCovarianceStamped()
+    msg.header.frame_id = 'gnss_antenna'
+    msg.header.stamp = stamp_at(time_s)
+    msg.twist.twist.linear.x = 8.0 * math.cos(course_rad)
+    msg.twist.twist.linear.y = 8.0 * math.sin(course_rad)
+    msg.twist.covariance = (np.eye(6) * 0.1**2).ravel()
     return msg
 
 
@@ -291,6 +310,15 @@ class Bench:
     def gnss_sent(self, time_s, **kwargs):
         self.delivered('gnss', gnss_msg(time_s, **kwargs), self.node._gnss_monitor)
 
+    def with_velocity(self, kind=TwistWithCovarianceStamped):
+        self.publishers['gnss_velocity'] = self.driver.create_publisher(
+            kind, 'gnss_velocity', 100)
+        return self
+
+    def velocity_sent(self, time_s, message=None, **kwargs):
+        self.delivered('gnss_velocity', message or velocity_msg(time_s, **kwargs),
+                       self.node._velocity_monitor)
+
     def image_processed(self, time_s, message=None):
         """Publish an image and wait for its pose."""
         poses = len(self.received['pose'])
@@ -443,7 +471,98 @@ def test_an_initial_pose_starts_the_node_without_gnss(bench):
     bench.expect('gnss', 2, 'nothing received')
 
 
+def yaw_sigma_rad(bench, time_s: float) -> float:
+    return math.sqrt(bench.node._localizer.estimate_at(stamp_ns_at(time_s)).covariance[2, 2])
+
+
+def test_a_velocity_of_the_receiver_tells_the_heading_as_the_course_given_offline(bench):
+    bench.start(input_timeout_s=60.0).drive()
+    bench.wait(lambda: 'filter' in bench.diagnostics)
+    assert 'gnss_velocity' not in bench.diagnostics
+    offline = Localizer(CONFIG, FRAME)
+    for tick in range(4 * ODOMETRY_HZ + 1):
+        time_s = tick / ODOMETRY_HZ
+        if tick % 4 == 0:
+            offline.add_gnss(conversions.gnss_fix_from_msg(
+                gnss_msg(time_s), FRAME, LEVER_ARM, 5.0))
+        offline.add_odometry(conversions.odometry_sample_from_msg(odometry_msg(time_s)))
+    before_rad = yaw_sigma_rad(bench, 4.0)
+    bench.with_velocity().velocity_sent(4.0)
+    assert yaw_sigma_rad(bench, 4.0) < 0.7 * before_rad
+    bench.expect('gnss_velocity', 0, 'receiving')
+    last_fix = conversions.gnss_fix_from_msg(gnss_msg(4.0), FRAME, LEVER_ARM, 5.0)
+    offline.add_course(conversions.gnss_course_from_msg(
+        velocity_msg(4.0), FRAME, (last_fix.x_m, last_fix.y_m), LEVER_ARM, 0.3))
+    expected, found = (
+        localizer.estimate_at(stamp_ns_at(4.0)) for localizer in (offline, bench.node._localizer))
+    np.testing.assert_allclose(found.pose.as_array(), expected.pose.as_array(), atol=1e-6)
+    np.testing.assert_allclose(found.covariance, expected.covariance, atol=1e-9)
+
+
+def test_a_velocity_without_covariance_is_taken_where_the_parameter_says_so(bench):
+    bench.start(gnss_velocity_type='TwistStamped').drive()
+    before_rad = yaw_sigma_rad(bench, 4.0)
+    msg = velocity_msg(4.0)
+    bench.with_velocity(TwistStamped).velocity_sent(
+        4.0, TwistStamped(header=msg.header, twist=msg.twist.twist))
+    assert yaw_sigma_rad(bench, 4.0) < before_rad
+
+
+def test_a_velocity_waits_for_the_odometry_of_its_time(bench):
+    bench.start().drive()
+    bench.node._node_config = replace(bench.node._node_config, odometry_wait_s=60.0)
+    bench.with_velocity().velocity_sent(4.1)
+    assert bench.node._velocity_monitor.counts['used'] == 0
+    bench.odometry_sent(4.05)
+    assert bench.node._velocity_monitor.counts['used'] == 0
+    bench.odometry_sent(4.1)
+    assert bench.node._velocity_monitor.counts['used'] == 1
+
+
 # --- faults
+
+
+def velocity_of(**header):
+    msg = velocity_msg(4.0)
+    for name, value in header.items():
+        setattr(msg.header, name, value)
+    return msg
+
+
+def velocity_of_nan():
+    msg = velocity_msg(4.0)
+    msg.twist.twist.linear.x = math.nan
+    return msg
+
+
+def test_a_velocity_that_cannot_be_used_is_a_warning_and_changes_nothing(bench):
+    bench.start(input_timeout_s=60.0).drive()
+    before = bench.node._localizer.estimate_at(stamp_ns_at(4.0))
+    bench.with_velocity()
+    for msg, said in (
+            (velocity_of_nan(), 'velocity (nan'),
+            (velocity_of(stamp=Time()), 'stamp is 0 ns'),
+            (velocity_of(stamp=stamp_at(-60.0)), 'older than the delay buffer'),
+            (velocity_of(stamp=stamp_at(900.0)), 'ahead of the last odometry'),
+            (velocity_of(frame_id='base_link'), 'in the axes of the vehicle'),
+            (velocity_of(frame_id='mast'), "to 'mast'"),
+            (velocity_msg(4.0, turned_rad=2.0), 'refused by the gate')):
+        bench.velocity_sent(4.0, msg)
+        bench.expect('gnss_velocity', 1, said)
+        after = bench.node._localizer.estimate_at(stamp_ns_at(4.0))
+        np.testing.assert_array_equal(after.covariance, before.covariance, said)
+    bench.velocity_sent(4.0)
+    bench.expect('gnss_velocity', 0, 'receiving')
+    assert bench.node._velocity_monitor.counts['used'] == 1
+
+
+def test_a_velocity_too_slow_for_a_course_is_counted_and_no_fault(bench):
+    bench.start(filter__course_min_speed_mps=20.0).drive()
+    before_rad = yaw_sigma_rad(bench, 4.0)
+    bench.with_velocity().velocity_sent(4.0)
+    bench.expect('gnss_velocity', 0, 'receiving')
+    assert bench.count('gnss_velocity', 'too_slow') == 1
+    assert yaw_sigma_rad(bench, 4.0) == before_rad
 
 
 def test_without_images_and_gnss_the_node_says_who_does_not_publish(bench):

@@ -775,7 +775,7 @@ def test_a_course_is_weighed_against_the_heading_as_the_closed_form_says():
 
 
 def test_a_course_of_a_slow_vehicle_or_far_off_the_heading_is_refused():
-    assert straight(speed_mps=1.0).add_course(course(4.0, 0.0)).outcome is Outcome.INVALID
+    assert straight(speed_mps=1.0).add_course(course(4.0, 0.0)).outcome is Outcome.TOO_SLOW
     assert straight().add_course(course(4.0, 2.0)).outcome is Outcome.GATED
     assert straight().add_course(course(4.0, math.nan)).outcome is Outcome.INVALID
 

@@ -31,6 +31,10 @@ class ListeningLocalizer:
     def add_gnss(self, fix):
         self.heard.append(('gnss', fix.stamp_ns))
 
+    def add_course(self, course):
+        self.heard.append(('course', course.stamp_ns))
+        self.course = course
+
     def add_odometry(self, sample):
         self.heard.append(('odometry', sample.stamp_ns))
 
@@ -131,6 +135,37 @@ def test_a_drive_s_fixes_carry_the_lever_arm_of_the_antenna(bag):
                  y_m + np.sin(yaw_rad) * forward_m + np.cos(yaw_rad) * left_m)
     # Roll of a few degrees moves the antenna, 1.2 m below, sideways.
     assert (fix.x_m, fix.y_m) == pytest.approx(antenna_m, abs=0.15)
+
+
+def test_velocities_of_a_receiver_become_courses_by_the_node_s_rule(bag, monkeypatch):
+    types = robotcar_to_bag.typestore_with_geographic_msgs().types
+    messages = replay.messages
+
+    def velocity(header, east_mps):
+        linear, angular = (
+            types['geometry_msgs/msg/Vector3'](*xyz) for xyz in ((east_mps, 4.0, 0.0), (0.0,) * 3))
+        return types['geometry_msgs/msg/TwistWithCovarianceStamped'](
+            header, types['geometry_msgs/msg/TwistWithCovariance'](
+                types['geometry_msgs/msg/Twist'](linear, angular), 0.01 * np.eye(6).ravel()))
+
+    def with_velocities(path, topics):
+        for topic, bag_ns, msg in messages(path, topics):
+            yield topic, bag_ns, msg
+            if topic == replay.Topics().gnss:
+                # A message of another type, a broken one and a good one.
+                for on_topic in (msg, velocity(msg.header, np.nan), velocity(msg.header, 3.0)):
+                    yield replay.Topics().gnss_velocity, bag_ns, on_topic
+
+    monkeypatch.setattr(replay, 'messages', with_velocities)
+    localizer = ListeningLocalizer()
+    list(replay.localize(bag, localizer))
+    fixes, courses = (
+        [ns for kind, ns in localizer.heard if kind == wanted] for wanted in ('gnss', 'course'))
+    assert fixes == courses
+    assert localizer.course.course_rad == pytest.approx(np.arctan2(4.0, 3.0), abs=1e-4)
+    assert localizer.course.sigma_rad == pytest.approx(0.1 / 5.0)
+    assert localizer.course.base_from_antenna_m == pytest.approx(
+        (robotcar_drive.INS_XYZRPY[0], -robotcar_drive.INS_XYZRPY[1]))
 
 
 def test_the_true_yaw_is_turned_by_the_grid_s_convergence():
