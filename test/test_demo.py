@@ -1,5 +1,6 @@
 """The demo in a small size, once through real ROS 2, and its parts on made-up numbers."""
 
+from functools import partial
 import json
 from types import SimpleNamespace
 
@@ -23,6 +24,9 @@ SEED = 3
 @pytest.fixture(scope='module')
 def smoke(ros, shipped_weights, tmp_path_factory):
     """A short drive at a low resolution through the whole demo."""
+    from crossview_localizer import report
+    from training import synthetic
+
     folder = tmp_path_factory.mktemp('demo')
     parameters = yaml.safe_load(demo.PARAMETERS.read_text())
     # On a busy machine a late odometry must not turn into an extrapolated prior.
@@ -30,9 +34,12 @@ def smoke(ros, shipped_weights, tmp_path_factory):
     (folder / 'parameters.yaml').write_text(yaml.safe_dump(parameters))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, 'PARAMETERS', folder / 'parameters.yaml')
+        patch.setattr(synthetic, 'make_world', partial(synthetic.make_world, city_size_m=300.0))
         patch.setattr(demo, 'IMAGE_SIZE_PX', (320, 240))
         patch.setattr(demo, 'RATE_HZ', 2.0)
         patch.setattr(demo, 'ORTHO_PX_M', 0.4)
+        patch.setattr(demo, 'PLAY_RATE', 2.0)
+        patch.setattr(report, 'DPI', dict.fromkeys(report.WIDTHS_IN, 30))
         # So short a drive has no picture 200 m away.
         patch.setattr(demo, 'BLIND_MIN_M', 15.0)
         demo.run_demo(folder / 'out', SEED, DURATION_S, shipped_weights[0], keep=False)

@@ -72,6 +72,8 @@ NODE_TOPICS = (
         'pose', 'odometry', 'match', 'heatmap', 'prior', 'geopose', 'latency')),
     '/diagnostics', '/tf',
 )
+# Speed of the replay: in real time.
+PLAY_RATE = 1.0
 # Every tick wakes node and recorder; only diagnostics and bag times follow the clock.
 CLOCK_HZ = '25'
 STARTUP_S = 60.0
@@ -222,6 +224,7 @@ def start_ros_run(
     run.require_no_error('node')
     run.start(
         'player', 'crossview_localizer.play_bag', str(bag), '--clock', CLOCK_HZ,
+        '--rate', str(PLAY_RATE),
         '--wait-subscribers', *PLAYED_TOPICS, TRUTH_TOPIC, '--wait-timeout', str(STARTUP_S))
 
 
