@@ -6,6 +6,7 @@ are kept in ``--out`` for the next run; with ``--resume`` so are the parts that 
 
 import argparse
 from collections.abc import Callable
+import functools
 import importlib.metadata
 import json
 import os
@@ -23,23 +24,29 @@ from benchmarks.faults import keep_to_this_machine
 RESULT = REPOSITORY / 'docs/results/bench.json'
 PACKAGES = ('torch', 'numpy', 'opencv-python-headless', 'onnxruntime', 'faiss-cpu', 'filterpy')
 DRIVE_S, SMOKE_DRIVE_S = 24.0, 8.0
+LONG = {'hour'}     # parts that are measured only where they are asked for
 
 
-def parts(arguments: argparse.Namespace) -> dict[str, Callable[[BenchWorld], object]]:
-    """What is measured, by the name that it has in the JSON."""
+def parts(arguments: argparse.Namespace, out: Path) -> dict[str, Callable[[], object]]:
+    """What is measured, by the name that it has in the JSON; scratch files go to ``out``."""
     device, smoke = arguments.device, arguments.smoke
     drive_s = SMOKE_DRIVE_S if smoke else DRIVE_S
     live = 'gpu' if device == 'cuda' else 'cpu'
+
+    @functools.cache
+    def world() -> BenchWorld:
+        return make_bench_world(out, drive_s, jobs=2)
+
     return {
-        live: lambda world: bench_live.measure(world, device, smoke, drive_s, arguments.compile),
-        'map_build': lambda world: bench_map.measure_build(world, device, smoke),
-        'map_size': lambda world: bench_map.measure_sizes(
-            world.folder, 0.0 if smoke else arguments.map_gb,
-            0 if smoke else arguments.tiles_km2),
-        'window': lambda world: bench_map.measure_window(world.folder, 3.0 if smoke else 30.0),
-        'training': lambda world: bench_training.measure_training(world, device, smoke),
-        'renderer': lambda world: bench_training.measure_renderer(world, smoke),
-        'peers': lambda world: bench_peers.measure(world, device, smoke),
+        live: lambda: bench_live.measure(world(), device, smoke, drive_s, arguments.compile),
+        'map_build': lambda: bench_map.measure_build(world(), device, smoke),
+        'map_size': lambda: bench_map.measure_sizes(
+            out, 0.0 if smoke else arguments.map_gb, 0 if smoke else arguments.tiles_km2),
+        'window': lambda: bench_map.measure_window(out, 3.0 if smoke else 30.0),
+        'training': lambda: bench_training.measure_training(world(), device, smoke),
+        'renderer': lambda: bench_training.measure_renderer(out, smoke),
+        'peers': lambda: bench_peers.measure(world(), device, smoke),
+        'hour': lambda: bench_training.measure_hour(out, smoke),
     }
 
 
@@ -92,7 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--resume', action='store_true',
                         help='keep what an interrupted run has measured')
     parser.add_argument('--only', nargs='+', metavar='PART', help='measure these parts anew, of '
-                        'cpu (or gpu) map_build map_size window training renderer peers')
+                        'cpu (or gpu) map_build map_size window training renderer peers, and '
+                        'hour (ten minutes, left out without --only)')
     parser.add_argument('--compile', action='store_true',
                         help='torch.compile the bare network too (minutes on a CPU)')
     parser.add_argument('--map-gb', type=float, default=2.0, metavar='GB',
@@ -114,30 +122,32 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('no CUDA device was found; use --device cpu')
-    wanted = parts(arguments)
+    # A smoke run's drive is another one.
+    out = arguments.out / ('smoke' if arguments.smoke else 'full')
+    wanted = parts(arguments, out)
     for name in arguments.only or ():
         if name not in wanted:
             raise ValueError(f'--only {name}; expected some of: {", ".join(wanted)}')
     keep_to_this_machine()
-    # A smoke run's drive is another one.
-    out = arguments.out / ('smoke' if arguments.smoke else 'full')
     out.mkdir(parents=True, exist_ok=True)
     begin_s = time.perf_counter()
-    world = make_bench_world(out, SMOKE_DRIVE_S if arguments.smoke else DRIVE_S, jobs=2)
     about = machine(arguments.device)
     result = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
     for name, measure in wanted.items():
         kept = out / f'part_{name}.json'
-        if arguments.only and name not in arguments.only:
+        if name not in (arguments.only or set(wanted) - LONG):
             continue
         if not (arguments.resume and kept.is_file()):
             part_s = time.perf_counter()
-            found = measure(world)
+            found = measure()
             if isinstance(found, dict):
                 found = about | found
             kept.write_text(json.dumps(found))
             print(f'{name}: {time.perf_counter() - part_s:.0f} s', flush=True)
-        result[name] = json.loads(kept.read_text())
+        found = json.loads(kept.read_text())
+        if name == 'map_size':
+            found = bench_map.with_earlier_sizes(found, result.get(name, []))
+        result[name] = found
     for place, value in rows({name: result[name] for name in wanted if name in result}):
         print(f'{place:60} {value}')
     arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,6 @@ from dataclasses import asdict
 import math
 import os
 from pathlib import Path
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,10 +15,11 @@ from tqdm import tqdm
 from benchmarks.bench_world import (
     BenchWorld,
     percentiles_ms,
-    REPOSITORY,
     TILE_WEIGHTS,
+    watched,
     WEIGHTS,
 )
+from crossview_localizer.allocator import keep_freed_memory
 from crossview_localizer.build_map import build_map, SPACING_M
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.embedding_map import (
@@ -31,6 +30,7 @@ from crossview_localizer.embedding_map import (
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.imagery import Imagery
 from crossview_localizer.networks import load_network
+from crossview_localizer.route import read_route
 
 SPEED_MPS = 30.0
 WINDOW_HZ = 10.0
@@ -48,6 +48,7 @@ class TimedNetwork:
     def __init__(self, network, device: str):
         self._network, self._device = network, device
         self.seconds: list[float] = []
+        self.pixels = 0
 
     def __getattr__(self, name: str):
         return getattr(self._network, name)
@@ -58,41 +59,44 @@ class TimedNetwork:
         if self._device == 'cuda':
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - begin_s)
+        self.pixels += area.shape[0] * area.shape[1]
         return found
 
 
 def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
-    """All of the orthophoto: in one process against its forwards alone, and in two processes."""
+    """All of the orthophoto, and the drive's corridor, against the forwards alone; two workers."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     imagery = Imagery.open([world.orthophoto])
-    network = TimedNetwork(load_network(WEIGHTS, device), device)
-    begin_s = time.perf_counter()
-    found = build_map(imagery, network, device=device)
-    wall_s = time.perf_counter() - begin_s
-    km2 = len(found.descriptors) * network.lattice_spacing_m ** 2 * 1e-6
-    points, config = network.lattice_points, network.config
-    area_px = config.tile_px + points * config.block_px
-    result = {
-        'km2': round(km2, 4), 'tiles': len(found.descriptors),
-        'km2_per_s': round(km2 / wall_s, 5),
-        'bare_km2_per_s': round(km2 / sum(network.seconds), 5),
-        'ratio_to_bare': round(wall_s / sum(network.seconds), 3),
+    route = read_route(world.traversal / 'gps/gps.csv')
+    parts = []
+    for where in (None, route):
+        network = TimedNetwork(load_network(WEIGHTS, device), device)
+        begin_s = time.perf_counter()
+        found = build_map(imagery, network, route_latlon_deg=where, device=device)
+        wall_s = time.perf_counter() - begin_s
+        km2 = len(found.descriptors) * network.lattice_spacing_m ** 2 * 1e-6
         # Pixels through the network a pixel of a block: what the context of each area costs.
-        'pixels_per_block_pixel': round((area_px / (points * config.block_px)) ** 2, 2),
-        'workers': {}}
+        share = network.pixels / (len(found.descriptors) * network.config.block_px ** 2)
+        parts.append({
+            'km2': round(km2, 4), 'tiles': len(found.descriptors),
+            'km2_per_s': round(km2 / wall_s, 5),
+            'bare_km2_per_s': round(km2 / sum(network.seconds), 5),
+            'ratio_to_bare': round(wall_s / sum(network.seconds), 3),
+            'pixels_per_block_pixel': round(share, 2),
+            'ratio_to_each_pixel_once': round(share * wall_s / sum(network.seconds), 3)})
+    result = parts[0] | {'corridor': parts[1], 'workers': {}}
     if smoke:
         return result
     outputs = []
     for workers in (1, 2):
         out = world.folder / f'workers{workers}.map'
-        begin_s = time.perf_counter()
-        subprocess.run(
-            [sys.executable, '-m', 'crossview_localizer.build_map', str(world.orthophoto),
-             '--weights', str(WEIGHTS), '--area', '--out', str(out), '--device', device,
-             '--threads', '1', '--workers', str(workers)],
-            check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wall_s, quarters_mb = watched(
+            ['crossview_localizer.build_map', str(world.orthophoto), '--weights', str(WEIGHTS),
+             '--area', '--out', str(out), '--device', device, '--threads', '1', '--workers',
+             str(workers)])
         result['workers'][str(workers)] = {
-            'wall_s': round(time.perf_counter() - begin_s, 2)}
+            'wall_s': round(wall_s, 2), 'peak_mb': round(max(quarters_mb))}
         outputs.append(out.read_bytes())
         out.unlink()
     result['same_bytes'] = outputs[0] == outputs[1]
@@ -178,15 +182,18 @@ def prior_at(stamp_ns: int, x_m: float) -> PoseEstimate:
 
 
 def measure_sizes(folder: Path, up_to_gb: float, tiles_up_to_km2: float) -> list[dict]:
-    """Files of both stores: written in full up to ``up_to_gb``, beyond with a hole."""
+    """Files of both stores: written in full up to ``up_to_gb``, beyond with a hole.
+
+    Of one square kilometre to ten thousand, and of the largest area that is written in full.
+    """
     found = []
     for store, (spacing_m, size) in (('dense', dense_store()), ('tiles', tile_store())):
-        for km2 in MAP_KM2:
+        gb_per_km2 = 2e-3 * size / spacing_m ** 2
+        for km2 in sorted({*MAP_KM2, up_to_gb / gb_per_km2} - {0.0}):
             if store == 'tiles' and km2 > tiles_up_to_km2:
                 continue
             path = folder / 'size.map'
-            byte_count = km2 * 1e6 / spacing_m ** 2 * 2 * size
-            sparse = byte_count > up_to_gb * 1e9
+            sparse = km2 * gb_per_km2 > up_to_gb * (1.0 + 1e-9)
             tiles = write_area(path, km2, spacing_m, size, sparse)
             area_km2 = tiles * spacing_m ** 2 * 1e-6
             _, open_s, memory_mb, cold = opened(path)
@@ -198,6 +205,21 @@ def measure_sizes(folder: Path, up_to_gb: float, tiles_up_to_km2: float) -> list
                 'memory_mb': round(memory_mb, 1), 'first_window_ms': cold['cold_ms']})
             path.unlink()
     return found
+
+
+def with_earlier_sizes(found: list[dict], earlier: list[dict]) -> list[dict]:
+    """The rows of an earlier run that this one did not measure, or did not write in full, too.
+
+    Only where a square kilometre takes as many bytes now as then.
+    """
+    rows = {(row['store'], row['tiles']): row for row in found}
+    now = {row['store']: row['bytes_per_km2'] for row in found}
+    for row in earlier:
+        place = row['store'], row['tiles']
+        if math.isclose(row['bytes_per_km2'], now.get(row['store'], 0.0), rel_tol=0.01) and (
+                place not in rows or row['written_in_full'] > rows[place]['written_in_full']):
+            rows[place] = row
+    return [rows[place] for place in sorted(rows)]
 
 
 def measure_window(folder: Path, seconds_s: float) -> dict:

@@ -67,6 +67,9 @@ def goals(result: dict) -> str:
     rows += [
         ['building a map against its forwards alone', '<= 1.2', build['ratio_to_bare'],
          build['ratio_to_bare'] <= 1.2],
+        *([['building a map against forwards without overlap', '-',
+            build['ratio_to_each_pixel_once'], None]]
+          if 'ratio_to_each_pixel_once' in build else []),
         ['opening any of the maps, s', '< 1', slowest, slowest < 1],
         ['warm window at 30 m/s, p99 ms', '< 5', window['warm']['p99_ms'],
          window['warm']['p99_ms'] < 5],
@@ -97,7 +100,9 @@ def peers(result: dict) -> str:
 
 def training(result: dict) -> str:
     part = result['training']
-    ranks = [[count, row['steps_per_s']] for count, row in part.get('ranks', {}).items()]
+    ranks = [[name, count, row['steps_per_s']]
+             for recipe, name in STORE_NAMES.items()
+             for count, row in part.get('ranks', {}).get(recipe, {}).items()]
     sampler = markdown(
         ['places', 'made in s', 'ms a batch of 64', 'MB'],
         [[row['places'], row['made_s'], row['batch_ms'], row['memory_mb']]
@@ -105,7 +110,7 @@ def training(result: dict) -> str:
     return f"""The dense recipe on one core: {part['frames_per_s']} frames/s; its steps alone
 {part['device_bound_frames_per_s']}, its loader alone {part['loader_frames_per_s']}.
 
-{markdown(['ranks of torchrun', 'steps/s'], ranks) if ranks else ''}
+{markdown(['training of the', 'ranks of torchrun', 'steps/s'], ranks) if ranks else ''}
 The papers' sampler, a tile every 5 m of street:
 
 {sampler}"""
@@ -119,9 +124,39 @@ def renderer(result: dict) -> str:
          for name in ('render', 'convert') for row in part[name]])
 
 
+def hour(result: dict) -> str:
+    if 'hour' not in result:
+        return ''
+    part = result['hour']
+    rows = [[name, drive[name]['duration_s'], drive[name]['frames'], drive[name]['frames_per_s'],
+             ' / '.join(str(value) for value in drive[name]['peak_mb_by_quarter'])]
+            for name in ('render', 'convert') for drive in part['drives']]
+    longest = part['drives'][-1]['rows']
+    return f"""
+Memory over an hour (`python -m benchmarks.bench --only hour`, {part['date']}, load before
+{part['load_before']}), images at {part['rate_hz']:g} Hz, all other sensors at the simulation's
+full rates: the longest drive has {longest['vo/vo.csv']} steps of visual odometry,
+{longest['gps/gps.csv']} fixes and {longest['gps/ins.csv']} poses of the INS.
+
+{markdown(['', 'drive s', 'frames', 'frames/s', 'peak MB in each quarter of the run'], rows)}"""
+
+
+def building(build: dict) -> str:
+    """What each wanted piece of a map costs."""
+    rows = [[name, part['km2'], part['km2_per_s'] * 1e6, part['ratio_to_bare'],
+             part['pixels_per_block_pixel'], part.get('ratio_to_each_pixel_once', '-')]
+            for name, part in (('area', build), ('corridor', build.get('corridor'))) if part]
+    return markdown(
+        ['', 'km2', 'm2/s', 'against its forwards', 'pixels a kept pixel',
+         'against forwards without overlap'], rows)
+
+
 def page(result: dict) -> str:
     build, window = result['map_build'], result['window']
-    workers = ', '.join(f'{count}: {row["wall_s"]} s' for count, row in build['workers'].items())
+    workers = ', '.join(
+        f'{count}: {row["wall_s"]} s' + (f' and {row["peak_mb"]} MB' if 'peak_mb' in row else '')
+        for count, row in build['workers'].items())
+    written_gb = max(row['gb'] for row in result['map_size'] if row['written_in_full'])
     lives = '\n'.join(live(name, result[name]) for name in ('cpu', 'gpu') if name in result)
     no_gpu = '' if 'gpu' in result else (
         'Nothing was measured on a GPU. Written for one and never run there: uploads from pinned\n'
@@ -152,10 +187,11 @@ decoding runs in the image thread, so that odometry never waits for it.
 
 ## Maps
 
-Building: {build['km2_per_s'] * 1e6:.0f} m2/s ({build['km2']} km2), {build['ratio_to_bare']} times
-what the forwards alone take. Each part of a map is described with context:
-{build['pixels_per_block_pixel']} pixels go through the network for each pixel that is kept.
-Processes of `--workers`, with their start: {workers or '-'}; the bytes are
+{building(build)}
+Each part of a map is described with context about it, which parts beside it describe too: "pixels
+a kept pixel" go through the network. The last column is the time against that of forwards in
+which every pixel was computed once.
+Processes of `--workers`, with their start and the memory of all: {workers or '-'}; the bytes are
 {'the same' if build.get('same_bytes') else 'not compared'}. On a town this small their start
 counts for as much as their work.
 
@@ -181,7 +217,7 @@ p95 {window['warm']['p95_ms']}, p99 {window['warm']['p99_ms']} ms; memory
 {renderer(result)}
 One process, images of {' x '.join(map(str, result['renderer']['image_px']))} px, start included.
 The drives differ threefold in length: memory must not.
-
+{hour(result)}
 ## Peers
 
 {peers(result)}
@@ -193,7 +229,8 @@ matrices of the same size.
 ## Not measured
 
 - Any GPU, unless a section above says so.
-- Maps larger than `--map-gb` written in full; machines that share the building of a map.
+- Maps written in full beyond {written_gb:g} GB; the speed of machines that share the building of
+  a map.
 - The node on images that arrive over a network.
 """
 

@@ -2,7 +2,10 @@
 
 from concurrent.futures import ThreadPoolExecutor
 import itertools
+import json
 import os
+from pathlib import Path
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +23,7 @@ from benchmarks.bench_world import (
     RENDERED_PX,
     REPOSITORY,
     SEED,
+    watched,
 )
 from crossview_localizer.dense import DenseConfig
 from crossview_localizer.networks import random_network
@@ -29,7 +33,7 @@ from training.samplers import LocalBatchSampler
 from training.train_dense import freeze, group_loss
 
 GROUP = 6
-RANK_STEPS = (2, 14)
+RANK_STEPS = 16
 SAMPLER_PLACES = (1000, 10_000, 100_000, 1_000_000)
 PLACES_PER_KM2 = 10_000     # a tile every 5 m of 50 km of street
 
@@ -74,30 +78,27 @@ def measure_training(world: BenchWorld, device: str, smoke: bool) -> dict:
         'share_of_bound': round(both / bound, 3),
         'sampler': measure_sampler(SAMPLER_PLACES[:2] if smoke else SAMPLER_PLACES)}
     if not smoke:
-        result['ranks'] = {str(ranks): measure_ranks(world, ranks) for ranks in (1, 2)}
+        result['ranks'] = {
+            recipe: {str(ranks): measure_ranks(world, recipe, ranks, RANK_STEPS)
+                     for ranks in (1, 2)}
+            for recipe in ('dense', 'tiles')}
     return result
 
 
-def measure_ranks(world: BenchWorld, ranks: int) -> dict:
-    """Steps a second of training.train by ``torchrun``: of a long run less a short one."""
-    seconds = []
-    for steps in RANK_STEPS:
-        with tempfile.TemporaryDirectory(dir=world.folder) as folder:
-            begin_s = time.perf_counter()
-            subprocess.run(
-                [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', str(ranks),
-                 '--master-port', str(29500 + os.getpid() % 1000), '-m', 'training.train',
-                 '--config', 'synthetic', '--train', str(world.prepared), '--val',
-                 str(world.prepared), '--out', f'{folder}/weights.safetensors', '--steps',
-                 str(steps), '--random-trunk', '--device', 'cpu'],
-                check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                env={**os.environ, 'OMP_NUM_THREADS': '1'})
-            seconds.append(time.perf_counter() - begin_s)
-    spent_s = seconds[1] - seconds[0]
-    # On a machine that is busy with something else the longer run may even end first.
-    return {'seconds': [round(value, 2) for value in seconds],
-            'steps_per_s': round((RANK_STEPS[1] - RANK_STEPS[0]) / spent_s, 4)
-            if spent_s > 0.0 else None}
+def measure_ranks(world: BenchWorld, recipe: str, ranks: int, steps: int) -> dict:
+    """Steps a second of ``training.train_dense`` (dense) or ``training.train`` by ``torchrun``.
+
+    Without start and validation; both ranks together take the same images a step as one.
+    """
+    with tempfile.TemporaryDirectory(dir=world.folder) as folder:
+        out = Path(folder) / 'seconds.json'
+        subprocess.run(
+            [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
+             str(ranks), '-m', 'benchmarks.bench_ranks', recipe, str(world.prepared), str(steps),
+             str(out)],
+            check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        return {'steps_per_s': round(1.0 / json.loads(out.read_text()), 4), 'steps': steps}
 
 
 def measure_sampler(counts: tuple[int, ...]) -> list[dict]:
@@ -125,55 +126,49 @@ def measure_sampler(counts: tuple[int, ...]) -> list[dict]:
 # --- renderer and converter
 
 
-def _peak(command: list[str]) -> tuple[float, float]:
-    """Seconds of a command and the most memory that it and its children held, MB."""
-    begin_s, peak_mb = time.perf_counter(), 0.0
-    process = psutil.Popen(
-        [sys.executable, '-m', *command], cwd=REPOSITORY, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        try:
-            family = [process, *process.children(recursive=True)]
-            peak_mb = max(peak_mb, sum(p.memory_info().rss for p in family) / 1e6)
-        except psutil.Error:  # it has just ended
-            pass
-        try:
-            process.wait(0.1)
-        except psutil.TimeoutExpired:
-            pass
-    if process.returncode:
-        raise ValueError(f'{command[0]} ended with {process.returncode}; try {" ".join(command)}')
-    return time.perf_counter() - begin_s, peak_mb
-
-
-def measure_renderer(world: BenchWorld, smoke: bool) -> dict:
-    """Frames a second and memory, of a short drive and of one three times as long."""
-    import shutil
-
-    found = {'image_px': list(RENDERED_PX), 'render': [], 'convert': []}
-    for duration_s in (6.0,) if smoke else (8.0, 24.0):
-        folder = world.folder / f'render_{duration_s:g}'
-        shutil.rmtree(folder, ignore_errors=True)
-        size = 'x'.join(map(str, RENDERED_PX))
-        # The orthophoto is a world's; it is rendered first, then the drive in a second run.
-        command = ['training.synthetic', str(folder), '--seed', str(SEED), '--duration-s',
-                   str(duration_s), '--rate-hz', str(RATE_HZ), '--image-size', size,
-                   '--ortho-px-m', str(4 * ORTHO_PX_M), '--city-size-m', str(CITY_M),
-                   '--jobs', '1']
-        _peak([*command, '--traversals', '0'])
-        seconds, peak_mb = _peak(command)
+def render_and_convert(out: Path, duration_s: float, rate_hz: float) -> dict[str, dict]:
+    """A drive of the simulated town, and its bag: frames a second, start included, and memory."""
+    folder = out / f'render_{duration_s:g}'
+    shutil.rmtree(folder, ignore_errors=True)
+    # The orthophoto is a world's; it is rendered first, then the drive in a second run.
+    command = ['training.synthetic', str(folder), '--seed', str(SEED), '--duration-s',
+               str(duration_s), '--rate-hz', str(rate_hz), '--image-size',
+               'x'.join(map(str, RENDERED_PX)), '--ortho-px-m', str(4 * ORTHO_PX_M),
+               '--city-size-m', str(CITY_M), '--jobs', '1']
+    watched([*command, '--traversals', '0'])
+    found = {}
+    for name in ('render', 'convert'):
+        seconds_s, quarters_mb = watched(command)
         [traversal] = [path.parent for path in folder.glob('*/stereo')]
         frames = len(list(traversal.glob('stereo/centre/*.png')))
-        found['render'].append({'frames': frames, 'frames_per_s': round(frames / seconds, 2),
-                                'peak_mb': round(peak_mb)})
-        seconds, peak_mb = _peak([
+        found[name] = {
+            'duration_s': duration_s, 'frames': frames,
+            'frames_per_s': round(frames / seconds_s, 2), 'peak_mb': round(max(quarters_mb)),
+            'peak_mb_by_quarter': [round(value) for value in quarters_mb]}
+        command = [
             'crossview_localizer.robotcar_to_bag', str(traversal), '--models',
-            str(folder / 'models'), '--extrinsics', str(folder / 'extrinsics'), '--out',
-            str(folder / 'bag')])
-        found['convert'].append({'frames': frames, 'frames_per_s': round(frames / seconds, 2),
-                                 'peak_mb': round(peak_mb)})
-        shutil.rmtree(folder)
+            str(folder / 'models'), '--extrinsics', str(folder / 'extrinsics'), '--rtk',
+            str(folder / 'rtk' / traversal.name / 'rtk.csv'), '--out', str(folder / 'bag')]
+    found['rows'] = {
+        name: len((traversal / name).read_text().splitlines()) - 1
+        for name in ('vo/vo.csv', 'gps/gps.csv', 'gps/ins.csv')}
+    shutil.rmtree(folder)
+    return found
+
+
+def measure_renderer(out: Path, smoke: bool) -> dict:
+    """Frames a second and memory, of a short drive and of one three times as long."""
+    found = {'image_px': list(RENDERED_PX), 'render': [], 'convert': []}
+    for duration_s in (6.0,) if smoke else (8.0, 24.0):
+        drive = render_and_convert(out, duration_s, RATE_HZ)
+        found['render'].append(drive['render'])
+        found['convert'].append(drive['convert'])
     found['frames_per_s'] = found['render'][-1]['frames_per_s']
     return found
 
 
+def measure_hour(out: Path, smoke: bool) -> dict:
+    """The same of drives of ten minutes and of an hour, an image a second."""
+    durations_s = (6.0, 12.0) if smoke else (600.0, 3600.0)
+    return {'image_px': list(RENDERED_PX), 'rate_hz': 1.0,
+            'drives': [render_and_convert(out, duration_s, 1.0) for duration_s in durations_s]}

@@ -7,10 +7,13 @@ a simulated town's, their size that of the Oxford RobotCar camera.
 from dataclasses import dataclass
 from pathlib import Path
 import shutil
+import subprocess
+import sys
 import time
 
 import cv2
 import numpy as np
+import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
@@ -149,3 +152,26 @@ def repeated_s(call, runs: int, warm: int = 3) -> np.ndarray:
         call()
         found[k] = time.perf_counter() - begin_s
     return found
+
+
+def watched(command: list[str]) -> tuple[float, list[float]]:
+    """Seconds of a command, and the most memory, MB, of it and its children in each quarter."""
+    begin_s = time.perf_counter()
+    process = psutil.Popen(
+        [sys.executable, '-m', *command], cwd=REPOSITORY, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
+    memory_mb = []
+    while process.poll() is None:
+        try:
+            family = [process, *process.children(recursive=True)]
+            memory_mb.append(sum(p.memory_info().rss for p in family) / 1e6)
+        except psutil.Error:  # it has just ended
+            pass
+        try:
+            process.wait(0.1)
+        except psutil.TimeoutExpired:
+            pass
+    seconds_s = time.perf_counter() - begin_s
+    if process.returncode:
+        raise ValueError(f'{command[0]} ended with {process.returncode}; try {" ".join(command)}')
+    return seconds_s, [float(part.max()) for part in np.array_split(memory_mb, 4) if part.size]

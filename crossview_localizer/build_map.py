@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from crossview_localizer.allocator import keep_freed_memory
 from crossview_localizer.dense import DENSE
 from crossview_localizer.embedding_map import EmbeddingMap
 from crossview_localizer.geometry import LocalFrame, MapGrid
@@ -30,6 +31,7 @@ from crossview_localizer.views import UNSEEN
 
 MAX_INVALID = 0.1              # share of a tile without imagery, above which it is left out
 AREA_TILES = 24                # lattice points a side that are embedded at once, at most
+TRUNK_PX = 32                  # the sides of what a trunk is given are multiples of this
 SPACING_M = 3.0                # of tiles, where the network has no spacing of its own
 CORRIDOR_M = 25.0              # and the corridor about a route
 ORTHOPHOTO_CELL_M = 0.5        # of the picture kept for display, coarser where it would be
@@ -107,11 +109,15 @@ def build_map(
     if _AreaByArea.shares_trunk(network, spacing_m):
         way = 'the trunk shared by neighbours'
     report(f'{len(row)} tiles of {network.config.tile_m:g} m, every {spacing_m:g} m, {way}')
-    plan = _plan(imagery, network, grid, wanted, batch, device)
+    blank = np.zeros((1, network.config.tile_px, network.config.tile_px, 3), np.uint8)
+    size = network.embed_satellite(torch.from_numpy(blank).to(device)).shape[1]
+    plan = _plan(imagery, network, grid, tiles.jobs, wanted, batch, device)
     kept, descriptors = _describe_tiles(
-        tiles, len(row), device, partial_path, plan, report, share, require_others)
+        tiles, len(row), size, device, partial_path, plan, report, share, require_others)
     if share[0] > 0:
         return None
+    if not kept.any():
+        raise ValueError('no tile lies in the imagery; expected a route or an area inside it')
     if not kept.all():
         report(
             f'{np.count_nonzero(~kept)} tiles left out: more than {MAX_INVALID:.0%} of each is '
@@ -147,28 +153,35 @@ class _TileByTile:
         kept = np.array(kept)
         return kept, np.stack(tiles)[kept]                          # (n, S, S, 3)
 
-    def embed(self, tiles: torch.Tensor, job: np.ndarray) -> torch.Tensor:
+    def embed(self, tiles: torch.Tensor, job: np.ndarray, kept: np.ndarray) -> torch.Tensor:
+        """The descriptors of a job's kept tiles, of what ``crop`` gave."""
         return self._network.embed_satellite(tiles)                 # (n, D)
 
 
 class _AreaByArea:
-    """Warps squares of up to AREA_TILES x AREA_TILES lattice points and cuts tiles from them.
+    """Warps rectangles of lattice points, AREA_TILES a side at most, and cuts tiles from them.
 
     That takes a spacing of whole pixels.  Where it is the stride of the network's trunk as well,
-    the trunk runs once an area; else ``batch`` tiles go through the network at a time.
+    the trunk runs once a rectangle; else ``batch`` tiles go through the network at a time.
+    The lattice is laid out in squares.  Neighbouring ones share the context about their tiles,
+    which is computed for each; one that a corridor fills in part is cut up wherever that leaves
+    fewer pixels.  A tile network's trunk normalises over all that it is shown, so that it is
+    given whole squares.
     """
 
     def __init__(self, imagery: Imagery, network, grid: MapGrid, wanted: np.ndarray, batch: int):
         self._imagery, self._network, self._config = imagery, network, network.config
         self._grid, self._batch = grid, batch
-        self._points = min(AREA_TILES, getattr(network, 'lattice_points', AREA_TILES))
         self._stride_px = round(grid.cell_m / _px_m(network))
+        self._unit_px = TRUNK_PX if self.shares_trunk(network, grid.cell_m) else 1
+        self._whole = self._unit_px > 1 and network.config.kind != DENSE
+        points = self._points = min(
+            AREA_TILES, getattr(network, 'lattice_points', AREA_TILES))
         self._row, self._col = np.nonzero(wanted)
-        area = self._row // self._points * wanted.shape[1] + self._col // self._points
-        order = np.argsort(area, kind='stable')
-        self.jobs = np.split(order, np.flatnonzero(np.diff(area[order])) + 1)
-        # One lattice point more than is used: the trunk wants a side that divides by 32.
-        self._side_px = self._config.tile_px + self._points * self._stride_px
+        square = self._row // points * wanted.shape[1] + self._col // points
+        order = np.argsort(square, kind='stable')
+        squares = np.split(order, np.flatnonzero(np.diff(square[order])) + 1)
+        self.jobs = [job for numbers in squares for job in self._cut(numbers)]
 
     @staticmethod
     def fits(network, spacing_m: float) -> bool:
@@ -182,29 +195,55 @@ class _AreaByArea:
         return spacing_of_network_m is not None and math.isclose(
             spacing_m, spacing_of_network_m, rel_tol=1e-9)
 
+    def _spans(self, job: np.ndarray) -> list[tuple[int, int]]:
+        """First and last row, first and last column of a job's rectangle."""
+        spans = [(int(axis[job].min()), int(axis[job].max())) for axis in (self._row, self._col)]
+        if self._whole:
+            begins = [first // self._points * self._points for first, _ in spans]
+            spans = [(first, first + self._points - 1) for first in begins]
+        return spans
+
+    def _sides_px(self, job: np.ndarray) -> tuple[int, ...]:
+        """Height and width of a job's rectangle."""
+        sides = [self._config.tile_px + (last - first) * self._stride_px
+                 for first, last in self._spans(job)]
+        return tuple(-(-side // self._unit_px) * self._unit_px for side in sides)
+
+    def _cut(self, job: np.ndarray) -> list[np.ndarray]:
+        """A job in one, or in two along the best row or column, and so on for each."""
+        fewest, best = math.prod(self._sides_px(job)), None
+        for axis in (self._row, self._col):
+            for place in np.unique(axis[job])[1:]:
+                parts = job[axis[job] < place], job[axis[job] >= place]
+                pixels = sum(math.prod(self._sides_px(part)) for part in parts)
+                if pixels < fewest:
+                    fewest, best = pixels, parts
+        return [job] if best is None else [cut for part in best for cut in self._cut(part)]
+
     def _place(self, job: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Row and column of each tile in its area's lattice."""
-        return self._row[job] % self._points, self._col[job] % self._points
+        """Row and column of each tile in its rectangle."""
+        (top, _), (left, _) = self._spans(job)
+        return self._row[job] - top, self._col[job] - left
 
     def crop(self, job: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which tiles of a job lie in the imagery, (B,) bool, and the pixels of their area."""
-        x_m, y_m = self._grid.xy_from_row_col(
-            self._row[job[0]] // self._points * self._points,
-            self._col[job[0]] // self._points * self._points)
+        """Which tiles of a job lie in the imagery, (B,) bool, and the pixels of its rectangle."""
+        (top, _), (left, _) = self._spans(job)
+        x_m, y_m = self._grid.xy_from_row_col(top, left)
         cell_m, tile_px = _px_m(self._network), self._config.tile_px
         reach_m = (tile_px - 1) * cell_m / 2.0
         rgb, valid = self._imagery.raster(
-            MapGrid(self._side_px, self._side_px, cell_m, x_m - reach_m, y_m + reach_m))
+            MapGrid(*self._sides_px(job), cell_m, x_m - reach_m, y_m + reach_m))
         rgb[~valid] = UNSEEN
-        total = cv2.integral(valid.astype(np.uint8))                # (S + 1, S + 1)
+        total = cv2.integral(valid.astype(np.uint8))                # (H + 1, W + 1)
         top, left = (axis * self._stride_px for axis in self._place(job))
         bottom, right = top + tile_px, left + tile_px
         covered = (
             total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left])
-        return covered >= (1.0 - MAX_INVALID) * tile_px**2, rgb
+        return covered >= (1.0 - MAX_INVALID) * tile_px**2, rgb     # (H, W, 3)
 
-    def embed(self, area: torch.Tensor, job: np.ndarray) -> torch.Tensor:
-        row, col = self._place(job)
+    def embed(self, area: torch.Tensor, job: np.ndarray, kept: np.ndarray) -> torch.Tensor:
+        """The descriptors of a job's kept tiles, of what ``crop`` gave."""
+        row, col = (axis[kept] for axis in self._place(job))
         if self.shares_trunk(self._network, self._grid.cell_m):
             return self._network.embed_lattice(area)[row, col]  # (n, D)
         tile_px, stride_px = self._config.tile_px, self._stride_px
@@ -219,48 +258,38 @@ def _px_m(network) -> float:
 
 
 def _describe_tiles(
-    tiles: _TileByTile | _AreaByArea, count: int, device: str, partial_path: Path | None,
-    plan: str, report: Callable[[str], None], share: tuple[int, int],
+    tiles: _TileByTile | _AreaByArea, count: int, size: int, device: str,
+    partial_path: Path | None, plan: str, report: Callable[[str], None], share: tuple[int, int],
     require_others: Callable[[], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the wanted tiles lie in the imagery, (count,), and the descriptors of those.
+    """Which of the wanted tiles lie in the imagery, (count,), and their descriptors (n, size).
 
     Of all tiles, for share 0; of the share's own and of those done before, for the others.
     """
 
     @torch.inference_mode()
-    def embed(pixels: np.ndarray, job: np.ndarray) -> np.ndarray:
-        descriptors = tiles.embed(torch.from_numpy(pixels).to(device), job)
+    def embed(pixels: np.ndarray, job: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        descriptors = tiles.embed(torch.from_numpy(pixels).to(device), job, kept)
         if not torch.isfinite(descriptors).all():
             raise ValueError('descriptors are not finite; expected weights that are whole')
         return descriptors.to('cpu', torch.float16).numpy()         # (n, D)
 
-    # The first job that has imagery tells the descriptor's size and the time to expect.
-    for job in tiles.jobs:
-        kept, pixels = tiles.crop(job)
-        if kept.any():
-            break
-    else:
-        raise ValueError('no tile lies in the imagery; expected a route or an area inside it')
-    size = embed(pixels, job[kept]).shape[1]
-    started = time.perf_counter()
-    tiles.crop(job)
-    cropped = time.perf_counter()
-    embed(pixels, job[kept])
-    seconds = max(cropped - started, time.perf_counter() - cropped) * len(tiles.jobs)
-    report(f'about {_duration(seconds)} and {count * size * 2 / 1e6:.1f} MB')
-
     # Embed job by job while the next one is cropped.
     rank, ranks = share
     record = np.dtype([('kept', 'u1'), ('descriptor', '<f2', (size,))])
-    results = np.zeros(count, record)
+    all_kept = np.zeros(count, bool)
+    descriptors = np.zeros((count, size), '<f2')
     with _Partial(partial_path, plan, record, [len(job) for job in tiles.jobs], rank) as partial:
         finished = np.zeros(len(tiles.jobs), bool)
 
+        def take(number: int, part: np.ndarray) -> None:
+            all_kept[tiles.jobs[number]] = part['kept']
+            descriptors[tiles.jobs[number]] = part['descriptor']
+            finished[number] = True
+
         def take_stored() -> None:
             for number, part in partial.new():
-                results[tiles.jobs[number]] = part
-                finished[number] = True
+                take(number, part)
 
         take_stored()
         done = sum(len(tiles.jobs[number]) for number in np.flatnonzero(finished))
@@ -281,11 +310,14 @@ def _describe_tiles(
                 part = np.zeros(len(job), record)
                 part['kept'] = kept
                 if kept.any():
-                    part['descriptor'][kept] = embed(pixels, job[kept])
+                    part['descriptor'][kept] = embed(pixels, job, kept)
                 partial.append(number, part)
-                results[job] = part
-                finished[number] = True
+                take(number, part)
                 progress.update(len(job))
+                if k == 0:
+                    spent_s = time.perf_counter() - started
+                    report(f'about {_duration(spent_s * total / len(job))} and '
+                           f'{count * size * 2 / 1e6:.1f} MB')
         if mine:
             report(f'{total / (time.perf_counter() - started):.0f} tiles/s')
 
@@ -297,23 +329,34 @@ def _describe_tiles(
             if finished.sum() > before:
                 heard_s, before = time.monotonic(), finished.sum()
             if time.monotonic() - heard_s > SILENT_S:
+                strange = ', '.join(sorted(path.name for path in partial.strangers))
                 raise ValueError(
                     f'{np.count_nonzero(~finished)} of {len(finished)} parts are missing and '
                     f'nothing came for {SILENT_S:.0f} s; expected every rank to write beside '
-                    f'{partial_path}. The same command goes on from here')
+                    f'{partial_path}' + (
+                        f', with the same imagery, weights, arguments and torch (not so: '
+                        f'{strange})' if strange else '')
+                    + '. The same command goes on from here')
             time.sleep(0.05)
-    kept = results['kept'].astype(bool)
-    return kept, results['descriptor'][kept]
+    # Moved up in place: a copy of a map may not fit in memory beside it.
+    rows = np.flatnonzero(all_kept)
+    for row, found in enumerate(rows):
+        if row != found:
+            descriptors[row] = descriptors[found]
+    return all_kept, descriptors[:len(rows)]
 
 
-def _plan(imagery: Imagery, network, grid, wanted, batch: int, device: str) -> str:
+def _plan(imagery: Imagery, network, grid, jobs, wanted, batch: int, device: str) -> str:
     """All that the descriptors depend on, as one hash."""
+    # The tiles that are described at once: their common context is what all of them are shown.
+    sizes = np.array([len(job) for job in jobs])
     plan = {
         'imagery': imagery.identity,
         'origin': (imagery.frame.latitude_deg, imagery.frame.longitude_deg),
         'weights': (network.fingerprint, network.config.tile_m, network.config.tile_px),
         'grid': asdict(grid),
         'wanted': hashlib.sha256(np.packbits(wanted).tobytes()).hexdigest(),
+        'jobs': hashlib.sha256(np.concatenate((sizes, *jobs)).tobytes()).hexdigest(),
         'batch': batch,
         'device': (device, torch.__version__, torch.get_num_threads()),
     }
@@ -338,6 +381,7 @@ class _Partial:
         self._header = f'crossview_localizer build_map 2 {plan}\n'.encode()
         self._record, self._sizes = record, sizes
         self._read_to: dict[Path, int] = {}
+        self.strangers: set[Path] = set()       # files of other inputs or settings
         self._file = None
 
     def __enter__(self) -> '_Partial':
@@ -372,7 +416,9 @@ class _Partial:
         for path in partial_files(self._path) if self._path else ():
             with open(path, 'rb') as file:
                 if file.read(len(self._header)) != self._header:
+                    self.strangers.add(path)
                     continue
+                self.strangers.discard(path)
                 for number, part, end in self._jobs(
                         file, self._read_to.get(path, len(self._header))):
                     self._read_to[path] = end
@@ -518,6 +564,7 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
     if arguments.out.is_dir() or not arguments.out.parent.is_dir():
         raise ValueError(
             f'{arguments.out} cannot be written; expected a file in a folder that exists')
+    keep_freed_memory()
     frame = LocalFrame(*arguments.origin) if arguments.origin else None
     imagery = Imagery.open(arguments.imagery, frame)
     for accuracy in imagery.crs_accuracy:

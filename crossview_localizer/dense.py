@@ -194,7 +194,7 @@ class DenseNetwork(nn.Module):
         self.fingerprint = ''
 
     # For build_map: blocks a side that are described at once, and the map's reach about a route.
-    lattice_points = 3
+    lattice_points = 8
     corridor_m = 60.0
 
     @property
@@ -211,13 +211,14 @@ class DenseNetwork(nn.Module):
 
     @torch.no_grad()
     def embed_lattice(self, area: torch.Tensor) -> torch.Tensor:
-        """One area (S, S, 3) uint8 to the blocks (R, R, C * block_cells ** 2) of its tiles.
+        """One area (H, W, 3) uint8 to the blocks (R, Q, C * block_cells ** 2) of its tiles.
 
-        Blocks lie side by side; R = (S - tile_px) / block_px + 1.
+        Blocks lie side by side; R = (H - tile_px) // block_px + 1, and Q likewise of W; both
+        sides are multiples of 32.
         """
         margin, side = self.config.margin_px // self.config.cell_px, self.config.block_cells
         raster = self.satellite(normalised(area[None]))[0, :, margin:-margin, margin:-margin]
-        blocks = raster.unfold(1, side, side).unfold(2, side, side)  # (C, R, R, side, side)
+        blocks = raster.unfold(1, side, side).unfold(2, side, side)  # (C, R, Q, side, side)
         return blocks.permute(1, 2, 0, 3, 4).flatten(2)
 
     def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None):

@@ -117,9 +117,12 @@ class Imagery:
 
     @property
     def identity(self) -> tuple[tuple[str, int, int], ...]:
-        """Path, bytes and modification time (ns) of each file: changes when an input does."""
-        stats = [(source.path.resolve(), source.path.stat()) for source in self._sources]
-        return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+        """Name, bytes and modification time (ns) of each file: changes when an input does.
+
+        The same for a copy that kept its time, on another machine or under another folder.
+        """
+        stats = [(source.path.name, source.path.stat()) for source in self._sources]
+        return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
     @property
     def attribution(self) -> tuple[str, ...]:

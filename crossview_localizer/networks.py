@@ -274,18 +274,18 @@ class SafaNetwork(nn.Module):
             features[:, :, margin:margin + rows, margin:margin + cols])
 
     def satellite_lattice(self, area: torch.Tensor) -> torch.Tensor:
-        """One area (S, S, 3) uint8 to the descriptors (R, R, D * C) of every tile it holds.
+        """One area (H, W, 3) uint8 to the descriptors (R, Q, D * C) of every tile it holds.
 
         Neighbouring tiles are one stride apart; the trunk runs once.
-        R = (S - tile_px) / stride + 1.  Not for polar views.
+        R = (H - tile_px) // stride + 1, and Q likewise of W.  Not for polar views.
         """
         margin, (side, _) = self.satellite.margin, self.satellite.cells
         features = self.satellite.features(self.satellite.normalised(area[None]))
         features = features[:, :, margin:features.shape[2] - margin,
                             margin:features.shape[3] - margin]
-        windows = features[0].unfold(1, side, 1).unfold(2, side, 1)  # (C, R, R, side, side)
+        windows = features[0].unfold(1, side, 1).unfold(2, side, 1)  # (C, R, Q, side, side)
         rows, cols = windows.shape[1:3]
-        flat = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)          # (R * R, C, side, side)
+        flat = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)          # (R * Q, C, side, side)
         return self.satellite.describe(flat).view(rows, cols, -1)
 
     @torch.no_grad()
@@ -317,7 +317,7 @@ class SafaNetwork(nn.Module):
         margin, side = self.config.margin_px, self.config.view_px
         inner = area[margin:area.shape[0] - margin, margin:area.shape[1] - margin]
         stride = self.satellite.stride
-        cores = inner.unfold(0, side, stride).unfold(1, side, stride)  # (R, R, 3, side, side)
+        cores = inner.unfold(0, side, stride).unfold(1, side, stride)  # (R, Q, 3, side, side)
         detail = torch.stack([grey_tiles(row.permute(0, 2, 3, 1)) for row in cores])
         return self._with_detail(described, detail)
 

@@ -13,7 +13,7 @@ PACKAGE = 'crossview_localizer'
 
 # A module imports only from layers above its own line, or beside it where that makes no circle.
 LAYERS = [
-    ['geometry', 'config', 'interrupts'],
+    ['geometry', 'config', 'interrupts', 'allocator'],
     ['datatypes'],
     ['pose_filter', 'filter_model', 'filter_start', 'gnss_trust', 'hypotheses', 'imagery',
      'route', 'embedding_map', 'trunks', 'networks', 'dense', 'matching', 'dense_matching',

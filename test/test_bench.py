@@ -58,8 +58,10 @@ def result():
     return {
         'cpu': about | live,
         'map_build': {'km2': 1.0, 'tiles': 9, 'km2_per_s': 0.01, 'ratio_to_bare': 1.1,
-                      'pixels_per_block_pixel': 2.8, 'workers': {'1': {'wall_s': 1.0}},
-                      'same_bytes': True},
+                      'pixels_per_block_pixel': 1.4, 'workers': {'1': {'wall_s': 1.0}},
+                      'same_bytes': True, 'corridor': {
+                          'km2': 0.1, 'km2_per_s': 0.01, 'ratio_to_bare': 1.1,
+                          'pixels_per_block_pixel': 1.6}},
         'map_size': [
             {'store': store, 'km2': km2, 'tiles': 9, 'gb': 0.1 * km2, 'written_in_full': True,
              'bytes_per_km2': 10**8, 'index_mb': 0.1, 'open_s': 0.1, 'memory_mb': 1.0,
@@ -68,10 +70,15 @@ def result():
                    'memory_first_mb': 100.0, 'memory_last_mb': 110.0},
         'training': {
             'frames_per_s': 3.0, 'device_bound_frames_per_s': 3.1, 'share_of_bound': 0.97,
-            'loader_frames_per_s': 20.0, 'ranks': {'1': {'steps_per_s': 1.0}},
+            'loader_frames_per_s': 20.0, 'ranks': {'dense': {'1': {'steps_per_s': 1.0}}},
             'sampler': bench_training.measure_sampler((500,))},
         'renderer': {'image_px': [320, 240], 'render': [
             {'frames': 10, 'frames_per_s': 5.0, 'peak_mb': 100}], 'convert': []},
+        'hour': about | {'image_px': [320, 240], 'rate_hz': 1.0, 'drives': [{
+            'rows': {'vo/vo.csv': 57600, 'gps/gps.csv': 18000, 'gps/ins.csv': 72000},
+            **dict.fromkeys(('render', 'convert'), {
+                'duration_s': 3600.0, 'frames': 3600, 'frames_per_s': 5.0, 'peak_mb': 103,
+                'peak_mb_by_quarter': [101, 102, 103, 103]})}]},
         'peers': {'tile_match': {'tiles': 9, 'heat map (ours)': row(1.0)}},
     }
 
@@ -88,7 +95,21 @@ def test_the_page_says_which_goals_are_reached_and_which_are_missed(tmp_path):
     assert 'reached' in lines['opening any of the maps, s']
     assert 'missed' in lines['warm window at 30 m/s, p99 ms']                         # 9 of 5
     assert 'Nothing was measured on a GPU' in text
+    assert '57600 steps of visual odometry' in text and '101 / 102 / 103 / 103' in text
     assert (tmp_path / 'results/bench.png').stat().st_size > 1000
+
+
+def test_a_smaller_run_keeps_the_maps_that_a_larger_one_wrote_in_full():
+    def size(tiles, full, bytes_per_km2=100):
+        return {'store': 'dense', 'tiles': tiles, 'written_in_full': full,
+                'bytes_per_km2': bytes_per_km2}
+    earlier = [size(1, True) | {'old': 1}, size(20, True), size(300, False)]
+    found = [size(1, True), size(20, False)]
+    assert bench_map.with_earlier_sizes(found, earlier) == [
+        size(1, True), size(20, True), size(300, False)]
+    # Of a store that takes another size by now, nothing is kept.
+    other = [size(20, True, 200)]
+    assert bench_map.with_earlier_sizes(found, other) == found
 
 
 def test_the_table_has_a_line_for_every_number():
@@ -100,7 +121,6 @@ def test_the_table_has_a_line_for_every_number():
 @pytest.mark.parametrize('arguments, says', [
     (['--only', 'speed'], 'expected some of'), (['--json', '/dev/null/x/bench.json'], 'bench: ')])
 def test_a_wrong_argument_ends_with_one_line(arguments, says, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, 'make_bench_world', lambda *_, **__: None)
-    monkeypatch.setattr(bench, 'parts', lambda _: {'peers': lambda world: {}})
+    monkeypatch.setattr(bench, 'parts', lambda *_: {'peers': dict})
     assert bench.main([*arguments, '--out', str(tmp_path)]) == 2
     assert says in capsys.readouterr().err

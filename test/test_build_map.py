@@ -1,5 +1,6 @@
 """From imagery and a route to the embedding map, with a small stand-in for the network."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from crossview_localizer import build_map as module
 from crossview_localizer.build_map import build_map, main
 from crossview_localizer.datatypes import PoseEstimate
+from crossview_localizer.dense import DenseConfig
 from crossview_localizer.embedding_map import EmbeddingMap
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.imagery import Imagery
@@ -43,8 +45,9 @@ class MeanColours:
 class SharedTrunk(MeanColours):
     """The same descriptors, made of whole areas like those of the network with a trunk."""
 
-    def __init__(self):
+    def __init__(self, kind='safa'):
         super().__init__(tile_m=24.0, tile_px=32)
+        self.config.kind = kind
         self.lattice_spacing_m = 3.0
 
     def embed_lattice(self, area):
@@ -135,7 +138,7 @@ def test_lattice_points_are_multiples_of_the_spacing_in_any_box():
 @pytest.mark.parametrize('network, spacing_m, largest_batch', [
     (MeanColours(), 2.7, 7),          # every tile cropped for itself
     (MeanColours(), 2.5, 7),          # tiles cut from areas, 4 pixels apart
-    (SharedTrunk(), 3.0, 36),         # all 6 x 6 tiles of an area at once
+    (SharedTrunk(), 3.0, 81),         # all of an area at once, rounded up to 9 x 9
 ])
 def test_a_window_gives_the_descriptors_of_crops_at_its_tiles_positions(
         orthophoto, route_csv, monkeypatch, network, spacing_m, largest_batch):
@@ -156,6 +159,23 @@ def test_a_window_gives_the_descriptors_of_crops_at_its_tiles_positions(
             assert torch.allclose(window.descriptors[number], expected, atol=2e-3)
 
 
+@pytest.mark.parametrize('kind, turn', [('safa', 1), *(('dense', k) for k in range(4))])
+def test_tiles_keep_their_descriptors_where_imagery_is_missing_on_any_side(
+        orthophoto, tmp_path, kind, turn):
+    path = tmp_path / 'turned.tif'
+    with rasterio.open(orthophoto) as source, rasterio.open(path, 'w', **source.profile) as file:
+        file.write(np.rot90(source.read(), turn, (1, 2)))
+    imagery = Imagery.open(path, FRAME)
+    built = build_map(imagery, SharedTrunk(kind), 3.0)
+    index = built.index.numpy()
+    for row, col in np.argwhere(index >= 0)[::40]:
+        rgb, valid = imagery.crop(*built.grid.xy_from_row_col(row, col), 24.0, 32)
+        rgb[~valid] = UNSEEN
+        expected = SharedTrunk().embed_satellite(torch.from_numpy(rgb)[None])[0]
+        found = built.descriptors[index[row, col]].float()
+        assert torch.allclose(found, expected, atol=2e-3)
+
+
 def test_the_area_that_a_tile_is_cut_from_changes_neither_tiles_nor_count(
         orthophoto, monkeypatch):
     imagery = Imagery.open(orthophoto, FRAME)
@@ -172,6 +192,36 @@ def test_the_area_that_a_tile_is_cut_from_changes_neither_tiles_nor_count(
     left_out = [[line for line in each[:-1] if 'left out' in line] for each in lines]
     assert left_out[0] == left_out[1] != []
     assert lines[0][-1] == lines[1][-1]
+
+
+def test_a_full_square_is_described_in_one_and_a_corridor_in_as_few_pixels_as_it_can_be(
+        orthophoto):
+    imagery, config = Imagery.open(orthophoto, FRAME), DenseConfig(block_px=32, margin_px=16)
+    network = random_network(config, seed=0)
+    points = network.lattice_points
+    grid = lattice((-100.0, -100.0, 100.0, 100.0), network.lattice_spacing_m)
+
+    def ratio(wanted):
+        areas = module._AreaByArea(imagery, network, grid, wanted, 1)
+        assert sorted(np.concatenate(areas.jobs)) == list(range(np.count_nonzero(wanted)))
+        described = sum(math.prod(areas.crop(job)[1].shape[:2]) for job in areas.jobs)
+        return described / (np.count_nonzero(wanted) * config.block_px ** 2), len(areas.jobs)
+
+    wanted = np.zeros((grid.rows, grid.cols), bool)
+    wanted[:points, :points] = True
+    # The margins of both sides are one block together.
+    assert ratio(wanted) == (((points + 1) / points) ** 2, 1)
+    wanted[:] = False
+    wanted[2:5, :points] = True                   # a road to the east, three blocks wide
+    assert ratio(wanted) == (4 * (points + 1) / (3 * points), 1)
+    # A road with a bend: two arms of 2 x 8 and 2 x 6 blocks, in place of a square of 8 x 8.
+    wanted[:] = False
+    wanted[:2, :points], wanted[:points, :2] = True, True
+    assert ratio(wanted) == ((3 * 9 + 7 * 3) / 28, 2)
+    # One from corner to corner: fewer pixels than its square's 81 blocks for 22.
+    wanted[:] = np.abs(np.subtract.outer(np.arange(grid.rows), np.arange(grid.cols))) < 2
+    wanted[points:], wanted[:, points:] = False, False
+    assert ratio(wanted)[0] < 0.8 * 81 / 22
 
 
 def test_the_networks_area_descriptors_belong_to_the_tiles_where_they_lie(orthophoto):
@@ -267,7 +317,7 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
     assert command(orthophoto, route_csv, tmp_path / 'whole.map', *spacing) == 0
     tiles = len(EmbeddingMap.open(tmp_path / 'whole.map').descriptors)
 
-    fake_network.append(MeanColours(interrupt_after=2 + 4))     # two samples, four jobs
+    fake_network.append(MeanColours(interrupt_after=1 + 4))     # a sample, four jobs
     assert command(orthophoto, route_csv, tmp_path / 'cut.map', *spacing) == 130
     assert not (tmp_path / 'cut.map').exists()
     partial = tmp_path / 'cut.map.partial'
@@ -279,7 +329,7 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
     [line] = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith('going on')]
     done = int(line.split()[3])
-    assert done > 20 and sum(second.batches[2:]) == tiles - done
+    assert done > 20 and sum(second.batches[1:]) == tiles - done
     assert (tmp_path / 'cut.map').read_bytes() == (tmp_path / 'whole.map').read_bytes()
     assert not partial.exists()
 
@@ -297,7 +347,7 @@ def test_shared_work_gives_the_same_bytes_whatever_the_number_of_processes(
         fake_network.append(network)
         assert command(orthophoto, route_csv, tmp_path / 'shared.map') == 0
         assert (tmp_path / 'shared.map').exists() == (rank == 0)
-        assert sum(network.batches[2:]) < sum(alone.batches[2:])
+        assert sum(network.batches[1:]) < sum(alone.batches[1:])
     assert (tmp_path / 'shared.map').read_bytes() == (tmp_path / 'alone.map').read_bytes()
     assert sorted(path.suffix for path in tmp_path.glob('shared*')) == ['.map']
 
@@ -314,7 +364,7 @@ def test_a_share_that_never_comes_is_given_up_with_what_to_do(
 def test_what_another_command_left_is_not_used(
         orthophoto, route_csv, tmp_path, fake_network, capsys):
     assert command(orthophoto, route_csv, tmp_path / 'whole.map', '--spacing-m', '4') == 0
-    fake_network.append(MeanColours(interrupt_after=4))
+    fake_network.append(MeanColours(interrupt_after=3))
     assert command(orthophoto, route_csv, tmp_path / 'cut.map') == 130
     assert command(orthophoto, route_csv, tmp_path / 'cut.map', '--spacing-m', '4') == 0
     assert 'going on' not in capsys.readouterr().out
