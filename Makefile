@@ -3,9 +3,11 @@ SHELL := /bin/bash
 VENV ?= .venv
 RUN := source $(VENV)/ros_env.bash &&
 
-# EVAL_ONLY=1 SEED= LAYOUT=: the shipped weights on one new world, into OUT alone.
-DENSE_WORLDS = $(if $(EVAL_ONLY),--seeds $(or $(SEED),500),--seeds 400 401 402 403 404 --keep)
-DENSE_LAYOUT = $(if $(LAYOUT),--layouts $(LAYOUT))
+# EVAL_ONLY=1: the shipped weights on the town SEED, the LAYOUT, or both, into OUT alone.
+DENSE_SEEDS = $(or $(SEED),$(if $(LAYOUT),,500))
+DENSE_WORLDS = $(if $(EVAL_ONLY),$(if $(DENSE_SEEDS),--seeds $(DENSE_SEEDS)),--seeds 400 401 402 403 404 405 --keep)
+REAL_LAYOUT = $(wildcard $(or $(CROSSVIEW_DATA),../shared/data)/kitti09_overhead)
+DENSE_LAYOUT = $(or $(LAYOUT),$(if $(EVAL_ONLY),,$(REAL_LAYOUT)))
 FUSION_OUT = $(or $(OUT),$(if $(SMOKE)$(EVAL_ONLY),build/fusion,docs/results))
 
 .PHONY: help env demo test test-jazzy faults endurance fuzz results-dense results-fusion results-paper bench bench-map-size docs-check lint format clean
@@ -13,7 +15,7 @@ FUSION_OUT = $(or $(OUT),$(if $(SMOKE)$(EVAL_ONLY),build/fusion,docs/results))
 help:
 	@echo 'make demo [SEED=7] [OUT=demo] [DURATION_S=130]   a simulated drive, localized and reported'
 	@echo 'make test [PYTEST_ARGS=...]                      all tests'
-	@echo 'make results-dense [EVAL_ONLY=1 SEED= LAYOUT= OUT=]   single frames of the dense matcher'
+	@echo 'make results-dense [EVAL_ONLY=1 SEED= | LAYOUT= | DEMOS= BLIND=] [OUT=]   the dense matcher by itself'
 	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   outages, calibration, real logs, spoofing, starts'
 	@echo 'make results-paper [SMOKE=1 | EVAL_ONLY=1 SEED= | PLAN=cpu TRAIN_SEEDS="3 4"] [OUT=]   local loss against global'
 	@echo 'make bench [SMOKE=1 DEVICE=cpu|cuda OUT= BENCH_ARGS=--resume]   speed of each step, and how it grows'
@@ -35,7 +37,9 @@ test: env
 	$(RUN) python -m pytest $(PYTEST_ARGS)
 
 results-dense: env
-	$(RUN) python -m benchmarks.dense --out $(or $(OUT),build/dense) $(DENSE_WORLDS) $(DENSE_LAYOUT)
+	$(RUN) python -m benchmarks.dense --out $(or $(OUT),build/dense) $(DENSE_WORLDS) \
+	  $(if $(DENSE_LAYOUT),--layouts '$(DENSE_LAYOUT)' --layout-seed $(or $(firstword $(SEED)),1)) \
+	  $(if $(DEMOS),--demos $(DEMOS)) $(if $(BLIND),--blind-weights $(BLIND))
 	$(if $(EVAL_ONLY),,$(RUN) python -m benchmarks.results)
 
 results-fusion: env

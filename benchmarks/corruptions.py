@@ -100,9 +100,12 @@ def draw(result: dict, path: Path) -> None:
         for axis, key in zip(axes, ('median_m', 'ambiguous', 'coverage_95')):
             axis.plot(steps, [row[key] for row in rows], marker='o', markersize=3, label=name)
     axes[0].set(title='median error', ylabel='m', yscale='log')
+    axes[0].set_yticks([0.5, 1, 2, 5, 10, 20], ['0.5', '1', '2', '5', '10', '20'])
+    axes[0].minorticks_off()
     axes[1].set(title='share of ambiguous frames', ylim=(0, 1))
     axes[2].set(title='95 % coverage, 3 degrees of freedom', ylim=(0, 1.02))
     axes[2].axhline(0.95, color='0.6', linewidth=1)
+    axes[2].text(0, 0.955, 'nominal', color='0.4', fontsize=8)
     for axis in axes:
         axis.set_xlabel('severity (0: as it is)')
         axis.grid(alpha=0.3)

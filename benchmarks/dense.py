@@ -2,18 +2,20 @@
 
 Protocol: another day than the orthophoto's, prior off by up to 18.5 m on each axis and 10 degrees,
 images of 231 x 154, frames 5 m or more apart.  The paper's matcher has tiles 1.5 m apart and the
-temperature fitted on validation drives.  image_blind is the dense matcher given the image of a
-frame at least 200 m away (the farthest in a short drive); blind_trained, where its weights are
-given, a network trained with grey images only.
+temperature fitted on validation drives.  shuffled_images is the dense matcher given the image of
+a frame at least 200 m away (the farthest in a short drive); blind_trained, where its weights are
+given, a network trained with grey images only; image_blind is the better of the two.
 """
 
 import argparse
+from concurrent.futures import as_completed, ProcessPoolExecutor
 import csv
 from dataclasses import dataclass, replace
 import gzip
 import hashlib
 import json
 import math
+import multiprocessing
 from pathlib import Path
 import platform
 import sys
@@ -48,6 +50,9 @@ TILE_STEP_PX = 4              # of 0.375 m
 FULL_CIRCLE_EVERY = 10        # slow rows have every tenth frame,
 WIDE_EVERY = 4                # every fourth,
 UNTRAINED_EVERY = 3           # and every third
+CHUNK = 25                    # frames that one process does in one go
+LAYOUT_S = 240.0              # of a real layout's trajectory, or less where that is
+LAYOUT_SIDE_M = 1000.0        # too large for ten minutes
 WARPED_FRAMES = 60            # a world
 WARP_RMS_M = 0.5
 CHI2_3 = {'coverage_68': 3.5267, 'coverage_95': 7.8147}
@@ -82,13 +87,13 @@ class Frame:
 class Scene:
     """A world as the matchers see it: 231 x 154 images, the dense map, tiles on demand."""
 
-    def __init__(self, world: World, dense, paper=None, warp_seed: int | None = None):
+    def __init__(self, world: World, dense, paper=None, warp_seed: int | None = None, raw=None):
         self.world = small_images(world)
         if warp_seed is not None:
             self.world = replace(self.world, imagery=warped(self.world, warp_seed))
         self.matchers = {'dense': DenseMatcher(dense)}
         self.maps = {'dense': dense_map(dense, self.world)}
-        self.paper = paper
+        self.paper, self.raw = paper, raw
         self.coarse = coarser(self.world, paper.config.px_m) if paper else None
 
     def add_dense(self, name: str, network) -> None:
@@ -99,13 +104,7 @@ class Scene:
         return CameraImage(0, self.world.images[index], self.world.camera)
 
     def truth(self, index: int) -> Pose2D:
-        return Pose2D(*map(float, self.world.poses[index]))
-
-    def elsewhere(self, index: int, rng) -> int:
-        """A frame at least BLIND_MIN_M away, or the farthest."""
-        distance = np.hypot(*(self.world.poses[:, :2] - self.world.poses[index, :2]).T)
-        far = np.flatnonzero(distance >= BLIND_MIN_M)
-        return int(rng.choice(far)) if len(far) else int(distance.argmax())
+        return true_pose(self.world, index)
 
     def dense_answer(self, name: str, image: CameraImage, prior: PoseEstimate,
                      config: MatchConfig, half_width_m: float):
@@ -206,53 +205,180 @@ def full_circle(scene: Scene, image: CameraImage, prior: PoseEstimate) -> PoseEs
     return found
 
 
-def judge_scene(scene: Scene, name: str, seed: int, wide: bool, count: int | None) -> list[Frame]:
-    """All methods on the frames of one world."""
+@dataclass(frozen=True)
+class Trial:
+    """What a frame is judged with; ``number`` counts the frames of its world."""
+
+    number: int
+    index: int
+    prior: PoseEstimate
+    blind: int
+    far_prior: PoseEstimate | None
+
+
+def trials(world: World, seed: int, wide: bool, count: int | None) -> list[Trial]:
+    """The first ``count`` frames of a world that are SPACING_M apart, with their priors."""
     rng = np.random.default_rng([seed, 7])
-    raw = load_network(RAW_CORRELATION, like=PAPER_WEIGHTS)
-    frames, last_m, last_drive = [], None, None
-    chosen = []
-    for index, (pose, drive) in enumerate(zip(scene.world.poses, scene.world.drive)):
-        far = last_m is None or drive != last_drive or np.hypot(*(pose[:2] - last_m)) >= SPACING_M
-        if far:
-            chosen.append(index)
-            last_m, last_drive = pose[:2], drive
-    chosen = chosen[:count]
-    for number, index in enumerate(tqdm(chosen, desc=name, unit=' frames')):
-        truth, image = scene.truth(index), scene.image(index)
+    found, last_m, last_drive = [], None, None
+    for index, (pose, drive) in enumerate(zip(world.poses, world.drive)):
+        if last_m is not None and drive == last_drive and (
+                np.hypot(*(pose[:2] - last_m)) < SPACING_M):
+            continue
+        last_m, last_drive = pose[:2], drive
+        truth = true_pose(world, index)
         prior = prior_about(truth, rng, PRIOR_M)
+        blind = elsewhere(world, index, rng)
+        far = wide and len(found) % WIDE_EVERY == 0
+        found.append(Trial(len(found), index, prior, blind,
+                           prior_about(truth, rng, WIDE_PRIOR_M) if far else None))
+        if len(found) == count:
+            break
+    return found
 
-        def add(method, estimate, ambiguous=False, index=index, truth=truth):
-            frames.append(Frame(name, index, method, truth, estimate, ambiguous))
 
-        add('prior_centre', prior)
-        heatmap = scene.dense_answer('dense', image, prior, UNIFORM, PRIOR_M)
-        add('dense', *peak_pose(heatmap, prior))
-        blind = scene.image(scene.elsewhere(index, rng))
-        add('image_blind', *peak_pose(
-            scene.dense_answer('dense', blind, prior, UNIFORM, PRIOR_M), prior))
-        add('paper', *peak_pose(scene.tile_answer(scene.paper, image, prior, UNIFORM), prior))
-        untrained = number % UNTRAINED_EVERY == 0
-        if untrained:
-            add('raw_correlation', *peak_pose(
-                scene.tile_answer(raw, image, prior, UNIFORM), prior))
-        if untrained and 'random_init' in scene.matchers:
-            add('random_init', *peak_pose(
-                scene.dense_answer('random_init', image, prior, UNIFORM, PRIOR_M), prior))
-        if 'blind_trained' in scene.matchers:
-            grey = replace(image, rgb=np.full_like(image.rgb, UNSEEN))
-            add('blind_trained', *peak_pose(
-                scene.dense_answer('blind_trained', grey, prior, UNIFORM, PRIOR_M), prior))
-        if number % FULL_CIRCLE_EVERY == 0:
-            add('yaw_full_circle', full_circle(scene, image, prior))
-        if wide and number % WIDE_EVERY == 0:
-            far_prior = prior_about(truth, rng, WIDE_PRIOR_M)
-            if scene.maps['dense'].grid.contains(far_prior.pose.x_m, far_prior.pose.y_m):
-                add('dense_wide_prior', *peak_pose(scene.dense_answer(
-                    'dense', image, far_prior, UNIFORM, WIDE_PRIOR_M), far_prior))
-            else:
-                add('dense_wide_prior', far_prior, True)  # off the map: no match, honestly
+def true_pose(world: World, index: int) -> Pose2D:
+    return Pose2D(*map(float, world.poses[index]))
+
+
+def elsewhere(world: World, index: int, rng) -> int:
+    """A frame at least BLIND_MIN_M away, or the farthest."""
+    distance = np.hypot(*(world.poses[:, :2] - world.poses[index, :2]).T)
+    far = np.flatnonzero(distance >= BLIND_MIN_M)
+    return int(rng.choice(far)) if len(far) else int(distance.argmax())
+
+
+def judge(scene: Scene, trial: Trial) -> list[Frame]:
+    """All methods on one frame."""
+    frames, prior, image = [], trial.prior, scene.image(trial.index)
+
+    def add(method, estimate, ambiguous=False):
+        frames.append(Frame(scene.world.name, trial.index, method, scene.truth(trial.index),
+                            estimate, ambiguous))
+
+    def add_dense(method, name, image, prior=prior, half_width_m=PRIOR_M):
+        heatmap = scene.dense_answer(name, image, prior, UNIFORM, half_width_m)
+        add(method, *peak_pose(heatmap, prior))
+
+    add('prior_centre', prior)
+    add_dense('dense', 'dense', image)
+    add_dense('shuffled_images', 'dense', scene.image(trial.blind))
+    add('paper', *peak_pose(scene.tile_answer(scene.paper, image, prior, UNIFORM), prior))
+    if trial.number % UNTRAINED_EVERY == 0:
+        add('raw_correlation', *peak_pose(
+            scene.tile_answer(scene.raw, image, prior, UNIFORM), prior))
+        if 'random_init' in scene.matchers:
+            add_dense('random_init', 'random_init', image)
+    if 'blind_trained' in scene.matchers:
+        grey = replace(image, rgb=np.full_like(image.rgb, UNSEEN))
+        add_dense('blind_trained', 'blind_trained', grey)
+    if trial.number % FULL_CIRCLE_EVERY == 0:
+        add('yaw_full_circle', full_circle(scene, image, prior))
+    if trial.far_prior is not None:
+        pose = trial.far_prior.pose
+        if scene.maps['dense'].grid.contains(pose.x_m, pose.y_m):
+            add_dense('dense_wide_prior', 'dense', image, trial.far_prior, WIDE_PRIOR_M)
+        else:
+            add('dense_wide_prior', trial.far_prior, True)  # off the map: no match, honestly
     return frames
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Files of the weights that are compared."""
+
+    dense: Path
+    paper: Path
+    blind: Path | None
+
+    def fingerprints(self) -> list[str]:
+        return [load_network(path).fingerprint[:12]
+                for path in (self.dense, self.paper, self.blind) if path]
+
+
+@dataclass(frozen=True)
+class WorldPart:
+    """A world as one part of the result judges it; ``done`` names the files of its frames."""
+
+    part: str
+    path: Path
+    warp_seed: int | None
+    trials: tuple[Trial, ...]
+    done: Path
+
+    def chunks(self) -> list[tuple[Path, tuple[Trial, ...]]]:
+        return [(self.done.with_name(f'{self.done.name}_{first}.csv.gz'),
+                 self.trials[first:first + CHUNK])
+                for first in range(0, len(self.trials), CHUNK)]
+
+
+def world_part(part: str, path: Path, number: int, warp_seed: int | None, count: int | None,
+               fingerprints: list[str], out: Path) -> WorldPart:
+    """Which frames of a world are judged; files of another world or weights have other names."""
+    world = load_world(path)
+    found = trials(world, number, part == 'synthetic', count)
+    if not found:
+        raise ValueError(f'{path} holds no images; expected a prepared world')
+    digest = hashlib.sha256(repr((part, number, warp_seed, found, fingerprints)).encode())
+    for array in (world.imagery, world.images, world.poses):
+        digest.update(np.ascontiguousarray(array))
+    done = out / f'{part}_{world.name}_{digest.hexdigest()[:10]}'
+    return WorldPart(part, path, warp_seed, tuple(found), done)
+
+
+_networks, _scene, _scene_of = None, None, None  # of a process: the last world is kept
+
+
+def _load_networks(files: Networks, threads: int) -> None:
+    global _networks
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    _networks = {
+        'dense': load_network(files.dense), 'paper': load_network(files.paper),
+        'raw': load_network(RAW_CORRELATION, like=PAPER_WEIGHTS),
+        'random_init': load_network('random_init:1', like=files.dense),
+        'blind_trained': load_network(files.blind) if files.blind else None}
+
+
+def _judge_chunk(world: WorldPart, file: Path, chunk: tuple[Trial, ...]) -> int:
+    """Write the frames of a chunk; returns how many trials that were."""
+    global _scene, _scene_of
+    if _scene_of != world.done:
+        _scene, _scene_of = None, None
+        _scene = Scene(load_world(world.path), _networks['dense'], _networks['paper'],
+                       world.warp_seed, _networks['raw'])
+        others = ('blind_trained',) if world.part == 'warped' else ('random_init', 'blind_trained')
+        for name in others:
+            if _networks[name] is not None:
+                _scene.add_dense(name, _networks[name])
+        _scene_of = world.done
+    write_frames([frame for trial in chunk for frame in judge(_scene, trial)], file)
+    return len(chunk)
+
+
+def judge_worlds(worlds: list[WorldPart], files: Networks, jobs: int, threads: int) -> None:
+    """Judge what is not done yet: a killed run goes on where it was."""
+    waiting = [(world, *chunk) for world in worlds for chunk in world.chunks()
+               if not chunk[0].exists()]
+    with tqdm(total=sum(len(chunk) for *_, chunk in waiting), desc='matching',
+              unit=' frames', disable=not waiting) as bar:
+        if min(jobs, len(waiting)) <= 1:
+            _load_networks(files, threads)
+            for task in waiting:
+                bar.update(_judge_chunk(*task))
+            return
+        with ProcessPoolExecutor(min(jobs, len(waiting)), multiprocessing.get_context('spawn'),
+                                 _load_networks, (files, threads)) as pool:
+            for future in as_completed([pool.submit(_judge_chunk, *task) for task in waiting]):
+                bar.update(future.result())
+
+
+def with_image_blind(frames: list[Frame]) -> list[Frame]:
+    """The frames and, as ``image_blind``, those of the better method that sees no right image."""
+    rows = summarize([f for f in frames if f.method in ('shuffled_images', 'blind_trained')])
+    if not rows:
+        return frames
+    better = min(rows, key=lambda method: rows[method]['median_m'])
+    return frames + [replace(f, method='image_blind') for f in frames if f.method == better]
 
 
 def filtered_frames(demo: Path, paper_weights: Path) -> list[Frame]:
@@ -391,12 +517,15 @@ def main(arguments=None) -> int:
                         help='folders of finished demos: the row "filtered"')
     parser.add_argument('--seeds', nargs='*', type=int, default=[],
                         help='render these worlds first, into OUT')
+    parser.add_argument('--layout-seed', type=int, default=1,
+                        help='of what a layout does not say: heights, looks, days (default 1)')
     parser.add_argument('--weights', type=Path, default=WEIGHTS)
     parser.add_argument('--paper-weights', type=Path, default=PAPER_WEIGHTS)
     parser.add_argument('--blind-weights', type=Path,
                         help='of training.train_dense --image-blind')
     parser.add_argument('--frames', type=int, help='at most so many frames a world')
-    parser.add_argument('--threads', type=int, default=1, help='of torch')
+    parser.add_argument('--jobs', type=int, default=2, help='processes (default 2)')
+    parser.add_argument('--threads', type=int, default=1, help='of torch, a process')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/dense',
                         help='folder of frames.csv.gz and dense.json')
     parser.add_argument('--keep', action='store_true',
@@ -409,50 +538,58 @@ def main(arguments=None) -> int:
         return 2
 
 
+def rendered_layout(folder: Path, seed: int, jobs: int, out: Path) -> Path:
+    """Render a drive through a real layout unless it is there; returns the prepared world."""
+    from training.simulate import simulate
+    from training.synthetic.layout import needed_size_m, read_layout
+
+    layout = read_layout(folder)
+    duration_s = LAYOUT_S
+    while duration_s > 60.0 and needed_size_m(layout, 0.0, duration_s) > LAYOUT_SIDE_M:
+        duration_s /= 2
+    own = out / f'layout_{layout.name}_{layout.sha256[:8]}_{layout.px_per_m:.3f}'
+    own.mkdir(exist_ok=True)
+    return simulate(seed, own, (320, 240), 1.0, duration_s, 1, jobs, 0.25, folder)
+
+
 def run(args: argparse.Namespace) -> int:
+    from training.simulate import simulate
+
+    if not (args.worlds or args.layouts or args.seeds or args.demos):
+        raise ValueError('no world is given; expected --worlds, --seeds, --layouts or --demos')
+    for name in ('jobs', 'threads', 'frames'):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f'--{name} {getattr(args, name)}; expected at least 1')
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    worlds = list(args.worlds)
-    for seed in args.seeds:
-        from training.simulate import simulate
-        worlds.append(simulate(seed, args.out, (320, 240), 1.0, 130.0, 2, 2, 0.25))
-    layouts = []
-    for path in args.layouts:
-        if path.is_dir():
-            from training.simulate import simulate
-            folder = args.out / f'layout_{path.name}'
-            folder.mkdir(exist_ok=True)
-            path = simulate(1, folder, (320, 240), 2.0, 300.0, 1, 2, 0.25, path)
-        layouts.append(path)
-    if not (worlds or args.layouts or args.demos):
-        raise ValueError('no world is given; expected --worlds, --seeds, --layouts or --demos')
-    dense, paper = load_network(args.weights), load_network(args.paper_weights)
-    random_init = load_network('random_init:1', like=args.weights)
-    blind = load_network(args.blind_weights) if args.blind_weights else None
+    files = Networks(args.weights, args.paper_weights, args.blind_weights)
+    fingerprints = files.fingerprints()
+    layouts = [rendered_layout(path, args.layout_seed, args.jobs, args.out) if path.is_dir()
+               else path for path in args.layouts]
+    worlds = args.worlds + [
+        simulate(seed, args.out, (320, 240), 1.0, 130.0, 2, args.jobs, 0.25)
+        for seed in args.seeds]
     result = {'device': platform.processor() or platform.machine(),
-              'weights': [dense.fingerprint[:12], paper.fingerprint[:12]],
-              'torch': torch.__version__, 'threads': args.threads}
+              'weights': fingerprints[:2], 'torch': torch.__version__, 'threads': args.threads}
+    if args.blind_weights:
+        result['blind_weights'] = fingerprints[2]
+    warped_count = min(args.frames or WARPED_FRAMES, WARPED_FRAMES)
+    parts = {
+        part: [world_part(part, path, number, warp_seed, count, fingerprints, args.out)
+               for number, path in enumerate(paths)]
+        for part, paths, warp_seed, count in (
+            ('synthetic', worlds, None, args.frames), ('warped', worlds, 5, warped_count),
+            ('real_layout', layouts, None, args.frames))}
+    judge_worlds([world for part in parts.values() for world in part], files, args.jobs,
+                 args.threads)
     every, hashes = [], {}
-    parts = (('synthetic', worlds, None), ('warped', worlds, 5),
-             ('real_layout', layouts, None))
-    for part, paths, warp_seed in parts:
-        frames, digest = [], hashlib.sha256()
-        for number, path in enumerate(paths):
-            world = load_world(path)
-            digest.update(world.imagery.tobytes())
-            count = min(args.frames or WARPED_FRAMES, WARPED_FRAMES) if warp_seed else args.frames
-            done = args.out / (f'{part}_{world.name}_{count or "all"}_{dense.fingerprint[:8]}'
-                               '.csv.gz')
-            if not done.exists():  # a killed run goes on with the next world
-                scene = Scene(world, dense, paper, warp_seed)
-                if part != 'warped':
-                    scene.add_dense('random_init', random_init)
-                if blind:
-                    scene.add_dense('blind_trained', blind)
-                write_frames(judge_scene(
-                    scene, f'{part} {world.name}', number, part == 'synthetic', count), done)
-            frames += read_frames(done)
+    for part, found in parts.items():
+        frames = with_image_blind([
+            frame for world in found for file, _ in world.chunks() for frame in read_frames(file)])
         if frames:
+            digest = hashlib.sha256()
+            for world in found:
+                digest.update(load_world(world.path).imagery.tobytes())
             hashes[part] = digest.hexdigest()[:16]
             result[part] = summarize(frames)
             print(f'\n{part} (SIMULATION)\n{table(result[part])}', flush=True)

@@ -77,9 +77,10 @@ def dense(result: dict) -> str:
                 [[method, *(row[key] for key in keys)] for method, row in result[name].items()]))
     parts.append(
         '`paper` is the tile matcher with SAFA descriptors and grey pixels, tiles 1.5 m apart; '
-        '`image_blind` the dense matcher\nwith images from elsewhere; `blind_trained` a network '
-        'trained on grey images; `yaw_full_circle` searches every heading;\n`dense_wide_prior` '
-        'has a prior of +-50 m. Coverage counts all frames; an ambiguous one claims the whole '
+        '`shuffled_images` the dense\nmatcher with images from elsewhere; `blind_trained` a '
+        'network trained on grey images; `image_blind` the better of\nthose that were run; '
+        '`yaw_full_circle` searches every heading; `dense_wide_prior` has a prior of +-50 m.\n'
+        'Coverage counts all frames; an ambiguous one claims the whole '
         f'window.\n\nDevice: {result["device"]}, torch {result["torch"]}; worlds ' + ', '.join(
             f'{part} {found}' for part, found in result['world_hash'].items()) + '.\n')
     return '\n'.join(parts)

@@ -4,6 +4,10 @@ The dense matcher scores every frame over place and heading.  Over the frames of
 of its log-likelihoods at the known poses, all moved by one common offset, is highest where the
 camera's height, its pitch and that offset are right.  The sum is read about the best heading
 within the window, so that a small error of the known heading does not matter.
+
+The matcher was trained with wrong heights and pitches, so its likelihood hardly depends on them:
+the offset is found to centimetres, height and pitch often not better than they were configured.
+What the drive does not tell is said, and only what it does tell is proposed.
 """
 
 import argparse
@@ -31,6 +35,9 @@ HEIGHT_STEP_M = 0.08         # of the design about the configured camera
 PITCH_STEP_RAD = math.radians(0.5)
 MIN_FRAMES = 10
 BOOTSTRAPS = 100
+MOST_AT_EDGE = 0.05          # of the fits to resampled frames, for a parameter that is known
+EDGE_STEPS = 1.4             # of the design: what is fitted beyond it lies at the edge
+SURE_SIGMAS = 2.0            # a change that is smaller is none
 SETTLED_SIGMA_M = 1.5        # filtered poses that are less certain are not used
 
 
@@ -47,7 +54,8 @@ class Calibration:
     """``values`` and ``sigmas`` (4,): height_m, pitch_rad, and the imagery's offset x_m, y_m.
 
     ``gain_nats`` is what the fit adds to the mean log-likelihood of a frame over the camera as it
-    was configured; ``at_edge`` names what lies at the edge of what was tried.
+    was configured; ``at_edge`` names what lies at the edge of what was tried; ``undetermined``
+    what fits to resampled frames put there too often for its standard deviation to mean anything.
     """
 
     values: np.ndarray
@@ -55,6 +63,7 @@ class Calibration:
     frames: int
     gain_nats: float
     at_edge: tuple[str, ...]
+    undetermined: tuple[str, ...] = ()
 
 
 NAMES = ('height', 'pitch', 'offset x', 'offset y')
@@ -93,7 +102,7 @@ def calibrate(
         best, value = _fit(volumes.mean(0), design, cell_m)
         found = np.concatenate((centre + best[:2] * step, best[2:]))
         centre = found[:2]
-    resampled = []
+    resampled, at_edge = [], np.zeros(2)
     # Neighbouring frames share their errors: blocks of them are drawn together.
     block = max(1, len(frames) // 20)
     starts = np.arange(0, len(frames), block)
@@ -102,12 +111,16 @@ def calibrate(
             np.arange(s, min(s + block, len(frames))) for s in rng.choice(starts, len(starts))])
         fit, _ = _fit(volumes[chosen].mean(0), design, cell_m)
         resampled.append(np.concatenate((fit[:2] * step, fit[2:])))
+        at_edge += np.abs(fit[:2]) > EDGE_STEPS
     middle = (first.shape[0] - 1) / 2
-    edges = np.concatenate((np.abs(best[:2]) > 1.4, np.abs(best[2:]) > MAX_OFFSET_M - cell_m))
+    edges = np.concatenate((
+        np.abs(best[:2]) > EDGE_STEPS, np.abs(best[2:]) > MAX_OFFSET_M - cell_m))
     before = _at(spline_filter(first), middle, middle)
     return Calibration(
         found, np.std(resampled, axis=0), len(frames), value - before,
-        tuple(name for name, edge in zip(NAMES, edges, strict=True) if edge))
+        tuple(name for name, edge in zip(NAMES, edges, strict=True) if edge),
+        tuple(name for name, count in zip(NAMES[:2], at_edge, strict=True)
+              if count > MOST_AT_EDGE * BOOTSTRAPS))
 
 
 def _fit(volumes: np.ndarray, design: np.ndarray, cell_m: float) -> tuple[np.ndarray, float]:
@@ -261,11 +274,25 @@ def summary(found: Calibration, config: LocalizerConfig, filtered: bool) -> str:
         f'matches lie     {x_m:.2f} m east +- {sigma[2]:.2f} and {y_m:.2f} m north +- '
         f'{sigma[3]:.2f} of the poses: the offset of the imagery',
     ]
-    if found.at_edge:
-        lines.append(f'{", ".join(found.at_edge)}: at the edge of what was tried; set what was '
-                     'found and run again')
-    return '\n'.join([*lines, 'set in the parameter file:', '  camera:',
-                      f'    height_m: {height_m:.3f}', f'    pitch_rad: {pitch_rad:.5f}'])
+    for name in found.at_edge:
+        if name.startswith('offset'):
+            lines.append(f'{name}: at the edge of what was tried; check the imagery or the poses')
+    proposed = []
+    for name, key, value, one_sigma, was in (
+            ('height', f'    height_m: {height_m:.3f}', height_m, sigma[0],
+             config.camera.height_m),
+            ('pitch', f'    pitch_rad: {pitch_rad:.5f}', pitch_rad, sigma[1],
+             config.camera.pitch_rad)):
+        if name in found.at_edge or name in found.undetermined:
+            lines.append(f'{name}: not determined, the fit went to the edge of what was tried; '
+                         'keep what is configured, or measure it')
+        elif abs(value - was) < SURE_SIGMAS * one_sigma:
+            lines.append(f'{name}: not told apart from the configured one; keep it')
+        else:
+            proposed.append(key)
+    if proposed:
+        lines += ['set in the parameter file:', '  camera:', *proposed]
+    return '\n'.join(lines)
 
 
 def main(arguments=None) -> int:

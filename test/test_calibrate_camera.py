@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from crossview_localizer import calibrate_camera
-from crossview_localizer.calibrate_camera import calibrate, Frame
+from crossview_localizer.calibrate_camera import calibrate, Calibration, Frame
+from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.geometry import Pose2D
 
 CELL_M, REACH = 0.5, 10
@@ -46,6 +47,31 @@ def test_the_offsets_uncertainty_is_that_of_the_mean_over_frames():
 def test_a_camera_beyond_what_was_tried_is_said_to_be_at_the_edge():
     far = np.array([2.4, -0.004, 0.7, -0.45])
     assert 'height' in calibrate(frames(12), gaussian_volume(true=far), 1.52, 0.0).at_edge
+
+
+def summary_of(values, sigmas, undetermined=()):
+    found = Calibration(np.array(values), np.array(sigmas), 20, 0.1, (), undetermined)
+    return calibrate_camera.summary(found, LocalizerConfig(), False)
+
+
+def test_only_what_the_drive_tells_is_proposed():
+    both = summary_of((1.62, 0.010, 0.0, 0.0), (0.02, 0.002, 0.1, 0.1))
+    assert 'height_m: 1.620' in both and 'pitch_rad: 0.01000' in both
+    unsure = summary_of((1.55, 0.010, 0.0, 0.0), (0.02, 0.002, 0.1, 0.1))
+    assert 'height: not told apart' in unsure and 'height_m:' not in unsure
+    none = summary_of((1.62, 0.001, 0.0, 0.0), (0.02, 0.002, 0.1, 0.1), ('height',))
+    assert 'height: not determined' in none and 'parameter file' not in none
+
+
+def test_a_pitch_that_every_frame_has_otherwise_is_not_determined():
+    sure = gaussian_volume()
+
+    def volume(frame, height_m, pitch_rad):
+        rng = np.random.default_rng(round(frame.pose.x_m))
+        return sure(frame, height_m, pitch_rad + rng.normal(0.0, 0.06))
+
+    assert calibrate(frames(12), volume, 1.52, 0.0).undetermined == ('pitch',)
+    assert calibrate(frames(12), sure, 1.52, 0.0).undetermined == ()
 
 
 def test_too_few_frames_are_refused():

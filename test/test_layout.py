@@ -102,6 +102,23 @@ def test_without_trees_and_houses_there_is_still_a_road(tmp_path):
     assert found.road.any() and not found.tree.any() and not found.building.any()
 
 
+def test_resampled_rasters_are_read_and_what_lies_beyond_them_is_left_out(tmp_path):
+    folder = write_layout(tmp_path / 'layout')
+    for number in (1, 3, 4):
+        path = str(folder / f'class{number}.png')
+        mask = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+        soft = cv2.resize(mask, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
+        cv2.imwrite(path, soft[:, :320])  # 200 m of 260
+    poses = np.loadtxt(folder / 'pose_pixels_col_row.txt') * 0.8
+    np.savetxt(folder / 'pose_pixels_col_row.txt', poses)
+    (folder / 'registration.json').write_text('{"px_per_m": 1.6}')
+    found = read_layout(folder)
+    assert found.px_per_m == 1.6 and found.trajectory_px[:, 0].max() <= 319.5
+    assert len(found.trajectory_px) == np.count_nonzero(poses[:, 0] < 319.5)
+    whole = read_layout(write_layout(tmp_path / 'whole'))
+    assert found.tree.mean() == pytest.approx(whole.tree.mean(), abs=0.01)
+
+
 def spoil_road(folder):
     (folder / 'class1.png').unlink()
 
@@ -112,6 +129,16 @@ def spoil_size(folder):
 
 def spoil_values(folder):
     cv2.imwrite(str(folder / 'class4.png'), np.full((520, 520), 7, np.uint8))
+
+
+def spoil_with_a_photograph(folder):
+    grey = np.random.default_rng(0).integers(0, 256, (520, 520), dtype=np.uint8)
+    cv2.imwrite(str(folder / 'class3.png'), grey)
+
+
+def spoil_most_poses(folder):
+    poses = np.loadtxt(folder / 'pose_pixels_col_row.txt') + (300, 0)
+    np.savetxt(folder / 'pose_pixels_col_row.txt', poses)
 
 
 def spoil_axes(folder):
@@ -128,7 +155,8 @@ def spoil_poses(folder):
 
 
 @pytest.mark.parametrize('spoil', [
-    spoil_road, spoil_size, spoil_values, spoil_axes, spoil_scale, spoil_poses])
+    spoil_road, spoil_size, spoil_values, spoil_with_a_photograph, spoil_axes, spoil_scale,
+    spoil_poses, spoil_most_poses])
 def test_a_bad_layout_is_refused_with_what_was_expected(tmp_path, spoil):
     folder = write_layout(tmp_path / 'layout')
     spoil(folder)

@@ -1,9 +1,10 @@
 """A city laid out after a land-cover raster and a trajectory, with the procedural city's means.
 
 A layout is a folder: ``class1.png`` (road), ``class3.png`` (building), ``class4.png`` (tree),
-each 0 where present and 255 elsewhere, row 0 southernmost; ``pose_pixels_col_row.txt``, a camera
-position a line in pixels of the rasters; ``registration.json`` with ``px_per_m``, or KITTI's
-``poses.txt`` from which that is inferred.  What no class covers is grass.  Heights, looks and all
+each 0 where present and 255 elsewhere (grey between, where it was resampled), row 0 southernmost;
+``pose_pixels_col_row.txt``, a camera position a line in pixels of the rasters;
+``registration.json`` with ``px_per_m``, or KITTI's ``poses.txt`` from which that is inferred.
+What no class covers is grass.  Heights, looks and all
 that a land-cover raster does not say follow from the seed.
 
 Coordinates are ``city``'s: metres, the middle of the part that is driven at the origin.
@@ -85,13 +86,9 @@ def read_layout(folder: Path | str) -> Layout:
         raise ValueError(f'{folder / "pose_pixels_col_row.txt"} is missing or has fewer than 20 '
                          'lines; expected a camera position "col row" a line')
     digest.update(poses.tobytes())
-    col, row = np.round(poses).astype(int).T
-    inside = (col >= 0) & (col < road.shape[1]) & (row >= 0) & (row < road.shape[0])
-    if not inside.all():
-        raise ValueError(f'{folder}: {np.count_nonzero(~inside)} of {len(poses)} poses lie '
-                         f'outside the rasters ({road.shape[1]}x{road.shape[0]} px); '
-                         'expected all inside')
     px_per_m = _px_per_m(folder, poses)
+    poses = _inside(folder, poses, road.shape)
+    col, row = np.round(poses).astype(int).T
     near = cv2.dilate(road, np.ones((2 * round(2 * px_per_m) + 1,) * 2, np.uint8))
     share = near[row, col].mean()
     if share < 0.4:
@@ -110,11 +107,24 @@ def _mask(path, digest):
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise ValueError(f'{path} is no image; expected a PNG that is 0 where present, else 255')
-    values = np.unique(image)
-    if not set(values.tolist()) <= {0, 255}:
-        raise ValueError(f'{path} has values {values[:5].tolist()}...; expected 0 (present) and '
-                         '255 (absent) only')
-    return (image == 0).astype(np.uint8)
+    count = np.bincount(image.ravel(), minlength=256)
+    # Resampling leaves grey along the edges; labels have no white, photographs are mostly grey.
+    if 0 < image.max() < 224 or count[32:224].sum() > 0.3 * image.size:
+        raise ValueError(f'{path} has values {np.flatnonzero(count)[:5].tolist()}...; expected 0 '
+                         '(present) and 255 (absent), and grey at most along the edges')
+    return (image < 128).astype(np.uint8)
+
+
+def _inside(folder, poses, shape):
+    """The longest run of poses inside the rasters: a drive may leave what was mapped."""
+    rows, cols = shape
+    inside = ((np.round(poses) >= 0) & (np.round(poses) < (cols, rows))).all(1)
+    if 2 * np.count_nonzero(inside) < len(poses):
+        raise ValueError(f'{folder}: {np.count_nonzero(~inside)} of {len(poses)} poses lie '
+                         f'outside the rasters ({cols}x{rows} px); expected most of them inside')
+    borders = np.flatnonzero(np.diff(np.concatenate(([False], inside, [False]))))
+    first, end = max(borders.reshape(-1, 2), key=lambda run: run[1] - run[0])
+    return poses[first:end]
 
 
 def _table(path, columns):
@@ -163,7 +173,7 @@ def build_layout(layout: Layout, seed: int, start_m: float = 0.0,
     """
     rng = np.random.default_rng([seed, 31])
     track, origin = _driven_part(layout, start_m, duration_s)
-    size_m = max(200.0, float(np.ceil(2 * np.abs(track).max() + 2 * SURROUNDINGS_M)))
+    size_m = needed_size_m(layout, start_m, duration_s)
     if size_m > LARGEST_M:
         raise ValueError(f'the driven part of the layout needs a city of {size_m:.0f} m; expected '
                          f'at most {LARGEST_M:.0f}: give a shorter duration')
@@ -206,6 +216,12 @@ def build_layout(layout: Layout, seed: int, start_m: float = 0.0,
                   'px_per_m': round(layout.px_per_m, 5)}
 
 
+def needed_size_m(layout: Layout, start_m: float, duration_s: float) -> float:
+    """Side of the city about the part of the trajectory that a drive can need."""
+    track, _ = _driven_part(layout, start_m, duration_s)
+    return max(200.0, float(np.ceil(2 * np.abs(track).max() + 2 * SURROUNDINGS_M)))
+
+
 def _driven_part(layout, start_m, duration_s):
     """Trajectory (n, 2) in the city's metres, a point every metre, and the origin in pixels."""
     points = layout.trajectory_px / layout.px_per_m
@@ -213,8 +229,8 @@ def _driven_part(layout, start_m, duration_s):
     line = Line(points[moved])
     end_m = min(line.length, start_m + (duration_s + 2.0) * FASTEST_MPS)
     if start_m < 0 or end_m - start_m < 100.0:
-        raise ValueError(f'the trajectory is {line.length:.0f} m long and the drive begins at '
-                         f'{start_m:g} m; expected at least 100 m from there on')
+        raise ValueError(f'the trajectory of {layout.name} is {line.length:.0f} m long and the '
+                         f'drive begins at {start_m:g} m; expected at least 100 m from there on')
     track = line.at(np.arange(start_m, end_m, 1.0))
     track = gaussian_filter1d(track, 1.5, axis=0, mode='nearest')
     origin = (track.min(0) + track.max(0)) / 2
