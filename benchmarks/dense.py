@@ -49,7 +49,7 @@ BLIND_MIN_M = 200.0
 TILE_STEP_PX = 4              # of 0.375 m
 FULL_CIRCLE_EVERY = 10        # slow rows have every tenth frame,
 WIDE_EVERY = 4                # every fourth,
-UNTRAINED_EVERY = 3           # and every third
+TILES_EVERY = 3               # and every third
 CHUNK = 25                    # frames that one process does in one go
 LAYOUT_S = 240.0              # of a real layout's trajectory, or less where that is
 LAYOUT_SIDE_M = 1000.0        # too large for ten minutes
@@ -262,8 +262,8 @@ def judge(scene: Scene, trial: Trial) -> list[Frame]:
     add('prior_centre', prior)
     add_dense('dense', 'dense', image)
     add_dense('shuffled_images', 'dense', scene.image(trial.blind))
-    add('paper', *peak_pose(scene.tile_answer(scene.paper, image, prior, UNIFORM), prior))
-    if trial.number % UNTRAINED_EVERY == 0:
+    if trial.number % TILES_EVERY == 0:
+        add('paper', *peak_pose(scene.tile_answer(scene.paper, image, prior, UNIFORM), prior))
         add('raw_correlation', *peak_pose(
             scene.tile_answer(scene.raw, image, prior, UNIFORM), prior))
         if 'random_init' in scene.matchers:
@@ -393,11 +393,12 @@ def filtered_frames(demo: Path, paper_weights: Path) -> list[Frame]:
 
     judged = evaluation.read_frames(demo / 'frames.csv')
     node_config, config = replay.read_parameters(PARAMETERS)
-    # The file's correlation lengths are the dense matcher's; a tile matcher's are longer.
+    # The file's lengths and inflation are the dense matcher's; a tile matcher's differ.
     usual = FilterConfig()
     config = replace(config, filter=replace(
         config.filter, match_correlation_m=usual.match_correlation_m,
-        match_correlation_s=usual.match_correlation_s))
+        match_correlation_s=usual.match_correlation_s,
+        match_inflation=usual.match_inflation))
     network = load_network(paper_weights)
     map_path = demo / 'maps/paper.map'
     if not map_path.exists():
