@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.dense import correlate, DenseConfig, turned_views
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.networks import load_network, read_model_config
+from crossview_localizer.networks import load_network, read_model_config, save_network
 from training.datasets import World
 from training.dense_samples import dense_group, WINDOW_CELLS
+from training.ranks import Ranks
 from training.train_dense import beginning, DenseTrainConfig, group_loss, train
 
 LOOKING_AHEAD = np.array(
@@ -114,3 +115,46 @@ def test_a_killed_run_goes_on_with_the_same_loss_curve(world, tmp_path):
     assert model == replace(MODEL, temperature=model.temperature)
     assert provenance['train']['seed'] == 0 and provenance['step'] in (2, 4)
     assert load_network(tmp_path / 'whole.safetensors').config == model
+
+
+def test_a_run_begins_with_earlier_weights_of_the_same_model_only(tmp_path):
+    path = tmp_path / 'first.safetensors'
+    first = beginning(MODEL, 3, True, None)
+    first.config = replace(MODEL, temperature=2.0)
+    save_network(first, path, {})
+    again = beginning(MODEL, 0, True, path)
+    assert again.config == MODEL  # the temperature is fitted anew
+    for ours, theirs in zip(again.state_dict().values(), first.state_dict().values()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)  # files are half precision
+    with pytest.raises(ValueError, match='expected'):
+        beginning(replace(MODEL, width=12), 0, True, path)
+
+
+def test_two_ranks_share_the_groups_of_a_step(world, tmp_path):
+    """What one process sums over its groups is what the ranks sum over theirs."""
+    config = DenseTrainConfig(steps=1, groups=2, group_size=2, validate_every=1,
+                              validation_groups=1, warmup_steps=1)
+    shares = []
+
+    class Half(Ranks):
+        """One of two ranks that notes its gradients instead of exchanging them."""
+
+        def sum_(self, tensor):
+            return tensor
+
+        def sum_gradients(self, parameters):
+            shares.append([p.grad.clone() for p in parameters])
+
+    for rank in range(2):
+        out = tmp_path / f'{rank}.safetensors'
+        train(beginning(MODEL, 0, True, None), config, [world], [world], out, {}, Half(rank, 2))
+
+    class Whole(Ranks):
+        def sum_gradients(self, parameters):
+            shares.append([p.grad.clone() for p in parameters])
+
+    train(beginning(MODEL, 0, True, None), config, [world], [world],
+          tmp_path / 'whole.safetensors', {}, Whole())
+    first, second, whole = shares
+    for a, b, both in zip(first, second, whole):
+        torch.testing.assert_close(a + b, both, rtol=1e-5, atol=1e-7)
