@@ -67,9 +67,8 @@ def goals(result: dict) -> str:
     rows += [
         ['building a map against its forwards alone', '<= 1.2', build['ratio_to_bare'],
          build['ratio_to_bare'] <= 1.2],
-        *([['building a map against forwards without overlap', '-',
-            build['ratio_to_each_pixel_once'], None]]
-          if 'ratio_to_each_pixel_once' in build else []),
+        ['building a map against forwards without overlap', '-',
+         build['ratio_to_each_pixel_once'], None],
         ['opening any of the maps, s', '< 1', slowest, slowest < 1],
         ['warm window at 30 m/s, p99 ms', '< 5', window['warm']['p99_ms'],
          window['warm']['p99_ms'] < 5],
@@ -144,8 +143,8 @@ full rates: the longest drive has {longest['vo/vo.csv']} steps of visual odometr
 def building(build: dict) -> str:
     """What each wanted piece of a map costs."""
     rows = [[name, part['km2'], part['km2_per_s'] * 1e6, part['ratio_to_bare'],
-             part['pixels_per_block_pixel'], part.get('ratio_to_each_pixel_once', '-')]
-            for name, part in (('area', build), ('corridor', build.get('corridor'))) if part]
+             part['pixels_per_block_pixel'], part['ratio_to_each_pixel_once']]
+            for name, part in (('area', build), ('corridor', build['corridor']))]
     return markdown(
         ['', 'km2', 'm2/s', 'against its forwards', 'pixels a kept pixel',
          'against forwards without overlap'], rows)
@@ -154,7 +153,7 @@ def building(build: dict) -> str:
 def page(result: dict) -> str:
     build, window = result['map_build'], result['window']
     workers = ', '.join(
-        f'{count}: {row["wall_s"]} s' + (f' and {row["peak_mb"]} MB' if 'peak_mb' in row else '')
+        f'{count}: {row["wall_s"]} s and {row["peak_mb"]} MB'
         for count, row in build['workers'].items())
     written_gb = max(row['gb'] for row in result['map_size'] if row['written_in_full'])
     lives = '\n'.join(live(name, result[name]) for name in ('cpu', 'gpu') if name in result)

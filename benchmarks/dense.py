@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.fusion_towns import elsewhere
 from crossview_localizer.config import FilterConfig, MatchConfig
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.dense_matching import DenseMatcher, peak_pose
@@ -45,7 +46,6 @@ RESULT = REPOSITORY / 'docs/results/dense.json'
 WIDE_PRIOR_M = 50.0
 IMAGE_PX = (231, 154)
 SPACING_M = 5.0
-BLIND_MIN_M = 200.0
 TILE_STEP_PX = 4              # of 0.375 m
 FULL_CIRCLE_EVERY = 10        # slow rows have every tenth frame,
 WIDE_EVERY = 4                # every fourth,
@@ -227,7 +227,7 @@ def trials(world: World, seed: int, wide: bool, count: int | None) -> list[Trial
         last_m, last_drive = pose[:2], drive
         truth = true_pose(world, index)
         prior = prior_about(truth, rng, PRIOR_M)
-        blind = elsewhere(world, index, rng)
+        blind = elsewhere(world.poses[:, :2], index, rng)
         far = wide and len(found) % WIDE_EVERY == 0
         found.append(Trial(len(found), index, prior, blind,
                            prior_about(truth, rng, WIDE_PRIOR_M) if far else None))
@@ -238,13 +238,6 @@ def trials(world: World, seed: int, wide: bool, count: int | None) -> list[Trial
 
 def true_pose(world: World, index: int) -> Pose2D:
     return Pose2D(*map(float, world.poses[index]))
-
-
-def elsewhere(world: World, index: int, rng) -> int:
-    """A frame at least BLIND_MIN_M away, or the farthest."""
-    distance = np.hypot(*(world.poses[:, :2] - world.poses[index, :2]).T)
-    far = np.flatnonzero(distance >= BLIND_MIN_M)
-    return int(rng.choice(far)) if len(far) else int(distance.argmax())
 
 
 def judge(scene: Scene, trial: Trial) -> list[Frame]:

@@ -116,12 +116,14 @@ class Town:
         """For each image (n,) one taken at least ``BLIND_MIN_M`` away, or the farthest."""
         stamps_ns = [image.stamp_ns for image in self.images]
         places_m = self.truth.at(np.array(stamps_ns), 1.0).poses[:, :2]
-        chosen = []
-        for place_m in places_m:
-            apart_m = np.linalg.norm(places_m - place_m, axis=1)
-            far = np.flatnonzero(apart_m >= BLIND_MIN_M)
-            chosen.append(rng.choice(far) if len(far) else np.nanargmax(apart_m))
-        return np.array(chosen)
+        return np.array([elsewhere(places_m, index, rng) for index in range(len(places_m))])
+
+
+def elsewhere(places_m: np.ndarray, index: int, rng) -> int:
+    """One of the places (n, 2) at least ``BLIND_MIN_M`` from that of an index, or the farthest."""
+    apart_m = np.hypot(*(places_m - places_m[index]).T)
+    far = np.flatnonzero(apart_m >= BLIND_MIN_M)
+    return int(rng.choice(far) if len(far) else np.nanargmax(apart_m))
 
 
 def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:

@@ -58,10 +58,11 @@ def result():
     return {
         'cpu': about | live,
         'map_build': {'km2': 1.0, 'tiles': 9, 'km2_per_s': 0.01, 'ratio_to_bare': 1.1,
-                      'pixels_per_block_pixel': 1.4, 'workers': {'1': {'wall_s': 1.0}},
+                      'pixels_per_block_pixel': 1.4, 'ratio_to_each_pixel_once': 1.5,
+                      'workers': {'1': {'wall_s': 1.0, 'peak_mb': 900}},
                       'same_bytes': True, 'corridor': {
                           'km2': 0.1, 'km2_per_s': 0.01, 'ratio_to_bare': 1.1,
-                          'pixels_per_block_pixel': 1.6}},
+                          'pixels_per_block_pixel': 1.6, 'ratio_to_each_pixel_once': 1.8}},
         'map_size': [
             {'store': store, 'km2': km2, 'tiles': 9, 'gb': 0.1 * km2, 'written_in_full': True,
              'bytes_per_km2': 10**8, 'index_mb': 0.1, 'open_s': 0.1, 'memory_mb': 1.0,

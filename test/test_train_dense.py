@@ -158,3 +158,10 @@ def test_two_ranks_share_the_groups_of_a_step(world, tmp_path):
     first, second, whole = shares
     for a, b, both in zip(first, second, whole):
         torch.testing.assert_close(a + b, both, rtol=1e-5, atol=1e-7)
+
+
+def test_more_ranks_than_groups_are_refused(world, tmp_path):
+    config = DenseTrainConfig(steps=1, groups=2)
+    with pytest.raises(ValueError, match='at most 2'):
+        train(beginning(MODEL, 0, True, None), config, [world], [world],
+              tmp_path / 'w.safetensors', {}, Ranks(0, 3))

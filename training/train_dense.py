@@ -196,6 +196,9 @@ def train(network: DenseNetwork, config: DenseTrainConfig, train_worlds: list[Wo
     Each rank takes its share of a step's groups; their gradients are summed.  ``stop_after`` that
     step the run ends early, as if killed.
     """
+    if ranks.count > config.groups:
+        raise ValueError(f'{ranks.count} ranks; expected at most {config.groups}, the groups of '
+                         'a step')
     model = network.config
     network = network.to(ranks.device)
     freeze(network, config.frozen_stages)

@@ -173,7 +173,7 @@ def build_layout(layout: Layout, seed: int, start_m: float = 0.0,
     """
     rng = np.random.default_rng([seed, 31])
     track, origin = _driven_part(layout, start_m, duration_s)
-    size_m = needed_size_m(layout, start_m, duration_s)
+    size_m = _size_m(track)
     if size_m > LARGEST_M:
         raise ValueError(f'the driven part of the layout needs a city of {size_m:.0f} m; expected '
                          f'at most {LARGEST_M:.0f}: give a shorter duration')
@@ -218,7 +218,10 @@ def build_layout(layout: Layout, seed: int, start_m: float = 0.0,
 
 def needed_size_m(layout: Layout, start_m: float, duration_s: float) -> float:
     """Side of the city about the part of the trajectory that a drive can need."""
-    track, _ = _driven_part(layout, start_m, duration_s)
+    return _size_m(_driven_part(layout, start_m, duration_s)[0])
+
+
+def _size_m(track):
     return max(200.0, float(np.ceil(2 * np.abs(track).max() + 2 * SURROUNDINGS_M)))
 
 
