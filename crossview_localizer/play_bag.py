@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import importlib
 from pathlib import Path
 import sys
-import threading
 import time
 
 from builtin_interfaces.msg import Time
@@ -28,7 +27,7 @@ from rosbags.rosbag2 import Reader, ReaderError
 from rosgraph_msgs.msg import Clock
 from tqdm import tqdm
 
-from crossview_localizer.interrupts import stop_on_interrupt
+from crossview_localizer.interrupts import Interrupt, stop_on_interrupt
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 DEFAULT_CLOCK_HZ = 100.0
@@ -123,7 +122,7 @@ class BagPlayer:
         self,
         node: Node,
         reader: Reader,
-        stop: threading.Event,
+        stop: Interrupt,
         *,
         topics: list[str] | tuple[str, ...] = (),
         image_reliability: str = 'recorded',
@@ -233,7 +232,7 @@ class BagPlayer:
         return False
 
 
-def play_bag(args: argparse.Namespace, node: Node, stop: threading.Event) -> Report:
+def play_bag(args: argparse.Namespace, node: Node, stop: Interrupt) -> Report:
     """Play as the command line asks; see `build_parser`."""
     total = Report()
     with undamaged(args.bag):

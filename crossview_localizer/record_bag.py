@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 import re
 import sys
-import threading
 import time
 
 from ament_index_python.packages import get_package_share_directory, PackageNotFoundError
@@ -35,7 +34,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
-from crossview_localizer.interrupts import stop_on_interrupt
+from crossview_localizer.interrupts import Interrupt, stop_on_interrupt
 from crossview_localizer.play_bag import message_class
 
 # Received messages wait here while others are written; images of 4 MB make it 400 MB at worst.
@@ -181,7 +180,7 @@ class BagRecorder:
         self._flush_before_clock(0)
 
 
-def record_bag(args: argparse.Namespace, node: Node, stop: threading.Event) -> BagRecorder:
+def record_bag(args: argparse.Namespace, node: Node, stop: Interrupt) -> BagRecorder:
     """Record until `stop` is set; see `build_parser`."""
     exact = set(args.topics)
     pattern = re.compile(args.regex) if args.regex else None

@@ -254,6 +254,29 @@ def test_two_interrupts_end_a_looping_player_well(tmp_path, number):
     assert 'Traceback' not in errors
 
 
+def test_a_second_interrupt_in_the_handling_of_the_first_does_not_lock_it():
+    script = """
+import signal, sys
+from crossview_localizer.interrupts import stop_on_interrupt
+stop = stop_on_interrupt()
+interrupts = 0
+def interrupt(frame, event, argument):
+    global interrupts
+    interrupts += 1
+    signal.raise_signal(signal.SIGINT)
+    return interrupt
+sys.settrace(interrupt)     # one at each line of what runs from here
+stop.wait(0.01)
+signal.raise_signal(signal.SIGTERM)
+sys.settrace(None)
+print(interrupts, stop.is_set())
+"""
+    ended = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, timeout=20)
+    interrupts, is_set = ended.stdout.split()
+    assert int(interrupts) > 5 and is_set == 'True'
+
+
 @pytest.fixture
 def signal_handlers():
     """Commands run in this process must not keep its interrupts."""
