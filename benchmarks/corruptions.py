@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from benchmarks.dense import Frame, REPOSITORY, Scene, summarize, WEIGHTS
 from crossview_localizer.datatypes import CameraImage
-from crossview_localizer.dense_matching import peak_pose
 from crossview_localizer.networks import load_network
 from training.datasets import load_world
 from training.dense_samples import prior_about, PRIOR_M, UNIFORM
@@ -84,7 +83,8 @@ def judge(scene: Scene, indices: np.ndarray, name: str | None, severity: int) ->
             rgb = CORRUPTIONS[name](image.rgb, severity, np.random.default_rng([index, 6]))
             image = CameraImage(0, rgb, image.camera)
         heatmap = scene.dense_answer('dense', image, prior, UNIFORM, PRIOR_M)
-        frames.append(Frame(scene.world.name, index, 'dense', truth, *peak_pose(heatmap, prior)))
+        frames.append(Frame(scene.world.name, index, 'dense', truth,
+                            *scene.single_frame('dense', heatmap, prior)))
     return frames
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.fusion_towns import elsewhere
 from crossview_localizer.config import FilterConfig, MatchConfig
-from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
+from crossview_localizer.datatypes import CameraImage, CameraModel, Heatmap, PoseEstimate
 from crossview_localizer.dense_matching import DenseMatcher, peak_pose
 from crossview_localizer.embedding_map import MapWindow
 from crossview_localizer.geometry import body_axes_error, MapGrid, Pose2D, wrap_angle
@@ -112,6 +112,9 @@ class Scene:
         window = self.maps[name].window(prior, half_width_m, matcher.margin_m)
         ground = matcher.embed(image, prior.pose.yaw_rad)
         return matcher.match(ground, window, prior, config)
+
+    def single_frame(self, name: str, heatmap: Heatmap, prior: PoseEstimate):
+        return peak_pose(heatmap, prior, self.matchers[name].network.config.sharpening)
 
     def tile_answer(self, network, image: CameraImage, prior: PoseEstimate, config: MatchConfig):
         """The paper's matcher on tiles TILE_STEP_PX apart, its trunk run once a shift."""
@@ -201,7 +204,7 @@ def full_circle(scene: Scene, image: CameraImage, prior: PoseEstimate) -> PoseEs
         heatmap = matcher.match(matcher.embed(image, heading), window, turned, UNIFORM)
         peak = float(heatmap.volume.max() - np.median(heatmap.volume))
         if peak > best:
-            best, found = peak, peak_pose(heatmap, turned)[0]
+            best, found = peak, scene.single_frame('dense', heatmap, turned)[0]
     return found
 
 
@@ -250,7 +253,7 @@ def judge(scene: Scene, trial: Trial) -> list[Frame]:
 
     def add_dense(method, name, image, prior=prior, half_width_m=PRIOR_M):
         heatmap = scene.dense_answer(name, image, prior, UNIFORM, half_width_m)
-        add(method, *peak_pose(heatmap, prior))
+        add(method, *scene.single_frame(name, heatmap, prior))
 
     add('prior_centre', prior)
     add_dense('dense', 'dense', image)

@@ -269,12 +269,14 @@ def _log_sum(volume: np.ndarray) -> np.ndarray:
     return total - np.log(np.exp(total).sum())
 
 
-def peak_pose(heatmap: Heatmap, prior: PoseEstimate, radius_m: float = 3.0,
-              min_mass: float = 0.5) -> tuple[PoseEstimate, bool]:
+def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
+              radius_m: float = 3.0, min_mass: float = 0.6) -> tuple[PoseEstimate, bool]:
     """What one frame says by itself: its best place and heading, and whether it is ambiguous.
 
     Mean and covariance of the probability within ``radius_m`` of the highest place; where that is
     less than ``min_mass`` of all the answer is ambiguous: the covariance is the whole window's.
+    Log-probabilities are multiplied by ``sharpening`` first: the temperature of least surprise at
+    the true pose makes room for the frames that are wrong, and the others' peaks too wide.
     A heat map without headings takes the prior's.  For single frames; the filter takes
     ``pose_from_volume``.
     """
@@ -284,14 +286,16 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, radius_m: float = 3.0,
     else:
         yaws_rad, volume = finer_yaws(heatmap.yaws_rad, heatmap.volume, YAW_REFINE)
         yaw_variance = (yaws_rad[1] - yaws_rad[0]) ** 2 / 12.0
+    weight = np.exp(sharpening * (volume - volume.max()))                       # (K, R, C)
+    places = weight.sum(0)
     x_m, y_m = heatmap.grid.cell_centres()
-    row, col = np.unravel_index(int(heatmap.log_probability.argmax()), (len(y_m), len(x_m)))
+    row, col = np.unravel_index(int(places.argmax()), places.shape)
     near = np.hypot(x_m - x_m[col], (y_m - y_m[row])[:, None]) <= radius_m       # (R, C)
-    probability = np.exp(heatmap.log_probability)
-    ambiguous = bool(probability[near].sum() < min_mass * probability.sum())
-    weight = np.exp(volume - volume.max())
+    ambiguous = bool(places[near].sum() < min_mass * places.sum())
     if not ambiguous:
-        weight = weight * near
+        rows, cols = near.any(1), near.any(0)
+        weight = (weight * near)[:, rows][:, :, cols]
+        x_m, y_m, row, col = x_m[cols], y_m[rows], row - rows.argmax(), col - cols.argmax()
     weight /= weight.sum()
     cell_variance = heatmap.grid.cell_m ** 2 / 12.0
     offsets = np.stack(np.broadcast_arrays(

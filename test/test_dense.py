@@ -15,6 +15,7 @@ from crossview_localizer.dense_matching import (
     DenseMatcher,
     finer_yaws,
     ground_tensors,
+    peak_pose,
     pose_from_volume,
     window_raster,
     yaw_bins,
@@ -216,6 +217,35 @@ def test_a_constant_volume_and_one_at_the_edge_give_no_update():
     edge = gaussian_volume((115.0, 50.0, 0.5), np.diag([0.3, 0.3, 0.001]), PRIOR)
     match, reason = pose_from_volume(edge, PRIOR, CONFIG)
     assert match is None and 'edge' in reason
+
+
+def two_peaks(second: float) -> Heatmap:
+    """One peak at PRIOR's place, another 10 m north of ``second`` times its mass."""
+    covariance = np.diag([0.3, 0.5, 0.0009])
+    first = gaussian_volume((100.0, 50.0, 0.52), covariance, PRIOR)
+    other = gaussian_volume((100.0, 60.0, 0.52), covariance, PRIOR)
+    volume = np.logaddexp(first.volume, math.log(second) + other.volume)
+    return Heatmap(3, first.grid, np.log(np.exp(volume).sum(0)), first.yaws_rad, volume)
+
+
+@pytest.mark.parametrize('sharpening', [1.0, 2.5])
+def test_a_single_frame_takes_the_shape_of_its_best_peak_alone(sharpening):
+    estimate, ambiguous = peak_pose(two_peaks(0.3), PRIOR, sharpening)
+    assert not ambiguous
+    np.testing.assert_allclose(estimate.pose.as_array(), (100.0, 50.0, 0.52), atol=0.02)
+    np.testing.assert_allclose(
+        np.diag(estimate.covariance)[:2], np.array([0.3, 0.5]) / sharpening + 0.25 / 12, rtol=0.1)
+    assert estimate.covariance[2, 2] == pytest.approx(0.0009 / sharpening, rel=0.15)
+
+
+def test_a_single_frame_of_two_like_peaks_is_ambiguous_and_claims_the_window():
+    estimate, ambiguous = peak_pose(two_peaks(0.95), PRIOR)
+    assert ambiguous
+    np.testing.assert_allclose(estimate.pose.as_array()[:2], (100.0, 50.0), atol=0.01)
+    # About the better place, not their mean: half of 10 m squared.
+    assert estimate.covariance[1, 1] == pytest.approx(49.0, rel=0.05)
+    # A factor on log-likelihoods makes more of the difference.
+    assert not peak_pose(two_peaks(0.7), PRIOR, 3.0)[1] and peak_pose(two_peaks(0.7), PRIOR)[1]
 
 
 def test_yaw_bins_reach_three_sigma_within_their_limits():

@@ -5,17 +5,26 @@ import json
 
 import numpy as np
 import pytest
+from test_dense import gaussian_volume, PRIOR
 import torch
 import torch.nn.functional as F
 
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.dense import correlate, DenseConfig, turned_views
-from crossview_localizer.geometry import MapGrid
+from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.networks import load_network, read_model_config, save_network
 from training.datasets import World
 from training.dense_samples import dense_group, WINDOW_CELLS
 from training.ranks import Ranks
-from training.train_dense import beginning, DenseTrainConfig, group_loss, train
+from training.train_dense import (
+    Answer,
+    beginning,
+    DenseTrainConfig,
+    fit_sharpening,
+    fit_temperature,
+    group_loss,
+    train,
+)
 
 LOOKING_AHEAD = np.array(
     [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
@@ -128,6 +137,27 @@ def test_a_run_begins_with_earlier_weights_of_the_same_model_only(tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)  # files are half precision
     with pytest.raises(ValueError, match='expected'):
         beginning(replace(MODEL, width=12), 0, True, path)
+
+
+@pytest.mark.parametrize('wrong', [0, 6])
+def test_temperature_and_sharpening_are_those_of_the_errors(wrong):
+    """Volumes four times too wide in variance; some peaks in the wrong place altogether."""
+    rng = np.random.default_rng(0)
+    covariance = np.diag([0.6, 0.9, 0.0008])
+    found = []
+    for k in range(80):
+        mean = np.array([100.0, 50.0, 0.5])
+        truth = rng.multivariate_normal(mean, covariance)
+        if k < wrong:
+            truth[:2] += (9.0, -8.0)
+        heatmap = gaussian_volume(mean, 4.0 * covariance, PRIOR)
+        found.append(Answer(heatmap, PRIOR, Pose2D(*truth)))
+    factor, _ = fit_temperature(found)
+    sharpening = fit_sharpening(found, factor)
+    if wrong:  # one factor makes room for what is wrong; the peaks are as narrow as before
+        assert factor < 1.0 and sharpening > 2.5
+    else:
+        assert factor == pytest.approx(4.0, rel=0.2) and sharpening == pytest.approx(1.0, abs=0.25)
 
 
 def test_two_ranks_share_the_groups_of_a_step(world, tmp_path):

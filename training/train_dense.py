@@ -17,14 +17,15 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
 import torch
 from torch import nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from crossview_localizer.datatypes import CameraImage
+from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.dense import DenseConfig, DenseNetwork
-from crossview_localizer.dense_matching import DenseMatcher
+from crossview_localizer.dense_matching import DenseMatcher, peak_pose
 from crossview_localizer.geometry import Pose2D, wrap_angle
 from crossview_localizer.networks import (
     load_network,
@@ -44,6 +45,9 @@ from training.dense_samples import (
 )
 from training.ranks import ALONE, join_ranks, leave_ranks, Ranks
 from training.train import learning_rate_factor, pretrained_trunk
+
+SHARPENINGS = np.arange(1.0, 4.1, 0.25)
+WRONG_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True)
@@ -122,15 +126,21 @@ def validate(network: DenseNetwork, worlds: list[World], config: DenseTrainConfi
             'within_1_m': float((np.array(errors) < 1.0).mean()), 'images': len(errors)}
 
 
-@torch.inference_mode()
-def fit_temperature(network: DenseNetwork, worlds: list[World], count: int) -> tuple[float, float]:
-    """The temperature of least NLL, and that NLL, of single frames with a uniform prior.
+@dataclass(frozen=True)
+class Answer:
+    """One frame's score volume under a uniform prior, and where it truly was."""
 
-    Through the matcher that the node runs, on ``count`` frames of the validation worlds.
-    """
+    heatmap: Heatmap
+    prior: PoseEstimate
+    truth: Pose2D
+
+
+@torch.inference_mode()
+def answers(network: DenseNetwork, worlds: list[World], count: int) -> list[Answer]:
+    """Of ``count`` frames, through the matcher that the node runs."""
     network = network.eval()
     matcher = DenseMatcher(network)
-    volumes = []
+    found = []
     for number, world in enumerate(worlds):
         rng = np.random.default_rng([number, 3])
         blocks = dense_map(network, world)
@@ -140,32 +150,75 @@ def fit_temperature(network: DenseNetwork, worlds: list[World], count: int) -> t
             window = blocks.window(prior, PRIOR_M, matcher.margin_m)
             ground = matcher.embed(CameraImage(0, world.images[index], world.camera), 0.0)
             heatmap = matcher.match(ground, window, prior, UNIFORM)
-            row, col = heatmap.grid.row_col_from_xy(truth.x_m, truth.y_m)
-            turn_rad = wrap_angle(truth.yaw_rad - heatmap.yaws_rad[0])
-            yaw = turn_rad / (heatmap.yaws_rad[1] - heatmap.yaws_rad[0])
-            at_truth = map_coordinates(
-                heatmap.volume, [[yaw], [float(row)], [float(col)]], order=1, mode='nearest')
-            volumes.append((heatmap.volume.astype(np.float32), float(at_truth[0])))
+            heatmap = replace(heatmap, volume=heatmap.volume.astype(np.float32))
+            found.append(Answer(heatmap, prior, truth))
+    return found
+
+
+def fit_temperature(found: list[Answer]) -> tuple[float, float]:
+    """The factor on log-likelihoods of least NLL at the true poses, and that NLL."""
+    volumes = []
+    for answer in found:
+        heatmap, truth = answer.heatmap, answer.truth
+        row, col = heatmap.grid.row_col_from_xy(truth.x_m, truth.y_m)
+        turn_rad = wrap_angle(truth.yaw_rad - heatmap.yaws_rad[0])
+        yaw = turn_rad / (heatmap.yaws_rad[1] - heatmap.yaws_rad[0])
+        at_truth = map_coordinates(
+            heatmap.volume, [[yaw], [float(row)], [float(col)]], order=1, mode='nearest')
+        volumes.append((heatmap.volume, float(at_truth[0])))
 
     def nll(factor: float) -> float:
         return float(np.mean([
             logsumexp(volume * factor) - factor * at_truth for volume, at_truth in volumes]))
 
     best = minimize_scalar(lambda log: nll(math.exp(log)), bounds=(-2.5, 1.5), method='bounded')
-    return network.config.temperature / math.exp(best.x), float(best.fun)
+    return math.exp(best.x), float(best.fun)
 
 
-def finish(path: Path, worlds: list[World], count: int = 150) -> None:
-    """Fit the temperatures of the trained and of a random network; store them in ``path``."""
+def fit_sharpening(found: list[Answer], factor: float) -> float:
+    """What ``peak_pose`` is to multiply log-likelihoods with after they were scaled by ``factor``.
+
+    The most likely of SHARPENINGS, if poses err as their covariances say or, in a share of the
+    frames, lie anywhere in the window: (1 - w) N(error; 0, covariance) + w / window.  The share
+    w is the most likely one too.
+    """
+    def likelihood(sharpening: float) -> float:
+        said, anywhere = np.array([_log_densities(a, factor * sharpening) for a in found]).T
+        return max(np.logaddexp(math.log(1.0 - wrong) + said, math.log(wrong) + anywhere).sum()
+                   for wrong in WRONG_SHARES)
+
+    return float(max(tqdm(SHARPENINGS, desc='sharpening'), key=likelihood))
+
+
+def _log_densities(answer: Answer, sharpening: float) -> tuple[float, float]:
+    """Of the true pose: by what ``peak_pose`` says, and anywhere in the window."""
+    estimate, _ = peak_pose(answer.heatmap, answer.prior, sharpening)
+    pose, truth, grid = estimate.pose, answer.truth, answer.heatmap.grid
+    error = np.array([pose.x_m - truth.x_m, pose.y_m - truth.y_m,
+                      wrap_angle(pose.yaw_rad - truth.yaw_rad)])
+    yaw_step_rad = answer.heatmap.yaws_rad[1] - answer.heatmap.yaws_rad[0]
+    window = answer.heatmap.volume.size * grid.cell_m**2 * yaw_step_rad
+    return (multivariate_normal.logpdf(error, cov=estimate.covariance), -math.log(window))
+
+
+def finish(path: Path, worlds: list[World], count: int = 300) -> None:
+    """Fit what turns scores into probabilities, of the trained and of a random network.
+
+    It is stored in ``path``.
+    """
     model, provenance = read_model_config(path)
     network = load_network(path)
-    temperature, nll = fit_temperature(network, worlds, count)
-    random_temperature, random_nll = fit_temperature(
-        load_network('random_init:2', like=path), worlds, count)
-    print(f'temperature {temperature:.3f} (nll {nll:.3f}), '
-          f'of random weights {random_temperature:.3f} (nll {random_nll:.3f})')
-    network.config = replace(
-        model, temperature=temperature, random_temperature=random_temperature)
+    found = answers(network, worlds, count)
+    factor, nll = fit_temperature(found)
+    sharpening = fit_sharpening(found, factor)
+    random_factor, random_nll = fit_temperature(
+        answers(load_network('random_init:2', like=path), worlds, count))
+    model = replace(
+        model, temperature=model.temperature / factor,
+        random_temperature=model.random_temperature / random_factor, sharpening=sharpening)
+    print(f'temperature {model.temperature:.3f} (nll {nll:.3f}), sharpening {sharpening:.2f}, '
+          f'temperature of random weights {model.random_temperature:.3f} (nll {random_nll:.3f})')
+    network.config = model
     save_network(network, path, {**provenance, 'fitted nll': nll, 'random nll': random_nll})
 
 
@@ -176,7 +229,8 @@ def beginning(model: DenseConfig, seed: int, random_trunk: bool,
         network = load_network(init)
         if network.config != replace(
                 model, temperature=network.config.temperature,
-                random_temperature=network.config.random_temperature):
+                random_temperature=network.config.random_temperature,
+                sharpening=network.config.sharpening):
             raise ValueError(f'{init}: found weights of {network.config}, expected {model}')
         network.config = model
         return network
