@@ -309,7 +309,10 @@ class WorldPart:
 
 def world_part(part: str, path: Path, number: int, warp_seed: int | None, count: int | None,
                fingerprints: list[str], out: Path) -> WorldPart:
-    """Which frames of a world are judged; files of another world or weights have other names."""
+    """Which frames of a world are judged.
+
+    The files of another world, other weights or other code have other names.
+    """
     world = load_world(path)
     found = trials(world, number, part == 'synthetic', count)
     if not found:
@@ -317,6 +320,8 @@ def world_part(part: str, path: Path, number: int, warp_seed: int | None, count:
     digest = hashlib.sha256(repr((part, number, warp_seed, found, fingerprints)).encode())
     for array in (world.imagery, world.images, world.poses):
         digest.update(np.ascontiguousarray(array))
+    for source in (Path(__file__), *sorted((REPOSITORY / 'crossview_localizer').glob('*.py'))):
+        digest.update(source.read_bytes())
     done = out / f'{part}_{world.name}_{digest.hexdigest()[:10]}'
     return WorldPart(part, path, warp_seed, tuple(found), done)
 

@@ -155,7 +155,7 @@ def _legend_above(figure: Figure, axes: Axes, width_in: float) -> None:
     handles, labels = axes.get_legend_handles_labels()
     column_in = 0.55 + 0.075 * max(map(len, labels), default=0)
     columns = max(1, min(len(labels), int(width_in / column_in)))
-    figure.legend(handles, labels, loc='outside upper left', ncols=columns)
+    figure.legend(handles, labels, loc='outside upper left', ncols=columns, borderpad=0.8)
 
 
 # --- the pictures
