@@ -18,7 +18,7 @@ LAYERS = [
     ['pose_filter', 'filter_model', 'filter_start', 'gnss_trust', 'hypotheses', 'imagery',
      'route', 'embedding_map', 'trunks', 'networks', 'dense', 'matching', 'dense_matching',
      'views', 'robotcar', 'evaluation', 'diagnostics', 'image_worker', 'last_pose', 'evidence',
-     'export', 'match_trust'],
+     'export', 'match_trust', 'camera_motion'],
     ['localizer'],
     ['conversions', 'rig', 'scene_pictures'],
     # The node and every command; setup.py lists them too.

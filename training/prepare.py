@@ -32,6 +32,9 @@ class _Collector:
     def add_odometry(self, sample):
         pass
 
+    def add_course(self, course):
+        pass
+
     def process_image(self, image: CameraImage) -> CameraImage:
         return image
 
