@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.fusion_towns import elsewhere
 from crossview_localizer.config import FilterConfig, MatchConfig
-from crossview_localizer.datatypes import CameraImage, CameraModel, Heatmap, PoseEstimate
+from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.dense_matching import DenseMatcher, peak_pose
 from crossview_localizer.embedding_map import MapWindow
 from crossview_localizer.geometry import body_axes_error, MapGrid, Pose2D, wrap_angle
@@ -129,14 +129,9 @@ def small_images(world: World) -> World:
     height_px, width_px = world.images.shape[1:3]
     if (width_px, height_px) == IMAGE_PX:
         return world
-    across, down = IMAGE_PX[0] / width_px, IMAGE_PX[1] / height_px
-    c = world.camera
-    camera = CameraModel(
-        *IMAGE_PX, c.fx_px * across, c.fy_px * down, (c.cx_px + 0.5) * across - 0.5,
-        (c.cy_px + 0.5) * down - 0.5, c.base_from_camera, c.height_m)
     images = np.stack([cv2.resize(x, IMAGE_PX, interpolation=cv2.INTER_AREA)
                        for x in world.images])
-    return replace(world, images=images, camera=camera)
+    return replace(world, images=images, camera=world.camera.resized(*IMAGE_PX))
 
 
 def warped(world: World, seed: int) -> np.ndarray:

@@ -62,7 +62,7 @@ class CameraMotion:
 
     def add(self, image: CameraImage) -> None:
         gray, camera = reduced(cv2.cvtColor(image.rgb, cv2.COLOR_RGB2GRAY), image.camera)
-        if self._last is not None:
+        if self._last is not None and self._last[1].shape == gray.shape:
             stamp_ns, before = self._last
             motion = (self._odometry.pose_at(stamp_ns).inverse()
                       @ self._odometry.pose_at(image.stamp_ns))
@@ -127,14 +127,10 @@ def _values(pitches_rad: np.ndarray, likeness: np.ndarray, height_m: float) -> n
 
 def reduced(gray: np.ndarray, camera: CameraModel) -> tuple[np.ndarray, CameraModel]:
     """An image no wider than WIDTH_PX, and its camera."""
-    share = WIDTH_PX / camera.width_px
-    if share >= 1.0:
+    if camera.width_px <= WIDTH_PX:
         return gray, camera
-    size = WIDTH_PX, round(camera.height_px * share)
-    down = size[1] / camera.height_px
-    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA), CameraModel(
-        *size, camera.fx_px * share, camera.fy_px * down, (camera.cx_px + 0.5) * share - 0.5,
-        (camera.cy_px + 0.5) * down - 0.5, camera.base_from_camera, camera.height_m)
+    size = WIDTH_PX, round(camera.height_px * WIDTH_PX / camera.width_px)
+    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA), camera.resized(*size)
 
 
 def camera_motion(before: np.ndarray, after: np.ndarray, camera: CameraModel,

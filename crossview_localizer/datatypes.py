@@ -42,6 +42,14 @@ class CameraModel:
     base_from_camera: np.ndarray
     height_m: float
 
+    def resized(self, width_px: int, height_px: int) -> 'CameraModel':
+        """The camera of its images resized: the centre of column u is u, its left edge u - 0.5."""
+        across, down = width_px / self.width_px, height_px / self.height_px
+        return CameraModel(
+            width_px, height_px, self.fx_px * across, self.fy_px * down,
+            (self.cx_px + 0.5) * across - 0.5, (self.cy_px + 0.5) * down - 0.5,
+            self.base_from_camera, self.height_m)
+
 
 @dataclass(frozen=True)
 class CameraImage:

@@ -64,22 +64,15 @@ def panorama_view(rgb: np.ndarray, yaw_rad: float) -> np.ndarray:
 
 def sampling_image(rgb: np.ndarray, camera: CameraModel) -> tuple[np.ndarray, CameraModel]:
     """Bring a frame to SAMPLING_WIDTH_PX, so that every camera's bird's-eye view is as sharp."""
-    scale = SAMPLING_WIDTH_PX / camera.width_px
-    height_px = round(camera.height_px * scale)
-    size_px = (SAMPLING_WIDTH_PX, height_px)
-    return cv2.resize(rgb, size_px, interpolation=cv2.INTER_AREA), sampling_camera(camera)
+    small = sampling_camera(camera)
+    size_px = small.width_px, small.height_px
+    return cv2.resize(rgb, size_px, interpolation=cv2.INTER_AREA), small
 
 
 def sampling_camera(camera: CameraModel) -> CameraModel:
     """The camera of a frame that ``sampling_image`` has resized."""
-    scale = SAMPLING_WIDTH_PX / camera.width_px
-    return CameraModel(
-        SAMPLING_WIDTH_PX, round(camera.height_px * scale), camera.fx_px * scale,
-        camera.fy_px * scale,
-        # The pixel centre of column u is u, its left edge u - 0.5.
-        (camera.cx_px + 0.5) * scale - 0.5, (camera.cy_px + 0.5) * scale - 0.5,
-        camera.base_from_camera, camera.height_m,
-    )
+    return camera.resized(
+        SAMPLING_WIDTH_PX, round(camera.height_px * SAMPLING_WIDTH_PX / camera.width_px))
 
 
 def halved(rgb: np.ndarray, width_px: int) -> np.ndarray:
