@@ -43,6 +43,7 @@ setup(
             'viewer_bag = crossview_localizer.viewer_bag:main',
             'scene = crossview_localizer.scene:main',
             'doctor = crossview_localizer.doctor:main',
+            'wheel_odometry = crossview_localizer.wheel_odometry:main',
             'calibrate_camera = crossview_localizer.calibrate_camera:main',
         ],
     },

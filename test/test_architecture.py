@@ -18,17 +18,17 @@ LAYERS = [
     ['pose_filter', 'filter_model', 'filter_start', 'gnss_trust', 'hypotheses', 'imagery',
      'route', 'embedding_map', 'trunks', 'networks', 'dense', 'matching', 'dense_matching',
      'views', 'robotcar', 'evaluation', 'diagnostics', 'image_worker', 'last_pose', 'evidence',
-     'export', 'match_trust', 'camera_motion'],
+     'export', 'match_trust', 'camera_motion', 'dead_reckoning'],
     ['localizer'],
     ['conversions', 'rig', 'scene_pictures'],
     # The node and every command; setup.py lists them too.
     ['node', 'replay', 'robotcar_to_bag', 'build_map', 'play_bag', 'record_bag', 'report',
      'doctor', 'scene', 'scene_messages', 'recorded_run', 'report_figures', 'report_page',
-     'overlay', 'calibrate_camera', 'viewer_bag'],
+     'overlay', 'calibrate_camera', 'viewer_bag', 'wheel_odometry'],
 ]
 ROS_MODULES = {
     'conversions', 'node', 'replay', 'robotcar_to_bag', 'play_bag', 'record_bag', 'report',
-    'doctor', 'scene', 'scene_messages', 'viewer_bag',
+    'doctor', 'scene', 'scene_messages', 'viewer_bag', 'wheel_odometry',
 }
 TORCH_MODULES = {'trunks', 'networks', 'dense', 'dense_matching', 'embedding_map', 'matching',
                  'build_map', 'export', 'evidence'}

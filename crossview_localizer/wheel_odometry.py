@@ -1,0 +1,132 @@
+"""A node that makes odometry of wheel speeds and an IMU's yaw rate (``dead_reckoning``)."""
+
+import argparse
+import sys
+
+from geometry_msgs.msg import TwistStamped, TwistWithCovarianceStamped
+from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import ParameterDescriptor
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Imu
+from tf2_msgs.msg import TFMessage
+
+from crossview_localizer import conversions
+from crossview_localizer.dead_reckoning import DeadReckoner
+from crossview_localizer.interrupts import stop_on_interrupt
+
+TWISTS = {'TwistStamped': TwistStamped, 'TwistWithCovarianceStamped': TwistWithCovarianceStamped}
+# Name -> default and description.
+PARAMETERS = {
+    'twist_type': ('TwistWithCovarianceStamped', 'message on twist, in geometry_msgs: '
+                   + ' or '.join(sorted(TWISTS))),
+    'use_imu': (True, "the yaw rate of imu; false: that of twist's angular.z"),
+    'imu_is_upside_down': (False, "the imu's z axis points down (it must be vertical)"),
+    'odom_frame': ('odom', 'frame_id of the odometry'),
+    'base_frame': ('base_link', "the vehicle's frame: whose velocity twist is"),
+    'publish_tf': (True, 'also odom_frame to base_frame on /tf'),
+    'reliability': ('best_effort', 'QoS of the subscriptions: best_effort or reliable'),
+}
+
+
+class WheelOdometryNode(Node):
+    """Publishes ``odometry`` for each message on ``twist``."""
+
+    def __init__(self, **kwargs):
+        super().__init__('wheel_odometry', **kwargs)
+        for name, (default, description) in PARAMETERS.items():
+            self.declare_parameter(name, default, ParameterDescriptor(
+                description=description, read_only=True))
+        own = {name: self.get_parameter(name).value for name in PARAMETERS}
+        policies = {'best_effort': ReliabilityPolicy.BEST_EFFORT,
+                    'reliable': ReliabilityPolicy.RELIABLE}
+        for name, allowed in (('twist_type', TWISTS), ('reliability', policies)):
+            if own[name] not in allowed:
+                raise ValueError(f'{name} {own[name]!r}; expected {" or ".join(sorted(allowed))}')
+        self._odom_frame, self._base_frame = own['odom_frame'], own['base_frame']
+        self._use_imu, self._upwards = own['use_imu'], -1.0 if own['imu_is_upside_down'] else 1.0
+        self._reckoner = DeadReckoner()
+        self._odometry = self.create_publisher(Odometry, 'odometry', 100)
+        self._tf = self.create_publisher(TFMessage, '/tf', 100) if own['publish_tf'] else None
+        qos = QoSProfile(depth=1000, reliability=policies[own['reliability']])
+        if self._use_imu:
+            self.create_subscription(Imu, 'imu', self._on_imu, qos)
+        self.create_subscription(TWISTS[own['twist_type']], 'twist', self._on_twist, qos)
+
+    def _on_imu(self, msg: Imu) -> None:
+        try:
+            self._reckoner.add_yaw_rate(
+                conversions.stamp_ns_from_msg(msg.header.stamp),
+                self._upwards * msg.angular_velocity.z)
+        except ValueError as error:
+            self._refuse('imu', error)
+
+    def _on_twist(self, msg) -> None:
+        if msg.header.frame_id.lstrip('/') not in ('', self._base_frame):
+            self._refuse('twist', f'frame_id is {msg.header.frame_id!r}; expected '
+                         f'{self._base_frame!r} (parameter base_frame)')
+            return
+        twist = getattr(msg.twist, 'twist', msg.twist)
+        stamp_ns = conversions.stamp_ns_from_msg(msg.header.stamp)
+        try:
+            sample = self._reckoner.add_speed(
+                stamp_ns, twist.linear.x, twist.linear.y,
+                None if self._use_imu else twist.angular.z)
+        except ValueError as error:
+            self._refuse('twist', error)
+            return
+        odom = Odometry()
+        transform = conversions.transform_msg_from_pose(
+            sample.odom_from_base, stamp_ns, self._odom_frame, self._base_frame)
+        odom.header, odom.child_frame_id = transform.header, self._base_frame
+        odom.pose.pose.position.x = sample.odom_from_base.x_m
+        odom.pose.pose.position.y = sample.odom_from_base.y_m
+        odom.pose.pose.orientation = transform.transform.rotation
+        odom.twist.twist = twist
+        self._odometry.publish(odom)
+        if self._tf is not None:
+            self._tf.publish(TFMessage(transforms=[transform]))
+
+    def _refuse(self, topic: str, reason) -> None:
+        self.get_logger().warning(
+            f'{self.resolve_topic_name(topic)} is refused: {reason}', throttle_duration_sec=5.0)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Publish until SIGINT or SIGTERM."""
+    stop = stop_on_interrupt()
+    parser = argparse.ArgumentParser(
+        prog='wheel_odometry',
+        description='Make odometry of wheel speeds (twist, of base_link) and the yaw rate of an '
+        'IMU (imu). Parameters: ' + '; '.join(
+            f'{name} ({default}): {text}' for name, (default, text) in PARAMETERS.items()) + '.',
+        epilog='example: ros2 run crossview_localizer wheel_odometry --ros-args '
+        '-r twist:=/vehicle/velocity -r imu:=/imu/data')
+    parser.add_argument('--ros-args', nargs=argparse.REMAINDER, help='arguments of ROS 2')
+    parser.parse_args(args)
+
+    rclpy.init(args=sys.argv[:1] + args if args is not None else None,
+               signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = WheelOdometryNode()
+    except ValueError as error:
+        print(f'wheel_odometry: {error}', file=sys.stderr)
+        rclpy.try_shutdown()
+        return 2
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while not stop.is_set():
+        try:
+            executor.spin_once(timeout_sec=0.2)
+        except ExternalShutdownException:
+            break
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
