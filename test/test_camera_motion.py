@@ -1,5 +1,6 @@
 """A camera's pitch and height from two images: of a street whose camera is known."""
 
+from functools import cache
 import math
 
 import cv2
@@ -16,11 +17,16 @@ TOLD = np.array(
 CAMERA = CameraModel(320, 240, 250.0, 250.0, 159.5, 109.5, TOLD, 1.5)
 
 
+@cache
+def textures() -> list[np.ndarray]:
+    """Of road and walls, 30 pixels a metre."""
+    rng = np.random.default_rng(4)
+    return [cv2.GaussianBlur(rng.uniform(0, 255, (600, 2400)).astype(np.float32), (0, 0), 4.0)
+            for _ in range(3)]
+
+
 def street(x_m: float, yaw_rad: float, height_m: float, pitch_rad: float) -> np.ndarray:
     """The image (H, W, 3) of a camera between two walls 6 m to each side; nose down by pitch."""
-    rng = np.random.default_rng(4)
-    textures = [cv2.GaussianBlur(rng.uniform(0, 255, (600, 2400)).astype(np.float32), (0, 0), 4.0)
-                for _ in range(3)]
     v, u = np.mgrid[:CAMERA.height_px, :CAMERA.width_px]
     rays = np.stack(((u - CAMERA.cx_px) / CAMERA.fx_px, (v - CAMERA.cy_px) / CAMERA.fy_px,
                      np.ones_like(u)), -1) @ TOLD[:3, :3].T
@@ -37,7 +43,7 @@ def street(x_m: float, yaw_rad: float, height_m: float, pitch_rad: float) -> np.
     along = 30.0 * (points[..., 0] + x_m + 2.0)
     across = np.where(surface == 0, points[..., 1], points[..., 2]) * 30.0 + 300.0
     image = np.full(surface.shape, 127.0, np.float32)
-    for k, texture in enumerate(textures):
+    for k, texture in enumerate(textures()):
         seen = cv2.remap(texture, along.astype(np.float32), across.astype(np.float32),
                          cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
         # What is far is grey, as its texture is finer than a pixel.
