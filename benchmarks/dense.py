@@ -114,7 +114,8 @@ class Scene:
         return matcher.match(ground, window, prior, config)
 
     def single_frame(self, name: str, heatmap: Heatmap, prior: PoseEstimate):
-        return peak_pose(heatmap, prior, self.matchers[name].network.config.sharpening)
+        model = self.matchers[name].network.config
+        return peak_pose(heatmap, prior, model.sharpening, model.min_mass)
 
     def tile_answer(self, network, image: CameraImage, prior: PoseEstimate, config: MatchConfig):
         """The paper's matcher on tiles TILE_STEP_PX apart, its trunk run once a shift."""

@@ -54,7 +54,8 @@ class DenseConfig:
     margin_px: int = 64
     temperature: float = 1.0        # log-likelihood = score / temperature
     random_temperature: float = 1.0  # the same, fitted for the random-init control
-    sharpening: float = 1.0         # log-likelihoods times this give a single frame's pose
+    sharpening: float = 1.0         # log-likelihoods times this give a single frame's pose,
+    min_mass: float = 0.5           # ambiguous with less of the probability about its best place
 
     @property
     def cell_m(self) -> float:

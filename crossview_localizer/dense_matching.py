@@ -1,6 +1,7 @@
 """The dense matcher: a bird's-eye view against the descriptor raster, over place and heading."""
 
 import copy
+from dataclasses import dataclass
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from crossview_localizer.matching import edge_mass, likelihood_site
 from crossview_localizer.trunks import normalised
 
 YAW_REFINE = 4        # steps per yaw bin to which the scores are interpolated
+PEAK_RADIUS_M = 3.0   # of what belongs to a single frame's best place
 SEARCH_POOL = 4       # raster cells a side that the search for a pose averages
 
 
@@ -269,12 +271,32 @@ def _log_sum(volume: np.ndarray) -> np.ndarray:
     return total - np.log(np.exp(total).sum())
 
 
+@dataclass(frozen=True)
+class Peak:
+    """The best place of a heat map: its element, what lies about it (R, C), and how much."""
+
+    row: int
+    col: int
+    near: np.ndarray
+    mass: float
+
+
+def peak_of(heatmap: Heatmap, sharpening: float = 1.0) -> Peak:
+    """The highest place, summed over yaw, and the probability within PEAK_RADIUS_M of it."""
+    volume = heatmap.log_probability[None] if heatmap.volume is None else heatmap.volume
+    places = np.exp(sharpening * (volume - volume.max())).sum(0)                 # (R, C)
+    x_m, y_m = heatmap.grid.cell_centres()
+    row, col = np.unravel_index(int(places.argmax()), places.shape)
+    near = np.hypot(x_m - x_m[col], (y_m - y_m[row])[:, None]) <= PEAK_RADIUS_M
+    return Peak(int(row), int(col), near, float(places[near].sum() / places.sum()))
+
+
 def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
-              radius_m: float = 3.0, min_mass: float = 0.6) -> tuple[PoseEstimate, bool]:
+              min_mass: float = 0.5) -> tuple[PoseEstimate, bool]:
     """What one frame says by itself: its best place and heading, and whether it is ambiguous.
 
-    Mean and covariance of the probability within ``radius_m`` of the highest place; where that is
-    less than ``min_mass`` of all the answer is ambiguous: the covariance is the whole window's.
+    Mean and covariance of the probability about the highest place; where that is less than
+    ``min_mass`` of all the answer is ambiguous: the covariance is the whole window's.
     Log-probabilities are multiplied by ``sharpening`` first: the temperature of least surprise at
     the true pose makes room for the frames that are wrong, and the others' peaks too wide.
     A heat map without headings takes the prior's.  For single frames; the filter takes
@@ -287,14 +309,12 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
         yaws_rad, volume = finer_yaws(heatmap.yaws_rad, heatmap.volume, YAW_REFINE)
         yaw_variance = (yaws_rad[1] - yaws_rad[0]) ** 2 / 12.0
     weight = np.exp(sharpening * (volume - volume.max()))                       # (K, R, C)
-    places = weight.sum(0)
     x_m, y_m = heatmap.grid.cell_centres()
-    row, col = np.unravel_index(int(places.argmax()), places.shape)
-    near = np.hypot(x_m - x_m[col], (y_m - y_m[row])[:, None]) <= radius_m       # (R, C)
-    ambiguous = bool(places[near].sum() < min_mass * places.sum())
+    peak = peak_of(heatmap, sharpening)
+    row, col, ambiguous = peak.row, peak.col, peak.mass < min_mass
     if not ambiguous:
-        rows, cols = near.any(1), near.any(0)
-        weight = (weight * near)[:, rows][:, :, cols]
+        rows, cols = peak.near.any(1), peak.near.any(0)
+        weight = (weight * peak.near)[:, rows][:, :, cols]
         x_m, y_m, row, col = x_m[cols], y_m[rows], row - rows.argmax(), col - cols.argmax()
     weight /= weight.sum()
     cell_variance = heatmap.grid.cell_m ** 2 / 12.0

@@ -239,13 +239,14 @@ def test_a_single_frame_takes_the_shape_of_its_best_peak_alone(sharpening):
 
 
 def test_a_single_frame_of_two_like_peaks_is_ambiguous_and_claims_the_window():
-    estimate, ambiguous = peak_pose(two_peaks(0.95), PRIOR)
+    estimate, ambiguous = peak_pose(two_peaks(0.95), PRIOR, 1.0, 0.6)
     assert ambiguous
     np.testing.assert_allclose(estimate.pose.as_array()[:2], (100.0, 50.0), atol=0.01)
     # About the better place, not their mean: half of 10 m squared.
     assert estimate.covariance[1, 1] == pytest.approx(49.0, rel=0.05)
     # A factor on log-likelihoods makes more of the difference.
-    assert not peak_pose(two_peaks(0.7), PRIOR, 3.0)[1] and peak_pose(two_peaks(0.7), PRIOR)[1]
+    assert peak_pose(two_peaks(0.7), PRIOR, 1.0, 0.6)[1]
+    assert not peak_pose(two_peaks(0.7), PRIOR, 3.0, 0.6)[1]
 
 
 def test_yaw_bins_reach_three_sigma_within_their_limits():

@@ -20,7 +20,7 @@ from training.train_dense import (
     Answer,
     beginning,
     DenseTrainConfig,
-    fit_sharpening,
+    fit_peaks,
     fit_temperature,
     group_loss,
     train,
@@ -153,7 +153,8 @@ def test_temperature_and_sharpening_are_those_of_the_errors(wrong):
         heatmap = gaussian_volume(mean, 4.0 * covariance, PRIOR)
         found.append(Answer(heatmap, PRIOR, Pose2D(*truth)))
     factor, _ = fit_temperature(found)
-    sharpening = fit_sharpening(found, factor)
+    sharpening, min_mass = fit_peaks(found, factor)
+    assert 0.5 < min_mass <= 1.0
     if wrong:  # one factor makes room for what is wrong; the peaks are as narrow as before
         assert factor < 1.0 and sharpening > 2.5
     else:

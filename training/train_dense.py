@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.dense import DenseConfig, DenseNetwork
-from crossview_localizer.dense_matching import DenseMatcher, peak_pose
+from crossview_localizer.dense_matching import DenseMatcher, peak_of, peak_pose
 from crossview_localizer.geometry import Pose2D, wrap_angle
 from crossview_localizer.networks import (
     load_network,
@@ -48,6 +48,7 @@ from training.train import learning_rate_factor, pretrained_trunk
 
 SHARPENINGS = np.arange(1.0, 4.1, 0.25)
 WRONG_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
+AMBIGUOUS = 0.09  # of the validation frames; other towns shall have no more than a tenth
 
 
 @dataclass(frozen=True)
@@ -175,24 +176,31 @@ def fit_temperature(found: list[Answer]) -> tuple[float, float]:
     return math.exp(best.x), float(best.fun)
 
 
-def fit_sharpening(found: list[Answer], factor: float) -> float:
-    """What ``peak_pose`` is to multiply log-likelihoods with after they were scaled by ``factor``.
+def fit_peaks(found: list[Answer], factor: float) -> tuple[float, float]:
+    """``peak_pose``'s sharpening, on top of a ``factor`` on log-likelihoods, and its min_mass.
 
     The most likely of SHARPENINGS, if poses err as their covariances say or, in a share of the
     frames, lie anywhere in the window: (1 - w) N(error; 0, covariance) + w / window.  The share
-    w is the most likely one too.
+    w is the most likely one too.  With each the mass is such that a share AMBIGUOUS has less.
     """
+    def min_mass(sharpening: float) -> float:
+        masses = [peak_of(answer.heatmap, factor * sharpening).mass for answer in found]
+        return float(np.quantile(masses, AMBIGUOUS))
+
     def likelihood(sharpening: float) -> float:
-        said, anywhere = np.array([_log_densities(a, factor * sharpening) for a in found]).T
+        mass = min_mass(sharpening)
+        said, anywhere = np.array([
+            _log_densities(answer, factor * sharpening, mass) for answer in found]).T
         return max(np.logaddexp(math.log(1.0 - wrong) + said, math.log(wrong) + anywhere).sum()
                    for wrong in WRONG_SHARES)
 
-    return float(max(tqdm(SHARPENINGS, desc='sharpening'), key=likelihood))
+    best = float(max(tqdm(SHARPENINGS, desc='sharpening'), key=likelihood))
+    return best, min_mass(best)
 
 
-def _log_densities(answer: Answer, sharpening: float) -> tuple[float, float]:
+def _log_densities(answer: Answer, sharpening: float, min_mass: float) -> tuple[float, float]:
     """Of the true pose: by what ``peak_pose`` says, and anywhere in the window."""
-    estimate, _ = peak_pose(answer.heatmap, answer.prior, sharpening)
+    estimate, _ = peak_pose(answer.heatmap, answer.prior, sharpening, min_mass)
     pose, truth, grid = estimate.pose, answer.truth, answer.heatmap.grid
     error = np.array([pose.x_m - truth.x_m, pose.y_m - truth.y_m,
                       wrap_angle(pose.yaw_rad - truth.yaw_rad)])
@@ -210,14 +218,16 @@ def finish(path: Path, worlds: list[World], count: int = 300) -> None:
     network = load_network(path)
     found = answers(network, worlds, count)
     factor, nll = fit_temperature(found)
-    sharpening = fit_sharpening(found, factor)
+    sharpening, min_mass = fit_peaks(found, factor)
     random_factor, random_nll = fit_temperature(
         answers(load_network('random_init:2', like=path), worlds, count))
     model = replace(
         model, temperature=model.temperature / factor,
-        random_temperature=model.random_temperature / random_factor, sharpening=sharpening)
+        random_temperature=model.random_temperature / random_factor, sharpening=sharpening,
+        min_mass=min_mass)
     print(f'temperature {model.temperature:.3f} (nll {nll:.3f}), sharpening {sharpening:.2f}, '
-          f'temperature of random weights {model.random_temperature:.3f} (nll {random_nll:.3f})')
+          f'min_mass {min_mass:.3f}, temperature of random weights {model.random_temperature:.3f} '
+          f'(nll {random_nll:.3f})')
     network.config = model
     save_network(network, path, {**provenance, 'fitted nll': nll, 'random nll': random_nll})
 
@@ -230,7 +240,7 @@ def beginning(model: DenseConfig, seed: int, random_trunk: bool,
         if network.config != replace(
                 model, temperature=network.config.temperature,
                 random_temperature=network.config.random_temperature,
-                sharpening=network.config.sharpening):
+                sharpening=network.config.sharpening, min_mass=network.config.min_mass):
             raise ValueError(f'{init}: found weights of {network.config}, expected {model}')
         network.config = model
         return network
