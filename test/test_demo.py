@@ -263,3 +263,17 @@ def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tm
     # 30 m apart, the images 3 to 6 of ten have none that is 200 m away.
     assert sum(level % 20 == 10 for level in levels) == (4 if apart_m == 30.0 else 0)
     assert ('for 4 the drive has none' in note) == (apart_m == 30.0)
+
+
+def test_runs_at_once_never_share_a_domain(tmp_path, monkeypatch):
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    taken = [demo.lone_domain() for _ in range(101)]
+    assert {domain for domain, _ in taken} == set(range(1, 102))
+    with pytest.raises(demo.DemoError, match='taken by other demos'):
+        demo.lone_domain()
+    domain, file = taken[40]
+    file.close()
+    again, last = demo.lone_domain()
+    assert again == domain
+    for _, held in (*taken, (0, last)):
+        held.close()

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from typing import TextIO
 
 import numpy as np
 
@@ -120,6 +123,25 @@ def loopback_profile() -> dict[str, str]:
     return dict.fromkeys(names, str(REPOSITORY / 'config/fastdds_loopback.xml'))
 
 
+def lone_domain() -> tuple[int, TextIO]:
+    """A ROS domain at random that no other run of this machine has, and the file that says so.
+
+    It is taken until the file is closed.  Two runs in one domain hear each other's sensors.
+    """
+    for domain in random.SystemRandom().sample(range(1, 102), 101):
+        try:
+            file = open(Path(tempfile.gettempdir()) / f'crossview_domain_{domain}.lock', 'w')
+        except OSError:  # another user's
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            continue
+        return domain, file
+    raise DemoError('all ROS domains from 1 to 101 are taken by other demos; wait for one to end')
+
+
 @dataclass
 class RosRun:
     """Node, recorder and player in a ROS domain of their own; a context that ends them all."""
@@ -130,9 +152,10 @@ class RosRun:
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def __post_init__(self):
+        domain, self._domain_file = lone_domain()
         self.environment = {
             **os.environ,
-            'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 101)),
+            'ROS_DOMAIN_ID': str(domain),
             'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
             **loopback_profile(),
             'OMP_NUM_THREADS': '1',
@@ -152,6 +175,7 @@ class RosRun:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        self._domain_file.close()
 
     def log(self, role: str) -> Path:
         return self.logs / f'{self.name}_{role}.log'
