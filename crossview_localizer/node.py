@@ -31,16 +31,13 @@ from rcl_interfaces.msg import (
     ParameterDescriptor,
     SetParametersResult,
 )
-import rclpy
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
@@ -61,9 +58,9 @@ from crossview_localizer.datatypes import (
 from crossview_localizer.diagnostics import InputMonitor, Latency, Level, pose_status, Status
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.image_worker import ImageWorker
-from crossview_localizer.interrupts import stop_on_interrupt
 from crossview_localizer.last_pose import LastPose, load_last_pose
 from crossview_localizer.localizer import load_localizer, Localizer
+from crossview_localizer.node_process import qos_profile, run_node
 from crossview_localizer.rig import BlindImage, SensorRig, UnknownCalibration
 
 # Parameters that rclpy itself reads.
@@ -367,8 +364,8 @@ class LocalizerNode(LifecycleNode):
         """Subscribe; the executor serves what is ready in this order, GNSS before odometry."""
         config = self._node_config
         # Ten seconds of odometry at 100 Hz: a machine that is busy for that long loses none.
-        sensor_qos = _qos(config.sensor_reliability, 1000)
-        image_qos = _qos(config.image_reliability, 5)
+        sensor_qos = qos_profile(config.sensor_reliability, 1000)
+        image_qos = qos_profile(config.image_reliability, 5)
         static_qos = QoSProfile(
             depth=100, reliability=ReliabilityPolicy.RELIABLE,
             durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -380,7 +377,7 @@ class LocalizerNode(LifecycleNode):
 
         subscribe(TFMessage, '/tf_static', self._on_static_transforms, static_qos)
         subscribe(CameraInfo, 'camera_info', self._on_camera_info,
-                  _qos(config.sensor_reliability, 10))
+                  qos_profile(config.sensor_reliability, 10))
         subscribe(NavSatFix, 'gnss', self._on_gnss, sensor_qos)
         subscribe(
             TwistStamped if config.gnss_velocity_type == 'TwistStamped'
@@ -1046,12 +1043,6 @@ def _descriptor(value, meta: dict) -> ParameterDescriptor:
     return descriptor
 
 
-def _qos(reliability: str, depth: int) -> QoSProfile:
-    policies = {
-        'best_effort': ReliabilityPolicy.BEST_EFFORT, 'reliable': ReliabilityPolicy.RELIABLE}
-    return QoSProfile(depth=depth, reliability=policies[reliability])
-
-
 def _overridable() -> QoSOverridingOptions:
     """History, depth and reliability can be set by the parameters ``qos_overrides.TOPIC...``."""
     return QoSOverridingOptions.with_default_policies()
@@ -1072,44 +1063,19 @@ def shipped_weights() -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; both may come again while it ends."""
-    parser = argparse.ArgumentParser(
+    def started_node() -> LocalizerNode:
+        node = LocalizerNode()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        node.autostart()
+        return node
+
+    return run_node(argparse.ArgumentParser(
+        prog='localizer_node',
         description='Localize a vehicle by matching its camera with satellite embeddings.',
         epilog='example: ros2 run crossview_localizer localizer_node --ros-args '
-        '--params-file robotcar.yaml -p map_path:=oxford.map -r image:=/camera/image')
-    parser.add_argument('--ros-args', nargs=argparse.REMAINDER, help='arguments of ROS 2')
-    parser.parse_args(args)
-
-    # A flag and nothing else: an interrupt never becomes an exception in the middle of things.
-    stop = stop_on_interrupt()
-    rclpy.init(args=sys.argv[:1] + args if args is not None else None,
-               signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = LocalizerNode()
-    except ValueError as error:
-        print(f'localizer_node: {error}', file=sys.stderr)
-        rclpy.shutdown()
-        return 2
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        node.autostart()
-        while not stop.is_set():
-            _spin_once(executor, node)
-    except ExternalShutdownException:
-        pass
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 0
-
-
-def _spin_once(executor: SingleThreadedExecutor, node: LocalizerNode) -> None:
-    try:
-        executor.spin_once(timeout_sec=0.2)
-    except ExternalShutdownException:
-        raise
-    except Exception as error:  # a fault in one callback must not end the localization
-        node.report_failure(error)
+        '--params-file robotcar.yaml -p map_path:=oxford.map -r image:=/camera/image'),
+        # A fault in one callback must not end the localization.
+        args, started_node, LocalizerNode.report_failure)
 
 
 if __name__ == '__main__':

@@ -13,20 +13,17 @@ import time
 from geographic_msgs.msg import GeoPoseStamped, GeoPoseWithCovarianceStamped
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import OccupancyGrid, Odometry, Path
-import rclpy
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
 from crossview_localizer import conversions, scene_messages, scene_pictures
 from crossview_localizer.geometry import LocalFrame
-from crossview_localizer.interrupts import stop_on_interrupt
 from crossview_localizer.node import configs_from_parameters, ROS_PARAMETERS
+from crossview_localizer.node_process import run_node
 from crossview_localizer.rig import SensorRig
 
 OWN_PARAMETERS = {'publish_odom_tf': False, 'picture_hz': 5.0, 'heatmap_picture': False}
@@ -313,8 +310,7 @@ def frame_with(latlon_deg: tuple[float, float], xy_m: tuple[float, float]) -> Lo
 
 def main(args: list[str] | None = None) -> int:
     """Publish the scene until SIGINT or SIGTERM."""
-    stop = stop_on_interrupt()
-    parser = argparse.ArgumentParser(
+    return run_node(argparse.ArgumentParser(
         prog='scene',
         description='Publish what config/robotcar.rviz shows: satellite image, heat map, '
         'ellipses, match and alternatives, paths, camera pictures. It takes the parameters and '
@@ -322,30 +318,15 @@ def main(args: list[str] | None = None) -> int:
         'where nobody else publishes it), heatmap_picture (the heat map over the satellite image '
         'as a live picture) and picture_hz.',
         epilog='example: ros2 run crossview_localizer scene --ros-args --params-file '
-        'robotcar.yaml -p map_path:=oxford.map -r image:=/camera/image -r gnss:=/gnss/fix')
-    parser.add_argument('--ros-args', nargs=argparse.REMAINDER, help='arguments of ROS 2')
-    parser.parse_args(args)
+        'robotcar.yaml -p map_path:=oxford.map -r image:=/camera/image -r gnss:=/gnss/fix'),
+        args, SceneNode, _report)
 
-    rclpy.init(args=sys.argv[:1] + args if args is not None else None,
-               signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = SceneNode()
-    except (ValueError, OSError) as error:
-        print(f'scene: {error}', file=sys.stderr)
-        rclpy.try_shutdown()
-        return 2
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    while not stop.is_set():
-        try:
-            executor.spin_once(timeout_sec=0.2)
-        except ExternalShutdownException:
-            break
-        except ValueError as error:  # a message that makes no sense must not end the picture
-            node.get_logger().error(str(error), throttle_duration_sec=10.0)
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 0
+
+def _report(node: SceneNode, error: Exception) -> None:
+    """A message that makes no sense must not end the picture."""
+    if not isinstance(error, ValueError):
+        raise error
+    node.get_logger().error(str(error), throttle_duration_sec=10.0)
 
 
 if __name__ == '__main__':

@@ -6,17 +6,13 @@ import sys
 from geometry_msgs.msg import TwistStamped, TwistWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import ParameterDescriptor
-import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Imu
 from tf2_msgs.msg import TFMessage
 
 from crossview_localizer import conversions
 from crossview_localizer.dead_reckoning import DeadReckoner
-from crossview_localizer.interrupts import stop_on_interrupt
+from crossview_localizer.node_process import qos_profile, run_node
 
 TWISTS = {'TwistStamped': TwistStamped, 'TwistWithCovarianceStamped': TwistWithCovarianceStamped}
 # Name -> default and description.
@@ -41,17 +37,15 @@ class WheelOdometryNode(Node):
             self.declare_parameter(name, default, ParameterDescriptor(
                 description=description, read_only=True))
         own = {name: self.get_parameter(name).value for name in PARAMETERS}
-        policies = {'best_effort': ReliabilityPolicy.BEST_EFFORT,
-                    'reliable': ReliabilityPolicy.RELIABLE}
-        for name, allowed in (('twist_type', TWISTS), ('reliability', policies)):
-            if own[name] not in allowed:
-                raise ValueError(f'{name} {own[name]!r}; expected {" or ".join(sorted(allowed))}')
+        if own['twist_type'] not in TWISTS:
+            raise ValueError(
+                f'twist_type {own["twist_type"]!r}; expected {" or ".join(sorted(TWISTS))}')
+        qos = qos_profile(own['reliability'], 1000)
         self._odom_frame, self._base_frame = own['odom_frame'], own['base_frame']
         self._use_imu, self._upwards = own['use_imu'], -1.0 if own['imu_is_upside_down'] else 1.0
         self._reckoner = DeadReckoner()
         self._odometry = self.create_publisher(Odometry, 'odometry', 100)
         self._tf = self.create_publisher(TFMessage, '/tf', 100) if own['publish_tf'] else None
-        qos = QoSProfile(depth=1000, reliability=policies[own['reliability']])
         if self._use_imu:
             self.create_subscription(Imu, 'imu', self._on_imu, qos)
         self.create_subscription(TWISTS[own['twist_type']], 'twist', self._on_twist, qos)
@@ -97,35 +91,14 @@ class WheelOdometryNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Publish until SIGINT or SIGTERM."""
-    stop = stop_on_interrupt()
-    parser = argparse.ArgumentParser(
+    return run_node(argparse.ArgumentParser(
         prog='wheel_odometry',
         description='Make odometry of wheel speeds (twist, of base_link) and the yaw rate of an '
         'IMU (imu). Parameters: ' + '; '.join(
             f'{name} ({default}): {text}' for name, (default, text) in PARAMETERS.items()) + '.',
         epilog='example: ros2 run crossview_localizer wheel_odometry --ros-args '
-        '-r twist:=/vehicle/velocity -r imu:=/imu/data')
-    parser.add_argument('--ros-args', nargs=argparse.REMAINDER, help='arguments of ROS 2')
-    parser.parse_args(args)
-
-    rclpy.init(args=sys.argv[:1] + args if args is not None else None,
-               signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = WheelOdometryNode()
-    except ValueError as error:
-        print(f'wheel_odometry: {error}', file=sys.stderr)
-        rclpy.try_shutdown()
-        return 2
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    while not stop.is_set():
-        try:
-            executor.spin_once(timeout_sec=0.2)
-        except ExternalShutdownException:
-            break
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 0
+        '-r twist:=/vehicle/velocity -r imu:=/imu/data'),
+        args, WheelOdometryNode)
 
 
 if __name__ == '__main__':

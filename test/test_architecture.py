@@ -20,7 +20,7 @@ LAYERS = [
      'views', 'robotcar', 'evaluation', 'diagnostics', 'image_worker', 'last_pose', 'evidence',
      'export', 'match_trust', 'camera_motion', 'dead_reckoning'],
     ['localizer'],
-    ['conversions', 'rig', 'scene_pictures'],
+    ['conversions', 'rig', 'scene_pictures', 'node_process'],
     # The node and every command; setup.py lists them too.
     ['node', 'replay', 'robotcar_to_bag', 'build_map', 'play_bag', 'record_bag', 'report',
      'doctor', 'scene', 'scene_messages', 'recorded_run', 'report_figures', 'report_page',
@@ -28,7 +28,7 @@ LAYERS = [
 ]
 ROS_MODULES = {
     'conversions', 'node', 'replay', 'robotcar_to_bag', 'play_bag', 'record_bag', 'report',
-    'doctor', 'scene', 'scene_messages', 'viewer_bag', 'wheel_odometry',
+    'doctor', 'scene', 'scene_messages', 'viewer_bag', 'wheel_odometry', 'node_process',
 }
 TORCH_MODULES = {'trunks', 'networks', 'dense', 'dense_matching', 'embedding_map', 'matching',
                  'build_map', 'export', 'evidence'}
