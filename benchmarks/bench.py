@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import bench_live, bench_map, bench_page, bench_peers, bench_training
 from benchmarks.bench_world import BenchWorld, make_bench_world, REPOSITORY
-from benchmarks.faults import keep_to_this_machine
+from training.ros_domain import keep_to_this_machine
 
 RESULT = REPOSITORY / 'docs/results/bench.json'
 PACKAGES = ('torch', 'numpy', 'opencv-python-headless', 'onnxruntime', 'faiss-cpu', 'filterpy')

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from benchmarks import faults, flat_world
 from benchmarks.faults import count, nothing, REPOSITORY, START_DEADLINE_S, Trial, value
 from crossview_localizer.datatypes import Outcome
+from training.ros_domain import keep_to_this_machine
 
 MAX_MEMORY_GROWTH = 0.02
 # A machine's own moods: the last third may be slower by this factor, or by so much.
@@ -244,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not 0.01 <= arguments.share <= 1.0:
         parser.error(f'--share is {arguments.share}; expected 0.01 to 1')
-    faults.keep_to_this_machine()
+    keep_to_this_machine()
     results = []
     for drive in (drive for drive in DRIVES if arguments.only in drive.name):
         drive = Drive(**{**asdict(drive), 'duration_s': drive.duration_s * arguments.share})

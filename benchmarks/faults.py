@@ -14,7 +14,6 @@ import json
 import math
 import os
 from pathlib import Path
-import random
 import re
 import signal
 import struct
@@ -46,6 +45,7 @@ from benchmarks.flat_world import FRAME, stamp_ns_at, time_s_of, true_pose
 from crossview_localizer import conversions
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import Pose2D
+from training.ros_domain import keep_to_this_machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ODOMETRY_HZ, GNSS_HZ, IMAGE_HZ = 20, 5, 4
@@ -1008,17 +1008,6 @@ STEPS = [try_steps(*row) for row in (
 
 
 ALL = [*RAW_FAULTS, *JPEG_FAULTS, *STEPS]
-
-
-def keep_to_this_machine() -> None:
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    os.environ['ROS_DOMAIN_ID'] = str(random.SystemRandom().randint(1, 101))
-    # The second name is the one that distributions up to Jazzy read; later ones warn of it.
-    names = ['FASTDDS_DEFAULT_PROFILES_FILE']
-    if os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy'):
-        names.append('FASTRTPS_DEFAULT_PROFILES_FILE')
-    for name in names:
-        os.environ.setdefault(name, str(REPOSITORY / 'config/fastdds_loopback.xml'))
 
 
 def main(argv: list[str] | None = None) -> int:

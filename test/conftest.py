@@ -7,12 +7,13 @@ GPU, no `launch` and no data folder may skip then; a skip for any other reason f
 import importlib
 import os
 from pathlib import Path
-import random
 import sys
 import tempfile
 import time
 
 import pytest
+
+from training.ros_domain import keep_to_this_machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIRE_ROS = os.environ.get('REQUIRE_ROS') == '1'
@@ -24,9 +25,7 @@ ROS_MODULES = (
 ALLOWED_SKIPS = ('no GPU', 'no launch', 'no data')
 
 # Never the domain of a vehicle nearby, nor that of another test run on this machine.
-os.environ['ROS_DOMAIN_ID'] = str(random.SystemRandom().randint(1, 101))
-os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = str(REPOSITORY / 'config/fastdds_loopback.xml')
+keep_to_this_machine()
 os.environ['OMP_NUM_THREADS'] = '1'
 # No node goes on from the pose that another one kept.
 os.environ['ROS_HOME'] = tempfile.mkdtemp(prefix='ros_home_')

@@ -2,6 +2,7 @@
 
 from functools import partial
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from crossview_localizer import evaluation
 from crossview_localizer.datatypes import Outcome
 from crossview_localizer.evaluation import Frames, Track
 from crossview_localizer.geometry import Pose2D
-from training import demo
+from training import demo, ros_domain
 
 DURATION_S = 16.0
 SEED = 3
@@ -265,15 +266,15 @@ def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tm
     assert ('for 4 the drive has none' in note) == (apart_m == 30.0)
 
 
-def test_runs_at_once_never_share_a_domain(tmp_path, monkeypatch):
-    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
-    taken = [demo.lone_domain() for _ in range(101)]
+def test_runs_at_once_never_share_a_domain(monkeypatch):
+    monkeypatch.setattr(ros_domain, 'MARK', f'test_{os.getpid()}')
+    taken = [ros_domain.lone_domain() for _ in range(101)]
     assert {domain for domain, _ in taken} == set(range(1, 102))
-    with pytest.raises(demo.DemoError, match='taken by other demos'):
-        demo.lone_domain()
-    domain, file = taken[40]
-    file.close()
-    again, last = demo.lone_domain()
+    with pytest.raises(OSError, match='taken by other runs'):
+        ros_domain.lone_domain()
+    domain, mark = taken[40]
+    mark.close()
+    again, last = ros_domain.lone_domain()
     assert again == domain
     for _, held in (*taken, (0, last)):
         held.close()

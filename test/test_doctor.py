@@ -4,7 +4,6 @@ from array import array
 import gc
 import os
 from pathlib import Path
-import random
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ import threading
 import pytest
 
 from crossview_localizer import doctor
+from training.ros_domain import lone_domain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARAMETERS = REPOSITORY / 'config/robotcar.yaml'
@@ -237,7 +237,10 @@ class Vehicle:
 @pytest.fixture
 def own_domain(monkeypatch):
     """Nothing that an earlier test left to the graph is seen."""
-    monkeypatch.setenv('ROS_DOMAIN_ID', str(random.SystemRandom().randint(1, 101)))
+    domain, mark = lone_domain()
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
+    yield
+    mark.close()
 
 
 @pytest.fixture

@@ -250,9 +250,10 @@ class Bench:
                 publisher.get_subscription_count() > 0
                 for name, publisher in self.publishers.items()
                 if name != 'clock') and self.driver.count_publishers('/tf') > 0)
-            self.camera_info_sent()
         if transforms:
             self.publish('/tf_static', static_transforms())
+        if autostart:
+            self.calibrated(transforms)
         return self
 
     def _on_diagnostics(self, msg):
@@ -265,9 +266,14 @@ class Bench:
         end_s = time.monotonic() + deadline_s
         while not condition():
             assert time.monotonic() < end_s, (
-                f'not true within {deadline_s} s; diagnostics: '
-                f'{ {name: status.message for name, status in self.diagnostics.items()} }')
+                f'not true within {deadline_s} s; diagnostics: {self.told()}')
             self.executor.spin_once(timeout_sec=0.02)
+
+    def told(self) -> str:
+        """The newest diagnostics, with all their values."""
+        return '; '.join(
+            f'{name}: {status.message} { {value.key: value.value for value in status.values} }'
+            for name, status in self.diagnostics.items())
 
     def count(self, part: str, key: str) -> int:
         """A value of the newest diagnostics."""
@@ -283,13 +289,20 @@ class Bench:
                 text in status.message)
         self.wait(said)
 
-    def camera_info_sent(self):
-        """Once the node listens to all its sensors, give it the calibration."""
+    def calibrated(self, transforms=True):
+        """Once the node listens to all its sensors, give it the intrinsics."""
         self.wait(lambda: all(
             self.publishers[name].get_subscription_count() > 0
             for name in ('camera_info', 'gnss', 'odometry', 'image')))
         self.publish('camera_info', camera_info_msg())
         self.wait(lambda: self.node._rig.camera_info is not None)
+        if transforms:
+            self.transforms_taken()
+
+    def transforms_taken(self):
+        """Latched transforms may come later than what is sent after them, which needs them."""
+        transforms = self.node._rig.static_transforms
+        self.wait(lambda: transforms.lookup('base_link', 'gnss_antenna') is not None)
 
     def delivered(self, topic, msg, monitor):
         """Publish until the node has it: at best effort a new subscription misses the first."""
@@ -679,6 +692,7 @@ def test_without_extrinsics_images_and_fixes_are_not_used_and_both_are_named(ben
     bench.expect('camera', 2, 'camera_xyz_rpy is not set')
     bench.expect('gnss', 2, 'antenna_xyz_m is not set')
     bench.publish('/tf_static', static_transforms())
+    bench.transforms_taken()
     bench.drive()
     bench.image_processed(4.0)
     bench.expect('camera', 0, 'receiving')
@@ -974,7 +988,7 @@ def test_without_autostart_the_lifecycle_services_drive_the_node_there_and_back(
     assert change_state(bench, 'configure')
     bench.expect('node', 1, 'inactive')
     assert change_state(bench, 'activate')
-    bench.camera_info_sent()
+    bench.calibrated()
     bench.drive()
     bench.image_processed(4.0)
     assert change_state(bench, 'deactivate')
@@ -986,7 +1000,7 @@ def test_without_autostart_the_lifecycle_services_drive_the_node_there_and_back(
     bench.wait(lambda: bench.driver.count_subscribers('/gnss') == 0)
     assert change_state(bench, 'configure')
     assert change_state(bench, 'activate')
-    bench.camera_info_sent()
+    bench.calibrated()
     bench.drive(10.0, 14.0)
     bench.image_processed(14.0)
     assert change_state(bench, 'deactivate')

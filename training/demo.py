@@ -10,23 +10,20 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-import fcntl
 import json
 import os
 from pathlib import Path
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from typing import TextIO
 
 import numpy as np
 
 from crossview_localizer import evaluation
 from crossview_localizer.evaluation import Frames, Track
+from training import ros_domain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARAMETERS = REPOSITORY / 'config/robotcar.yaml'
@@ -115,33 +112,6 @@ class Stages:
 # --- ROS processes
 
 
-def loopback_profile() -> dict[str, str]:
-    """Where Fast DDS finds its profile; Jazzy knows the old name only, later ones warn of it."""
-    names = ['FASTDDS_DEFAULT_PROFILES_FILE']
-    if 'FASTRTPS_DEFAULT_PROFILES_FILE' in os.environ or os.environ.get('ROS_DISTRO') == 'jazzy':
-        names.append('FASTRTPS_DEFAULT_PROFILES_FILE')
-    return dict.fromkeys(names, str(REPOSITORY / 'config/fastdds_loopback.xml'))
-
-
-def lone_domain() -> tuple[int, TextIO]:
-    """A ROS domain at random that no other run of this machine has, and the file that says so.
-
-    It is taken until the file is closed.  Two runs in one domain hear each other's sensors.
-    """
-    for domain in random.SystemRandom().sample(range(1, 102), 101):
-        try:
-            file = open(Path(tempfile.gettempdir()) / f'crossview_domain_{domain}.lock', 'w')
-        except OSError:  # another user's
-            continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            continue
-        return domain, file
-    raise DemoError('all ROS domains from 1 to 101 are taken by other demos; wait for one to end')
-
-
 @dataclass
 class RosRun:
     """Node, recorder and player in a ROS domain of their own; a context that ends them all."""
@@ -152,12 +122,10 @@ class RosRun:
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     def __post_init__(self):
-        domain, self._domain_file = lone_domain()
+        domain, self._domain_mark = ros_domain.lone_domain()
         self.environment = {
             **os.environ,
-            'ROS_DOMAIN_ID': str(domain),
-            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
-            **loopback_profile(),
+            **ros_domain.environment(domain),
             'OMP_NUM_THREADS': '1',
             'PYTHONUNBUFFERED': '1',
             'RCUTILS_LOGGING_BUFFERED_STREAM': '0',
@@ -175,7 +143,7 @@ class RosRun:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        self._domain_file.close()
+        self._domain_mark.close()
 
     def log(self, role: str) -> Path:
         return self.logs / f'{self.name}_{role}.log'
