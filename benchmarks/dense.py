@@ -28,7 +28,8 @@ from tqdm import tqdm
 from benchmarks.fusion_towns import elsewhere
 from crossview_localizer.config import FilterConfig, MatchConfig
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
-from crossview_localizer.dense_matching import DenseMatcher, peak_pose
+from crossview_localizer.dense import GAUSSIAN_DOF
+from crossview_localizer.dense_matching import DenseMatcher, distance2_within, peak_pose
 from crossview_localizer.embedding_map import MapWindow
 from crossview_localizer.geometry import body_axes_error, MapGrid, Pose2D, wrap_angle
 from crossview_localizer.matching import TileMatcher
@@ -55,7 +56,7 @@ LAYOUT_S = 240.0              # of a real layout's trajectory, or less where tha
 LAYOUT_SIDE_M = 1000.0        # too large for ten minutes
 WARPED_FRAMES = 60            # a world
 WARP_RMS_M = 0.5
-CHI2_3 = {'coverage_68': 3.5267, 'coverage_95': 7.8147}
+SHARES = {'coverage_68': 0.68, 'coverage_95': 0.95}
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Frame:
     truth: Pose2D
     estimate: PoseEstimate
     ambiguous: bool
+    dof: float = GAUSSIAN_DOF  # of the Student t that the estimate is said to err by
 
     def errors(self) -> tuple[float, float, float]:
         """Signed ahead_m, left_m, yaw_rad."""
@@ -82,6 +84,10 @@ class Frame:
         error = np.array([pose.x_m - self.truth.x_m, pose.y_m - self.truth.y_m,
                           wrap_angle(pose.yaw_rad - self.truth.yaw_rad)])
         return float(error @ np.linalg.solve(self.estimate.covariance, error))
+
+    def is_within(self, share: float) -> bool:
+        """Whether the truth lies in the ellipsoid that is said to hold it with a probability."""
+        return self.mahalanobis2() <= distance2_within(share, self.dof)
 
 
 class Scene:
@@ -114,8 +120,11 @@ class Scene:
         return matcher.match(ground, window, prior, config)
 
     def single_frame(self, name: str, heatmap: Heatmap, prior: PoseEstimate):
+        """Estimate, whether it is ambiguous, and the degrees of freedom that it errs by."""
         model = self.matchers[name].network.config
-        return peak_pose(heatmap, prior, model.sharpening, model.min_mass)
+        estimate, ambiguous = peak_pose(
+            heatmap, prior, model.sharpening, model.min_mass, model.peak_inflation)
+        return estimate, ambiguous, GAUSSIAN_DOF if ambiguous else model.peak_dof
 
     def tile_answer(self, network, image: CameraImage, prior: PoseEstimate, config: MatchConfig):
         """The paper's matcher on tiles TILE_STEP_PX apart, its trunk run once a shift."""
@@ -188,8 +197,8 @@ def tile_window(network, world: World, pose: Pose2D, half_width_m: float) -> Map
         torch.arange(side * side).view(side, side), tiles.flatten(0, 1), 1.0)
 
 
-def full_circle(scene: Scene, image: CameraImage, prior: PoseEstimate) -> PoseEstimate:
-    """The best pose of all headings: 18 matches of +-10 degrees."""
+def full_circle(scene: Scene, image: CameraImage, prior: PoseEstimate):
+    """``single_frame`` of the best of all headings: 18 matches of +-10 degrees."""
     best, found = -math.inf, None
     for k in range(18):
         heading = wrap_angle(prior.pose.yaw_rad + math.radians(20.0 * k))
@@ -200,7 +209,7 @@ def full_circle(scene: Scene, image: CameraImage, prior: PoseEstimate) -> PoseEs
         heatmap = matcher.match(matcher.embed(image, heading), window, turned, UNIFORM)
         peak = float(heatmap.volume.max() - np.median(heatmap.volume))
         if peak > best:
-            best, found = peak, scene.single_frame('dense', heatmap, turned)[0]
+            best, found = peak, scene.single_frame('dense', heatmap, turned)
     return found
 
 
@@ -243,15 +252,15 @@ def judge(scene: Scene, trial: Trial) -> list[Frame]:
     """All methods on one frame."""
     frames, prior, image = [], trial.prior, scene.image(trial.index)
 
-    def add(method, estimate, ambiguous=False):
-        frames.append(Frame(scene.world.name, trial.index, method, scene.truth(trial.index),
-                            estimate, ambiguous))
+    def add(method, *answer):
+        frames.append(Frame(
+            scene.world.name, trial.index, method, scene.truth(trial.index), *answer))
 
     def add_dense(method, name, image, prior=prior, half_width_m=PRIOR_M):
         heatmap = scene.dense_answer(name, image, prior, UNIFORM, half_width_m)
         add(method, *scene.single_frame(name, heatmap, prior))
 
-    add('prior_centre', prior)
+    add('prior_centre', prior, False)
     add_dense('dense', 'dense', image)
     add_dense('shuffled_images', 'dense', scene.image(trial.blind))
     if trial.number % TILES_EVERY == 0:
@@ -264,7 +273,7 @@ def judge(scene: Scene, trial: Trial) -> list[Frame]:
         grey = replace(image, rgb=np.full_like(image.rgb, UNSEEN))
         add_dense('blind_trained', 'blind_trained', grey)
     if trial.number % FULL_CIRCLE_EVERY == 0:
-        add('yaw_full_circle', full_circle(scene, image, prior))
+        add('yaw_full_circle', *full_circle(scene, image, prior))
     if trial.far_prior is not None:
         pose = trial.far_prior.pose
         if scene.maps['dense'].grid.contains(pose.x_m, pose.y_m):
@@ -390,12 +399,12 @@ def filtered_frames(demo: Path, paper_weights: Path) -> list[Frame]:
 
     judged = evaluation.read_frames(demo / 'frames.csv')
     node_config, config = replay.read_parameters(PARAMETERS)
-    # The file's lengths and inflation are the dense matcher's; a tile matcher's differ.
+    # What the file says of matches is the dense matcher's; a tile matcher's differ.
     usual = FilterConfig()
     config = replace(config, filter=replace(
         config.filter, match_correlation_m=usual.match_correlation_m,
-        match_correlation_s=usual.match_correlation_s,
-        match_inflation=usual.match_inflation))
+        match_inflation=usual.match_inflation,
+        match_sigma_floor_m=usual.match_sigma_floor_m))
     network = load_network(paper_weights)
     map_path = demo / 'maps/paper.map'
     if not map_path.exists():
@@ -427,7 +436,6 @@ def summarize(frames: list[Frame]) -> dict[str, dict]:
         own = [frame for frame in frames if frame.method == method]
         ahead, left, yaw = np.array([frame.errors() for frame in own]).T
         error = np.hypot(ahead, left)
-        mahalanobis2 = np.array([frame.mahalanobis2() for frame in own])
         semi_major = [math.sqrt(np.linalg.eigvalsh(frame.estimate.covariance[:2, :2])[-1])
                       for frame in own]
         found[method] = {
@@ -436,7 +444,8 @@ def summarize(frames: list[Frame]) -> dict[str, dict]:
             'heading_median_deg': float(np.degrees(np.median(np.abs(yaw)))),
             'lateral_median_m': float(np.median(np.abs(left))),
             'longitudinal_median_m': float(np.median(np.abs(ahead))),
-            **{key: float((mahalanobis2 <= limit).mean()) for key, limit in CHI2_3.items()},
+            **{key: float(np.mean([frame.is_within(share) for frame in own]))
+               for key, share in SHARES.items()},
             'ambiguous': float(np.mean([frame.ambiguous for frame in own])),
             'semi_major_m': float(np.median(semi_major)), 'n': len(own)}
     return found
@@ -455,13 +464,13 @@ def table(summary: dict[str, dict]) -> str:
 
 
 def write_frames(frames: list[Frame], path: Path) -> None:
-    """A line a frame and method: truth, estimate, covariance, outcome."""
+    """A line a frame and method: truth, estimate, covariance, outcome, degrees of freedom."""
     partial = path.with_name(path.name + '.partial')
     with gzip.open(partial, 'wt', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(['world', 'frame', 'method', 'outcome', 'truth_x_m', 'truth_y_m',
                          'truth_yaw_rad', 'x_m', 'y_m', 'yaw_rad', 'xx_m2', 'xy_m2', 'yy_m2',
-                         'xyaw_mrad', 'yyaw_mrad', 'yawyaw_rad2'])
+                         'xyaw_mrad', 'yyaw_mrad', 'yawyaw_rad2', 'dof'])
         for frame in frames:
             c = frame.estimate.covariance
             writer.writerow([
@@ -469,7 +478,7 @@ def write_frames(frames: list[Frame], path: Path) -> None:
                 *(f'{value:.4f}' for value in (*frame.truth.as_array(),
                                                *frame.estimate.pose.as_array())),
                 *(f'{value:.6g}' for value in (
-                    c[0, 0], c[0, 1], c[1, 1], c[0, 2], c[1, 2], c[2, 2]))])
+                    c[0, 0], c[0, 1], c[1, 1], c[0, 2], c[1, 2], c[2, 2], frame.dof))])
     partial.replace(path)
 
 
@@ -488,7 +497,7 @@ def read_frames(path: Path) -> list[Frame]:
                 0, Pose2D(number('x_m'), number('y_m'), number('yaw_rad')), covariance)
             truth = Pose2D(*map(number, ('truth_x_m', 'truth_y_m', 'truth_yaw_rad')))
             frames.append(Frame(line['world'], int(line['frame']), line['method'], truth,
-                                estimate, line['outcome'] == 'ambiguous'))
+                                estimate, line['outcome'] == 'ambiguous', number('dof')))
     return frames
 
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from crossview_localizer.trunks import EfficientNetLite0, normalised
 
 DENSE = 'dense'
+GAUSSIAN_DOF = 1e6  # a Student t with so many degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class DenseConfig:
     random_temperature: float = 1.0  # the same, fitted for the random-init control
     sharpening: float = 1.0         # log-likelihoods times this give a single frame's pose,
     min_mass: float = 0.5           # ambiguous with less of the probability about its best place
+    peak_inflation: float = 1.0     # factor on its covariance,
+    peak_dof: float = GAUSSIAN_DOF  # and degrees of freedom of the Student t that it errs by
 
     @property
     def cell_m(self) -> float:

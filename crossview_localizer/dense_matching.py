@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import math
 
 import numpy as np
+from scipy.special import chdtri, fdtri
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from crossview_localizer import views
 from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
-from crossview_localizer.dense import correlate, DenseNetwork, turned_views
+from crossview_localizer.dense import correlate, DenseNetwork, GAUSSIAN_DOF, turned_views
 from crossview_localizer.embedding_map import MapWindow
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 from crossview_localizer.matching import edge_mass, likelihood_site
@@ -292,11 +293,12 @@ def peak_of(heatmap: Heatmap, sharpening: float = 1.0) -> Peak:
 
 
 def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
-              min_mass: float = 0.5) -> tuple[PoseEstimate, bool]:
+              min_mass: float = 0.5, inflation: float = 1.0) -> tuple[PoseEstimate, bool]:
     """What one frame says by itself: its best place and heading, and whether it is ambiguous.
 
-    Mean and covariance of the probability about the highest place; where that is less than
-    ``min_mass`` of all the answer is ambiguous: the covariance is the whole window's.
+    Mean and covariance (times ``inflation``) of the probability about the highest place; where
+    that is less than ``min_mass`` of all the answer is ambiguous and the covariance is the whole
+    window's.
     Log-probabilities are multiplied by ``sharpening`` first: the temperature of least surprise at
     the true pose makes room for the frames that are wrong, and the others' peaks too wide.
     A heat map without headings takes the prior's.  For single frames; the filter takes
@@ -329,4 +331,18 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
     covariance += np.diag([cell_variance, cell_variance, yaw_variance])
     pose = Pose2D(float(x_m[col] + mean[0]), float(y_m[row] + mean[1]),
                   wrap_angle(prior.pose.yaw_rad + float(mean[2])))
+    if not ambiguous:
+        covariance *= inflation
     return PoseEstimate(heatmap.stamp_ns, pose, covariance), ambiguous
+
+
+def distance2_within(share: float, dof: float, dimensions: int = 3) -> float:
+    """Squared Mahalanobis distance, by the covariance, that a share of the errors keeps within.
+
+    For a multivariate Student t with ``dof`` > 2 degrees of freedom: its covariance is dof /
+    (dof - 2) times its shape matrix, and by that a distance2 / dimensions has the F distribution
+    (Kotz and Nadarajah, Multivariate t Distributions, 2004).
+    """
+    if dof >= GAUSSIAN_DOF:
+        return float(chdtri(dimensions, 1.0 - share))
+    return float(dimensions * fdtri(dimensions, dof, share) * (dof - 2.0) / dof)

@@ -4,15 +4,17 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_t
 import torch
 import torch.nn.functional as F
 
 from crossview_localizer import views
 from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import CameraModel, Heatmap, PoseEstimate
-from crossview_localizer.dense import correlate, DenseConfig, turned_views
+from crossview_localizer.dense import correlate, DenseConfig, GAUSSIAN_DOF, turned_views
 from crossview_localizer.dense_matching import (
     DenseMatcher,
+    distance2_within,
     finer_yaws,
     ground_tensors,
     peak_pose,
@@ -247,6 +249,17 @@ def test_a_single_frame_of_two_like_peaks_is_ambiguous_and_claims_the_window():
     # A factor on log-likelihoods makes more of the difference.
     assert peak_pose(two_peaks(0.7), PRIOR, 1.0, 0.6)[1]
     assert not peak_pose(two_peaks(0.7), PRIOR, 3.0, 0.6)[1]
+
+
+@pytest.mark.parametrize('dof', [2.5, 5.0, GAUSSIAN_DOF])
+def test_ellipsoids_hold_their_share_of_errors_with_such_tails(dof):
+    spread = 1.0 if dof == GAUSSIAN_DOF else dof / (dof - 2.0)  # covariance over shape
+    covariance = np.array([[0.6, 0.2, 0.0], [0.2, 0.9, 0.01], [0.0, 0.01, 0.001]])
+    errors = multivariate_t(shape=covariance / spread, df=dof, seed=0).rvs(40000)
+    distances2 = (errors * np.linalg.solve(covariance, errors.T).T).sum(1)
+    for share in (0.3, 0.68, 0.95):
+        assert np.mean(distances2 <= distance2_within(share, dof)) == pytest.approx(
+            share, abs=0.01)
 
 
 def test_yaw_bins_reach_three_sigma_within_their_limits():

@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 from scipy.ndimage import map_coordinates
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import fdtri, logsumexp
 from scipy.stats import multivariate_normal
 import torch
 from torch import nn
@@ -24,8 +24,13 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
-from crossview_localizer.dense import DenseConfig, DenseNetwork
-from crossview_localizer.dense_matching import DenseMatcher, peak_of, peak_pose
+from crossview_localizer.dense import DenseConfig, DenseNetwork, GAUSSIAN_DOF
+from crossview_localizer.dense_matching import (
+    DenseMatcher,
+    distance2_within,
+    peak_of,
+    peak_pose,
+)
 from crossview_localizer.geometry import Pose2D, wrap_angle
 from crossview_localizer.networks import (
     load_network,
@@ -49,6 +54,11 @@ from training.train import learning_rate_factor, pretrained_trunk
 SHARPENINGS = np.arange(1.0, 4.1, 0.25)
 WRONG_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 AMBIGUOUS = 0.09  # of the validation frames; other towns shall have no more than a tenth
+# A Student t has a covariance above 2 only, and is as good as Gaussian from 100 on.
+LEAST_DOF, MOST_DOF = 2.1, 100.0
+# What `finish` fits, and a further training fits anew.
+FITTED = ('temperature', 'random_temperature', 'sharpening', 'min_mass', 'peak_inflation',
+          'peak_dof')
 
 
 @dataclass(frozen=True)
@@ -200,13 +210,50 @@ def fit_peaks(found: list[Answer], factor: float) -> tuple[float, float]:
 
 def _log_densities(answer: Answer, sharpening: float, min_mass: float) -> tuple[float, float]:
     """Of the true pose: by what ``peak_pose`` says, and anywhere in the window."""
-    estimate, _ = peak_pose(answer.heatmap, answer.prior, sharpening, min_mass)
-    pose, truth, grid = estimate.pose, answer.truth, answer.heatmap.grid
-    error = np.array([pose.x_m - truth.x_m, pose.y_m - truth.y_m,
-                      wrap_angle(pose.yaw_rad - truth.yaw_rad)])
+    error, covariance, _ = _peak_error(answer, sharpening, min_mass)
+    grid = answer.heatmap.grid
     yaw_step_rad = answer.heatmap.yaws_rad[1] - answer.heatmap.yaws_rad[0]
     window = answer.heatmap.volume.size * grid.cell_m**2 * yaw_step_rad
-    return (multivariate_normal.logpdf(error, cov=estimate.covariance), -math.log(window))
+    return (multivariate_normal.logpdf(error, cov=covariance), -math.log(window))
+
+
+def _peak_error(answer: Answer, sharpening: float, min_mass: float):
+    """Error (3,) and covariance (3, 3) of what ``peak_pose`` says, and whether it is ambiguous."""
+    estimate, ambiguous = peak_pose(answer.heatmap, answer.prior, sharpening, min_mass)
+    pose, truth = estimate.pose, answer.truth
+    error = np.array([pose.x_m - truth.x_m, pose.y_m - truth.y_m,
+                      wrap_angle(pose.yaw_rad - truth.yaw_rad)])
+    return error, estimate.covariance, ambiguous
+
+
+def fit_tails(found: list[Answer], sharpening: float, min_mass: float) -> tuple[float, float]:
+    """``peak_inflation`` and ``peak_dof``: 68 % and 95 % of all frames lie in their ellipsoids.
+
+    Most peaks are right and some are elsewhere altogether: no Gaussian holds both shares.  The
+    unambiguous frames err by a Student t; the ambiguous ones claim their window, as a Gaussian.
+    """
+    distances2, ambiguous = [], []
+    for answer in found:
+        error, covariance, unsure = _peak_error(answer, sharpening, min_mass)
+        distances2.append(error @ np.linalg.solve(covariance, error))
+        ambiguous.append(unsure)
+    distances2, ambiguous = np.array(distances2), np.array(ambiguous)
+
+    def needed(share: float) -> float:
+        """Distance2 to which the unambiguous frames make up what the others leave of a share."""
+        others = (distances2[ambiguous] <= distance2_within(share, GAUSSIAN_DOF)).sum()
+        own = (share * len(found) - others) / (~ambiguous).sum()
+        return float(np.quantile(distances2[~ambiguous], min(max(own, 0.0), 1.0)))
+
+    ratio = needed(0.95) / needed(0.68)
+
+    def excess(dof: float) -> float:
+        return fdtri(3, dof, 0.95) / fdtri(3, dof, 0.68) - ratio
+
+    dof = GAUSSIAN_DOF
+    if excess(MOST_DOF) < 0.0:
+        dof = LEAST_DOF if excess(LEAST_DOF) < 0.0 else float(brentq(excess, LEAST_DOF, MOST_DOF))
+    return needed(0.68) / distance2_within(0.68, dof), dof
 
 
 def finish(path: Path, worlds: list[World], count: int = 300) -> None:
@@ -219,15 +266,15 @@ def finish(path: Path, worlds: list[World], count: int = 300) -> None:
     found = answers(network, worlds, count)
     factor, nll = fit_temperature(found)
     sharpening, min_mass = fit_peaks(found, factor)
+    inflation, dof = fit_tails(found, factor * sharpening, min_mass)
     random_factor, random_nll = fit_temperature(
         answers(load_network('random_init:2', like=path), worlds, count))
     model = replace(
         model, temperature=model.temperature / factor,
         random_temperature=model.random_temperature / random_factor, sharpening=sharpening,
-        min_mass=min_mass)
-    print(f'temperature {model.temperature:.3f} (nll {nll:.3f}), sharpening {sharpening:.2f}, '
-          f'min_mass {min_mass:.3f}, temperature of random weights {model.random_temperature:.3f} '
-          f'(nll {random_nll:.3f})')
+        min_mass=min_mass, peak_inflation=inflation, peak_dof=dof)
+    print(f'nll {nll:.3f}, of random weights {random_nll:.3f}; '
+          + ', '.join(f'{name} {getattr(model, name):.3f}' for name in FITTED))
     network.config = model
     save_network(network, path, {**provenance, 'fitted nll': nll, 'random nll': random_nll})
 
@@ -238,9 +285,7 @@ def beginning(model: DenseConfig, seed: int, random_trunk: bool,
     if init is not None:
         network = load_network(init)
         if network.config != replace(
-                model, temperature=network.config.temperature,
-                random_temperature=network.config.random_temperature,
-                sharpening=network.config.sharpening, min_mass=network.config.min_mass):
+                model, **{name: getattr(network.config, name) for name in FITTED}):
             raise ValueError(f'{init}: found weights of {network.config}, expected {model}')
         network.config = model
         return network
