@@ -332,7 +332,9 @@ def check_running_system(namespace: str, listen_s: float) -> Iterator[Finding]:
                 'checked', 'start it and the sensors, then run doctor again in the same domain')
             return
         parameters = listener.parameters(DISCOVERY_S)
-        listener.spin(DISCOVERY_S, listener.localizer_inputs)
+        # They are discovered one by one.
+        needed = set(ROLES.values()) - set(OPTIONAL_ROLES)
+        listener.spin(DISCOVERY_S, lambda: needed <= set(listener.localizer_inputs()))
         inputs = listener.localizer_inputs()
         if not inputs:
             yield problem(

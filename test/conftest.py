@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from training.ros_domain import keep_to_this_machine
+from training.ros_domain import keep_to_this_machine, lone_domain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIRE_ROS = os.environ.get('REQUIRE_ROS') == '1'
@@ -81,6 +81,15 @@ def ros():
         pytest.skip(f'no ROS 2: {", ".join(missing)}')
 
 
+@pytest.fixture
+def own_domain(monkeypatch):
+    """A ROS domain in which nothing is that an earlier test left to the graph."""
+    domain, mark = lone_domain()
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
+    yield
+    mark.close()
+
+
 @pytest.fixture(scope='session')
 def data_dir() -> Path:
     """The folder of real data, CROSSVIEW_DATA or ../shared/data."""
@@ -101,8 +110,8 @@ def shipped_weights() -> list[Path]:
 
 @pytest.fixture(scope='session')
 def wait_until():
-    """wait_until(condition, deadline_s=20): poll until the condition is true, else fail."""
-    def wait(condition, deadline_s: float = 20.0):
+    """wait_until(condition, deadline_s=60): poll until the condition is true, else fail."""
+    def wait(condition, deadline_s: float = 60.0):
         end_s = time.monotonic() + deadline_s
         while not (result := condition()):
             assert time.monotonic() < end_s, f'not true within {deadline_s} s: {condition}'

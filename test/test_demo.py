@@ -40,6 +40,9 @@ def smoke(ros, shipped_weights, tmp_path_factory):
         patch.setattr(demo, 'RATE_HZ', 2.0)
         patch.setattr(demo, 'ORTHO_PX_M', 0.4)
         patch.setattr(demo, 'PLAY_RATE', 2.0)
+        # For a machine that is busy with other things.
+        patch.setattr(demo, 'STARTUP_S', 240.0)
+        patch.setattr(demo, 'SHUTDOWN_S', 60.0)
         patch.setattr(report, 'DPI', dict.fromkeys(report.WIDTHS_IN, 30))
         # So short a drive has no picture 200 m away.
         patch.setattr(demo, 'BLIND_MIN_M', 15.0)

@@ -11,7 +11,6 @@ import threading
 import pytest
 
 from crossview_localizer import doctor
-from training.ros_domain import lone_domain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARAMETERS = REPOSITORY / 'config/robotcar.yaml'
@@ -61,7 +60,7 @@ def fingerprint(shipped_weights) -> str:
 def test_a_bare_python_is_told_what_is_missing_and_how_to_get_it():
     """Without site-packages there is neither ROS 2 nor any library."""
     result = subprocess.run(
-        [sys.executable, '-S', '-m', 'crossview_localizer.doctor'], text=True, timeout=60,
+        [sys.executable, '-S', '-m', 'crossview_localizer.doctor'], text=True, timeout=240,
         capture_output=True, env={'PATH': os.environ['PATH'], 'PYTHONPATH': str(REPOSITORY)})
     assert result.returncode == 1 and not result.stderr
     parts = parts_of(result.stdout)
@@ -78,7 +77,7 @@ def test_libraries_that_are_there_and_cannot_be_loaded_are_named(ros, tmp_path):
     (tmp_path / 'pyproj.py').write_text("raise AttributeError('_ARRAY_API not found')")
     result = subprocess.run(
         [sys.executable, '-m', 'crossview_localizer.doctor', '--listen', '0'], text=True,
-        timeout=60, capture_output=True,
+        timeout=240, capture_output=True,
         env=os.environ | {'PYTHONPATH': f'{tmp_path}{os.pathsep}{REPOSITORY}'})
     assert result.returncode == 1 and not result.stderr
     parts = parts_of(result.stdout)
@@ -235,19 +234,13 @@ class Vehicle:
 
 
 @pytest.fixture
-def own_domain(monkeypatch):
-    """Nothing that an earlier test left to the graph is seen."""
-    domain, mark = lone_domain()
-    monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
-    yield
-    mark.close()
-
-
-@pytest.fixture
 def vehicle(ros, own_domain, monkeypatch):
     # Checked above; here they would only take time.
     monkeypatch.setattr(doctor, 'check_weights_and_map', lambda weights, map_path: iter(()))
     monkeypatch.setattr(doctor, 'check_device', lambda device: iter(()))
+    # For a machine that is busy with other things.
+    monkeypatch.setattr(doctor, 'DISCOVERY_S', 10.0)
+    monkeypatch.setattr(doctor, 'STALE_STAMP_S', 30.0)
     vehicle = Vehicle()
     yield vehicle
     vehicle.close()
@@ -265,7 +258,7 @@ def test_a_healthy_running_system_has_no_problem(vehicle, capsys):
     vehicle.send(Image, 'image', 'camera', width=8, height=6, step=24, encoding='rgb8',
                  data=array('B', range(10, 154)))
     vehicle.start()
-    code, parts = said(capsys, '--listen', '1.0')
+    code, parts = said(capsys, '--listen', '4.0')  # diagnostics come once a second
     assert code == 0, parts
     for part in ('node', 'image', 'camera_info', 'gnss', 'odometry', 'clock',
                  'camera extrinsics', 'antenna extrinsics'):

@@ -237,10 +237,10 @@ def test_a_server_that_stalls_is_not_waited_for_longer_than_the_timeout(server, 
             pass
 
     server.faults = {0: stall}
-    patient = Fetcher(1e6, 2, 0.3)
+    patient = Fetcher(1e6, 2, 2.0)
     assert patient.picture(f'{server.base}/3/1/2.png', 256) is not None
     server.faults = {2: stall, 3: stall}
-    with pytest.raises(DownloadError, match=r'answer within 0\.3 s at try 2'):
+    with pytest.raises(DownloadError, match='answer within 2 s at try 2'):
         patient.picture(f'{server.base}/3/1/2.png', 256)
 
 

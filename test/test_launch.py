@@ -64,7 +64,7 @@ def launch():
 
 
 @pytest.fixture
-def node(ros):
+def node(ros, own_domain):
     rclpy.init()
     yield rclpy.create_node('observer')
     rclpy.shutdown()
@@ -118,9 +118,12 @@ def drive_bag(path, seconds: float):
 def parameter_values(node, name: str, keys: list[str]):
     client = node.create_client(GetParameters, f'{name}/get_parameters')
     assert client.wait_for_service(timeout_sec=60)
-    future = client.call_async(GetParameters.Request(names=keys))
-    rclpy.spin_until_future_complete(node, future, timeout_sec=30)
-    return future.result().values
+    for _ in range(10):  # an answer that overtakes the discovery of who asked is lost
+        future = client.call_async(GetParameters.Request(names=keys))
+        rclpy.spin_until_future_complete(node, future, timeout_sec=10)
+        if future.done():
+            return future.result().values
+    raise AssertionError(f'{name} does not answer')
 
 
 def recorded_counts(path) -> dict[str, int]:
@@ -129,7 +132,7 @@ def recorded_counts(path) -> dict[str, int]:
 
 
 def test_every_argument_is_offered_with_a_description(launch):
-    output, _ = launch('--show-args').communicate(timeout=60)
+    output, _ = launch('--show-args').communicate(timeout=120)
     for name in ARGUMENTS:
         assert f"'{name}':" in output
 
@@ -158,14 +161,16 @@ def test_a_bag_is_replayed_through_the_node_and_its_poses_recorded(
 
     def enough_poses():
         rclpy.spin_once(node, timeout_sec=0.1)
+        if node.count_subscribers(f'{prefix}/crossview_localizer/pose') < 3:
+            poses.clear()  # scene and recorder are to hear as many
         shown = paths and len(paths[-1].poses) > 1
         return len(poses) >= 30 and shown or process.poll() is not None
-    wait_until(enough_poses, 60)
+    wait_until(enough_poses, 150)
     assert process.poll() is None
     assert poses[0].header.frame_id == 'map'
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert 'Traceback' not in output, output
     counts = recorded_counts(tmp_path / 'results')
@@ -182,7 +187,7 @@ def test_without_a_bag_the_node_waits_for_live_topics_in_wall_time(node, launch)
         node, '/crossview_localizer', ['use_sim_time', 'autostart'])
     assert not sim_time.bool_value and not autostart.bool_value
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
 
 
@@ -204,5 +209,5 @@ def generate_launch_description():
         node, '/car/crossview_localizer', ['autostart', 'device'])
     assert not autostart.bool_value and device.string_value == 'cpu'
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
