@@ -80,8 +80,10 @@ def dense(result: dict) -> str:
         '`shuffled_images` the dense\nmatcher with images from elsewhere; `blind_trained` a '
         'network trained on grey images; `image_blind` the better of\nthose that were run; '
         '`yaw_full_circle` searches every heading; `dense_wide_prior` has a prior of +-50 m.\n'
-        'Coverage counts all frames; an ambiguous one claims the whole '
-        f'window.\n\nDevice: {result["device"]}, torch {result["torch"]}; worlds ' + ', '.join(
+        'Coverage counts all frames; an ambiguous one claims the whole window, an unambiguous one '
+        'of the shipped network\nan ellipsoid of a Student t ([method.md](method.md)), whose '
+        'covariance the semi-major axis is of.\n\n'
+        f'Device: {result["device"]}, torch {result["torch"]}; worlds ' + ', '.join(
             f'{part} {found}' for part, found in result['world_hash'].items()) + '.\n')
     return '\n'.join(parts)
 
