@@ -44,7 +44,8 @@ results-dense: env
 
 results-fusion: env
 	$(RUN) python -m benchmarks.fusion --out $(FUSION_OUT) $(if $(SMOKE),--smoke) \
-	  --frames $(or $(OUT),build/fusion)/frames.csv.gz $(if $(SEED),--seed $(SEED)) \
+	  --frames $(or $(OUT),build/fusion)/frames.csv.gz --worlds $(or $(OUT),build/fusion)/towns \
+	  $(if $(SEED),--seed $(SEED)) \
 	  $(if $(EVAL_ONLY),--seeds 1)
 
 results-paper: env
