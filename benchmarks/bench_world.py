@@ -53,6 +53,7 @@ class BenchWorld:
 def make_bench_world(folder: Path, duration_s: float, jobs: int) -> BenchWorld:
     """Render, convert, enlarge, embed, export; what is there already is kept and not timed."""
     from crossview_localizer import build_map, export
+    from crossview_localizer.networks import load_network
     from crossview_localizer.robotcar_to_bag import convert, Options
     from training.datasets import save_world
     from training.prepare import prepare
@@ -80,16 +81,18 @@ def make_bench_world(folder: Path, duration_s: float, jobs: int) -> BenchWorld:
                    folder / 'bench.npz')
         shutil.rmtree(small)
         (folder / 'bag_partial').rename(folder / 'bag')
+    made = folder / load_network(WEIGHTS).fingerprint[:12]  # of these weights alone
+    made.mkdir(exist_ok=True)
     found = BenchWorld(
-        folder, traversal, folder / 'bag', folder / 'drive.map',
-        folder / f'{WEIGHTS.stem}.ground.onnx', len(list(traversal.glob('stereo/centre/*.png'))),
+        folder, traversal, folder / 'bag', made / 'drive.map',
+        made / f'{WEIGHTS.stem}.ground.onnx', len(list(traversal.glob('stereo/centre/*.png'))),
         seconds)
     if not found.map.exists() and build_map.main([str(value) for value in (
             found.orthophoto, '--weights', WEIGHTS, '--area', '--out', found.map,
             '--threads', 1)]):
         raise ValueError('the map of the benchmark could not be built')
     if not found.ground_onnx.exists() and export.main(
-            [str(WEIGHTS), '--out', str(folder), '--branch', 'ground']):
+            [str(WEIGHTS), '--out', str(made), '--branch', 'ground']):
         raise ValueError('the network could not be exported')
     return found
 
