@@ -250,7 +250,7 @@ def draw(result: dict, path: Path) -> None:
     opening.axhline(1.0, color='0.6', linestyle='--', linewidth=1.0)
     opening.text(0.02, 1.1, 'goal: below 1 s', transform=opening.get_yaxis_transform(),
                  color='0.4')
-    opening.set_ylim(0.0005, 4.0)
+    opening.set_ylim(0.0005, 30.0)  # room for the legend above the goal
     found = result['training']['sampler']
     places = [row['places'] for row in found]
     sampler.loglog(places, [row['made_s'] for row in found], 'o-', label='made, s')
