@@ -31,7 +31,8 @@ from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.dense import GAUSSIAN_DOF
 from crossview_localizer.dense_matching import DenseMatcher, distance2_within, peak_pose
 from crossview_localizer.embedding_map import MapWindow
-from crossview_localizer.geometry import body_axes_error, MapGrid, Pose2D, wrap_angle
+from crossview_localizer.evaluation import pose_errors, Track
+from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 from crossview_localizer.matching import TileMatcher
 from crossview_localizer.networks import load_network, RAW_CORRELATION
 from crossview_localizer.views import UNSEEN
@@ -61,7 +62,7 @@ SHARES = {'coverage_68': 0.68, 'coverage_95': 0.95}
 
 @dataclass(frozen=True)
 class Frame:
-    """One answer of one method; errors in the vehicle's axes."""
+    """One answer of one method."""
 
     world: str
     index: int
@@ -70,24 +71,6 @@ class Frame:
     estimate: PoseEstimate
     ambiguous: bool
     dof: float = GAUSSIAN_DOF  # of the Student t that the estimate is said to err by
-
-    def errors(self) -> tuple[float, float, float]:
-        """Signed ahead_m, left_m, yaw_rad."""
-        pose = self.estimate.pose
-        ahead_m, left_m = body_axes_error(
-            np.array([pose.x_m - self.truth.x_m, pose.y_m - self.truth.y_m]),
-            np.array(self.truth.yaw_rad))
-        return float(ahead_m), float(left_m), wrap_angle(pose.yaw_rad - self.truth.yaw_rad)
-
-    def mahalanobis2(self) -> float:
-        pose = self.estimate.pose
-        error = np.array([pose.x_m - self.truth.x_m, pose.y_m - self.truth.y_m,
-                          wrap_angle(pose.yaw_rad - self.truth.yaw_rad)])
-        return float(error @ np.linalg.solve(self.estimate.covariance, error))
-
-    def is_within(self, share: float) -> bool:
-        """Whether the truth lies in the ellipsoid that is said to hold it with a probability."""
-        return self.mahalanobis2() <= distance2_within(share, self.dof)
 
 
 class Scene:
@@ -434,17 +417,21 @@ def summarize(frames: list[Frame]) -> dict[str, dict]:
     found = {}
     for method in dict.fromkeys(frame.method for frame in frames):
         own = [frame for frame in frames if frame.method == method]
-        ahead, left, yaw = np.array([frame.errors() for frame in own]).T
-        error = np.hypot(ahead, left)
+        errors = pose_errors(
+            Track.from_poses(range(len(own)), [frame.estimate.pose for frame in own],
+                             [frame.estimate.covariance for frame in own]),
+            Track.from_poses(range(len(own)), [frame.truth for frame in own]))
+        error = errors['position_m']
         semi_major = [math.sqrt(np.linalg.eigvalsh(frame.estimate.covariance[:2, :2])[-1])
                       for frame in own]
         found[method] = {
             'median_m': float(np.median(error)), 'mean_m': float(error.mean()),
             'p95_m': float(np.percentile(error, 95)),
-            'heading_median_deg': float(np.degrees(np.median(np.abs(yaw)))),
-            'lateral_median_m': float(np.median(np.abs(left))),
-            'longitudinal_median_m': float(np.median(np.abs(ahead))),
-            **{key: float(np.mean([frame.is_within(share) for frame in own]))
+            'heading_median_deg': float(np.degrees(np.median(np.abs(errors['heading_rad'])))),
+            'lateral_median_m': float(np.median(np.abs(errors['lateral_m']))),
+            'longitudinal_median_m': float(np.median(np.abs(errors['longitudinal_m']))),
+            **{key: float(np.mean(
+                errors['nees'] <= [distance2_within(share, frame.dof) for frame in own]))
                for key, share in SHARES.items()},
             'ambiguous': float(np.mean([frame.ambiguous for frame in own])),
             'semi_major_m': float(np.median(semi_major)), 'n': len(own)}

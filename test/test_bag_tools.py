@@ -175,6 +175,7 @@ def test_recording_in_simulated_time_has_the_bags_stamps(tmp_path, recorder):
     stamps_s = np.array([stamp_ns - START_NS for stamp_ns, _ in recorded['/words']]) * 1e-9
     # The bag's time and this machine's are years apart.
     np.testing.assert_allclose(stamps_s, np.arange(11) / 10, atol=3.0)
+    assert np.median(np.diff(stamps_s)) == pytest.approx(0.1, abs=0.05)
     assert abs(recorded['/tf_static'][0][0] - START_NS) < 3e9
 
 

@@ -16,7 +16,7 @@ import time
 import numpy as np
 from scipy.ndimage import map_coordinates
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import fdtri, logsumexp
+from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from crossview_localizer.dense_matching import (
     peak_of,
     peak_pose,
 )
+from crossview_localizer.evaluation import pose_errors, Track
 from crossview_localizer.geometry import Pose2D, wrap_angle
 from crossview_localizer.networks import (
     load_network,
@@ -210,20 +211,13 @@ def fit_peaks(found: list[Answer], factor: float) -> tuple[float, float]:
 
 def _log_densities(answer: Answer, sharpening: float, min_mass: float) -> tuple[float, float]:
     """Of the true pose: by what ``peak_pose`` says, and anywhere in the window."""
-    error, covariance, _ = _peak_error(answer, sharpening, min_mass)
-    grid = answer.heatmap.grid
-    yaw_step_rad = answer.heatmap.yaws_rad[1] - answer.heatmap.yaws_rad[0]
-    window = answer.heatmap.volume.size * grid.cell_m**2 * yaw_step_rad
-    return (multivariate_normal.logpdf(error, cov=covariance), -math.log(window))
-
-
-def _peak_error(answer: Answer, sharpening: float, min_mass: float):
-    """Error (3,) and covariance (3, 3) of what ``peak_pose`` says, and whether it is ambiguous."""
-    estimate, ambiguous = peak_pose(answer.heatmap, answer.prior, sharpening, min_mass)
-    pose, truth = estimate.pose, answer.truth
+    estimate, _ = peak_pose(answer.heatmap, answer.prior, sharpening, min_mass)
+    pose, truth, grid = estimate.pose, answer.truth, answer.heatmap.grid
     error = np.array([pose.x_m - truth.x_m, pose.y_m - truth.y_m,
                       wrap_angle(pose.yaw_rad - truth.yaw_rad)])
-    return error, estimate.covariance, ambiguous
+    yaw_step_rad = answer.heatmap.yaws_rad[1] - answer.heatmap.yaws_rad[0]
+    window = answer.heatmap.volume.size * grid.cell_m**2 * yaw_step_rad
+    return (multivariate_normal.logpdf(error, cov=estimate.covariance), -math.log(window))
 
 
 def fit_tails(found: list[Answer], sharpening: float, min_mass: float) -> tuple[float, float]:
@@ -232,12 +226,13 @@ def fit_tails(found: list[Answer], sharpening: float, min_mass: float) -> tuple[
     Most peaks are right and some are elsewhere altogether: no Gaussian holds both shares.  The
     unambiguous frames err by a Student t; the ambiguous ones claim their window, as a Gaussian.
     """
-    distances2, ambiguous = [], []
-    for answer in found:
-        error, covariance, unsure = _peak_error(answer, sharpening, min_mass)
-        distances2.append(error @ np.linalg.solve(covariance, error))
-        ambiguous.append(unsure)
-    distances2, ambiguous = np.array(distances2), np.array(ambiguous)
+    estimates, ambiguous = zip(*(
+        peak_pose(answer.heatmap, answer.prior, sharpening, min_mass) for answer in found))
+    distances2 = pose_errors(
+        Track.from_poses(range(len(found)), [estimate.pose for estimate in estimates],
+                         [estimate.covariance for estimate in estimates]),
+        Track.from_poses(range(len(found)), [answer.truth for answer in found]))['nees']
+    ambiguous = np.array(ambiguous)
 
     def needed(share: float) -> float:
         """Distance2 to which the unambiguous frames make up what the others leave of a share."""
@@ -248,7 +243,7 @@ def fit_tails(found: list[Answer], sharpening: float, min_mass: float) -> tuple[
     ratio = needed(0.95) / needed(0.68)
 
     def excess(dof: float) -> float:
-        return fdtri(3, dof, 0.95) / fdtri(3, dof, 0.68) - ratio
+        return distance2_within(0.95, dof) / distance2_within(0.68, dof) - ratio
 
     dof = GAUSSIAN_DOF
     if excess(MOST_DOF) < 0.0:
