@@ -30,14 +30,14 @@ env:
 	@test/ros_wheels/setup_venv.bash $(VENV)
 
 demo: env
-	$(RUN) python -m training.demo $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)) \
+	$(RUN) python -m benchmarks.demo $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)) \
 	  $(if $(DURATION_S),--duration-s $(DURATION_S))
 
 test: env
 	$(RUN) python -m pytest $(PYTEST_ARGS)
 
 results-dense: env
-	$(RUN) python -m benchmarks.dense --out $(or $(OUT),build/dense) $(DENSE_WORLDS) \
+	$(RUN) python -m benchmarks.accuracy.single_frames --out $(or $(OUT),build/dense) $(DENSE_WORLDS) \
 	  $(if $(DENSE_LAYOUT),--layouts '$(DENSE_LAYOUT)' --layout-seed $(or $(firstword $(SEED)),1)) \
 	  $(if $(DEMOS),--demos $(DEMOS)) $(if $(BLIND),--blind-weights $(BLIND))
 	$(if $(EVAL_ONLY),,$(RUN) python -m benchmarks.results)
@@ -49,7 +49,7 @@ results-fusion: env
 	  $(if $(EVAL_ONLY),--seeds 1)
 
 results-paper: env
-	$(RUN) python -m benchmarks.paper --out $(or $(OUT),build/paper) $(if $(SMOKE),--smoke) \
+	$(RUN) python -m benchmarks.accuracy.paper --out $(or $(OUT),build/paper) $(if $(SMOKE),--smoke) \
 	  $(if $(EVAL_ONLY),--eval-only) $(if $(SEED),--world-seed $(SEED)) \
 	  $(if $(PLAN),--plan $(PLAN)) $(if $(TRAIN_SEEDS),--seeds $(TRAIN_SEEDS))
 	$(if $(SMOKE)$(EVAL_ONLY),,$(RUN) python -m benchmarks.results)
@@ -58,19 +58,19 @@ test-jazzy:
 	ROS_DISTRO_WHEELS=jazzy $(MAKE) test VENV=.venv-jazzy
 
 bench: env
-	$(RUN) python -m benchmarks.bench $(if $(SMOKE),--smoke) --device $(or $(DEVICE),cpu) \
+	$(RUN) python -m benchmarks.speed $(if $(SMOKE),--smoke) --device $(or $(DEVICE),cpu) \
 	  --out $(or $(OUT),build/bench) $(BENCH_ARGS) \
 	  --json $(if $(SMOKE)$(OUT),$(or $(OUT),build/bench)/bench.json,docs/results/bench.json)
 
 bench-map-size: env
-	$(RUN) python -m benchmarks.bench --only map_size --map-gb $(or $(GB),20) --tiles-km2 10000 \
+	$(RUN) python -m benchmarks.speed --only map_size --map-gb $(or $(GB),20) --tiles-km2 10000 \
 	  --out $(or $(OUT),build/bench)
 
 faults: env
-	$(RUN) python -m benchmarks.faults $(if $(OUT),--out $(OUT))
+	$(RUN) python -m benchmarks.robustness.faults $(if $(OUT),--out $(OUT))
 
 endurance: env
-	$(RUN) python -m benchmarks.endurance $(if $(OUT),--out $(OUT))
+	$(RUN) python -m benchmarks.robustness.endurance $(if $(OUT),--out $(OUT))
 
 fuzz: env
 	$(RUN) FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),2000) python -m pytest test/test_hostile_files.py $(PYTEST_ARGS)

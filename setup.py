@@ -1,6 +1,6 @@
 from glob import glob
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 package_name = 'crossview_localizer'
 share = f'share/{package_name}'
@@ -18,7 +18,7 @@ setup(
     maintainer='The crossview_localizer maintainers',
     maintainer_email='maintainers@crossview-localizer.example.org',
     keywords=['ROS'],
-    packages=[package_name],
+    packages=find_packages(include=[package_name, f'{package_name}.*']),
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
         (share, ['package.xml']),

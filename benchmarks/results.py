@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 import sys
 
-DOCS = Path(__file__).resolve().parent.parent / 'docs'
+from benchmarks import REPOSITORY
+
+DOCS = REPOSITORY / 'docs'
 INTRODUCTION = """# Results
 
 Made by `python -m benchmarks.results` from the files in `docs/results`, each of which its own
@@ -42,7 +44,8 @@ def demo(result: dict) -> str:
           round(run['seconds'])] for run in result['runs']])
     return f"""## The whole system: demos through real ROS 2
 
-`make demo SEED=...`, then `python -m training.demo --pool FOLDERS --json docs/results/demo.json`.
+`make demo SEED=...`, then
+`python -m benchmarks.demo --pool FOLDERS --json docs/results/demo.json`.
 A bag with camera (4 Hz), biased GNSS with jumps and an outage, and drifting odometry is replayed
 in real time through the node; two CPU cores. Position of `base_link` at every image after the
 first 5 s, outage included.
@@ -94,7 +97,7 @@ def corruptions(result: dict) -> str:
     table = markdown(['median m', 'as it is', '1', '2', '3', '4', '5'], rows)
     return f"""## Spoiled images
 
-`python -m benchmarks.corruptions --worlds ...`: single frames, severity 1 to 5.
+`python -m benchmarks.accuracy.corruptions --worlds ...`: single frames, severity 1 to 5.
 
 {table}
 ![error, ambiguity and coverage against severity](results/corruptions.png)
@@ -121,6 +124,8 @@ def fusion(result: dict) -> str:
 
 Position error after so long without GNSS, towns {towns}: with matches, and with odometry only
 from the same pose.
+
+from benchmarks import REPOSITORY
 
 {markdown(['without GNSS', 'method', 'median m', 'p95 m', 'max m', 'n'], rows)}
 ![error against the time without GNSS](results/fusion_outage.png)

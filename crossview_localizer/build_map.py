@@ -21,13 +21,13 @@ import torch
 from tqdm import tqdm
 
 from crossview_localizer.allocator import keep_freed_memory
-from crossview_localizer.dense import DENSE
-from crossview_localizer.embedding_map import EmbeddingMap
+from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.geometry import LocalFrame, MapGrid
-from crossview_localizer.imagery import Imagery
-from crossview_localizer.networks import load_network
-from crossview_localizer.route import corridor, lattice, read_route
-from crossview_localizer.views import UNSEEN
+from crossview_localizer.maps.embedding_map import EmbeddingMap
+from crossview_localizer.maps.imagery import Imagery
+from crossview_localizer.maps.route import corridor, lattice, read_route
+from crossview_localizer.networks.dense import DENSE
+from crossview_localizer.networks.safa import load_network
 
 MAX_INVALID = 0.1              # share of a tile without imagery, above which it is left out
 AREA_TILES = 24                # lattice points a side that are embedded at once, at most

@@ -21,13 +21,14 @@ from scipy.ndimage import map_coordinates, spline_filter
 from scipy.optimize import minimize
 from tqdm import tqdm
 
-from crossview_localizer import replay
-from crossview_localizer.camera_motion import CameraMotion, MIN_PAIRS, MotionFit
+from crossview_localizer.bags import replay
+from crossview_localizer.bags.topics import Topics
+from crossview_localizer.camera.motion import CameraMotion, MIN_PAIRS, MotionFit
 from crossview_localizer.config import CameraConfig, LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage, PoseEstimate
-from crossview_localizer.dense_matching import DenseMatcher
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.localizer import load_localizer
+from crossview_localizer.matching.dense_matcher import DenseMatcher
 
 WINDOW_M = 6.0               # of places about each known pose that are scored
 MAX_OFFSET_M = 4.0           # of the imagery: the rest of the window is for the view's own reach
@@ -222,7 +223,7 @@ def fit_motion(bag: Path, node_config: NodeConfig, config: LocalizerConfig) -> M
     """
     # Positions on Earth do not matter here.
     frame = LocalFrame(0.0, 0.0)
-    topics = replace(replay.Topics(), gnss='', gnss_velocity='', truth='')
+    topics = replace(Topics(), gnss='', gnss_velocity='', truth='')
     drive = replay.read_drive(bag, frame, node_config, topics)
     if not len(drive.odometry):
         raise ValueError(f'{bag} holds no odometry on {topics.odometry}; height and pitch need it')

@@ -176,7 +176,7 @@ def free_bytes(folder: Path) -> int | None:
 def check_device(device: str) -> Iterator[Finding]:
     if missing_modules(['torch']):
         return
-    from crossview_localizer.networks import prepare_torch
+    from crossview_localizer.networks.safa import prepare_torch
     try:
         found, warning = prepare_torch(device, 1)
     except (ValueError, RuntimeError) as error:
@@ -196,8 +196,8 @@ def check_weights_and_map(weights: str, map_path: str) -> Iterator[Finding]:
     """Both can be read, and the map is of these weights."""
     if missing_modules([*LIBRARIES, *([] if weights else ROS_PACKAGES)]):
         return
-    from crossview_localizer.embedding_map import EmbeddingMap
-    from crossview_localizer.networks import load_network
+    from crossview_localizer.maps.embedding_map import EmbeddingMap
+    from crossview_localizer.networks.safa import load_network
     fingerprint = None
     try:
         if not weights:
@@ -226,7 +226,7 @@ def check_weights_and_map(weights: str, map_path: str) -> Iterator[Finding]:
 def check_parameters(path: str) -> Iterator[Finding]:
     if missing_modules(['yaml', 'rosbags', *ROS_PACKAGES]):
         return
-    from crossview_localizer.replay import read_parameters
+    from crossview_localizer.bags.replay import read_parameters
     try:
         read_parameters(path)
     except (ValueError, OSError) as error:
@@ -353,7 +353,7 @@ def _check_topics(listener: Listener, inputs, parameters, listen_s: float) -> It
     from tf2_msgs.msg import TFMessage
 
     from crossview_localizer.play_bag import message_class
-    from crossview_localizer.rig import StaticTransforms
+    from crossview_localizer.ros.sensor_rig import StaticTransforms
 
     best_effort = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
     latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)

@@ -19,10 +19,10 @@ from crossview_localizer.datatypes import (
     Outcome,
     PoseEstimate,
 )
+from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import LocalFrame, Pose2D
-from crossview_localizer.hypotheses import PoseSearch
-from crossview_localizer.match_trust import MatchTrust
-from crossview_localizer.pose_filter import PoseFilter
+from crossview_localizer.matching.match_trust import MatchTrust
+from crossview_localizer.matching.pose_search import PoseSearch
 
 # A search without a winner after so far begins again about the pose of then.
 SEARCH_GIVES_UP_M = 300.0
@@ -251,12 +251,12 @@ def load_localizer(map_path: str | Path, weights: str | Path, config: LocalizerC
     Raises ValueError or OSError where one is missing, broken, or made with the other's stranger.
     """
     # torch comes with these two; a prior-only Localizer does not need it.
-    from crossview_localizer.dense import DENSE
-    from crossview_localizer.dense_matching import DenseMatcher, HalfGround
-    from crossview_localizer.embedding_map import EmbeddingMap
-    from crossview_localizer.export import OnnxBranch
-    from crossview_localizer.matching import TileMatcher
-    from crossview_localizer.networks import load_network
+    from crossview_localizer.maps.embedding_map import EmbeddingMap
+    from crossview_localizer.matching.dense_matcher import DenseMatcher, HalfGround
+    from crossview_localizer.matching.tile_matcher import TileMatcher
+    from crossview_localizer.networks.dense import DENSE
+    from crossview_localizer.networks.onnx import OnnxBranch
+    from crossview_localizer.networks.safa import load_network
 
     network = load_network(weights, device, like)
     embedding_map = EmbeddingMap.open(map_path, device, network.fingerprint)

@@ -43,7 +43,6 @@ from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from crossview_localizer import conversions
 from crossview_localizer.config import config_from_flat, LocalizerConfig, NodeConfig, tunables
 from crossview_localizer.datatypes import (
     CameraImage,
@@ -55,13 +54,14 @@ from crossview_localizer.datatypes import (
     Outcome,
     PoseEstimate,
 )
-from crossview_localizer.diagnostics import InputMonitor, Latency, Level, pose_status, Status
 from crossview_localizer.geometry import LocalFrame, Pose2D
-from crossview_localizer.image_worker import ImageWorker
-from crossview_localizer.last_pose import LastPose, load_last_pose
 from crossview_localizer.localizer import load_localizer, Localizer
-from crossview_localizer.node_process import qos_profile, run_node
-from crossview_localizer.rig import BlindImage, SensorRig, UnknownCalibration
+from crossview_localizer.ros import conversions
+from crossview_localizer.ros.diagnostics import InputMonitor, Latency, Level, pose_status, Status
+from crossview_localizer.ros.image_worker import ImageWorker
+from crossview_localizer.ros.process import qos_profile, run_node
+from crossview_localizer.ros.saved_pose import LastPose, load_last_pose
+from crossview_localizer.ros.sensor_rig import BlindImage, SensorRig, UnknownCalibration
 
 # Parameters that rclpy itself reads.
 ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service', 'qos_overrides')
@@ -319,7 +319,7 @@ class LocalizerNode(LifecycleNode):
                 remedy=MAP_REMEDY)
             return
         # torch loads only where a network runs.
-        from crossview_localizer.networks import prepare_torch
+        from crossview_localizer.networks.safa import prepare_torch
         cv2.setNumThreads(config.torch_threads)
         self._device, warning = prepare_torch(config.device, config.torch_threads)
         if warning:

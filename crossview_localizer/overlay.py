@@ -14,11 +14,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from crossview_localizer import replay, report, report_figures
-from crossview_localizer.config import LocalizerConfig, NodeConfig
-from crossview_localizer.datatypes import CameraImage
-from crossview_localizer.localizer import load_localizer, Localizer
-from crossview_localizer.recorded_run import (
+from crossview_localizer import report
+from crossview_localizer.bags import replay
+from crossview_localizer.bags.recorded_run import (
     add_run_arguments,
     decoded,
     messages_stamped,
@@ -30,9 +28,13 @@ from crossview_localizer.recorded_run import (
     RunError,
     topics_of,
 )
-from crossview_localizer.replay import Topics
-from crossview_localizer.report_figures import Orthophoto, Shot
-from crossview_localizer.rig import SensorRig
+from crossview_localizer.bags.topics import Topics
+from crossview_localizer.config import LocalizerConfig, NodeConfig
+from crossview_localizer.datatypes import CameraImage
+from crossview_localizer.evaluation import report_figures
+from crossview_localizer.evaluation.report_figures import Orthophoto, Shot
+from crossview_localizer.localizer import load_localizer, Localizer
+from crossview_localizer.ros.sensor_rig import SensorRig
 
 FOR_RGB, AGAINST_RGB = (255, 120, 0), (0, 110, 255)
 STRONGEST_ALPHA = 0.6
@@ -62,7 +64,7 @@ def draw(
     """Camera frame, ground view and heat map of one frame; ``found`` is its Evidence."""
     import matplotlib.pyplot as plt
 
-    from crossview_localizer.evidence import on_image
+    from crossview_localizer.matching.attribution import on_image
 
     shown = replace(found, nats=smoothed(found.nats))
     reach = max(float(np.percentile(np.abs(shown.nats), 98)), 1e-9)
@@ -137,7 +139,7 @@ def write_overlays(
 
     Raises ValueError or OSError with what was found and expected.
     """
-    from crossview_localizer.evidence import evidence
+    from crossview_localizer.matching.attribution import evidence
 
     topics, config = topics or Topics(), localizer.config
     run = read_run(bag, input_bag, localizer.frame, topics, node, node_config, progress)

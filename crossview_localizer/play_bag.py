@@ -27,7 +27,7 @@ from rosbags.rosbag2 import Reader, ReaderError
 from rosgraph_msgs.msg import Clock
 from tqdm import tqdm
 
-from crossview_localizer.interrupts import Interrupt, stop_on_interrupt
+from crossview_localizer.ros.interrupts import Interrupt, stop_on_interrupt
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 DEFAULT_CLOCK_HZ = 100.0

@@ -34,8 +34,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
-from crossview_localizer.interrupts import Interrupt, stop_on_interrupt
 from crossview_localizer.play_bag import message_class
+from crossview_localizer.ros.interrupts import Interrupt, stop_on_interrupt
 
 # Received messages wait here while others are written; images of 4 MB make it 400 MB at worst.
 SUBSCRIPTION_DEPTH = 100

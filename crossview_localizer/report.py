@@ -18,11 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from crossview_localizer import conversions, evaluation, report_figures, report_page
-from crossview_localizer.datatypes import PoseEstimate
-from crossview_localizer.evaluation import Frames, Track
-from crossview_localizer.geometry import LocalFrame, MapGrid
-from crossview_localizer.recorded_run import (
+from crossview_localizer.bags.recorded_run import (
     add_imagery_argument,
     add_run_arguments,
     frame_of,
@@ -34,9 +30,15 @@ from crossview_localizer.recorded_run import (
     topics_of,
     USED,
 )
-from crossview_localizer.replay import Topics
-from crossview_localizer.report_figures import COLOURS, Orthophoto, Shot
-from crossview_localizer.report_page import Section, Table
+from crossview_localizer.bags.topics import Topics
+from crossview_localizer.datatypes import PoseEstimate
+from crossview_localizer.evaluation import pose_metrics, report_figures, report_page
+from crossview_localizer.evaluation.pose_metrics import Frames
+from crossview_localizer.evaluation.report_figures import COLOURS, Orthophoto, Shot
+from crossview_localizer.evaluation.report_page import Section, Table
+from crossview_localizer.geometry import LocalFrame, MapGrid
+from crossview_localizer.ros import conversions
+from crossview_localizer.trajectory import Track
 
 PAGE = 'index.html'
 WIDTHS_IN = {'': 10.5, '_narrow': 4.3}
@@ -93,7 +95,7 @@ def background(
         map_path = Path(recorded_map)
     found = Background(frame, None)
     if map_path is not None:
-        from crossview_localizer.embedding_map import EmbeddingMap
+        from crossview_localizer.maps.embedding_map import EmbeddingMap
 
         try:
             embedding_map = EmbeddingMap.open(map_path)
@@ -111,7 +113,7 @@ def background(
     if imagery:
         if found.frame is None:
             raise RunError('the recording has no geopose: give --map to place the imagery')
-        from crossview_localizer.imagery import Imagery
+        from crossview_localizer.maps.imagery import Imagery
 
         opened = Imagery.open(list(imagery), found.frame)
         found = Background(
@@ -156,7 +158,8 @@ def demo_beside(bag: Path, poses: Track) -> Demo | None:
     if not (summary.is_file() and csv.is_file()):
         return None
     try:
-        found = Demo(json.loads(summary.read_text(encoding='utf-8')), evaluation.read_frames(csv))
+        found = Demo(
+            json.loads(summary.read_text(encoding='utf-8')), pose_metrics.read_frames(csv))
     except (ValueError, KeyError):
         return None
     refined = found.frames.rows.get('refined', Track.empty([]))
@@ -174,14 +177,14 @@ def judge(run: RecordedRun) -> Frames:
     stamps_ns = run.poses.stamps_ns
     truth = Track.empty(stamps_ns)
     if len(run.truth):
-        truth = run.truth.at(stamps_ns, evaluation.TRUTH_MAX_GAP_S)
-    settled = (stamps_ns - run.start_ns) * 1e-9 > evaluation.SETTLING_S
+        truth = run.truth.at(stamps_ns, pose_metrics.TRUTH_MAX_GAP_S)
+    settled = (stamps_ns - run.start_ns) * 1e-9 > pose_metrics.SETTLING_S
     evaluated = settled & np.isfinite(truth.poses).all(axis=1)
     rows = {'refined': run.poses}
     if len(run.priors):
         rows['before_match'] = report_figures.aligned(run.priors, stamps_ns)
     if run.fixes and evaluated.any():
-        rows['gnss_only'] = evaluation.gnss_only(run.fixes, stamps_ns)
+        rows['gnss_only'] = pose_metrics.gnss_only(run.fixes, stamps_ns)
     outcomes = {name: [''] * len(stamps_ns) for name in rows}
     outcomes['refined'] = run.outcomes().tolist()
     return Frames(truth, evaluated, rows, outcomes)
@@ -195,7 +198,7 @@ def innovations(run: RecordedRun) -> np.ndarray:
     priors = report_figures.aligned(run.priors, run.matches.stamps_ns)
     difference_m = run.matches.poses[:, :2] - priors.poses[:, :2]
     covariance = run.matches.covariances[:, :2, :2] + priors.covariances[:, :2, :2]
-    squared = evaluation.normalized_errors(difference_m, covariance)
+    squared = pose_metrics.normalized_errors(difference_m, covariance)
     return squared[np.isfinite(squared)]
 
 
@@ -418,7 +421,7 @@ def _trajectory(draw, run: RecordedRun, frames: Frames, ground: Background, gaps
     judged = bool(frames.evaluated.any())
     track = frames.rows['refined']
     if judged:
-        values = evaluation.pose_errors(track, frames.truth)['position_m']
+        values = pose_metrics.pose_errors(track, frames.truth)['position_m']
         label, how = 'position error [m]', 'The published pose, coloured by its error.'
     else:
         values = report_figures.long_axis_m(track.covariances)
@@ -435,7 +438,7 @@ def _trajectory(draw, run: RecordedRun, frames: Frames, ground: Background, gaps
 def _judged_sections(draw, frames: Frames, gaps_ns) -> list[Section]:
     return [
         Section('Results', 'Position of base_link against the ground truth at every image after '
-                f'the first {evaluation.SETTLING_S:g} s, outages of GNSS included; lateral, '
+                f'the first {pose_metrics.SETTLING_S:g} s, outages of GNSS included; lateral, '
                 'longitudinal and heading are medians of absolute errors. Coverage is the share '
                 'of poses inside their claimed 95 % ellipsoid; NEES, the mean squared Mahalanobis '
                 'error, is ideal at 3 (gnss only: 2).',
@@ -464,11 +467,11 @@ def results_table(frames: Frames) -> Table:
     heads = ('', 'median m', 'mean m', 'p95 m', 'lateral m', 'longit. m', 'heading deg',
              'cover 95 %', 'NEES', 'n / of')
     rows, colours = [], []
-    metrics = evaluation.evaluate(frames)
+    metrics = pose_metrics.evaluate(frames)
     for name in _row_order(metrics):
         found = metrics[name]
         numbers = ['–' if found[key] is None else f'{found[key]:.2f}'
-                   for key in evaluation.METRICS[:8]]
+                   for key in pose_metrics.METRICS[:8]]
         rows.append((_words(name), *numbers, f'{found["n"]} / {found["n_expected"]}'))
         colours.append(COLOURS.get(name, ''))
     return Table(heads, rows, colours)
@@ -489,7 +492,7 @@ def calibration_series(run: RecordedRun, frames: Frames) -> dict[str, tuple[np.n
     series = {}
     for name in ('refined', 'before_match'):
         if name in frames.rows and frames.evaluated.any():
-            errors = evaluation.pose_errors(frames.rows[name], frames.truth)
+            errors = pose_metrics.pose_errors(frames.rows[name], frames.truth)
             nees = errors['nees'][frames.evaluated]
             series[_words(name)] = nees[~np.isnan(nees)], errors['dof']
     if len(run.matches) and len(run.priors):
@@ -535,7 +538,7 @@ def _banner(summary: dict) -> str:
 
 def _figures(run: RecordedRun, frames: Frames) -> list[tuple[str, str]]:
     """The numbers at the top of the page."""
-    found = evaluation.metrics(frames.rows['refined'], frames.truth, frames.evaluated)
+    found = pose_metrics.metrics(frames.rows['refined'], frames.truth, frames.evaluated)
     cards = []
     if found['n']:
         cards += [(f'{found["median_m"]:.2f} m', 'median position error'),
@@ -551,7 +554,7 @@ def _figures(run: RecordedRun, frames: Frames) -> list[tuple[str, str]]:
         cards.append((f'{min(1.0, len(run.poses) / run.image_count):.1%}',
                       f'of {run.image_count} images gave a pose'))
     if len(run.latency_ms):
-        shares = evaluation.percentiles(run.latency_ms)
+        shares = pose_metrics.percentiles(run.latency_ms)
         cards.append((f'{shares["p50"]:.0f} / {shares["p95"]:.0f} / {shares["p99"]:.0f}',
                       'ms latency, p50 / p95 / p99'))
     return cards

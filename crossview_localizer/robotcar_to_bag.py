@@ -35,20 +35,21 @@ from rosbags.interfaces import (
     QosTime,
 )
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 from rosbags.typesys.store import Typestore
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from crossview_localizer import robotcar
-
-IMAGE_TOPIC = '/camera/image'
-COMPRESSED_IMAGE_TOPIC = '/camera/image/compressed'
-CAMERA_INFO_TOPIC = '/camera/camera_info'
-GNSS_TOPIC = '/gnss/fix'
-ODOMETRY_TOPIC = '/odometry'
-TF_STATIC_TOPIC = '/tf_static'
-TRUTH_TOPIC = '/ground_truth/geopose'
+from crossview_localizer.bags import robotcar
+from crossview_localizer.bags.topics import (
+    CAMERA_INFO_TOPIC,
+    COMPRESSED_IMAGE_TOPIC,
+    GNSS_TOPIC,
+    IMAGE_TOPIC,
+    ODOMETRY_TOPIC,
+    TF_STATIC_TOPIC,
+    TRUTH_TOPIC,
+)
+from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 
 BASE_FRAME = 'base_link'
 ODOM_FRAME = 'odom'
@@ -73,13 +74,6 @@ NAVSAT_NO_FIX, NAVSAT_FIX, NAVSAT_SERVICE_GPS = -1, 0, 1
 NAVSAT_COVARIANCE_UNKNOWN, NAVSAT_COVARIANCE_DIAGONAL = 0, 2
 MIN_SATELLITES = 4
 
-GEOGRAPHIC_MESSAGES = {
-    'geographic_msgs/msg/GeoPoint': 'float64 latitude\nfloat64 longitude\nfloat64 altitude\n',
-    'geographic_msgs/msg/GeoPose': (
-        'geographic_msgs/GeoPoint position\ngeometry_msgs/Quaternion orientation\n'
-    ),
-    'geographic_msgs/msg/GeoPoseStamped': 'std_msgs/Header header\ngeographic_msgs/GeoPose pose\n',
-}
 SMALL_MESSAGE_BYTES = 800
 SAMPLED_IMAGES = 5
 
@@ -102,14 +96,6 @@ class Options:
     gnss: bool = True
     odometry: bool = True
     overwrite: bool = False
-
-
-def typestore_with_geographic_msgs() -> Typestore:
-    """The message types of Jazzy (the same in Kilted) and the geographic ones, which it lacks."""
-    typestore = get_typestore(Stores.ROS2_JAZZY)
-    for name, definition in GEOGRAPHIC_MESSAGES.items():
-        typestore.register(get_types_from_msg(definition, name))
-    return typestore
 
 
 # --- images -------------------------------------------------------------------------------------

@@ -20,11 +20,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
-from crossview_localizer import conversions, scene_messages, scene_pictures
 from crossview_localizer.geometry import LocalFrame
 from crossview_localizer.node import configs_from_parameters, ROS_PARAMETERS
-from crossview_localizer.node_process import run_node
-from crossview_localizer.rig import SensorRig
+from crossview_localizer.ros import conversions, scene_messages, scene_pictures
+from crossview_localizer.ros.process import run_node
+from crossview_localizer.ros.sensor_rig import SensorRig
 
 OWN_PARAMETERS = {'publish_odom_tf': False, 'picture_hz': 5.0, 'heatmap_picture': False}
 LOCALIZER = 'crossview_localizer'
@@ -128,7 +128,7 @@ class SceneNode(Node):
             self.get_logger().warning('no map_path is set: the ground stays empty')
             return None
         # torch comes with it.
-        from crossview_localizer.embedding_map import read_orthophoto
+        from crossview_localizer.maps.embedding_map import read_orthophoto
         orthophoto = read_orthophoto(self._config.map_path)
         if orthophoto is None:
             self.get_logger().warning(f'{self._config.map_path} holds no orthophoto')

@@ -26,10 +26,8 @@ from tf2_msgs.msg import TFMessage
 from tqdm import tqdm
 from visualization_msgs.msg import Marker, MarkerArray
 
-from crossview_localizer import conversions, evaluation, report
-from crossview_localizer.geometry import MapGrid
-from crossview_localizer.record_bag import RecordError, register_installed_type
-from crossview_localizer.recorded_run import (
+from crossview_localizer import report
+from crossview_localizer.bags.recorded_run import (
     add_imagery_argument,
     add_run_arguments,
     decoded,
@@ -40,8 +38,12 @@ from crossview_localizer.recorded_run import (
     RecordedRun,
     topics_of,
 )
-from crossview_localizer.replay import Topics
-from crossview_localizer.robotcar_to_bag import typestore_with_geographic_msgs
+from crossview_localizer.bags.topics import Topics
+from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
+from crossview_localizer.evaluation import pose_metrics
+from crossview_localizer.geometry import MapGrid
+from crossview_localizer.record_bag import RecordError, register_installed_type
+from crossview_localizer.ros import conversions
 
 MAP_FRAME = 'map'
 MARGIN_M = 60.0
@@ -91,7 +93,7 @@ def ellipse_points(pose: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     angle_rad = np.linspace(0.0, 2.0 * math.pi, ELLIPSE_POINTS)
     circle = np.stack((np.cos(angle_rad), np.sin(angle_rad)), axis=-1)
     root = np.linalg.cholesky(covariance[:2, :2])
-    return pose[:2] + math.sqrt(evaluation.CHI2_95[2]) * circle @ root.T
+    return pose[:2] + math.sqrt(pose_metrics.CHI2_95[2]) * circle @ root.T
 
 
 def ellipses_msg(run: RecordedRun, row: int) -> MarkerArray:

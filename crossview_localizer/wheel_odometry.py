@@ -10,9 +10,9 @@ from rclpy.node import Node
 from sensor_msgs.msg import Imu
 from tf2_msgs.msg import TFMessage
 
-from crossview_localizer import conversions
-from crossview_localizer.dead_reckoning import DeadReckoner
-from crossview_localizer.node_process import qos_profile, run_node
+from crossview_localizer.fusion.dead_reckoning import DeadReckoner
+from crossview_localizer.ros import conversions
+from crossview_localizer.ros.process import qos_profile, run_node
 
 TWISTS = {'TwistStamped': TwistStamped, 'TwistWithCovarianceStamped': TwistWithCovarianceStamped}
 # Name -> default and description.

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from training.ros_domain import keep_to_this_machine, lone_domain
+from benchmarks.ros_domain import keep_to_this_machine, lone_domain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIRE_ROS = os.environ.get('REQUIRE_ROS') == '1'

@@ -15,11 +15,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, NavSatFix
 from std_msgs.msg import Float64
 from tf2_msgs.msg import TFMessage
 
-from crossview_localizer import conversions
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
-from crossview_localizer.diagnostics import Level, Status
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.record_bag import register_installed_type
+from crossview_localizer.ros import conversions
+from crossview_localizer.ros.diagnostics import Level, Status
 
 START_NS = 1_400_000_000_000_000_000
 FRAME = LocalFrame(51.7606, -1.261)

@@ -11,27 +11,17 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = 'crossview_localizer'
 
-# A module imports only from layers above its own line, or beside it where that makes no circle.
-LAYERS = [
-    ['geometry', 'config', 'interrupts', 'allocator'],
-    ['datatypes'],
-    ['pose_filter', 'filter_model', 'filter_start', 'gnss_trust', 'hypotheses', 'imagery',
-     'route', 'embedding_map', 'trunks', 'networks', 'dense', 'matching', 'dense_matching',
-     'views', 'robotcar', 'evaluation', 'diagnostics', 'image_worker', 'last_pose', 'evidence',
-     'export', 'match_trust', 'camera_motion', 'dead_reckoning'],
+# Folders and top-level files: each line may import itself and the lines above it.
+ORDER = [
+    ['config', 'datatypes', 'geometry', 'trajectory'],      # the vocabulary
+    ['fusion', 'camera', 'networks', 'maps'],
+    ['matching'],
     ['localizer'],
-    ['conversions', 'rig', 'scene_pictures', 'node_process'],
-    # The node and every command; setup.py lists them too.
-    ['node', 'replay', 'robotcar_to_bag', 'build_map', 'play_bag', 'record_bag', 'report',
-     'doctor', 'scene', 'scene_messages', 'recorded_run', 'report_figures', 'report_page',
-     'overlay', 'calibrate_camera', 'viewer_bag', 'wheel_odometry'],
+    ['bags', 'ros', 'evaluation'],
+    ['COMMANDS'],                                           # every other top-level file
 ]
-ROS_MODULES = {
-    'conversions', 'node', 'replay', 'robotcar_to_bag', 'play_bag', 'record_bag', 'report',
-    'doctor', 'scene', 'scene_messages', 'viewer_bag', 'wheel_odometry', 'node_process',
-}
-TORCH_MODULES = {'trunks', 'networks', 'dense', 'dense_matching', 'embedding_map', 'matching',
-                 'build_map', 'export', 'evidence'}
+ROS_PLACES = {'ros', 'bags', 'COMMANDS'}
+TORCH_PLACES = {'networks', 'maps', 'matching', 'build_map', 'export'}
 ROS_PACKAGE = re.compile(
     r'(rclpy|ament_\w+|rosidl\w*|tf2\w*|cv_bridge|launch\w*|builtin_interfaces|rcl_interfaces|\w+_msgs'
     r'|\w+_srvs|message_filters|diagnostic_updater|rosbag2_py)$')
@@ -92,9 +82,14 @@ def loaded_by(module: str) -> dict[str, str]:
     return found
 
 
-def layer_of(module: str) -> int | None:
-    name = module.removeprefix(f'{PACKAGE}.')
-    return next((i for i, layer in enumerate(LAYERS) if name in layer), None)
+def place_of(module: str) -> str:
+    """The folder, vocabulary file or command of a module, as ORDER names them."""
+    name = module.removeprefix(f'{PACKAGE}.').partition('.')[0]
+    return name if any(name in line for line in ORDER) else 'COMMANDS'
+
+
+def line_of(module: str) -> int:
+    return next(i for i, line in enumerate(ORDER) if place_of(module) in line)
 
 
 PACKAGE_MODULES = [m for m in FILES if m.startswith(f'{PACKAGE}.')]
@@ -102,14 +97,10 @@ PACKAGE_MODULES = [m for m in FILES if m.startswith(f'{PACKAGE}.')]
 
 @pytest.mark.parametrize('module', PACKAGE_MODULES)
 def test_dependencies_point_one_way(module):
-    layer = layer_of(module)
-    assert layer is not None, f'{module} has no layer in test_architecture.LAYERS: give it one'
     for name, _ in imports(module):
         assert top(name) not in ('training', 'benchmarks', 'test'), f'{module} imports {name}'
         if name.startswith(f'{PACKAGE}.'):
-            other = layer_of(name)
-            assert other is not None, f'{name} has no layer in test_architecture.LAYERS'
-            assert other <= layer, f'{module} imports {name}, which is above it'
+            assert line_of(name) <= line_of(module), f'{module} imports {name}, which is above it'
 
 
 @pytest.mark.parametrize('module', PACKAGE_MODULES)
@@ -119,16 +110,15 @@ def test_no_module_imports_itself_by_way_of_others(module):
 
 @pytest.mark.parametrize('module', PACKAGE_MODULES)
 def test_ros_and_torch_are_imported_only_where_they_belong(module):
-    name = module.removeprefix(f'{PACKAGE}.')
     used = {top(imported) for imported, _ in imports(module)}
-    if name not in ROS_MODULES:
+    if place_of(module) not in ROS_PLACES:
         assert not {package for package in used if ROS_PACKAGE.match(package)}
-    if name not in TORCH_MODULES:
+    if not {place_of(module), module.removeprefix(f'{PACKAGE}.')} & TORCH_PLACES:
         assert 'torch' not in used
 
 
 @pytest.mark.parametrize(
-    'module', [m for m in FILES if top(m) == 'training'] + [f'{PACKAGE}.networks'])
+    'module', [m for m in FILES if m.startswith(('training', f'{PACKAGE}.networks'))])
 def test_training_loads_on_a_bare_gpu_machine(module):
     loaded = {top(name): by for name, by in loaded_by(module).items()}
     refused = {

@@ -263,7 +263,7 @@ def test_two_interrupts_end_a_looping_player_well(tmp_path, number):
 def test_a_second_interrupt_in_the_handling_of_the_first_does_not_lock_it():
     script = """
 import signal, sys
-from crossview_localizer.interrupts import stop_on_interrupt
+from crossview_localizer.ros.interrupts import stop_on_interrupt
 stop = stop_on_interrupt()
 interrupts = 0
 def interrupt(frame, event, argument):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import bench, bench_map, bench_page, bench_peers, bench_training
-from benchmarks.bench_world import percentiles_ms, repeated_s
+from benchmarks.speed import bench, map_speed, page, peers, training_speed
+from benchmarks.speed.world import percentiles_ms, repeated_s
 
 
 def test_percentiles_are_those_of_the_calls():
@@ -19,10 +19,10 @@ def test_percentiles_are_those_of_the_calls():
 def test_a_written_area_is_a_map_with_every_tile_and_a_sparse_one_takes_no_room(tmp_path):
     for sparse in (False, True):
         path = tmp_path / f'{sparse}.map'
-        tiles = bench_map.write_area(path, 1.0, 32.0, 4096, sparse)
-        found, open_s, _, first = bench_map.opened(path)
+        tiles = map_speed.write_area(path, 1.0, 32.0, 4096, sparse)
+        found, open_s, _, first = map_speed.opened(path)
         assert tiles == len(found.descriptors) == 32 * 32 and open_s < 30.0
-        assert found.window(bench_map.prior_at(0, 0.0), 15.0, 20.5).coverage == 1.0
+        assert found.window(map_speed.prior_at(0, 0.0), 15.0, 20.5).coverage == 1.0
         assert first['cold_ms'] > 0.0
         on_disk = path.stat().st_blocks * 512
         assert on_disk < 1e6 if sparse else on_disk > 8e6
@@ -30,16 +30,16 @@ def test_a_written_area_is_a_map_with_every_tile_and_a_sparse_one_takes_no_room(
 
 
 def test_the_sampler_is_timed_for_each_number_of_places():
-    found = bench_training.measure_sampler((500, 5000))
+    found = training_speed.measure_sampler((500, 5000))
     assert [row['places'] for row in found] == [500, 5000]
     assert all(row['batch_ms'] > 0.0 for row in found)
 
 
 def test_the_peers_give_the_same_correlation_and_are_all_timed():
-    found = bench_peers.dense_match('cpu', 2)
+    found = peers.dense_match('cpu', 2)
     assert found['relative_difference'] < 1e-4
     assert {'correlation (ours)', 'scipy fftconvolve'} < set(found)
-    assert bench_peers.kalman_filter('cpu', 2)['states'] >= 3
+    assert peers.kalman_filter('cpu', 2)['states'] >= 3
 
 
 def row(value):
@@ -72,7 +72,7 @@ def result():
         'training': {
             'frames_per_s': 3.0, 'device_bound_frames_per_s': 3.1, 'share_of_bound': 0.97,
             'loader_frames_per_s': 20.0, 'ranks': {'dense': {'1': {'steps_per_s': 1.0}}},
-            'sampler': bench_training.measure_sampler((500,))},
+            'sampler': training_speed.measure_sampler((500,))},
         'renderer': {'image_px': [320, 240], 'render': [
             {'frames': 10, 'frames_per_s': 5.0, 'peak_mb': 100}], 'convert': []},
         'hour': about | {'image_px': [320, 240], 'rate_hz': 1.0, 'drives': [{
@@ -87,7 +87,7 @@ def result():
 def test_the_page_says_which_goals_are_reached_and_which_are_missed(tmp_path):
     (tmp_path / 'results').mkdir()
     (tmp_path / 'results/bench.json').write_text(json.dumps(result()))
-    assert bench_page.main(['--docs', str(tmp_path)]) == 0
+    assert page.main(['--docs', str(tmp_path)]) == 0
     text = (tmp_path / 'performance.md').read_text()
     lines = {line.split('|')[1].strip(): line for line in text.splitlines() if line[:1] == '|'}
     assert 'missed' in lines[
@@ -106,11 +106,11 @@ def test_a_smaller_run_keeps_the_maps_that_a_larger_one_wrote_in_full():
                 'bytes_per_km2': bytes_per_km2}
     earlier = [size(1, True) | {'old': 1}, size(20, True), size(300, False)]
     found = [size(1, True), size(20, False)]
-    assert bench_map.with_earlier_sizes(found, earlier) == [
+    assert map_speed.with_earlier_sizes(found, earlier) == [
         size(1, True), size(20, True), size(300, False)]
     # Of a store that takes another size by now, nothing is kept.
     other = [size(20, True, 200)]
-    assert bench_map.with_earlier_sizes(found, other) == found
+    assert map_speed.with_earlier_sizes(found, other) == found
 
 
 def test_the_table_has_a_line_for_every_number():

@@ -12,14 +12,14 @@ import torch
 
 from crossview_localizer import build_map as module
 from crossview_localizer.build_map import build_map, main
+from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import PoseEstimate
-from crossview_localizer.dense import DenseConfig
-from crossview_localizer.embedding_map import EmbeddingMap
 from crossview_localizer.geometry import LocalFrame, Pose2D
-from crossview_localizer.imagery import Imagery
-from crossview_localizer.networks import ModelConfig, random_network
-from crossview_localizer.route import corridor, lattice, read_route
-from crossview_localizer.views import UNSEEN
+from crossview_localizer.maps.embedding_map import EmbeddingMap
+from crossview_localizer.maps.imagery import Imagery
+from crossview_localizer.maps.route import corridor, lattice, read_route
+from crossview_localizer.networks.dense import DenseConfig
+from crossview_localizer.networks.safa import ModelConfig, random_network
 
 FRAME = LocalFrame(51.76, -1.26)
 EVERYWHERE = (-1e4, -1e4, 1e4, 1e4)

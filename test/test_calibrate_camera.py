@@ -7,7 +7,7 @@ import pytest
 
 from crossview_localizer import calibrate_camera
 from crossview_localizer.calibrate_camera import fit_offset, fitted_camera, Frame, Offset, summary
-from crossview_localizer.camera_motion import MotionFit
+from crossview_localizer.camera.motion import MotionFit
 from crossview_localizer.config import CameraConfig
 from crossview_localizer.geometry import Pose2D
 

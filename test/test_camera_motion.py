@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from crossview_localizer.camera_motion import CameraMotion, MIN_PAIRS, reduced
+from crossview_localizer.camera.motion import CameraMotion, MIN_PAIRS, reduced
 from crossview_localizer.datatypes import CameraImage, CameraModel
-from crossview_localizer.evaluation import Track
 from crossview_localizer.geometry import Pose2D
+from crossview_localizer.trajectory import Track
 
 TOLD = np.array(
     [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])

@@ -96,7 +96,6 @@ def test_every_tunable_is_described_and_its_default_fits_its_range(cls):
 
 
 def test_every_tunable_of_the_filter_is_read_by_it():
-    modules = ('pose_filter.py', 'filter_model.py', 'filter_start.py', 'gnss_trust.py')
-    source = ''.join((PACKAGE / name).read_text() for name in modules)
+    source = ''.join(path.read_text() for path in (PACKAGE / 'fusion').glob('*.py'))
     unread = [name for name in flatten(FilterConfig()) if f'onfig.{name}' not in source]
     assert not unread

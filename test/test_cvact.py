@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from training import cvact
-from training.cvact import cvact_places, read_act_data
-from training.polar import polar_points, polar_transform
+from training.data import cvact
+from training.data.cvact import cvact_places, read_act_data
+from training.data.polar import polar_points, polar_transform
 
 IDS = [f'panorama-{k:013d}' for k in range(6)]
 # By place: train, train, val, val, test, train (just beyond the box).

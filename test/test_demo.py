@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import yaml
 
-from crossview_localizer import evaluation
+from benchmarks import ros_domain
+from benchmarks.demo import demo
 from crossview_localizer.datatypes import Outcome
-from crossview_localizer.evaluation import Frames, Track
+from crossview_localizer.evaluation import pose_metrics
+from crossview_localizer.evaluation.pose_metrics import Frames
 from crossview_localizer.geometry import Pose2D
-from training import demo, ros_domain
+from crossview_localizer.trajectory import Track
 
 DURATION_S = 16.0
 SEED = 3
@@ -26,7 +28,7 @@ SEED = 3
 def smoke(ros, shipped_weights, tmp_path_factory):
     """A short drive at a low resolution through the whole demo."""
     from crossview_localizer import report
-    from training import synthetic
+    from training import simulation
 
     folder = tmp_path_factory.mktemp('demo')
     parameters = yaml.safe_load(demo.PARAMETERS.read_text())
@@ -35,7 +37,7 @@ def smoke(ros, shipped_weights, tmp_path_factory):
     (folder / 'parameters.yaml').write_text(yaml.safe_dump(parameters))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, 'PARAMETERS', folder / 'parameters.yaml')
-        patch.setattr(synthetic, 'make_world', partial(synthetic.make_world, city_size_m=300.0))
+        patch.setattr(simulation, 'make_world', partial(simulation.make_world, city_size_m=300.0))
         patch.setattr(demo, 'IMAGE_SIZE_PX', (320, 240))
         patch.setattr(demo, 'RATE_HZ', 2.0)
         patch.setattr(demo, 'ORTHO_PX_M', 0.4)
@@ -55,10 +57,10 @@ def test_the_summary_has_the_rows_and_numbers_that_are_promised(smoke):
     assert list(summary) == [
         'gnss_only', 'odometry_only', 'prior', 'image_blind', 'refined', 'raw_correlation',
         'random_init', 'latency_ms', 'seconds', 'world_seed', 'weights', 'matcher', 'notes']
-    stamps_ns = evaluation.read_frames(smoke / 'frames.csv').truth.stamps_ns
+    stamps_ns = pose_metrics.read_frames(smoke / 'frames.csv').truth.stamps_ns
     assert len(stamps_ns) == 2.0 * DURATION_S
-    for name in evaluation.ROWS:
-        assert list(summary[name]) == list(evaluation.METRICS)
+    for name in pose_metrics.ROWS:
+        assert list(summary[name]) == list(pose_metrics.METRICS)
         assert summary[name]['n_expected'] == (stamps_ns > stamps_ns[0] + 5_000_000_000).sum()
     assert list(summary['latency_ms']) == ['p50', 'p95', 'p99']
     assert summary['world_seed'] == 9000 + SEED
@@ -70,8 +72,8 @@ def test_the_summary_has_the_rows_and_numbers_that_are_promised(smoke):
 
 def test_the_frames_give_the_summary_s_numbers_again(smoke):
     summary = json.loads((smoke / 'summary.json').read_text())
-    again = evaluation.evaluate(evaluation.read_frames(smoke / 'frames.csv'))
-    for name in evaluation.ROWS:
+    again = pose_metrics.evaluate(pose_metrics.read_frames(smoke / 'frames.csv'))
+    for name in pose_metrics.ROWS:
         assert again[name] == pytest.approx(summary[name])
 
 
@@ -84,7 +86,7 @@ def test_the_demo_ends_with_a_report_that_shows_its_controls(smoke):
 
 
 def test_the_offline_localizer_gives_the_node_s_poses(smoke, shipped_weights):
-    from crossview_localizer import replay
+    from crossview_localizer.bags import replay
     from crossview_localizer.localizer import load_localizer
 
     node_config, config = replay.read_parameters(demo.PARAMETERS)
@@ -104,7 +106,7 @@ def test_the_offline_localizer_gives_the_node_s_poses(smoke, shipped_weights):
 
 
 def test_the_recording_holds_what_a_user_would_look_at(smoke):
-    from crossview_localizer.replay import messages
+    from crossview_localizer.bags.replay import messages
 
     found = {topic for topic, _, _ in messages(smoke / 'run')}
     assert {'/crossview_localizer/pose', '/crossview_localizer/odometry', '/tf', '/diagnostics',
@@ -179,7 +181,7 @@ def test_a_pool_prints_the_table_over_the_frames_of_all_drives(tmp_path, capsys)
     for number in (1, 2):
         folder = tmp_path / f'drive{number}'
         folder.mkdir()
-        evaluation.write_frames(folder / 'frames.csv', made_up_drive())
+        pose_metrics.write_frames(folder / 'frames.csv', made_up_drive())
         (folder / 'summary.json').write_text(json.dumps({
             'latency_ms': {'p50': 40.0, 'p99': 90.0}, 'seconds': {'total': 400.0},
             'world_seed': 9000 + number, 'weights': 'made_up'}))
@@ -209,7 +211,7 @@ def made_up_drive(count=80):
             stamps_ns, true_poses + wander_m * [1.0, 1.0, 0.005],
             np.tile(covariance, (count, 1, 1)))
     outcomes = {name: ['used'] * count for name in rows}
-    return Frames(truth, evaluation.settled(truth), rows, outcomes)
+    return Frames(truth, pose_metrics.settled(truth), rows, outcomes)
 
 
 def test_the_goals_compare_what_the_issue_compares():
@@ -247,7 +249,7 @@ def brightness(message) -> int:
 
 @pytest.mark.parametrize('apart_m', [60.0, 30.0])
 def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tmp_path, apart_m):
-    from crossview_localizer import replay
+    from crossview_localizer.bags import replay
 
     bag, stamps_ns = brightness_bag(tmp_path / 'drive', 20)
     elsewhere_bag, _ = brightness_bag(tmp_path / 'elsewhere', 30)

@@ -8,11 +8,12 @@ from scipy.stats import multivariate_t
 import torch
 import torch.nn.functional as F
 
-from crossview_localizer import views
+from crossview_localizer.camera import views
 from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import CameraModel, Heatmap, PoseEstimate
-from crossview_localizer.dense import correlate, DenseConfig, GAUSSIAN_DOF, turned_views
-from crossview_localizer.dense_matching import (
+from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+from crossview_localizer.maps.embedding_map import EmbeddingMap
+from crossview_localizer.matching.dense_matcher import (
     DenseMatcher,
     distance2_within,
     finer_yaws,
@@ -22,9 +23,8 @@ from crossview_localizer.dense_matching import (
     window_raster,
     yaw_bins,
 )
-from crossview_localizer.embedding_map import EmbeddingMap
-from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
-from crossview_localizer.networks import load_network, random_network, save_network
+from crossview_localizer.networks.dense import correlate, DenseConfig, GAUSSIAN_DOF, turned_views
+from crossview_localizer.networks.safa import load_network, random_network, save_network
 
 SMALL = DenseConfig(
     channels=4, ahead_cells=16, across_cells=16, patch_cells=20, block_px=64, margin_px=64)

@@ -1,4 +1,4 @@
-"""benchmarks.dense: which frames are judged, what is image-blind, and a run of all of it."""
+"""Single frames: which frames are judged, what is image-blind, and a run of all of it."""
 
 import json
 
@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import dense
+from benchmarks.accuracy import single_frames
 from crossview_localizer.datatypes import CameraModel, PoseEstimate
-from crossview_localizer.dense import DenseConfig
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.networks import random_network, save_network
-from training.datasets import save_world, World
+from crossview_localizer.networks.dense import DenseConfig
+from crossview_localizer.networks.safa import random_network, save_network
+from training.data.datasets import save_world, World
 
 LOOKING_AHEAD = np.array(
     [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
@@ -34,23 +34,23 @@ def world() -> World:
 
 def frame(method, error_m):
     estimate = PoseEstimate(0, Pose2D(error_m, 0.0, 0.0), np.eye(3))
-    return dense.Frame('w', 0, method, Pose2D(0.0, 0.0, 0.0), estimate, False)
+    return single_frames.Frame('w', 0, method, Pose2D(0.0, 0.0, 0.0), estimate, False)
 
 
 def test_frames_are_five_metres_apart_in_each_drive_and_priors_within_their_bounds(world):
-    found = dense.trials(world, 3, True, None)
+    found = single_frames.trials(world, 3, True, None)
     index = np.array([trial.index for trial in found])
     assert np.all(np.diff(index[index < 16]) == 3) and index[index >= 16][0] == 16
     offset = np.array([trial.prior.pose.as_array() for trial in found]) - world.poses[index]
     assert np.abs(offset[:, :2]).max() <= 18.5 and np.abs(offset[:, 2]).max() <= np.radians(10.0)
     assert [trial.far_prior is not None for trial in found[:5]] == [True, *[False] * 3, True]
-    fewer = dense.trials(world, 3, True, 4)
+    fewer = single_frames.trials(world, 3, True, 4)
     assert [t.prior.pose for t in fewer] == [t.prior.pose for t in found[:4]]
 
 
 @pytest.mark.parametrize('blind_m, better', [(2.0, 'blind_trained'), (9.0, 'shuffled_images')])
 def test_image_blind_is_the_better_of_the_two_and_both_are_kept(blind_m, better):
-    rows = dense.summarize(dense.with_image_blind([
+    rows = single_frames.summarize(single_frames.with_image_blind([
         frame('dense', 0.3), frame('shuffled_images', 5.0), frame('blind_trained', blind_m)]))
     assert rows['image_blind'] == rows[better]
     assert rows['shuffled_images']['median_m'] == 5.0
@@ -59,8 +59,8 @@ def test_image_blind_is_the_better_of_the_two_and_both_are_kept(blind_m, better)
 
 def test_a_run_has_all_methods_and_another_goes_on_where_it_was(
         world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(dense, 'TILE_STEP_PX', 8)  # quicker, as is a short search
-    monkeypatch.setattr(dense, 'WIDE_PRIOR_M', 20.0)
+    monkeypatch.setattr(single_frames, 'TILE_STEP_PX', 8)  # quicker, as is a short search
+    monkeypatch.setattr(single_frames, 'WIDE_PRIOR_M', 20.0)
     save_world(world, tmp_path / 'w.npz')
     model = DenseConfig(channels=4, width=8, ahead_cells=32, across_cells=32, patch_cells=40)
     for seed, name in enumerate(('dense', 'blind')):
@@ -70,17 +70,17 @@ def test_a_run_has_all_methods_and_another_goes_on_where_it_was(
         '--worlds', str(tmp_path / 'w.npz'), '--weights', str(tmp_path / 'dense.safetensors'),
         '--blind-weights', str(tmp_path / 'blind.safetensors'), '--frames', '1', '--jobs', '1',
         '--out', str(out)]
-    assert dense.main(arguments) == 0
+    assert single_frames.main(arguments) == 0
     result = json.loads((out / 'dense.json').read_text())
     assert set(result['synthetic']) == {
         'prior_centre', 'dense', 'shuffled_images', 'blind_trained', 'image_blind', 'paper',
         'raw_correlation', 'random_init', 'yaw_full_circle', 'dense_wide_prior'}
     assert 'random_init' not in result['warped']
-    again = dense.summarize([f for f in dense.read_frames(out / 'frames.csv.gz')
+    again = single_frames.summarize([f for f in single_frames.read_frames(out / 'frames.csv.gz')
                              if f.method == 'dense'])
     assert again['dense']['n'] == 2  # one of each part
     written = {path: path.stat().st_mtime_ns for path in out.glob('*_0.csv.gz')}
-    assert len(written) == 2 and dense.main(arguments) == 0
+    assert len(written) == 2 and single_frames.main(arguments) == 0
     assert written == {path: path.stat().st_mtime_ns for path in out.glob('*_0.csv.gz')}
     assert json.loads((out / 'dense.json').read_text()) == result
     capsys.readouterr()
@@ -90,6 +90,7 @@ def test_a_run_has_all_methods_and_another_goes_on_where_it_was(
     ([], 'no world is given'), (['--layouts', '{}', '--jobs', '1'], 'class1.png'),
     (['--worlds', '{}/none.npz'], 'none.npz'), (['--worlds', 'x', '--jobs', '0'], '--jobs 0')])
 def test_what_cannot_be_judged_is_said_in_one_line(tmp_path, capsys, arguments, expected):
-    found = dense.main([text.format(tmp_path) for text in arguments] + ['--out', str(tmp_path)])
+    found = single_frames.main([text.format(tmp_path) for text in arguments] + [
+        '--out', str(tmp_path)])
     message = capsys.readouterr().err
     assert found == 2 and expected in message and message.count('\n') == 1

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from crossview_localizer.diagnostics import InputMonitor, Level, pose_status
+from crossview_localizer.ros.diagnostics import InputMonitor, Level, pose_status
 
 
 @pytest.fixture

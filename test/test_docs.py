@@ -60,8 +60,8 @@ def test_every_link_leads_somewhere(path):
 def test_every_parameter_of_an_example_file_is_one(ros, path):
     import yaml
 
+    from crossview_localizer.bags.replay import _flattened
     from crossview_localizer.node import configs_from_parameters
-    from crossview_localizer.replay import _flattened
     for block in blocks(path):
         content = yaml.safe_load(block.text) if block.language == 'yaml' else None
         if content and '/**' in content:
@@ -93,12 +93,12 @@ def test_every_tool_is_described():
 
 
 def repository_tools() -> list[str]:
-    """Modules of training/ and benchmarks/ that a user runs; ``bench_...`` serve ``bench``."""
+    """Modules of training/ and benchmarks/ that a user runs; two serve ``benchmarks.speed``."""
     names = {
         re.sub(r'\.__(main|init)__$', '', '.'.join(path.relative_to(REPOSITORY).parts)[:-3])
         for folder in ('training', 'benchmarks') for path in (REPOSITORY / folder).rglob('*.py')
         if "__name__ == '__main__'" in path.read_text()}
-    return sorted(name for name in names if not name.startswith('benchmarks.bench_'))
+    return sorted(names - {'benchmarks.speed.timed_node', 'benchmarks.speed.training_rank'})
 
 
 def test_every_tool_of_the_repository_is_described_and_has_an_example(ros):

@@ -39,8 +39,8 @@ def parts_of(output: str) -> dict[str, str]:
 def map_of_weights(path: Path, fingerprint: str) -> Path:
     import torch
 
-    from crossview_localizer.embedding_map import EmbeddingMap
     from crossview_localizer.geometry import LocalFrame, MapGrid
+    from crossview_localizer.maps.embedding_map import EmbeddingMap
     EmbeddingMap(
         frame=LocalFrame(51.76, -1.26), grid=MapGrid(1, 1, 3.0, 0.0, 0.0),
         index=torch.zeros((1, 1)).long(), descriptors=torch.ones((1, 8)).half(),
@@ -50,7 +50,7 @@ def map_of_weights(path: Path, fingerprint: str) -> Path:
 
 @pytest.fixture(scope='module')
 def fingerprint(shipped_weights) -> str:
-    from crossview_localizer.networks import load_network
+    from crossview_localizer.networks.safa import load_network
     return load_network(shipped_weights[0]).fingerprint
 
 

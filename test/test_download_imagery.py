@@ -13,8 +13,8 @@ from pyproj import Transformer
 import pytest
 import rasterio
 
-from crossview_localizer.imagery import Imagery
-from crossview_localizer.route import read_route
+from crossview_localizer.maps.imagery import Imagery
+from crossview_localizer.maps.route import read_route
 from training import download_imagery
 from training.download_imagery import (
     check_template,

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 import torch
 
 from crossview_localizer.datatypes import PoseEstimate
-from crossview_localizer.embedding_map import EmbeddingMap, METADATA_KEY, StoredRows
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+from crossview_localizer.maps.embedding_map import EmbeddingMap, METADATA_KEY, StoredRows
 
 GRID = MapGrid(12, 20, 2.5, -10.0, 17.5)
 

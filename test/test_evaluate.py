@@ -12,11 +12,11 @@ import robotcar_drive
 
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.networks import ModelConfig, OXFORD, random_network, save_network
-from training import evaluate
-from training.datasets import places_of_world, save_world, World
-from training.evaluate import images_elsewhere, read_queries, results
-from training.places_arguments import add_places_arguments, read_places
+from crossview_localizer.networks.safa import ModelConfig, OXFORD, random_network, save_network
+from training import evaluate_retrieval
+from training.data.datasets import places_of_world, save_world, World
+from training.data.places_arguments import add_places_arguments, read_places
+from training.evaluate_retrieval import images_elsewhere, read_queries, results
 
 MODEL = ModelConfig(channels=4, heads=4, hidden=2, view_px=64, margin_px=32)
 BASE_FROM_CAMERA = np.array(
@@ -74,7 +74,7 @@ def test_the_command_writes_a_line_a_query_and_its_numbers_follow_from_them(
     call = ['--data', 'world', '--train', str(tmp_path / 'town.npz'), '--test-drives', '1',
             '--weights', str(tmp_path / 'weights.safetensors'), '--out', str(out),
             '--radius-m', '30', '--prior-sigma-m', '2']
-    assert evaluate.main(call) == 0
+    assert evaluate_retrieval.main(call) == 0
     shown = capsys.readouterr().out
     assert 'image_blind' in shown and '6 queries, 12 tiles' in shown
     written = json.loads((out / 'results.json').read_text())
@@ -93,7 +93,7 @@ def test_the_command_writes_a_line_a_query_and_its_numbers_follow_from_them(
     # The prior has the noise that was asked for.
     off_m = queries.centre_m - queries.truth_m
     assert 0.5 < off_m.std() < 4.0
-    assert evaluate.main([*call[:4], *call[6:], '--val-drives', '1']) == 2
+    assert evaluate_retrieval.main([*call[:4], *call[6:], '--val-drives', '1']) == 2
     assert "split 'test'" in capsys.readouterr().err
 
 

@@ -10,11 +10,11 @@ import torch
 from crossview_localizer import export
 from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
-from crossview_localizer.dense_matching import DenseMatcher, HalfGround
-from crossview_localizer.embedding_map import MapWindow
-from crossview_localizer.export import OnnxBranch
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.networks import load_network
+from crossview_localizer.maps.embedding_map import MapWindow
+from crossview_localizer.matching.dense_matcher import DenseMatcher, HalfGround
+from crossview_localizer.networks.onnx import branches, OnnxBranch
+from crossview_localizer.networks.safa import load_network
 
 WEIGHTS = sorted((Path(__file__).resolve().parent.parent / 'config/weights').glob('*.safetensors'))
 
@@ -30,7 +30,7 @@ def exported(request, tmp_path_factory):
 def inputs_like(network, name, height_px, width_px):
     """Other inputs than the exporter's, of another size where the size is free."""
     generator = torch.Generator().manual_seed(7)
-    _, examples, input_names, _, free = export.branches(network)[name]
+    _, examples, input_names, _, free = branches(network)[name]
     found = []
     for example, input_name in zip(examples, input_names):
         shape = list(example.shape)
@@ -49,7 +49,7 @@ def test_onnx_runtime_gives_what_torch_gives(exported, name):
     branch = OnnxBranch(folder / f'{stem}.{name}.onnx', network.fingerprint)
     inputs = inputs_like(network, name, 96, 160)
     with torch.inference_mode():
-        expected = export.branches(network)[name][0](*inputs)
+        expected = branches(network)[name][0](*inputs)
     found = branch(*inputs)
     for one, other in zip(*((x,) if torch.is_tensor(x) else x for x in (expected, found))):
         # Descriptors have unit length, weights are at most one.

@@ -1,10 +1,10 @@
-"""Some rows of the fault matrix (benchmarks/faults.py, ``make faults``) on one node process."""
+"""Some rows of the fault matrix (``make faults``) on one node process."""
 
 import pytest
 
 pytest.importorskip('rclpy')
 
-from benchmarks import faults, flat_world
+from benchmarks.robustness import faults, flat_world
 
 QUICK = (
     'camera freezes', 'jpeg cut short', 'GNSS jumps by 300 m', 'odometry is reset',

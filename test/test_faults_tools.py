@@ -15,7 +15,7 @@ pytest.importorskip('rclpy')
 import recorded_drive
 import robotcar_drive
 
-from benchmarks import flat_world
+from benchmarks.robustness import flat_world
 from crossview_localizer import build_map, export, report, robotcar_to_bag, viewer_bag
 
 

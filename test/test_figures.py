@@ -7,15 +7,15 @@ import torch
 
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.networks import (
+from crossview_localizer.networks.safa import (
     ModelConfig,
     random_network,
     save_network,
     views_to_tensor,
 )
-from training import figures
-from training.datasets import save_world, World
-from training.figures import cells_of, ground_view_of, on_camera, score_around
+from training import paper_figures
+from training.data.datasets import save_world, World
+from training.paper_figures import cells_of, ground_view_of, on_camera, score_around
 
 MODEL = ModelConfig(channels=4, heads=4, hidden=2, view_px=64, margin_px=32)
 BASE_FROM_CAMERA = np.array(
@@ -154,14 +154,15 @@ def test_the_commands_write_pictures_and_refuse_in_one_line(world, network, tmp_
     call = ['--world', str(tmp_path / 'world.npz'), '--weights',
             str(tmp_path / 'weights.safetensors'), '--images', '0']
     out = tmp_path / 'heat.png'
-    assert figures.main(['heatmaps', *call, '--baseline', 'raw_correlation', '--sizes-m', '20',
-                         '30', '--spacing-m', '10', '--out', str(out)]) == 0
+    assert paper_figures.main(['heatmaps', *call, '--baseline', 'raw_correlation', '--sizes-m',
+                               '20', '30', '--spacing-m', '10', '--out', str(out)]) == 0
     assert cv2.imread(str(out)).shape[1] > cv2.imread(str(out)).shape[0] > 300
-    assert figures.main(['overlays', *call, '--out', str(tmp_path / 'over.png')]) == 0
+    assert paper_figures.main(['overlays', *call, '--out', str(tmp_path / 'over.png')]) == 0
     assert (tmp_path / 'over.png').stat().st_size > 10_000
     capsys.readouterr()
     for wrong in (['--images', '7'], ['--weights', 'raw_correlation'],
                   ['--world', str(tmp_path / 'none.npz')]):
-        assert figures.main(['overlays', *call, *wrong, '--out', str(tmp_path / 'x.png')]) == 2
+        call_wrong = ['overlays', *call, *wrong, '--out', str(tmp_path / 'x.png')]
+        assert paper_figures.main(call_wrong) == 2
         error = capsys.readouterr().err
         assert error.startswith('figures: ') and error.count('\n') == 1

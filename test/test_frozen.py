@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from crossview_localizer.networks import load_network, OXFORD, random_network
-from training.datasets import Places
-from training.frozen import FrozenNetwork, stored_places
+from crossview_localizer.networks.safa import load_network, OXFORD, random_network
+from training.data.datasets import Places
 from training.losses import LossConfig
-from training.pairs import PairConfig, PairRecipe
-from training.train import LITE, train, TrainConfig
+from training.recipes.frozen_trunk import FrozenNetwork, stored_places
+from training.recipes.pairs import PairConfig, PairRecipe
+from training.train_tiles import LITE, train, TrainConfig
 
 MODEL = replace(LITE, px_m=2 * OXFORD.px_m, view_px=64, channels=8, heads=2, hidden=4)
 

@@ -25,17 +25,20 @@ from hypothesis import given, HealthCheck, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from crossview_localizer import last_pose, replay, robotcar, robotcar_to_bag, route
+from crossview_localizer.bags import replay, robotcar
+from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 from crossview_localizer.datatypes import PoseEstimate
-from crossview_localizer.embedding_map import EmbeddingMap
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
-from crossview_localizer.imagery import Imagery
-from crossview_localizer.networks import (
+from crossview_localizer.maps import route
+from crossview_localizer.maps.embedding_map import EmbeddingMap
+from crossview_localizer.maps.imagery import Imagery
+from crossview_localizer.networks.safa import (
     ModelConfig,
     random_network,
     read_model_config,
     save_network,
 )
+from crossview_localizer.ros import saved_pose
 
 LONG = os.environ.get('FUZZ_EXAMPLES')
 MEMORY_BYTES = 3 * 2**30
@@ -125,14 +128,14 @@ def good_yaml(folder: Path) -> Path:
 def good_kept_pose(folder: Path) -> Path:
     import time
     path = folder / 'kept.json'
-    last_pose.LastPose(
+    saved_pose.LastPose(
         time.time(), 10**18, (51.76, -1.26), Pose2D(1.0, 2.0, 0.3), Pose2D(0.0, 0.0, 0.0),
         np.eye(3)).save(path)
     return path
 
 
 def write_bag(path: Path, storage: StoragePlugin) -> Path:
-    store = robotcar_to_bag.typestore_with_geographic_msgs()
+    store = typestore_with_geographic_msgs()
     types = store.types
     stamp = types['builtin_interfaces/msg/Time'](sec=1_400_000_000, nanosec=0)
     header = types['std_msgs/msg/Header'](stamp=stamp, frame_id='gnss_antenna')
@@ -181,7 +184,7 @@ KINDS = {
     'csv': (good_csv, read_csv),
     'distortion table': (good_lut, read_lut),
     'parameter file': (good_yaml, replay.read_parameters),
-    'kept pose': (good_kept_pose, lambda path: last_pose.load_last_pose(path, 1e9)),
+    'kept pose': (good_kept_pose, lambda path: saved_pose.load_last_pose(path, 1e9)),
     'bag, mcap': (good_mcap, read_bag_of),
     'bag, sqlite3': (good_db3, read_bag_of),
     'bag, metadata': (good_bag_metadata, read_bag_of),

@@ -9,7 +9,7 @@ import pytest
 from crossview_localizer.config import HypothesesConfig
 from crossview_localizer.datatypes import Heatmap
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
-from crossview_localizer.hypotheses import PoseHypotheses
+from crossview_localizer.matching.pose_search import PoseHypotheses
 
 CONFIG = HypothesesConfig(headings=24)
 GRID = MapGrid.around(0.0, 0.0, 250.0, 2.0)

@@ -7,7 +7,7 @@ import rasterio
 from rasterio.transform import Affine
 
 from crossview_localizer.geometry import LocalFrame, MapGrid
-from crossview_localizer.imagery import Imagery
+from crossview_localizer.maps.imagery import Imagery
 
 OXFORD = LocalFrame(51.7606, -1.2610)
 UTRECHT = LocalFrame(52.0900, 5.1200)
@@ -95,7 +95,7 @@ def test_a_raster_in_several_blocks_equals_its_crops(tmp_path, monkeypatch):
     imagery = Imagery.open(path, frame)
     grid = MapGrid(90, 70, 0.5, -10.0, 20.0)
     whole, _ = imagery.raster(grid)
-    monkeypatch.setattr('crossview_localizer.imagery.BLOCK_PX', 64)
+    monkeypatch.setattr('crossview_localizer.maps.imagery.BLOCK_PX', 64)
     parts, _ = imagery.raster(grid)
     assert np.abs(whole.astype(int) - parts.astype(int)).max() <= 1
     square, _ = imagery.crop(*grid.xy_from_row_col(24.5, 24.5), 25.0, 50)

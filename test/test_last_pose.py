@@ -9,7 +9,7 @@ import pytest
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import OdometrySample
 from crossview_localizer.geometry import Pose2D
-from crossview_localizer.last_pose import LastPose, load_last_pose
+from crossview_localizer.ros.saved_pose import LastPose, load_last_pose
 
 CONFIG = FilterConfig()
 START_NS = 1_400_000_000_000_000_000

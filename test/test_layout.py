@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip('embreex')
 
-from training.synthetic.drive import drive  # noqa: I001
-from training.synthetic.layout import build_layout, footprint_rectangles, read_layout, thinned
+from training.simulation.drive import drive  # noqa: I001
+from training.simulation.layout import build_layout, footprint_rectangles, read_layout, thinned
 
 SIZE_M, ROAD_M = 260.0, 7.0
 

@@ -17,7 +17,7 @@ from crossview_localizer.datatypes import (
 )
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.localizer import Localizer
-from crossview_localizer.match_trust import frame_evidence_nats, MatchTrust
+from crossview_localizer.matching.match_trust import frame_evidence_nats, MatchTrust
 
 START_NS = 10**18
 SPEED_MPS = 8.0

@@ -6,7 +6,11 @@ import pytest
 from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.matching import heatmap_from_scores, moved, position_from_heatmap
+from crossview_localizer.matching.tile_matcher import (
+    heatmap_from_scores,
+    moved,
+    position_from_heatmap,
+)
 
 GRID = MapGrid.around(100.0, 50.0, 30.0, 1.5)
 PRIOR = PoseEstimate(

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 import torch
 
-from crossview_localizer.networks import (
+from crossview_localizer.networks.safa import (
     load_network,
     ModelConfig,
     random_network,

@@ -39,15 +39,15 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 import yaml
 
-from crossview_localizer import conversions
 from crossview_localizer import node as node_module
 from crossview_localizer.config import LocalizerConfig, NodeConfig, tunables
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
-from crossview_localizer.image_worker import ImageWorker
-from crossview_localizer.last_pose import LastPose
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.node import LocalizerNode
+from crossview_localizer.ros import conversions
+from crossview_localizer.ros.image_worker import ImageWorker
+from crossview_localizer.ros.saved_pose import LastPose
 
 FRAME = LocalFrame(51.76, -1.26)
 START_NS = 1_400_000_000_000_000_000

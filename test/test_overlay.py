@@ -13,29 +13,30 @@ import cv2  # noqa: E402
 import recorded_drive as drive  # noqa: E402
 import torch  # noqa: E402
 
-from crossview_localizer import overlay, views  # noqa: E402
+from crossview_localizer import overlay  # noqa: E402
+from crossview_localizer.camera import views  # noqa: E402
 from crossview_localizer.config import MatchConfig  # noqa: E402
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate  # noqa: E402
-from crossview_localizer.dense import DenseConfig, DenseNetwork  # noqa: E402
-from crossview_localizer.dense_matching import DenseMatcher  # noqa: E402
-from crossview_localizer.embedding_map import EmbeddingMap  # noqa: E402
-from crossview_localizer.evidence import (  # noqa: E402
+from crossview_localizer.evaluation.report_figures import Shot  # noqa: E402
+from crossview_localizer.geometry import MapGrid, Pose2D  # noqa: E402
+from crossview_localizer.maps.embedding_map import EmbeddingMap  # noqa: E402
+from crossview_localizer.matching.attribution import (  # noqa: E402
     Evidence,
     evidence,
     on_image,
     peak_contrast,
     road_points,
 )
-from crossview_localizer.geometry import MapGrid, Pose2D  # noqa: E402
-from crossview_localizer.matching import heatmap_from_scores, TileMatcher  # noqa: E402
-from crossview_localizer.networks import (  # noqa: E402
+from crossview_localizer.matching.dense_matcher import DenseMatcher  # noqa: E402
+from crossview_localizer.matching.tile_matcher import heatmap_from_scores, TileMatcher  # noqa: E402
+from crossview_localizer.networks.dense import DenseConfig, DenseNetwork  # noqa: E402
+from crossview_localizer.networks.safa import (  # noqa: E402
     load_network,
     ModelConfig,
     random_network,
     RawCorrelation,
     views_to_tensor,
 )
-from crossview_localizer.report_figures import Shot  # noqa: E402
 
 SHIPPED = Path(__file__).parent.parent / 'config/weights/crossview_dense_synthetic.safetensors'
 PITCH_RAD = 0.03

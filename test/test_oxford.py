@@ -9,10 +9,10 @@ import pytest
 import rasterio
 import robotcar_drive
 
-from crossview_localizer.networks import OXFORD
-from training import oxford
-from training.oxford import join, oxford_places, read_raw, read_split
-from training.places_arguments import add_places_arguments, read_places
+from crossview_localizer.networks.safa import OXFORD
+from training.data import oxford
+from training.data.oxford import join, oxford_places, read_raw, read_split
+from training.data.places_arguments import add_places_arguments, read_places
 
 DATES = ('2014-11-28-12-07-13', '2015-08-17-10-42-18')
 UTM_FROM_LL = Transformer.from_crs('EPSG:4326', 'EPSG:32630', always_xy=True)

@@ -102,9 +102,9 @@ def test_there_is_no_project_table_that_breaks_colcon():
 
 
 def test_every_module_of_the_package_is_installed():
-    assert setup_arguments()['packages'] == ['crossview_localizer']
-    folders = [p for p in (REPOSITORY / 'crossview_localizer').iterdir() if p.is_dir()]
-    assert [p.name for p in folders if p.name != '__pycache__'] == []
+    folders = {path.parent for path in (REPOSITORY / 'crossview_localizer').rglob('*.py')}
+    names = {'.'.join(folder.relative_to(REPOSITORY).parts) for folder in folders}
+    assert set(setup_arguments()['packages']) == names
 
 
 def test_colcon_builds_it_and_installs_executables_launch_and_configuration(ros, tmp_path):

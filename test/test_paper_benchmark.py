@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import paper
+from benchmarks.accuracy import paper
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
-from training.datasets import World
-from training.evaluate import Queries
-from training.recall import Retrieval
+from training.data.datasets import World
+from training.evaluate_retrieval import Queries
+from training.evaluation.recall import Retrieval
 
 BASE_FROM_CAMERA = np.array(
     [[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=float)

@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 import torch
 
 from crossview_localizer.build_map import build_map
+from crossview_localizer.camera.views import camera_view, panorama_view
 from crossview_localizer.config import LocalizerConfig, MatchConfig
 from crossview_localizer.datatypes import CameraImage, CameraModel, Outcome, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, Pose2D
-from crossview_localizer.imagery import Imagery
 from crossview_localizer.localizer import load_localizer
-from crossview_localizer.networks import (
+from crossview_localizer.maps.imagery import Imagery
+from crossview_localizer.networks.safa import (
     CVACT,
     load_network,
     OXFORD,
@@ -26,7 +27,7 @@ from crossview_localizer.networks import (
     random_network,
     save_network,
 )
-from crossview_localizer.views import camera_view, panorama_view
+from training.data.polar import polar_transform
 from training.import_weights import (
     import_weights,
     load_variables,
@@ -34,7 +35,6 @@ from training.import_weights import (
     read_vgg16,
     variable_names,
 )
-from training.polar import polar_transform
 
 BLOCKS = (2, 2, 3, 3, 3)  # convolutions a block of VGG16
 

@@ -15,7 +15,8 @@ from crossview_localizer.datatypes import (
     Outcome,
     PoseEstimate,
 )
-from crossview_localizer.filter_model import (
+from crossview_localizer.fusion.heading_initializer import aligned_start
+from crossview_localizer.fusion.motion_model import (
     coast,
     coast_jacobian,
     gnss_jacobian,
@@ -23,9 +24,8 @@ from crossview_localizer.filter_model import (
     propagate,
     propagate_jacobian,
 )
-from crossview_localizer.filter_start import aligned_start
+from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import Pose2D, wrap_angle
-from crossview_localizer.pose_filter import PoseFilter
 
 SECOND_NS = 1_000_000_000
 START_NS = 1_700_000_000 * SECOND_NS

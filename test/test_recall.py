@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.recall import (
+from training.evaluation.recall import (
     blocks_along,
     blocks_on_grid,
     bootstrap,

@@ -9,7 +9,10 @@ pytest.importorskip('rclpy', reason='no ROS 2')
 
 import robotcar_drive  # noqa: E402
 
-from crossview_localizer import replay, robotcar_to_bag  # noqa: E402
+from crossview_localizer import robotcar_to_bag  # noqa: E402
+from crossview_localizer.bags import replay  # noqa: E402
+from crossview_localizer.bags.topics import Topics
+from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 from crossview_localizer.config import LocalizerConfig, NodeConfig  # noqa: E402
 from crossview_localizer.datatypes import Localization, Outcome  # noqa: E402
 from crossview_localizer.geometry import LocalFrame, wrap_angle  # noqa: E402
@@ -138,7 +141,7 @@ def test_a_drive_s_fixes_carry_the_lever_arm_of_the_antenna(bag):
 
 
 def test_velocities_of_a_receiver_become_courses_by_the_node_s_rule(bag, monkeypatch):
-    types = robotcar_to_bag.typestore_with_geographic_msgs().types
+    types = typestore_with_geographic_msgs().types
     messages = replay.messages
 
     def velocity(header, east_mps):
@@ -151,10 +154,10 @@ def test_velocities_of_a_receiver_become_courses_by_the_node_s_rule(bag, monkeyp
     def with_velocities(path, topics):
         for topic, bag_ns, msg in messages(path, topics):
             yield topic, bag_ns, msg
-            if topic == replay.Topics().gnss:
+            if topic == Topics().gnss:
                 # A message of another type, a broken one and a good one.
                 for on_topic in (msg, velocity(msg.header, np.nan), velocity(msg.header, 3.0)):
-                    yield replay.Topics().gnss_velocity, bag_ns, on_topic
+                    yield Topics().gnss_velocity, bag_ns, on_topic
 
     monkeypatch.setattr(replay, 'messages', with_velocities)
     localizer = ListeningLocalizer()

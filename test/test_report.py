@@ -13,11 +13,17 @@ pytest.importorskip('rclpy', reason='no ROS 2')
 import recorded_drive as drive  # noqa: E402
 import torch  # noqa: E402
 
-from crossview_localizer import evaluation, recorded_run, report, report_figures  # noqa: E402
-from crossview_localizer.embedding_map import EmbeddingMap  # noqa: E402
-from crossview_localizer.evaluation import Frames, Track  # noqa: E402
+from crossview_localizer import report  # noqa: E402
+from crossview_localizer.bags import recorded_run  # noqa: E402
+from crossview_localizer.evaluation.pose_metrics import (  # noqa: E402
+    Frames,
+    pose_metrics,  # noqa: E402
+    report_figures,  # noqa: E402
+    Track,
+)
+from crossview_localizer.evaluation.report_page import page, Section, Table  # noqa: E402
 from crossview_localizer.geometry import LocalFrame, MapGrid  # noqa: E402
-from crossview_localizer.report_page import page, Section, Table  # noqa: E402
+from crossview_localizer.maps.embedding_map import EmbeddingMap  # noqa: E402
 
 SECONDS = 20.0
 
@@ -116,15 +122,15 @@ def test_single_messages_are_found_by_their_stamp(bags):
 
 def test_errors_are_those_that_were_put_in(run):
     frames = report.judge(run)
-    errors = evaluation.pose_errors(frames.rows['refined'], frames.truth)
+    errors = pose_metrics.pose_errors(frames.rows['refined'], frames.truth)
     used = frames.evaluated & (run.outcomes() == recorded_run.USED)
     assert used.sum() > 40
     assert errors['longitudinal_m'][used] == pytest.approx(drive.AHEAD_M, abs=1e-3)
     assert errors['lateral_m'][used] == pytest.approx(drive.LEFT_M, abs=1e-3)
-    before = evaluation.pose_errors(frames.rows['before_match'], frames.truth)
+    before = pose_metrics.pose_errors(frames.rows['before_match'], frames.truth)
     assert before['lateral_m'][used] == pytest.approx(drive.PRIOR_LEFT_M, abs=1e-3)
     seconds = (frames.truth.stamps_ns - drive.START_NS) * 1e-9
-    assert seconds[frames.evaluated].min() == evaluation.SETTLING_S + 0.25
+    assert seconds[frames.evaluated].min() == pose_metrics.SETTLING_S + 0.25
 
 
 def test_innovations_are_held_against_both_covariances(run):
@@ -179,7 +185,7 @@ def hour_of_frames(count=36_000):
         name: Track(stamps_ns, poses + generator.standard_normal((count, 3)) * [1, 1, 0.02],
                     covariances)
         for name in ('before_match', 'refined')}
-    return Frames(truth, evaluation.settled(truth), rows, {name: [''] * count for name in rows})
+    return Frames(truth, pose_metrics.settled(truth), rows, {name: [''] * count for name in rows})
 
 
 def test_an_hour_is_drawn_with_no_more_points_than_a_picture_can_show():
@@ -204,7 +210,7 @@ def test_an_hour_is_drawn_with_no_more_points_than_a_picture_can_show():
 
 def test_errors_drawn_from_their_covariance_lie_on_the_calibration_line():
     frames = hour_of_frames(5000)
-    errors = evaluation.pose_errors(frames.rows['refined'], frames.truth)
+    errors = pose_metrics.pose_errors(frames.rows['refined'], frames.truth)
     figure = report_figures.calibration({'refined': (errors['nees'], 3)}, 6.0)
     curve = figure.axes[0].lines[1]
     assert curve.get_ydata() == pytest.approx(curve.get_xdata(), abs=0.03)
@@ -281,7 +287,7 @@ def test_the_controls_beside_a_recording_are_shown_only_if_they_are_of_it(bags, 
     frames.rows['image_blind'] = frames.rows['before_match']
     frames.outcomes['image_blind'] = frames.outcomes['refined']
     (tmp_path / 'summary.json').write_text(json.dumps({'world_seed': 9001}))
-    evaluation.write_frames(tmp_path / 'frames.csv', frames)
+    pose_metrics.write_frames(tmp_path / 'frames.csv', frames)
     beside = report.demo_beside(tmp_path / 'run', run.poses)
     assert beside.summary['world_seed'] == 9001
     assert 'image blind' in [row[0] for row in report.results_table(beside.frames).rows]

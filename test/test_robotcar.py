@@ -7,7 +7,7 @@ import pytest
 import robotcar_drive as made
 from robotcar_drive import write_lines
 
-from crossview_localizer import robotcar
+from crossview_localizer.bags import robotcar
 
 
 @pytest.fixture(scope='module')

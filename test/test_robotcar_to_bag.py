@@ -14,7 +14,9 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosDurability, QosReliability
 from scipy.spatial.transform import Rotation
 
-from crossview_localizer import robotcar, robotcar_to_bag
+from crossview_localizer import robotcar_to_bag
+from crossview_localizer.bags import robotcar
+from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 from crossview_localizer.robotcar_to_bag import (
     CAMERA_INFO_TOPIC,
     COMPRESSED_IMAGE_TOPIC,
@@ -24,7 +26,6 @@ from crossview_localizer.robotcar_to_bag import (
     ODOMETRY_TOPIC,
     TF_STATIC_TOPIC,
     TRUTH_TOPIC,
-    typestore_with_geographic_msgs,
 )
 
 NED_FROM_ENU = np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1]])

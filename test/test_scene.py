@@ -28,11 +28,11 @@ import torch
 from visualization_msgs.msg import Marker, MarkerArray
 import yaml
 
-from crossview_localizer import conversions, scene_messages, scene_pictures
 from crossview_localizer.datatypes import CameraImage, CameraModel, Heatmap, PoseEstimate
-from crossview_localizer.embedding_map import EmbeddingMap, read_orthophoto
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+from crossview_localizer.maps.embedding_map import EmbeddingMap, read_orthophoto
 from crossview_localizer.node import LocalizerNode
+from crossview_localizer.ros import conversions, scene_messages, scene_pictures
 from crossview_localizer.scene import frame_with, SceneNode, Trail
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -459,7 +459,7 @@ def test_the_launch_file_moves_every_topic_of_rviz_into_a_namespace(monkeypatch)
 
 
 def test_the_messages_of_a_scene_are_drawn_into_one_picture(tmp_path):
-    from training.draw_scene import draw
+    from benchmarks.demo.draw_scene import draw
     grid = MapGrid(128, 128, 0.5, -21.75, 51.75)
     estimate = PoseEstimate(STAMP_NS, Pose2D(10.0, 20.0, 0.3), np.diag([4.0, 1.0, 0.01]))
     heatmap = heatmap_msg((10.0, 20.0, 1.0))

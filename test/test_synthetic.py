@@ -12,15 +12,15 @@ import pytest
 pytest.importorskip('embreex')
 pytest.importorskip('rasterio')
 
-from training.synthetic import make_world  # noqa: I001
-from training.synthetic.appearance import day_mesh, draw_day
-from training.synthetic.city import build_city, MARKING_PX_M, Raster
-from training.synthetic.drive import (
+from training.simulation import make_world  # noqa: I001
+from training.simulation.appearance import day_mesh, draw_day
+from training.simulation.city import build_city, MARKING_PX_M, Raster
+from training.simulation.drive import (
     drive, ENU_FROM_NED, gnss_error, INS_EXTRINSIC, Poses, roll_pitch_yaw, rotation, same_route,
     visual_odometry,
 )
-from training.synthetic.renderer import CameraModel, CameraRenderer, make_view, Renderer
-from training.synthetic.robotcar_writer import Georeference, OrthophotoWriter
+from training.simulation.renderer import CameraModel, CameraRenderer, make_view, Renderer
+from training.simulation.robotcar_writer import Georeference, OrthophotoWriter
 from datetime import UTC
 
 SEED, SIZE_M, PX_M = 3, 300.0, 0.3

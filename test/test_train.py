@@ -12,21 +12,21 @@ import torch
 
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.networks import (
+from crossview_localizer.networks.safa import (
     load_network,
     ModelConfig,
     random_network,
     read_model_config,
     save_network,
 )
-from training import train as module
-from training.areas import AreaConfig, AreaRecipe, lattice_positions
-from training.datasets import load_world, places_of_world, save_world, World
+from training import train_tiles as module
+from training.data.datasets import load_world, places_of_world, save_world, World
+from training.distributed import ALONE, join_ranks, leave_ranks, Ranks
 from training.losses import CrossViewLoss, LossConfig
-from training.pairs import DropBlock, PairConfig, PairRecipe
-from training.ranks import ALONE, join_ranks, leave_ranks, Ranks
+from training.recipes.areas import AreaConfig, AreaRecipe, lattice_positions
+from training.recipes.pairs import DropBlock, PairConfig, PairRecipe
 from training.samplers import LocalGroupSampler
-from training.train import CONFIGS, main, start, train, TrainConfig
+from training.train_tiles import CONFIGS, main, start, train, TrainConfig
 
 MODEL = ModelConfig(channels=4, heads=4, hidden=2, view_px=64, margin_px=32)
 AREAS = TrainConfig(

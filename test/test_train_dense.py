@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from crossview_localizer.datatypes import CameraModel
-from crossview_localizer.dense import correlate, DenseConfig, turned_views
-from crossview_localizer.dense_matching import distance2_within, peak_pose
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.networks import load_network, read_model_config, save_network
-from training.datasets import World
-from training.dense_samples import dense_group, WINDOW_CELLS
-from training.ranks import Ranks
+from crossview_localizer.matching.dense_matcher import distance2_within, peak_pose
+from crossview_localizer.networks.dense import correlate, DenseConfig, turned_views
+from crossview_localizer.networks.safa import load_network, read_model_config, save_network
+from training.data.datasets import World
+from training.distributed import Ranks
+from training.recipes.dense_groups import dense_group, WINDOW_CELLS
 from training.train_dense import (
     Answer,
     beginning,

@@ -15,7 +15,7 @@ import recorded_drive as drive  # noqa: E402
 from rosbags.highlevel import AnyReader  # noqa: E402
 
 from crossview_localizer import viewer_bag  # noqa: E402
-from crossview_localizer.conversions import (  # noqa: E402
+from crossview_localizer.ros.conversions import (  # noqa: E402
     quaternion_msg_from_yaw,
     stamp_msg_from_ns,
 )

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from crossview_localizer.camera.views import birds_eye_view, camera_view, lifted_view, UNSEEN
 from crossview_localizer.datatypes import CameraModel
-from crossview_localizer.dense import DenseConfig
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.views import birds_eye_view, camera_view, lifted_view, UNSEEN
+from crossview_localizer.networks.dense import DenseConfig
 
 PX_M = 0.375
 SIZE_PX = 128

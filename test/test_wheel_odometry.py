@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from crossview_localizer.dead_reckoning import DeadReckoner
+from crossview_localizer.fusion.dead_reckoning import DeadReckoner
 
 SECOND_NS = 10**9
 
@@ -90,7 +90,7 @@ def test_the_node_publishes_odometry_and_its_transform(ros, own_domain, wait_unt
     from sensor_msgs.msg import Imu
     from tf2_msgs.msg import TFMessage
 
-    from crossview_localizer import conversions
+    from crossview_localizer.ros import conversions
     from crossview_localizer.wheel_odometry import WheelOdometryNode
 
     rclpy.init()

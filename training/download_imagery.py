@@ -27,8 +27,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from crossview_localizer.route import read_route
-from training.datasets import read_rgb
+from crossview_localizer.maps.route import read_route
+from training.data.datasets import read_rgb
 
 # Half the circumference of Web Mercator's sphere, m (EPSG:3857).
 HALF_WORLD_M = math.pi * 6378137.0

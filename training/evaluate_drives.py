@@ -13,22 +13,23 @@ WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 
 def run(bag: Path, map_path: Path, weights: str, like: Path | None, node_config, config):
     """Frames of one drive with the rows ``prior`` and ``refined``."""
-    from crossview_localizer import evaluation, replay
+    from crossview_localizer.bags import replay
+    from crossview_localizer.evaluation import pose_metrics
     from crossview_localizer.localizer import load_localizer, Localizer
 
     localizer = load_localizer(map_path, weights, config, 'cpu', like)
     drive = replay.read_drive(bag, localizer.frame, node_config)
     stamps_ns = drive.image_stamps_ns
-    truth = drive.truth.at(stamps_ns, evaluation.TRUTH_MAX_GAP_S)
+    truth = drive.truth.at(stamps_ns, pose_metrics.TRUTH_MAX_GAP_S)
     prior = list(replay.localize(bag, Localizer(config, localizer.frame), node_config))
     refined = list(replay.localize(bag, localizer, node_config))
-    rows = {'gnss_only': evaluation.gnss_only(drive.fixes, stamps_ns)}
+    rows = {'gnss_only': pose_metrics.gnss_only(drive.fixes, stamps_ns)}
     outcomes = {'gnss_only': [''] * len(stamps_ns)}
     for name, results in (('prior', prior), ('refined', refined)):
-        rows[name] = evaluation.propagate(
+        rows[name] = pose_metrics.propagate(
             replay.posteriors(results), drive.odometry, stamps_ns)
         outcomes[name] = [result.outcome.name.lower() for result in results]
-    return evaluation.Frames(truth, evaluation.settled(truth), rows, outcomes)
+    return pose_metrics.Frames(truth, pose_metrics.settled(truth), rows, outcomes)
 
 
 def main(arguments=None) -> int:
@@ -46,8 +47,9 @@ def main(arguments=None) -> int:
                         help="parameters other than the file's")
     args = parser.parse_args(arguments)
     try:
-        from crossview_localizer import evaluation, replay
+        from crossview_localizer.bags import replay
         from crossview_localizer.config import config_from_flat, flatten, LocalizerConfig
+        from crossview_localizer.evaluation import pose_metrics
 
         if len(args.bag) != len(args.map):
             raise ValueError(f'{len(args.bag)} bags and {len(args.map)} maps; expected as many')
@@ -60,8 +62,8 @@ def main(arguments=None) -> int:
     except (ValueError, OSError) as error:
         print(f'evaluate_drives: {error}', file=sys.stderr)
         return 2
-    pooled = evaluation.pool(drives)
-    print(evaluation.table(evaluation.evaluate(pooled)))
+    pooled = pose_metrics.pool(drives)
+    print(pose_metrics.table(pose_metrics.evaluate(pooled)))
     outcomes = pooled.outcomes['refined']
     print('outcomes: ' + ', '.join(
         f'{name} {outcomes.count(name)}' for name in sorted(set(outcomes))))

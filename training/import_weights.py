@@ -26,7 +26,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 import torch
 
-from crossview_localizer.networks import CVACT, OXFORD, random_network, SafaNetwork, save_network
+from crossview_localizer.networks.safa import (
+    CVACT,
+    OXFORD,
+    random_network,
+    SafaNetwork,
+    save_network,
+)
 
 MODELS = {'oxford': OXFORD, 'cvact': CVACT}
 SCOPES = {'ground': 'grd', 'satellite': 'sat'}

@@ -11,12 +11,12 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from crossview_localizer.camera.views import sampling_image
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.datatypes import CameraImage
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.networks import ModelConfig
-from crossview_localizer.views import sampling_image
-from training.datasets import save_world, World
+from crossview_localizer.networks.safa import ModelConfig
+from training.data.datasets import save_world, World
 
 
 class _Collector:
@@ -49,8 +49,8 @@ def prepare(bags: list[Path], imagery_paths: list[Path], name: str, px_m: float,
     Raises ValueError where a bag holds no truth or its cameras differ.
     """
     # Bags and projections are needed here only, not where this module is merely loaded.
-    from crossview_localizer import replay
-    from crossview_localizer.imagery import Imagery
+    from crossview_localizer.bags import replay
+    from crossview_localizer.maps.imagery import Imagery
 
     imagery = Imagery.open(imagery_paths)
     west_m, south_m, east_m, north_m = imagery.bounds_m

@@ -9,7 +9,7 @@ from pathlib import Path
 import shutil
 import sys
 
-from training.datasets import save_world
+from training.data.datasets import save_world
 
 
 def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, duration_s: float,
@@ -21,7 +21,7 @@ def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, 
     """
     from crossview_localizer.robotcar_to_bag import convert, Options
     from training.prepare import prepare
-    from training.synthetic import make_world
+    from training.simulation import make_world
 
     path = out / f'world_{seed}.npz'
     if path.exists():
@@ -60,7 +60,7 @@ def main(arguments=None) -> int:
                         help="metres a pixel of the imagery: the network's (default 0.375)")
     parser.add_argument('--layout', type=Path,
                         help='folder of a land-cover raster and a trajectory, as for '
-                             'training.synthetic: the towns differ in all that it does not say')
+                             'training.simulation: the towns differ in all that it does not say')
     args = parser.parse_args(arguments)
     try:
         width, _, height = args.image_size.partition('x')

@@ -23,25 +23,27 @@ from torch import nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
-from crossview_localizer.dense import DenseConfig, DenseNetwork, GAUSSIAN_DOF
-from crossview_localizer.dense_matching import (
+from crossview_localizer.evaluation.pose_metrics import pose_errors
+from crossview_localizer.geometry import Pose2D, wrap_angle
+from crossview_localizer.matching.dense_matcher import (
     DenseMatcher,
     distance2_within,
     peak_of,
     peak_pose,
 )
-from crossview_localizer.evaluation import pose_errors, Track
-from crossview_localizer.geometry import Pose2D, wrap_angle
-from crossview_localizer.networks import (
+from crossview_localizer.networks.dense import DenseConfig, DenseNetwork, GAUSSIAN_DOF
+from crossview_localizer.networks.safa import (
     load_network,
     random_network,
     read_model_config,
     save_network,
 )
-from crossview_localizer.views import UNSEEN
-from training.datasets import load_world, World
-from training.dense_samples import (
+from crossview_localizer.trajectory import Track
+from training.data.datasets import load_world, World
+from training.distributed import ALONE, join_ranks, leave_ranks, Ranks
+from training.recipes.dense_groups import (
     dense_group,
     dense_map,
     DenseGroup,
@@ -49,8 +51,7 @@ from training.dense_samples import (
     PRIOR_M,
     UNIFORM,
 )
-from training.ranks import ALONE, join_ranks, leave_ranks, Ranks
-from training.train import learning_rate_factor, pretrained_trunk
+from training.train_tiles import learning_rate_factor, pretrained_trunk
 
 SHARPENINGS = np.arange(1.0, 4.1, 0.25)
 WRONG_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)

@@ -1,0 +1,1 @@
+"""How far the fused pose can be trusted."""

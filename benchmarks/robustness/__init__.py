@@ -1,0 +1,1 @@
+"""What the node does in faults and over hours."""

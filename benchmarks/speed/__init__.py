@@ -1,0 +1,1 @@
+"""How fast each step is, and how that grows."""

@@ -1,0 +1,161 @@
+"""How fast each step is, and how that grows: measures, prints a table, writes JSON and the page.
+
+Everything is measured in one run on one machine, each beside its bound or its peer.  Scratch files
+are kept in ``--out`` for the next run; with ``--resume`` so are the parts that were measured.
+"""
+
+import argparse
+from collections.abc import Callable
+import functools
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+import platform
+import sys
+import time
+
+import torch
+
+from benchmarks import REPOSITORY
+from benchmarks.ros_domain import keep_to_this_machine
+from benchmarks.speed import live_path, map_speed, page, peers, training_speed
+from benchmarks.speed.world import BenchWorld, make_bench_world
+
+RESULT = REPOSITORY / 'docs/results/bench.json'
+PACKAGES = ('torch', 'numpy', 'opencv-python-headless', 'onnxruntime', 'faiss-cpu', 'filterpy')
+DRIVE_S, SMOKE_DRIVE_S = 24.0, 8.0
+LONG = {'hour'}     # parts that are measured only where they are asked for
+
+
+def parts(arguments: argparse.Namespace, out: Path) -> dict[str, Callable[[], object]]:
+    """What is measured, by the name that it has in the JSON; scratch files go to ``out``."""
+    device, smoke = arguments.device, arguments.smoke
+    drive_s = SMOKE_DRIVE_S if smoke else DRIVE_S
+    live = 'gpu' if device == 'cuda' else 'cpu'
+
+    @functools.cache
+    def world() -> BenchWorld:
+        return make_bench_world(out, drive_s, jobs=2)
+
+    return {
+        live: lambda: live_path.measure(world(), device, smoke, drive_s, arguments.compile),
+        'map_build': lambda: map_speed.measure_build(world(), device, smoke),
+        'map_size': lambda: map_speed.measure_sizes(
+            out, 0.0 if smoke else arguments.map_gb, 0 if smoke else arguments.tiles_km2),
+        'window': lambda: map_speed.measure_window(out, 3.0 if smoke else 30.0),
+        'training': lambda: training_speed.measure_training(world(), device, smoke),
+        'renderer': lambda: training_speed.measure_renderer(out, smoke),
+        'peers': lambda: peers.measure(world(), device, smoke),
+        'hour': lambda: training_speed.measure_hour(out, smoke),
+    }
+
+
+def machine(device: str) -> dict:
+    """What the numbers hold for."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        'device': torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),
+        'cores': os.cpu_count(), 'python': platform.python_version(), 'versions': versions,
+        'load_before': round(os.getloadavg()[0], 2),
+        'date': time.strftime('%Y-%m-%d', time.gmtime())}
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor()
+
+
+def rows(value, name: str = '') -> list[tuple[str, str]]:
+    """Every number of a result with its place, for the table."""
+    if isinstance(value, dict):
+        if set(value) == {'p50_ms', 'p95_ms', 'p99_ms'}:
+            return [(name, ' / '.join(f'{value[key]:.2f}' for key in value) + ' ms')]
+        return [row for key, item in value.items()
+                for row in rows(item, f'{name}.{key}' if name else key)]
+    if isinstance(value, list):
+        return [row for k, item in enumerate(value) for row in rows(item, f'{name}[{k}]')]
+    return [(name, str(value))]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.speed', description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='example: python -m benchmarks.speed --device cpu --only peers window')
+    parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/bench', metavar='FOLDER',
+                        help='scratch files, 2 GB and --map-gb (default build/bench)')
+    parser.add_argument('--json', type=Path, default=RESULT, metavar='FILE')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--smoke', action='store_true', help='seconds; the numbers mean nothing')
+    parser.add_argument('--resume', action='store_true',
+                        help='keep what an interrupted run has measured')
+    parser.add_argument('--only', nargs='+', metavar='PART', help='measure these parts anew, of '
+                        'cpu (or gpu) map_build map_size window training renderer peers, and '
+                        'hour (ten minutes, left out without --only)')
+    parser.add_argument('--compile', action='store_true',
+                        help='torch.compile the bare network too (minutes on a CPU)')
+    parser.add_argument('--map-gb', type=float, default=2.0, metavar='GB',
+                        help='maps up to this size are written in full (default 2)')
+    parser.add_argument('--tiles-km2', type=float, default=1000.0, metavar='KM2',
+                        help='largest map of the tile network, 4.4 GB of index at 10000 '
+                        '(default 1000)')
+    arguments = parser.parse_args(argv)
+    try:
+        return _run(arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f'bench: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('bench: interrupted; --resume goes on from here', file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('no CUDA device was found; use --device cpu')
+    # A smoke run's drive is another one.
+    out = arguments.out / ('smoke' if arguments.smoke else 'full')
+    wanted = parts(arguments, out)
+    for name in arguments.only or ():
+        if name not in wanted:
+            raise ValueError(f'--only {name}; expected some of: {", ".join(wanted)}')
+    keep_to_this_machine()
+    out.mkdir(parents=True, exist_ok=True)
+    begin_s = time.perf_counter()
+    about = machine(arguments.device)
+    result = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
+    for name, measure in wanted.items():
+        kept = out / f'part_{name}.json'
+        if name not in (arguments.only or set(wanted) - LONG):
+            continue
+        if not (arguments.resume and kept.is_file()):
+            part_s = time.perf_counter()
+            found = measure()
+            if isinstance(found, dict):
+                found = about | found
+            kept.write_text(json.dumps(found))
+            print(f'{name}: {time.perf_counter() - part_s:.0f} s', flush=True)
+        found = json.loads(kept.read_text())
+        if name == 'map_size':
+            found = map_speed.with_earlier_sizes(found, result.get(name, []))
+        result[name] = found
+    for place, value in rows({name: result[name] for name in wanted if name in result}):
+        print(f'{place:60} {value}')
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + '\n')
+    for path in out.glob('part_*.json'):
+        path.unlink()
+    if arguments.json == RESULT:
+        page.write(RESULT)
+    print(f'{arguments.json}: {time.perf_counter() - begin_s:.0f} s')
+    return 0

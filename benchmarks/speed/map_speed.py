@@ -1,0 +1,255 @@
+"""Maps: how fast they are built, how large they are, and how long a window takes."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+import math
+import os
+from pathlib import Path
+import time
+
+import numpy as np
+import psutil
+import torch
+from tqdm import tqdm
+
+from benchmarks.speed.world import (
+    BenchWorld,
+    percentiles_ms,
+    TILE_WEIGHTS,
+    watched,
+    WEIGHTS,
+)
+from crossview_localizer.allocator import keep_freed_memory
+from crossview_localizer.build_map import build_map, SPACING_M
+from crossview_localizer.datatypes import PoseEstimate
+from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+from crossview_localizer.maps.embedding_map import (
+    CHUNK,
+    EmbeddingMap,
+    write_tensors,
+)
+from crossview_localizer.maps.imagery import Imagery
+from crossview_localizer.maps.route import read_route
+from crossview_localizer.networks.safa import load_network
+
+SPEED_MPS = 30.0
+WINDOW_HZ = 10.0
+HALF_WIDTH_M = 15.0
+MARGIN_M = 20.5           # the dense matcher's
+MAP_KM2 = (1, 10, 100, 1000, 10_000)
+
+
+# --- building
+
+
+class TimedNetwork:
+    """A network whose forwards of a map's parts are timed, on whatever is asked of it else."""
+
+    def __init__(self, network, device: str):
+        self._network, self._device = network, device
+        self.seconds: list[float] = []
+        self.pixels = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._network, name)
+
+    def embed_lattice(self, area: torch.Tensor) -> torch.Tensor:
+        begin_s = time.perf_counter()
+        found = self._network.embed_lattice(area)
+        if self._device == 'cuda':
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - begin_s)
+        self.pixels += area.shape[0] * area.shape[1]
+        return found
+
+
+def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
+    """All of the orthophoto, and the drive's corridor, against the forwards alone; two workers."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    imagery = Imagery.open([world.orthophoto])
+    route = read_route(world.traversal / 'gps/gps.csv')
+    parts = []
+    for where in (None, route):
+        network = TimedNetwork(load_network(WEIGHTS, device), device)
+        begin_s = time.perf_counter()
+        found = build_map(imagery, network, route_latlon_deg=where, device=device)
+        wall_s = time.perf_counter() - begin_s
+        km2 = len(found.descriptors) * network.lattice_spacing_m ** 2 * 1e-6
+        # Pixels through the network a pixel of a block: what the context of each area costs.
+        share = network.pixels / (len(found.descriptors) * network.config.block_px ** 2)
+        parts.append({
+            'km2': round(km2, 4), 'tiles': len(found.descriptors),
+            'km2_per_s': round(km2 / wall_s, 5),
+            'bare_km2_per_s': round(km2 / sum(network.seconds), 5),
+            'ratio_to_bare': round(wall_s / sum(network.seconds), 3),
+            'pixels_per_block_pixel': round(share, 2),
+            'ratio_to_each_pixel_once': round(share * wall_s / sum(network.seconds), 3)})
+    result = parts[0] | {'corridor': parts[1], 'workers': {}}
+    if smoke:
+        return result
+    outputs = []
+    for workers in (1, 2):
+        out = world.folder / f'workers{workers}.map'
+        wall_s, quarters_mb = watched(
+            ['crossview_localizer.build_map', str(world.orthophoto), '--weights', str(WEIGHTS),
+             '--area', '--out', str(out), '--device', device, '--threads', '1', '--workers',
+             str(workers)])
+        result['workers'][str(workers)] = {
+            'wall_s': round(wall_s, 2), 'peak_mb': round(max(quarters_mb))}
+        outputs.append(out.read_bytes())
+        out.unlink()
+    result['same_bytes'] = outputs[0] == outputs[1]
+    return result
+
+
+# --- size
+
+
+def tile_store() -> tuple[float, int]:
+    """Spacing and numbers a tile of the map of the shipped tile network."""
+    network = load_network(TILE_WEIGHTS)
+    tile = torch.zeros(1, network.config.tile_px, network.config.tile_px, 3, dtype=torch.uint8)
+    return SPACING_M, network.embed_satellite(tile).shape[1]
+
+
+def dense_store() -> tuple[float, int]:
+    network = load_network(WEIGHTS)
+    return network.lattice_spacing_m, network.config.channels * network.config.block_cells ** 2
+
+
+def write_area(path: Path, km2: float, spacing_m: float, size: int, sparse: bool) -> int:
+    """A map file of a square area with its full index; returns its tiles.
+
+    Its descriptors are random, or, ``sparse``, a hole in the file that takes no room on the disk.
+    """
+    side = CHUNK * max(1, round(math.sqrt(km2) * 1000.0 / spacing_m / CHUNK))
+    chunks_a_side, tiles = side // CHUNK, side * side
+    grid = MapGrid(side, side, spacing_m, -side * spacing_m / 2, side * spacing_m / 2)
+    index = np.arange(chunks_a_side ** 2, dtype='<i4').reshape(chunks_a_side, -1)
+    a_chunk = np.arange(CHUNK * CHUNK, dtype='<i4')
+
+    def cells() -> Iterator[np.ndarray]:
+        for row in index:
+            yield row[:, None] * a_chunk.size + a_chunk
+
+    def rows() -> Iterator[np.ndarray]:
+        step = max(1, 2**24 // (2 * size))
+        generator = np.random.default_rng(0)
+        part = generator.standard_normal((step, size), np.float32).astype('<f2')
+        for first in tqdm(range(0, tiles, step), desc=path.name, disable=None, leave=False):
+            yield part[:min(step, tiles - first)]
+
+    empty = np.empty(0, np.uint8)
+    frame = LocalFrame(51.76, -1.26)
+    template = EmbeddingMap(
+        frame, MapGrid(1, 1, spacing_m, 0.0, 0.0), torch.zeros(1, 1, dtype=torch.int64),
+        torch.zeros(1, 1, dtype=torch.float16), '0' * 64, spacing_m, 1)
+    metadata = template.metadata() | {'grid': asdict(grid)}
+    write_tensors(path, {
+        'cells': ((len(index) ** 2, CHUNK, CHUNK), 'I32', cells()),
+        'chunks': (index.shape, 'I32', [index]),
+        'descriptors': ((tiles, size), 'F16', () if sparse else rows()),
+        'orthophoto': (empty.shape, 'U8', [empty]),
+    }, metadata)
+    if sparse:
+        os.truncate(path, path.stat().st_size + 2 * tiles * size)
+    return tiles
+
+
+def forget_pages(path: Path) -> None:
+    """Let the system drop what it holds of a file in memory."""
+    with open(path, 'rb') as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def opened(path: Path) -> tuple[EmbeddingMap, float, float, dict]:
+    """A map, seconds to open it, memory that this took, and its first window from the disk."""
+    forget_pages(path)
+    before = psutil.Process().memory_info().rss
+    begin_s = time.perf_counter()
+    found = EmbeddingMap.open(path)
+    open_s = time.perf_counter() - begin_s
+    grown = psutil.Process().memory_info().rss - before
+    begin_s = time.perf_counter()
+    found.window(prior_at(0, 0.0), HALF_WIDTH_M, MARGIN_M)
+    return found, open_s, grown / 1e6, {'cold_ms': round(1e3 * (time.perf_counter() - begin_s), 2)}
+
+
+def prior_at(stamp_ns: int, x_m: float) -> PoseEstimate:
+    return PoseEstimate(stamp_ns, Pose2D(x_m, 3.0, 0.0), np.diag([4.0, 4.0, 1e-3]))
+
+
+def measure_sizes(folder: Path, up_to_gb: float, tiles_up_to_km2: float) -> list[dict]:
+    """Files of both stores: written in full up to ``up_to_gb``, beyond with a hole.
+
+    Of one square kilometre to ten thousand, and of the largest area that is written in full.
+    """
+    found = []
+    for store, (spacing_m, size) in (('dense', dense_store()), ('tiles', tile_store())):
+        gb_per_km2 = 2e-3 * size / spacing_m ** 2
+        for km2 in sorted({*MAP_KM2, up_to_gb / gb_per_km2} - {0.0}):
+            if store == 'tiles' and km2 > tiles_up_to_km2:
+                continue
+            path = folder / 'size.map'
+            sparse = km2 * gb_per_km2 > up_to_gb * (1.0 + 1e-9)
+            tiles = write_area(path, km2, spacing_m, size, sparse)
+            area_km2 = tiles * spacing_m ** 2 * 1e-6
+            _, open_s, memory_mb, cold = opened(path)
+            found.append({
+                'store': store, 'km2': round(area_km2, 3), 'tiles': tiles,
+                'gb': round(path.stat().st_size / 1e9, 3), 'written_in_full': not sparse,
+                'bytes_per_km2': round(path.stat().st_size / area_km2),
+                'index_mb': round(tiles * 4 / 1e6, 1), 'open_s': round(open_s, 3),
+                'memory_mb': round(memory_mb, 1), 'first_window_ms': cold['cold_ms']})
+            path.unlink()
+    return found
+
+
+def with_earlier_sizes(found: list[dict], earlier: list[dict]) -> list[dict]:
+    """The rows of an earlier run that this one did not measure, or did not write in full, too.
+
+    Only where a square kilometre takes as many bytes now as then.
+    """
+    rows = {(row['store'], row['tiles']): row for row in found}
+    now = {row['store']: row['bytes_per_km2'] for row in found}
+    for row in earlier:
+        place = row['store'], row['tiles']
+        if math.isclose(row['bytes_per_km2'], now.get(row['store'], 0.0), rel_tol=0.01) and (
+                place not in rows or row['written_in_full'] > rows[place]['written_in_full']):
+            rows[place] = row
+    return [rows[place] for place in sorted(rows)]
+
+
+def measure_window(folder: Path, seconds_s: float) -> dict:
+    """Windows of the dense store at 30 m/s, in real time, on a map that is not in memory."""
+    spacing_m, size = dense_store()
+    path = folder / 'drive_through.map'
+    length_km = 1.5 if seconds_s < 10.0 else 3.0  # more than is preloaded
+    write_area(path, length_km ** 2, spacing_m, size, sparse=False)
+    found, open_s, _, cold = opened(path)
+    begin_m = -SPEED_MPS * seconds_s / 2
+    process = psutil.Process()
+    seconds, memory_mb = [], []
+    start_s = time.perf_counter()
+    for k in range(round(seconds_s * WINDOW_HZ)):
+        due_s = start_s + k / WINDOW_HZ
+        time.sleep(max(0.0, due_s - time.perf_counter()))
+        prior = prior_at(round(k / WINDOW_HZ * 1e9), begin_m + SPEED_MPS * k / WINDOW_HZ)
+        begin_s = time.perf_counter()
+        window = found.window(prior, HALF_WIDTH_M, MARGIN_M)
+        seconds.append(time.perf_counter() - begin_s)
+        memory_mb.append(process.memory_info().rss / 1e6)
+        if window is None or window.coverage < 1.0:
+            raise ValueError('a window of the map holds no tiles; expected the whole area')
+    found.read_ahead_finished()
+    path.unlink()
+    # Until the motion is known twice, windows come from the disk.
+    warm = seconds[round(WINDOW_HZ):]
+    return {
+        'speed_mps': SPEED_MPS, 'hz': WINDOW_HZ, 'map_gb': round(
+            length_km ** 2 * 1e6 / spacing_m ** 2 * 2 * size / 1e9, 2),
+        'open_s': round(open_s, 3), 'cold_ms': cold['cold_ms'], 'warm': percentiles_ms(warm),
+        'windows': len(warm), 'memory_first_mb': round(memory_mb[len(memory_mb) // 10], 1),
+        'memory_last_mb': round(memory_mb[-1], 1)}

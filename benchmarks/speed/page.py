@@ -1,0 +1,289 @@
+"""docs/performance.md and its plots from docs/results/bench.json."""
+
+import argparse
+import json
+from pathlib import Path
+import sys
+
+import matplotlib
+from matplotlib import pyplot
+
+from benchmarks.results import DOCS, markdown
+from crossview_localizer.maps.embedding_map import CACHE_BYTES, PRELOAD_BYTES
+
+STORE_NAMES = {'dense': 'dense matcher', 'tiles': 'tile matcher'}
+
+
+def milliseconds(row: dict) -> list[float]:
+    return [row['p50_ms'], row['p95_ms'], row['p99_ms']]
+
+
+def about(part: dict) -> str:
+    versions = ', '.join(
+        f'{name} {version}' for name, version in part['versions'].items() if version)
+    return (f'{part["device"]}, {part["cores"]} cores, Python {part["python"]}, {versions}; '
+            f'{part["date"]}, load before {part["load_before"]}.')
+
+
+def live(name: str, part: dict) -> str:
+    head = ['ms', 'p50', 'p95', 'p99']
+    stages = [[stage, *milliseconds(row)] for stage, row in part['stages'].items()]
+    stages += [['**end to end**', *milliseconds(part['end_to_end'])],
+               ['all but forward and wait', *milliseconds(part['all_but_forward'])]]
+    runs = [[label, run['frames_per_s'], *milliseconds(run['end_to_end']), run['used_share']]
+            for label, run in part['runs'].items()]
+    bare = [[label, *milliseconds(row)] for label, row in part['bare_forward'].items()]
+    return f"""### {'GPU' if name == 'gpu' else 'CPU'}
+
+{about(part)} Stages of the run "{part['quoted']}":
+
+{markdown(head, stages)}
+`wait` is for odometry that reaches the image's stamp, and for an image before it. `decode` ends
+with an rgb image that was checked for blindness, `publish` with the last output's `publish()`.
+
+{markdown(['network, images offered', 'frames/s', 'p50 ms', 'p95 ms', 'p99 ms', 'used'], runs)}
+The network alone, nothing else running:
+
+{markdown(head, bare)}"""
+
+
+def goals(result: dict) -> str:
+    rows = []
+    for name, part in result.items():
+        if name not in ('cpu', 'gpu'):
+            continue
+        if name == 'cpu':
+            rows += [['frames a second with the player on the same cores, fastest run', '>= 10',
+                      part['frames_per_s'], part['frames_per_s'] >= 9.95]]
+            for run, values in part['runs'].items():
+                p99 = values['end_to_end']['p99_ms']
+                rows += [[f'p99 of the live path, {run} offered, ms', '< 100', p99, p99 < 100]]
+        else:
+            p99, rest = part['end_to_end']['p99_ms'], part['all_but_forward']['p50_ms']
+            rows += [['GPU: p99 of the live path, ms', '<= 10', p99, p99 <= 10],
+                     ['GPU: all stages but the forward, p50 ms', '<= 4', rest, rest <= 4]]
+    build, window = result['map_build'], result['window']
+    slowest = max(row['open_s'] for row in result['map_size'])
+    rows += [
+        ['building a map against its forwards alone', '<= 1.2', build['ratio_to_bare'],
+         build['ratio_to_bare'] <= 1.2],
+        ['building a map against forwards without overlap', '-',
+         build['ratio_to_each_pixel_once'], None],
+        ['opening any of the maps, s', '< 1', slowest, slowest < 1],
+        ['warm window at 30 m/s, p99 ms', '< 5', window['warm']['p99_ms'],
+         window['warm']['p99_ms'] < 5],
+        ['training against its steps alone', '-', result['training']['share_of_bound'], None]]
+    return markdown(['goal', 'wanted', 'measured', ''], [
+        [*row[:3], '' if row[3] is None else 'reached' if row[3] else '**missed**']
+        for row in rows])
+
+
+def sizes(result: dict) -> str:
+    return markdown(
+        ['store', 'km2', 'tiles', 'GB', 'in full', 'MB a km2', 'index MB', 'open s', 'memory MB',
+         'first window ms'],
+        [[STORE_NAMES[row['store']], row['km2'], row['tiles'], row['gb'],
+          'yes' if row['written_in_full'] else 'sparse', row['bytes_per_km2'] / 1e6,
+          row['index_mb'], row['open_s'], row['memory_mb'], row['first_window_ms']]
+         for row in result['map_size']])
+
+
+def peers(result: dict) -> str:
+    rows = []
+    for step, part in result['peers'].items():
+        if isinstance(part, dict):
+            rows += [[step.replace('_', ' '), way, *milliseconds(row)]
+                     for way, row in part.items() if isinstance(row, dict) and 'p50_ms' in row]
+    return markdown(['step', 'way', 'p50 ms', 'p95 ms', 'p99 ms'], rows, 3)
+
+
+def training(result: dict) -> str:
+    part = result['training']
+    ranks = [[name, count, row['steps_per_s']]
+             for recipe, name in STORE_NAMES.items()
+             for count, row in part.get('ranks', {}).get(recipe, {}).items()]
+    sampler = markdown(
+        ['places', 'made in s', 'ms a batch of 64', 'MB'],
+        [[row['places'], row['made_s'], row['batch_ms'], row['memory_mb']]
+         for row in part['sampler']])
+    return f"""The dense recipe on one core: {part['frames_per_s']} frames/s; its steps alone
+{part['device_bound_frames_per_s']}, its loader alone {part['loader_frames_per_s']}.
+
+{markdown(['training of the', 'ranks of torchrun', 'steps/s'], ranks) if ranks else ''}
+The papers' sampler, a tile every 5 m of street:
+
+{sampler}"""
+
+
+def renderer(result: dict) -> str:
+    part = result['renderer']
+    return markdown(
+        ['', 'frames', 'frames/s', 'peak MB'],
+        [[name, row['frames'], row['frames_per_s'], row['peak_mb']]
+         for name in ('render', 'convert') for row in part[name]])
+
+
+def hour(result: dict) -> str:
+    if 'hour' not in result:
+        return ''
+    part = result['hour']
+    rows = [[name, drive[name]['duration_s'], drive[name]['frames'], drive[name]['frames_per_s'],
+             ' / '.join(str(value) for value in drive[name]['peak_mb_by_quarter'])]
+            for name in ('render', 'convert') for drive in part['drives']]
+    longest = part['drives'][-1]['rows']
+    return f"""
+Memory over an hour (`python -m benchmarks.speed --only hour`, {part['date']}, load before
+{part['load_before']}), images at {part['rate_hz']:g} Hz, all other sensors at the simulation's
+full rates: the longest drive has {longest['vo/vo.csv']} steps of visual odometry,
+{longest['gps/gps.csv']} fixes and {longest['gps/ins.csv']} poses of the INS.
+
+{markdown(['', 'drive s', 'frames', 'frames/s', 'peak MB in each quarter of the run'], rows)}"""
+
+
+def building(build: dict) -> str:
+    """What each wanted piece of a map costs."""
+    rows = [[name, part['km2'], part['km2_per_s'] * 1e6, part['ratio_to_bare'],
+             part['pixels_per_block_pixel'], part['ratio_to_each_pixel_once']]
+            for name, part in (('area', build), ('corridor', build['corridor']))]
+    return markdown(
+        ['', 'km2', 'm2/s', 'against its forwards', 'pixels a kept pixel',
+         'against forwards without overlap'], rows)
+
+
+def page(result: dict) -> str:
+    build, window = result['map_build'], result['window']
+    workers = ', '.join(
+        f'{count}: {row["wall_s"]} s and {row["peak_mb"]} MB'
+        for count, row in build['workers'].items())
+    written_gb = max(row['gb'] for row in result['map_size'] if row['written_in_full'])
+    lives = '\n'.join(live(name, result[name]) for name in ('cpu', 'gpu') if name in result)
+    no_gpu = '' if 'gpu' in result else (
+        'Nothing was measured on a GPU. Written for one and never run there: uploads from pinned\n'
+        'memory, and `precision: half` (the trunk in half precision and channels-last, the whole\n'
+        'ground branch as a CUDA graph); `make bench DEVICE=cuda` measures both.\n')
+    return f"""# Performance
+
+Made by `make bench` ([bench.json](results/bench.json)): one run on one machine, each step beside
+its bound or its peer. **Simulation**: a rendered town, images of 1280 x 960 enlarged from
+320 x 240, which costs the node the same.
+
+## Goals
+
+{goals(result)}
+## The live path
+
+Node and player are processes of their own; `play_bag` publishes raw images of 3.7 MB, the
+node runs the shipped dense weights with one thread. From the entry of the image callback until the
+last `publish()` has returned, batch 1.
+
+{lives}
+{no_gpu}
+What takes effect, in this order: `onnx_path` (the network by ONNX Runtime: `export WEIGHTS --out
+FOLDER`, then the file that ends in `.ground.onnx`); one thread on few cores; `image_transport:
+raw` on the same machine. Large frames are halved by area before they are resized, what depends on
+the camera alone is computed once, Fourier transforms have lengths without large prime factors, and
+decoding runs in the image thread, so that odometry never waits for it.
+
+## Maps
+
+{building(build)}
+Each part of a map is described with context about it, which parts beside it describe too: "pixels
+a kept pixel" go through the network. The last column is the time against that of forwards in
+which every pixel was computed once.
+Processes of `--workers`, with their start and the memory of all: {workers or '-'}; the bytes are
+{'the same' if build.get('same_bytes') else 'not compared'}. On a town this small their start
+counts for as much as their work.
+
+{sizes(result)}
+A map is opened by its header and its chunk table; descriptors are read as the vehicle comes near.
+Sparse files have their full index and a hole for the descriptors. Maps up to
+{PRELOAD_BYTES >> 20} MB are read whole, of larger ones at most {CACHE_BYTES >> 20} MB stay in
+memory.
+
+Windows at {window['speed_mps']:g} m/s, {window['hz']:g} a second, map of {window['map_gb']} GB:
+cold {window['cold_ms']} ms, then p50 {window['warm']['p50_ms']},
+p95 {window['warm']['p95_ms']}, p99 {window['warm']['p99_ms']} ms; memory
+{window['memory_first_mb']:.0f} to
+{window['memory_last_mb']:.0f} MB, until the cache is full.
+
+![file size and opening time against area; sampler against places](results/bench.png)
+
+## Training
+
+{training(result)}
+## Renderer and converter
+
+{renderer(result)}
+One process, images of {' x '.join(map(str, result['renderer']['image_px']))} px, start included.
+The drives differ threefold in length: memory must not.
+{hour(result)}
+## Peers
+
+{peers(result)}
+`networks` is the ground branch on one frame; `tile match` one descriptor against a window of
+{result['peers']['tile_match']['tiles']} tiles, with FAISS's flat index; `dense match` five
+headings in a window of 15 m each way; `filter` one odometry increment of 0.02 s, against bare
+matrices of the same size.
+
+## Not measured
+
+- Any GPU, unless a section above says so.
+- Maps written in full beyond {written_gb:g} GB; the speed of machines that share the building of
+  a map.
+- The node on images that arrive over a network.
+"""
+
+
+def draw(result: dict, path: Path) -> None:
+    """How file size, opening time and the sampler grow."""
+    matplotlib.use('Agg')
+    figure, (size, opening, sampler) = pyplot.subplots(1, 3, figsize=(12, 3.6))
+    for store, name in STORE_NAMES.items():
+        found = [row for row in result['map_size'] if row['store'] == store]
+        if not found:
+            continue
+        km2 = [row['km2'] for row in found]
+        size.loglog(km2, [row['gb'] for row in found], 'o-', label=name)
+        opening.loglog(km2, [row['open_s'] for row in found], 'o-', label=name)
+    size.set(xlabel='area, km2', ylabel='file, GB')
+    opening.set(xlabel='area, km2', ylabel='open, s')
+    opening.axhline(1.0, color='0.6', linestyle='--', linewidth=1.0)
+    opening.text(0.02, 1.1, 'goal: below 1 s', transform=opening.get_yaxis_transform(),
+                 color='0.4')
+    opening.set_ylim(0.0005, 30.0)  # room for the legend above the goal
+    found = result['training']['sampler']
+    places = [row['places'] for row in found]
+    sampler.loglog(places, [row['made_s'] for row in found], 'o-', label='made, s')
+    sampler.loglog(places, [row['batch_ms'] for row in found], 's-', label='a batch of 64, ms')
+    sampler.set(xlabel='places of the sampler', ylabel='s, ms')
+    for axes in (size, opening, sampler):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def write(path: Path, docs: Path = DOCS) -> None:
+    result = json.loads(path.read_text())
+    draw(result, docs / 'results/bench.png')
+    (docs / 'performance.md').write_text(page(result))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.speed.page', description=__doc__,
+        epilog='example: python -m benchmarks.speed.page')
+    parser.add_argument('--docs', type=Path, default=DOCS)
+    arguments = parser.parse_args(argv)
+    try:
+        write(arguments.docs / 'results/bench.json', arguments.docs)
+    except (OSError, ValueError, KeyError) as error:
+        print(f'bench_page: {error!r}', file=sys.stderr)
+        return 2
+    print(arguments.docs / 'performance.md')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Others' ways for the same steps, on the same device in the same run."""
+
+import numpy as np
+from scipy.signal import fftconvolve
+import torch
+
+from benchmarks.speed.world import BenchWorld, percentiles_ms, repeated_s, TILE_WEIGHTS, WEIGHTS
+from crossview_localizer.config import FilterConfig, MatchConfig
+from crossview_localizer.datatypes import Heatmap, OdometrySample, PoseEstimate
+from crossview_localizer.fusion.pose_filter import PoseFilter
+from crossview_localizer.geometry import MapGrid, Pose2D
+from crossview_localizer.maps.embedding_map import MapWindow
+from crossview_localizer.matching.dense_matcher import DenseMatcher, yaw_bins
+from crossview_localizer.matching.tile_matcher import TileMatcher
+from crossview_localizer.networks.dense import correlate, turned_views
+from crossview_localizer.networks.safa import load_network, OXFORD, random_network
+
+
+def prior() -> PoseEstimate:
+    return PoseEstimate(0, Pose2D(0.0, 0.0, 0.4), np.diag([4.0, 4.0, 4e-4]))
+
+
+def measure(world: BenchWorld, device: str, smoke: bool) -> dict:
+    """Milliseconds of each step of ours and of its peer."""
+    torch.set_num_threads(1)
+    runs = 3 if smoke else 40
+    parts = {'networks': networks, 'tile_match': tile_match, 'dense_match': dense_match,
+             'filter': kalman_filter}
+    with torch.inference_mode():
+        return {name: part(device, runs) for name, part in parts.items()}
+
+
+def networks(device: str, runs: int) -> dict:
+    """The ground branch of each network on one frame."""
+    generator = torch.Generator().manual_seed(0)
+
+    def timed(call):
+        def whole():
+            call()
+            if device == 'cuda':
+                torch.cuda.synchronize()
+        return percentiles_ms(repeated_s(whole, runs, 2))
+
+    found = {}
+    dense = load_network(WEIGHTS, device)
+    inputs = [x.to(device) for x in (
+        torch.rand(1, 3, 128, 224, generator=generator), torch.rand(1, 4, 128, 128),
+        torch.rand(1, len(dense.config.heights_m), 64, 64, 2) * 2.4 - 1.2)]
+    found['dense (shipped)'] = timed(lambda: dense.ground(*inputs))
+    for name, network in (
+            ('tiles (shipped)', load_network(TILE_WEIGHTS, device)),
+            ("the paper's VGG16", random_network(OXFORD, 0).to(device).eval())):
+        channels = 4 if network.config.ground_view == 'birds_eye' else 3
+        view = torch.randint(
+            0, 256, (1, *network.config.ground_px, channels), dtype=torch.uint8).to(device)
+        found[name] = timed(lambda n=network, v=view: n.embed_ground(v))
+    return found
+
+
+def tile_match(device: str, runs: int) -> dict:
+    """One descriptor against the tiles of a window of 60 m each way, 3 m apart."""
+    network = load_network(TILE_WEIGHTS)
+    side, size = 41, None
+    view = np.zeros((1, *network.config.ground_px, 4), np.uint8)
+    ground = network.embed_ground(torch.from_numpy(view))[0]
+    size = len(ground)
+    rows = np.random.default_rng(0).standard_normal((side * side, size), np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    grid = MapGrid(side, side, 3.0, -60.0, 60.0)
+    window = MapWindow(grid, torch.arange(side * side).reshape(side, side),
+                       torch.from_numpy(rows).half(), 1.0)
+    tiles = torch.from_numpy(rows)
+    matcher = TileMatcher(network)
+    found = {
+        'tiles': side * side, 'numbers': size,
+        'heat map (ours)': percentiles_ms(repeated_s(
+            lambda: matcher.match(ground, window, prior(), MatchConfig()), runs)),
+        'cosines alone (ours)': percentiles_ms(repeated_s(lambda: tiles @ ground, runs))}
+    try:
+        import faiss
+    except ImportError:
+        found['FAISS flat'] = 'faiss-cpu is not installed'
+        return found
+    faiss.omp_set_num_threads(1)
+    index = faiss.IndexFlatIP(size)
+    index.add(rows)
+    query = ground.numpy()[None]
+    found['FAISS flat, best 10'] = percentiles_ms(
+        repeated_s(lambda: index.search(query, 10), runs))
+    found['FAISS flat, all'] = percentiles_ms(
+        repeated_s(lambda: index.search(query, side * side), runs))
+    return found
+
+
+def dense_match(device: str, runs: int) -> dict:
+    """The correlation of five turned views with a window of 15 m each way."""
+    network = load_network(WEIGHTS)
+    config = network.config
+    side = 61 + config.patch_cells - 1
+    generator = torch.Generator().manual_seed(0)
+    raster = torch.randn(config.channels, side, side, generator=generator)
+    view = torch.randn(
+        1, config.channels, config.ahead_cells, config.across_cells, generator=generator)
+    yaws = torch.from_numpy(yaw_bins(prior(), MatchConfig()))[None]
+    turned = turned_views(view, yaws, 0.4, config)
+    patches, window = turned[0].numpy(), raster.numpy()
+
+    def by_scipy() -> np.ndarray:
+        return np.stack([
+            sum(fftconvolve(window[c], patch[c, ::-1, ::-1], 'valid')
+                for c in range(config.channels)) for patch in patches])
+
+    ours = correlate(turned, raster)[0].numpy()
+    difference = np.abs(by_scipy() - ours).max() / np.abs(ours).max()
+    matcher = DenseMatcher(network)
+    volume = np.log(np.random.default_rng(0).dirichlet(np.full(5 * 61 * 61, 0.05)) + 1e-12)
+    volume = volume.reshape(5, 61, 61)
+    heatmap = Heatmap(0, MapGrid(61, 61, 0.5, -15.0, 15.0),
+                      np.logaddexp.reduce(volume, 0), yaws[0].numpy(), volume)
+    return {
+        'correlation (ours)': percentiles_ms(
+            repeated_s(lambda: correlate(turned, raster), runs)),
+        'scipy fftconvolve': percentiles_ms(repeated_s(by_scipy, max(3, runs // 8), 1)),
+        'turning the views (ours)': percentiles_ms(repeated_s(
+            lambda: turned_views(view, yaws, 0.4, config), runs)),
+        'pose of a volume (ours)': percentiles_ms(repeated_s(
+            lambda: matcher.estimate(heatmap, prior(), MatchConfig()), runs)),
+        'relative_difference': float(f'{difference:.2g}')}
+
+
+def kalman_filter(device: str, runs: int) -> dict:
+    """One odometry increment, against filterpy's predict with matrices of the same size."""
+    from filterpy.kalman import KalmanFilter
+
+    ours = PoseFilter(FilterConfig())
+    ours.add_odometry(OdometrySample(10**9, Pose2D(0.0, 0.0, 0.0)))
+    ours.set_pose(PoseEstimate(10**9, Pose2D(0.0, 0.0, 0.0), np.diag([1.0, 1.0, 0.01])))
+    state = {'k': 0}
+
+    def increment() -> None:
+        state['k'] += 1
+        time_s = 0.02 * state['k']
+        ours.add_odometry(OdometrySample(
+            10**9 + round(time_s * 1e9), Pose2D(10.0 * time_s, 0.0, 0.0)))
+
+    size = len(ours._ekf.x)
+    bare = KalmanFilter(size, 2)
+    bare.Q = np.eye(size) * 1e-4
+    return {
+        'states': size,
+        'add_odometry (ours)': percentiles_ms(repeated_s(increment, 20 * runs)),
+        'bare filterpy predict': percentiles_ms(repeated_s(bare.predict, 20 * runs)),
+        'bare filterpy update': percentiles_ms(repeated_s(
+            lambda: bare.update(np.zeros(2)), 20 * runs))}

@@ -1,0 +1,179 @@
+"""What the benchmarks measure on: a short simulated drive, its bag of raw images and its map.
+
+The images are rendered small and enlarged, which takes a sixteenth of the time; their content is
+a simulated town's, their size that of the Oxford RobotCar camera.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import psutil
+
+from benchmarks import REPOSITORY
+
+WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
+TILE_WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
+SEED = 8100
+RATE_HZ = 10.0
+RENDERED_PX = (320, 240)
+CITY_M = 300.0
+ORTHO_PX_M = 0.25
+IMAGE_PX = (1280, 960)
+IMAGE_TOPIC = '/camera/image'
+CAMERA_INFO_TOPIC = '/camera/camera_info'
+
+
+@dataclass(frozen=True)
+class BenchWorld:
+    """Files of one drive; ``seconds`` of each step that made them, ``images`` in the drive."""
+
+    folder: Path
+    traversal: Path
+    bag: Path
+    map: Path
+    ground_onnx: Path
+    images: int
+    seconds: dict[str, float]
+
+    @property
+    def prepared(self) -> Path:
+        """The drive as training reads it."""
+        return self.folder / 'bench.npz'
+
+    @property
+    def orthophoto(self) -> Path:
+        return self.folder / 'world/orthophoto.tif'
+
+
+def make_bench_world(folder: Path, duration_s: float, jobs: int) -> BenchWorld:
+    """Render, convert, enlarge, embed, export; what is there already is kept and not timed."""
+    from crossview_localizer import build_map, export
+    from crossview_localizer.networks.safa import load_network
+    from crossview_localizer.robotcar_to_bag import convert, Options
+    from training.data.datasets import save_world
+    from training.prepare import prepare
+    from training.simulation import make_world
+
+    seconds = {}
+    world = folder / 'world'
+    finished = (folder / 'bag').exists()
+    begin_s = time.perf_counter()
+    [name] = make_world(
+        world, SEED, duration_s=duration_s, rate_hz=RATE_HZ, image_size=RENDERED_PX,
+        ortho_px_m=ORTHO_PX_M, city_size_m=CITY_M, jobs=jobs)
+    traversal = world / name
+    if not finished:
+        seconds['render'] = time.perf_counter() - begin_s
+        small = folder / 'bag_small'
+        begin_s = time.perf_counter()
+        convert(Options(
+            traversal, world / 'models', world / 'extrinsics', small,
+            world / 'rtk' / name / 'rtk.csv', crop=(), overwrite=True), progress=False)
+        seconds['convert'] = time.perf_counter() - begin_s
+        shutil.rmtree(folder / 'bag_partial', ignore_errors=True)
+        enlarge(small, folder / 'bag_partial')
+        save_world(prepare([small], [world / 'orthophoto.tif'], 'bench', ORTHO_PX_M, 1.0),
+                   folder / 'bench.npz')
+        shutil.rmtree(small)
+        (folder / 'bag_partial').rename(folder / 'bag')
+    made = folder / load_network(WEIGHTS).fingerprint[:12]  # of these weights alone
+    made.mkdir(exist_ok=True)
+    found = BenchWorld(
+        folder, traversal, folder / 'bag', made / 'drive.map',
+        made / f'{WEIGHTS.stem}.ground.onnx', len(list(traversal.glob('stereo/centre/*.png'))),
+        seconds)
+    if not found.map.exists() and build_map.main([str(value) for value in (
+            found.orthophoto, '--weights', WEIGHTS, '--area', '--out', found.map,
+            '--threads', 1)]):
+        raise ValueError('the map of the benchmark could not be built')
+    if not found.ground_onnx.exists() and export.main(
+            [str(WEIGHTS), '--out', str(made), '--branch', 'ground']):
+        raise ValueError('the network could not be exported')
+    return found
+
+
+def enlarge(source: Path, target: Path) -> None:
+    """Copy a bag of JPEG images, each decoded and enlarged to IMAGE_PX, with its camera_info."""
+    from rosbags.highlevel import AnyReader
+    from rosbags.rosbag2 import StoragePlugin, Writer
+
+    from crossview_localizer.bags.topics import COMPRESSED_IMAGE_TOPIC
+    from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
+
+    typestore = typestore_with_geographic_msgs()
+    raw = typestore.types['sensor_msgs/msg/Image']
+    scale = IMAGE_PX[0] / RENDERED_PX[0]
+    with AnyReader([source], default_typestore=typestore) as reader, Writer(
+        target, version=9, storage_plugin=StoragePlugin.MCAP,
+    ) as writer:
+        copies = {
+            c.id: writer.add_connection(
+                IMAGE_TOPIC if c.topic == COMPRESSED_IMAGE_TOPIC else c.topic,
+                raw.__msgtype__ if c.topic == COMPRESSED_IMAGE_TOPIC else c.msgtype,
+                typestore=typestore, offered_qos_profiles=c.ext.offered_qos_profiles)
+            for c in reader.connections}
+        for connection, bag_ns, data in reader.messages():
+            if connection.topic == COMPRESSED_IMAGE_TOPIC:
+                msg = typestore.deserialize_cdr(data, connection.msgtype)
+                pixels = cv2.resize(cv2.imdecode(msg.data, cv2.IMREAD_COLOR), IMAGE_PX)
+                data = typestore.serialize_cdr(raw(
+                    header=msg.header, height=IMAGE_PX[1], width=IMAGE_PX[0], encoding='bgr8',
+                    is_bigendian=0, step=3 * IMAGE_PX[0], data=pixels.ravel()), raw.__msgtype__)
+            elif connection.topic == CAMERA_INFO_TOPIC:
+                msg = typestore.deserialize_cdr(data, connection.msgtype)
+                msg.k, msg.p = msg.k.copy(), msg.p.copy()
+                for matrix in (msg.k.reshape(3, 3), msg.p.reshape(3, 4)):
+                    # The centre of the first pixel is 0, the image's edge -0.5.
+                    matrix[:2, 2] += 0.5
+                    matrix[:2] *= scale
+                    matrix[:2, 2] -= 0.5
+                msg.width, msg.height = IMAGE_PX
+                data = typestore.serialize_cdr(msg, connection.msgtype)
+            writer.write(copies[connection.id], bag_ns, data)
+
+
+def percentiles_ms(seconds: list[float] | np.ndarray) -> dict[str, float]:
+    """p50_ms, p95_ms and p99_ms of some seconds."""
+    return {f'p{share}_ms': round(1e3 * float(np.percentile(seconds, share)), 3)
+            for share in (50, 95, 99)}
+
+
+def repeated_s(call, runs: int, warm: int = 3) -> np.ndarray:
+    """Seconds of each of so many calls, after some that do not count."""
+    for _ in range(warm):
+        call()
+    found = np.empty(runs)
+    for k in range(runs):
+        begin_s = time.perf_counter()
+        call()
+        found[k] = time.perf_counter() - begin_s
+    return found
+
+
+def watched(command: list[str]) -> tuple[float, list[float]]:
+    """Seconds of a command, and the most memory, MB, of it and its children in each quarter."""
+    begin_s = time.perf_counter()
+    process = psutil.Popen(
+        [sys.executable, '-m', *command], cwd=REPOSITORY, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
+    memory_mb = []
+    while process.poll() is None:
+        try:
+            family = [process, *process.children(recursive=True)]
+            memory_mb.append(sum(p.memory_info().rss for p in family) / 1e6)
+        except psutil.Error:  # it has just ended
+            pass
+        try:
+            process.wait(0.1)
+        except psutil.TimeoutExpired:
+            pass
+    seconds_s = time.perf_counter() - begin_s
+    if process.returncode:
+        raise ValueError(f'{command[0]} ended with {process.returncode}; try {" ".join(command)}')
+    return seconds_s, [float(part.max()) for part in np.array_split(memory_mb, 4) if part.size]

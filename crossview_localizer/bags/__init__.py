@@ -1,0 +1,1 @@
+"""Recorded drives: bags and the RobotCar raw formats, read without ROS processes."""

@@ -1,0 +1,249 @@
+"""A camera's pitch and height above the road, from what moves between two images of a drive.
+
+The points that are tracked from one image to the next tell in which direction the camera went
+(epipolar geometry).  On the whole a vehicle goes along the road: the mean of that direction's
+angle to the camera as it is told to be mounted is the pitch.  How far it went is the odometry's;
+the height is the one for which the first image's road, moved by the homography of a plane so far
+below (Hartley and Zisserman, Multiple View Geometry, 13.1), looks like the second's.
+"""
+
+from dataclasses import dataclass
+import math
+
+import cv2
+import numpy as np
+from scipy.optimize import least_squares
+from scipy.spatial.transform import Rotation
+
+from crossview_localizer.datatypes import CameraImage, CameraModel
+from crossview_localizer.geometry import Pose2D
+from crossview_localizer.trajectory import Track
+
+STEP_M = (0.7, 3.0)             # between the two images of a pair
+MAX_TURN_RAD = 0.05
+WIDTH_PX = 640                  # larger images are reduced to it
+MIN_TRACKS = 60
+MIN_AGREEING = 0.6              # of the tracks, with one motion of the camera
+AGREES_PX = 0.8
+TRACKED_PX = 9
+ROADSIDE_M = 4.0                # no point nearer than that to the camera's path is followed
+ROAD_AHEAD_M = (4.0, 14.0)      # what is taken for road
+ROAD_HALF_WIDTH_M = 1.8
+HEIGHTS = np.linspace(0.6, 1.6, 51)     # shares of the configured height that are tried
+SMOOTH_PX = 8.0                 # brightness that changes more slowly does not count
+MIN_PAIRS = 30
+BLOCK = 10                      # pairs that share their errors (bumps, braking)
+BOOTSTRAPS = 200
+# What simulated drives were off by on the whole: a crowned road, tracks of blurred texture.
+BIAS_HEIGHT = 0.04
+BIAS_PITCH_RAD = math.radians(0.15)
+
+
+@dataclass(frozen=True)
+class MotionFit:
+    """``values`` and ``sigmas`` (2,): height_m, NaN where the road showed none, and pitch_rad.
+
+    The pitch is nose down, beyond the camera's mounting as it was told.
+    """
+
+    values: np.ndarray
+    sigmas: np.ndarray
+    pairs: int
+
+
+class CameraMotion:
+    """Takes a drive's images in order and compares those that are a metre or two apart."""
+
+    def __init__(self, odometry: Track):
+        self._odometry = odometry
+        self._last: tuple[int, np.ndarray] | None = None
+        self.pitches_rad: list[float] = []
+        self.likeness: list[np.ndarray] = []        # (heights,) a pair
+
+    def add(self, image: CameraImage) -> None:
+        gray, camera = reduced(cv2.cvtColor(image.rgb, cv2.COLOR_RGB2GRAY), image.camera)
+        if self._last is not None and self._last[1].shape == gray.shape:
+            stamp_ns, before = self._last
+            motion = (self._odometry.pose_at(stamp_ns).inverse()
+                      @ self._odometry.pose_at(image.stamp_ns))
+            step_m = math.hypot(motion.x_m, motion.y_m)
+            if step_m < STEP_M[0]:
+                return  # a later one will be far enough
+            if step_m <= STEP_M[1] and abs(motion.yaw_rad) <= MAX_TURN_RAD:
+                self._compare(before, gray, camera, motion)
+        self._last = image.stamp_ns, gray
+
+    def _compare(self, before: np.ndarray, after: np.ndarray, camera: CameraModel,
+                 motion: Pose2D) -> None:
+        found = camera_motion(before, after, camera, motion.yaw_rad)
+        if found is None:
+            return
+        rotation, direction = found
+        later = rotation @ direction
+        pitch_rad = (math.atan2(direction[2], direction[0])
+                     + math.atan2(later[2], later[0])) / 2
+        step_m = math.hypot(motion.x_m, motion.y_m)
+        likeness = road_likeness(
+            before, after, camera, rotation, direction * step_m, HEIGHTS * camera.height_m)
+        self.pitches_rad.append(pitch_rad)
+        self.likeness.append(likeness)
+
+    def fit(self, height_m: float, seed: int = 0) -> MotionFit | None:
+        """``height_m`` is what the camera was told to have; None for fewer than MIN_PAIRS pairs.
+
+        The standard deviations are those of fits to resampled blocks of pairs, and of what no
+        number of pairs removes.
+        """
+        count = len(self.pitches_rad)
+        if count < MIN_PAIRS:
+            return None
+        pitches_rad, likeness = np.array(self.pitches_rad), np.array(self.likeness)
+        rng = np.random.default_rng(seed)
+        blocks = np.array_split(np.arange(count), max(2, count // BLOCK))
+        resampled = []
+        for _ in range(BOOTSTRAPS):
+            drawn = rng.integers(len(blocks), size=len(blocks))
+            chosen = np.concatenate([blocks[k] for k in drawn])
+            resampled.append(_values(pitches_rad[chosen], likeness[chosen], height_m))
+        sigmas = np.hypot(np.std(resampled, 0), (BIAS_HEIGHT * height_m, BIAS_PITCH_RAD))
+        return MotionFit(_values(pitches_rad, likeness, height_m), sigmas, count)
+
+
+def _values(pitches_rad: np.ndarray, likeness: np.ndarray, height_m: float) -> np.ndarray:
+    """Height and pitch of pairs: the highest mean likeness, the mean without what lies far off."""
+    off = np.abs(pitches_rad - np.median(pitches_rad))
+    pitch_rad = pitches_rad[off <= 4.0 * np.median(off)].mean()
+    seen = np.isfinite(likeness).all(1)
+    if not seen.any():
+        return np.array([math.nan, pitch_rad])
+    mean = likeness[seen].mean(0)
+    best = int(mean.argmax())
+    if best in (0, len(HEIGHTS) - 1):
+        return np.array([math.nan, pitch_rad])
+    low, middle, high = mean[best - 1:best + 2]
+    peak = best + 0.5 * (low - high) / (low - 2.0 * middle + high)
+    return np.array([height_m * np.interp(peak, np.arange(len(HEIGHTS)), HEIGHTS), pitch_rad])
+
+
+def reduced(gray: np.ndarray, camera: CameraModel) -> tuple[np.ndarray, CameraModel]:
+    """An image no wider than WIDTH_PX, and its camera."""
+    if camera.width_px <= WIDTH_PX:
+        return gray, camera
+    size = WIDTH_PX, round(camera.height_px * WIDTH_PX / camera.width_px)
+    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA), camera.resized(*size)
+
+
+def camera_motion(before: np.ndarray, after: np.ndarray, camera: CameraModel,
+                  yaw_rad: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """The camera's rotation (3, 3) and direction of travel (3,), in its vehicle's axes.
+
+    A point at X of the first image lies at rotation @ (X - distance * direction) of the second;
+    ``yaw_rad`` is the vehicle's turn, to start from.  None where too few points were tracked or
+    they do not agree.
+    """
+    first, second = tracked(before, after, beside_the_road(camera))
+    if len(first) < MIN_TRACKS:
+        return None
+    u, v = rays(first, camera), rays(second, camera)
+
+    def parts(p):
+        return Rotation.from_rotvec(p[:3]).as_matrix(), np.array(
+            [math.cos(p[3]) * math.cos(p[4]), math.sin(p[4]), math.sin(p[3])])
+
+    def residuals_px(p):
+        """Of the epipolar constraint, to first order (Sampson), on planes one ahead."""
+        rotation, direction = parts(p)
+        essential = rotation @ np.cross(np.eye(3), -direction)
+        there, back = u @ essential.T, v @ essential
+        length = np.sqrt((there[:, 1:] ** 2).sum(1) + (back[:, 1:] ** 2).sum(1))
+        return camera.fx_px * (v * there).sum(1) / np.maximum(length, 1e-9)
+
+    fitted = least_squares(
+        residuals_px, (0.0, 0.0, -yaw_rad, 0.0, yaw_rad / 2), loss='cauchy', f_scale=0.3)
+    if (np.abs(residuals_px(fitted.x)) < AGREES_PX).mean() < MIN_AGREEING:
+        return None
+    return parts(fitted.x)
+
+
+def beside_the_road(camera: CameraModel) -> np.ndarray:
+    """255 (H, W) where points are tracked.
+
+    On the road, seen at a grazing angle, the motion differs from row to row: a tracker whose
+    window moves as a whole takes too much of it, which looks like another pitch.  Small windows
+    (TRACKED_PX) keep that small elsewhere.
+    """
+    rows, cols = np.mgrid[:camera.height_px, :camera.width_px]
+    seen = rays(np.stack((cols.ravel(), rows.ravel()), 1), camera)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        left_m = seen[:, 1] * camera.height_m / -seen[:, 2]
+    road = (seen[:, 2] < 0.0) & (np.abs(left_m) < ROADSIDE_M)
+    return np.where(road, 0, 255).astype(np.uint8).reshape(rows.shape)
+
+
+def tracked(before: np.ndarray, after: np.ndarray,
+            where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n, 2) in the first image and in the second, of what is found there and back."""
+    points = cv2.goodFeaturesToTrack(before, 600, 0.005, 7, mask=where)
+    if points is None:
+        return np.zeros((0, 2)), np.zeros((0, 2))
+    options = {'winSize': (TRACKED_PX, TRACKED_PX), 'maxLevel': 4}
+    there, ok, _ = cv2.calcOpticalFlowPyrLK(before, after, points, None, **options)
+    back, ok_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, **options)
+    good = (ok[:, 0] > 0) & (ok_back[:, 0] > 0) & (np.abs(back - points).max((1, 2)) < 0.3)
+    return points[good, 0].astype(float), there[good, 0].astype(float)
+
+
+def rays(pixels: np.ndarray, camera: CameraModel) -> np.ndarray:
+    """Directions (n, 3) in base_link's axes."""
+    optical = np.stack(((pixels[:, 0] - camera.cx_px) / camera.fx_px,
+                        (pixels[:, 1] - camera.cy_px) / camera.fy_px, np.ones(len(pixels))), 1)
+    return optical @ camera.base_from_camera[:3, :3].T
+
+
+def road_likeness(before: np.ndarray, after: np.ndarray, camera: CameraModel, rotation: np.ndarray,
+                  step_m: np.ndarray, heights_m: np.ndarray) -> np.ndarray:
+    """Correlation of the road in both images, for each height of the camera above it.
+
+    The road is a plane along ``step_m`` (3,), the way of the camera.  NaN where it is out of view.
+    """
+    direction = step_m / np.linalg.norm(step_m)
+    pitch_rad = math.atan2(direction[2], direction[0])
+    up = np.array([-math.sin(pitch_rad), 0.0, math.cos(pitch_rad)])
+    ahead = np.array([math.cos(pitch_rad), 0.0, math.sin(pitch_rad)])
+    base_from_optical = camera.base_from_camera[:3, :3]
+    matrix = np.array([[camera.fx_px, 0.0, camera.cx_px], [0.0, camera.fy_px, camera.cy_px],
+                       [0.0, 0.0, 1.0]])
+    corners = [matrix @ base_from_optical.T @ (
+        a * ahead + side * ROAD_HALF_WIDTH_M * np.array([0.0, 1.0, 0.0]) - camera.height_m * up)
+        for a, side in ((ROAD_AHEAD_M[0], 1), (ROAD_AHEAD_M[0], -1),
+                        (ROAD_AHEAD_M[1], -1), (ROAD_AHEAD_M[1], 1))]
+    road = np.zeros_like(before)
+    cv2.fillConvexPoly(
+        road, np.round([c[:2] / c[2] for c in corners]).astype(np.int32), 1)
+    left, top, width, height = cv2.boundingRect(road)
+    if width < 8 or height < 8:
+        return np.full(len(heights_m), math.nan)
+    inside = np.array([[1.0, 0.0, left], [0.0, 1.0, top], [0.0, 0.0, 1.0]])
+    road = road[top:top + height, left:left + width] > 0
+    first = texture(before)[top:top + height, left:left + width]
+    second = texture(after)
+    found = []
+    for height_m in heights_m:
+        plane = rotation @ (np.eye(3) + np.outer(step_m, up) / height_m)
+        homography = (matrix @ base_from_optical.T @ plane @ base_from_optical
+                      @ np.linalg.inv(matrix) @ inside)
+        # Where the second image does not reach, there is NaN.
+        moved = cv2.warpPerspective(
+            second, homography, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderValue=math.nan)
+        both = road & np.isfinite(moved)
+        if both.sum() < road.sum() / 4:
+            return np.full(len(heights_m), math.nan)
+        a, b = first[both] - first[both].mean(), moved[both] - moved[both].mean()
+        found.append((a @ b) / max(math.sqrt((a @ a) * (b @ b)), 1e-9))
+    return np.array(found)
+
+
+def texture(gray: np.ndarray) -> np.ndarray:
+    gray = gray.astype(np.float32)
+    return gray - cv2.GaussianBlur(gray, (0, 0), SMOOTH_PX)

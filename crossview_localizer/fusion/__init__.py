@@ -1,0 +1,1 @@
+"""The Kalman prior: what it believes of odometry, GNSS and matches, and how it starts."""

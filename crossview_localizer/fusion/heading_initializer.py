@@ -1,0 +1,171 @@
+"""How the Kalman prior finds its first position and heading: odometry's path laid on GNSS's."""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+import math
+
+import numpy as np
+from scipy.special import chdtri
+
+from crossview_localizer.config import FilterConfig
+from crossview_localizer.datatypes import GnssFix, OdometrySample
+from crossview_localizer.fusion.motion_model import (
+    BIAS,
+    interpolated_pose,
+    POSE,
+    POSITION,
+    rotation,
+    rotation_derivative,
+    SCALE,
+    STATES,
+    TURN_BIAS,
+    YAW,
+)
+from crossview_localizer.geometry import Pose2D, wrap_angle
+
+# Fixes taken within one such cell of the odometry frame count once: standing teaches no heading.
+CELL_M = 0.25
+MISFIT_PROBABILITY = 0.9999
+
+
+@dataclass(frozen=True)
+class AlignedStart:
+    """State (8,) and covariance (8, 8) at the last fix, speed zero; chi-square of the misfit."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    misfit: float
+
+
+# Least squares over map = R(yaw) odom + t, with q_i, z_i odometry and GNSS about their means:
+#   yaw = atan2(sum q_i x z_i, sum q_i . z_i)
+#   var(yaw) = sum_ij (q_i . q_j) V_ij / (sum |q_i|^2)^2
+# with V_ij = sigma_b^2 exp(-|t_i - t_j| / tau) + w_i delta_ij the covariance of the fixes' errors
+# on one axis.  Errors of pose and bias at the last fix, o its odometry position about the mean:
+#   e_p = R'(yaw) o e_yaw + R(yaw) o e_s - e_b - eps,  var(eps) = var(mean of errors - b_last)
+def aligned_start(
+    fixes: list[GnssFix], antennas_m: np.ndarray, odom_from_base: Pose2D, config: FilterConfig
+) -> AlignedStart:
+    """Pose at the last fix from antenna positions (n, 2) in ``odom`` and what GNSS said."""
+    stamps_s = np.array([(fix.stamp_ns - fixes[-1].stamp_ns) * 1e-9 for fix in fixes])
+    measured_m = np.array([(fix.x_m, fix.y_m) for fix in fixes])
+    count = len(fixes)
+    drift = config.odometry_scale_sigma * np.linalg.norm(antennas_m - antennas_m[-1], axis=1)
+    white = np.array([
+        max(np.trace(fix.covariance) / 2, config.gnss_sigma_floor_m**2) for fix in fixes])
+    ages_s = np.abs(stamps_s[:, None] - stamps_s[None, :])
+    wander = config.gnss_bias_sigma_m**2 * np.exp(-ages_s / config.gnss_bias_tau_s)
+    errors = wander + np.diag(white + drift**2)
+
+    q_m = antennas_m - antennas_m.mean(axis=0)
+    z_m = measured_m - measured_m.mean(axis=0)
+    spread_m2 = (q_m**2).sum()
+    yaw_rad = math.atan2(
+        (q_m[:, 0] * z_m[:, 1] - q_m[:, 1] * z_m[:, 0]).sum(), (q_m * z_m).sum())
+    yaw_variance = ((q_m @ q_m.T) * errors).sum() / spread_m2**2
+    driven_m = np.linalg.norm(np.diff(antennas_m, axis=0), axis=1).sum()
+    yaw_variance += config.odometry_yaw_noise_rad**2 * driven_m
+    yaw_variance += (config.odometry_turn_bias_sigma_radps * stamps_s[0]) ** 2
+    misfit_m = z_m - q_m @ rotation(yaw_rad).T
+    misfit = (misfit_m * np.linalg.solve(errors, misfit_m)).sum()
+
+    offset_m = np.array([odom_from_base.x_m, odom_from_base.y_m]) - antennas_m.mean(axis=0)
+    position_m = measured_m.mean(axis=0) + rotation(yaw_rad) @ offset_m
+    mean_variance = (
+        errors.sum() / count**2 + config.gnss_bias_sigma_m**2 - 2 * wander[:, -1].mean())
+    # Columns: yaw, scale, bias x, y, eps x, y, yaw-rate bias.
+    sources = np.zeros((STATES, 7))
+    sources[POSITION, 0] = rotation_derivative(yaw_rad) @ offset_m
+    sources[POSITION, 1] = rotation(yaw_rad) @ offset_m
+    sources[POSITION, 2:4] = sources[POSITION, 4:6] = -np.eye(2)
+    sources[YAW, 0] = sources[SCALE, 1] = sources[TURN_BIAS, 6] = 1.0
+    sources[BIAS, 2:4] = np.eye(2)
+    variances = np.array([
+        yaw_variance, config.odometry_scale_sigma**2,
+        *[config.gnss_bias_sigma_m**2] * 2, *[mean_variance] * 2,
+        config.odometry_turn_bias_sigma_radps**2])
+    mean = np.zeros(STATES)
+    mean[POSE] = *position_m, wrap_angle(yaw_rad + odom_from_base.yaw_rad)
+    return AlignedStart(mean, (sources * variances) @ sources.T, float(misfit))
+
+
+class HeadingStart:
+    """Collects fixes until they and odometry have drawn one path, long enough for a heading."""
+
+    def __init__(self, config: FilterConfig):
+        self._config = config
+        self._fixes: list[GnssFix] = []
+        self._tried: list[GnssFix] = []
+        self._reason = 'waiting to be driven: the heading is unknown'
+
+    def add_fix(self, fix: GnssFix) -> None:
+        """Fixes older than one correlation time of GNSS share too little of the present error."""
+        self._fixes = sorted((*self._fixes, fix), key=lambda other: other.stamp_ns)
+        oldest_ns = self._fixes[-1].stamp_ns - round(self._config.gnss_bias_tau_s * 1e9)
+        self._fixes = [kept for kept in self._fixes if kept.stamp_ns >= oldest_ns]
+
+    def needed_from_ns(self) -> int | None:
+        """Stamp from which on odometry is still needed; None for none."""
+        return self._fixes[0].stamp_ns if self._fixes else None
+
+    def find(
+        self, odometry: list[OdometrySample]
+    ) -> tuple[int | None, AlignedStart | None, str]:
+        """Stamp and state to start from (None if not yet), and why (not)."""
+        if not odometry:
+            return None, None, 'no odometry yet: without it heading and motion are unknown'
+        if not self._fixes:
+            return None, None, 'no position fix yet'
+        first_ns, last_ns = odometry[0].stamp_ns, odometry[-1].stamp_ns
+        reached = [fix for fix in self._fixes if first_ns <= fix.stamp_ns <= last_ns]
+        if len(reached) == len(self._tried) and reached[-1:] == self._tried[-1:]:
+            return None, None, self._reason
+        stamp_ns, start, self._reason = self._align(odometry, reached)
+        return stamp_ns, start, self._reason
+
+    def _align(self, odometry, reached):
+        fixes, poses, antennas_m = self._distinct(odometry, reached)
+        if len(fixes) < 3:
+            return None, None, 'waiting to be driven: the heading is unknown'
+        baselines_m = np.linalg.norm(antennas_m - antennas_m[-1], axis=1)
+        least_m = self._config.start_distance_m
+        reason = f'driven {baselines_m.max():.1f} m of the {least_m:.1f} m that give the heading'
+        # The shortest stretch that is good enough: GNSS wanders least over it.
+        for distance_m in least_m * np.array([1.0, 2.0, 4.0, 8.0]):
+            far = np.flatnonzero(baselines_m >= distance_m)
+            if not far.size:
+                break
+            first = min(far[-1], len(fixes) - 3)
+            start = aligned_start(fixes[first:], antennas_m[first:], poses[-1], self._config)
+            sigma_rad = math.sqrt(start.covariance[YAW, YAW])
+            if start.misfit > chdtri(2 * (len(fixes) - first) - 3, 1.0 - MISFIT_PROBABILITY):
+                reason = f'odometry and GNSS disagree over the last {distance_m:.0f} m'
+            elif sigma_rad > self._config.start_yaw_sigma_rad:
+                reason = (f'heading sigma over {distance_m:.0f} m is {sigma_rad:.2f} rad; needed: '
+                          f'{self._config.start_yaw_sigma_rad:.2f}')
+            else:
+                return fixes[-1].stamp_ns, start, f'started over {distance_m:.0f} m'
+        return None, None, reason
+
+    def _distinct(self, odometry, reached):
+        """The newest fix of each place (others are forgotten), with base and antenna there."""
+        stamps_ns = [sample.stamp_ns for sample in odometry]
+        newest = {}
+        for fix in reached:
+            pose = _odometry_pose(odometry, stamps_ns, fix.stamp_ns)
+            antenna_m = pose.transform(np.asarray(fix.base_from_antenna_m))
+            cell = tuple(np.round(antenna_m / CELL_M))
+            newest.pop(cell, None)
+            newest[cell] = (fix, pose, antenna_m)
+        pending = [fix for fix in self._fixes if fix.stamp_ns > stamps_ns[-1]]
+        self._tried = [fix for fix, _, _ in newest.values()]
+        self._fixes = self._tried + pending
+        fixes, poses, antennas_m = zip(*newest.values()) if newest else ((), (), ())
+        return fixes, poses, np.array(antennas_m).reshape(-1, 2)
+
+
+def _odometry_pose(odometry, stamps_ns, stamp_ns: int) -> Pose2D:
+    index = bisect_right(stamps_ns, stamp_ns) - 1
+    if stamps_ns[index] == stamp_ns:
+        return odometry[index].odom_from_base
+    return interpolated_pose(odometry[index], odometry[index + 1], stamp_ns)

@@ -1,0 +1,1 @@
+"""Georeferenced imagery, routes, and the map of satellite embeddings made from them."""

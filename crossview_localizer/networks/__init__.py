@@ -1,0 +1,1 @@
+"""The networks, their pretrained trunks, checkpoints and ONNX files."""

@@ -1,0 +1,291 @@
+"""The dense cross-view network: a descriptor raster of the imagery and a bird's-eye view to match.
+
+The satellite branch is fully convolutional: imagery to one unit descriptor a cell.  The ground
+branch describes the frame in perspective, lifts its features to a bird's-eye grid in the
+vehicle's axes at several heights above a flat road (so that facades, trees and posts, whose
+images lie above the road, can vote for the place where they stand), adds the road's own pixels
+projected to the ground, and ends in a unit descriptor g and a weight w in [0, 1] for each cell c.
+The score of a pose p is the weighted sum of cosines with the raster s beneath the turned view,
+
+    S(p) = scale / (F L) * sum_c w_c < g_c, s(p * c) >
+
+so that a frame which sees much that is distinct gives a sharper likelihood than one that does not.
+
+Shape legend: B frames, K yaw bins, C descriptor length, N cells along a side of the satellite
+window, P cells along a side of the north-up patch that holds a turned bird's-eye view, F x L cells
+of the bird's-eye view (ahead x left), Z heights, H x W pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.fft import next_fast_len
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+from crossview_localizer.networks.trunks import EfficientNetLite0, normalised
+
+DENSE = 'dense'
+GAUSSIAN_DOF = 1e6  # a Student t with so many degrees of freedom
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """All that inference must know of a trained dense network.
+
+    The bird's-eye view reaches ``ahead_cells`` ahead of base_link and half of ``across_cells`` to
+    each side.  ``block_px`` pixels of imagery are described at once, with ``margin_px`` of context
+    on each side; a block is what a map stores as one tile.
+    """
+
+    kind: str = DENSE
+    channels: int = 16              # of a descriptor
+    width: int = 32                 # of the layers between trunk and descriptor
+    px_m: float = 0.25              # metres a pixel of imagery and of the road's pixels
+    cell_px: int = 2                # pixels a cell
+    ahead_cells: int = 64
+    across_cells: int = 64
+    patch_cells: int = 80           # of the north-up patch about the view's middle
+    heights_m: tuple[float, ...] = (0.0, 1.0, 2.5, 5.0)
+    focal_px: float = 180.0         # frames are brought to this focal length for the trunk
+    above_deg: float = 18.0         # and cropped this far above and below the horizon
+    below_deg: float = 24.0
+    block_px: int = 128
+    margin_px: int = 64
+    temperature: float = 1.0        # log-likelihood = score / temperature
+    random_temperature: float = 1.0  # the same, fitted for the random-init control
+    sharpening: float = 1.0         # log-likelihoods times this give a single frame's pose,
+    min_mass: float = 0.5           # ambiguous with less of the probability about its best place
+    peak_inflation: float = 1.0     # factor on its covariance,
+    peak_dof: float = GAUSSIAN_DOF  # and degrees of freedom of the Student t that it errs by
+
+    @property
+    def cell_m(self) -> float:
+        return self.cell_px * self.px_m
+
+    @property
+    def block_cells(self) -> int:
+        return self.block_px // self.cell_px
+
+    @property
+    def tile_px(self) -> int:
+        return self.block_px + 2 * self.margin_px
+
+    @property
+    def tile_m(self) -> float:
+        return self.tile_px * self.px_m
+
+    @property
+    def middle_m(self) -> float:
+        """How far ahead of base_link the middle of the bird's-eye view is."""
+        return self.ahead_cells * self.cell_m / 2
+
+
+class CellNorm(nn.LayerNorm):
+    """Normalises the channels of each cell for itself: a descriptor depends on nothing far off."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        CellNorm(outputs), nn.ReLU(inplace=True))
+
+
+class Residual(nn.Module):
+    """Depthwise 5 x 5 between two pointwise layers."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        inner = 2 * width
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, inner, 1, bias=False), nn.GroupNorm(4, inner), nn.ReLU(inplace=True),
+            nn.Conv2d(inner, inner, 5, 1, 2, groups=inner, bias=False),
+            nn.GroupNorm(4, inner), nn.ReLU(inplace=True),
+            nn.Conv2d(inner, width, 1))
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+class Pyramid(nn.Module):
+    """Feature maps of a trunk, coarse to fine, summed to the finest one's size."""
+
+    def __init__(self, channels: list[int], width: int):
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.smooth = nn.ModuleList(
+            convolution(width, width) for _ in channels[:-1])
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        x = self.lateral[-1](maps[-1])
+        for lateral, smooth, finer in zip(
+                reversed(self.lateral[:-1]), reversed(self.smooth), reversed(maps[:-1])):
+            x = F.interpolate(x, size=finer.shape[2:], mode='bilinear', align_corners=False)
+            x = smooth(x + lateral(finer))
+        return x
+
+
+class SatelliteBranch(nn.Module):
+    """Imagery (B, 3, H, W), normalised, to unit descriptors (B, C, H / 2, W / 2)."""
+
+    def __init__(self, config: DenseConfig):
+        super().__init__()
+        self.trunk = EfficientNetLite0((2, 4, 8, 16, 32))
+        self.pyramid = Pyramid(self.trunk.channels, config.width)
+        self.head = nn.Conv2d(config.width, config.channels, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.head(self.pyramid(self.trunk(images))), dim=1)
+
+
+class GroundBranch(nn.Module):
+    """A frame to its bird's-eye descriptors and their weights."""
+
+    def __init__(self, config: DenseConfig):
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.trunk = EfficientNetLite0((4, 8, 16, 32))
+        self.pyramid = Pyramid(self.trunk.channels, width)
+        inputs = len(config.heights_m) * (width + 1) + 4 * config.cell_px ** 2 + 2
+        fine, coarse = width * 3 // 2, width * 3
+        self.entry = convolution(inputs, fine, 1)
+        self.coarse = nn.Sequential(
+            convolution(fine, coarse, 3, 2), Residual(coarse), Residual(coarse),
+            Residual(coarse), nn.Conv2d(coarse, fine, 1))
+        self.exit = nn.Sequential(Residual(fine), nn.Conv2d(fine, config.channels + 1, 1))
+        rows = torch.linspace(-1.0, 1.0, config.ahead_cells)[:, None]
+        cols = torch.linspace(-1.0, 1.0, config.across_cells)[None, :]
+        self.register_buffer(
+            'place', torch.stack(torch.broadcast_tensors(rows, cols))[None], persistent=False)
+
+    def forward(self, images, road, points):
+        """Descriptors and weights of the cells ahead.
+
+        Takes normalised images (B, 3, H, W), road pixels (B, 4, 2F, 2L) in -1..1 with a mask, and
+        points (B, Z, F, L, 2): where each cell at each height lies in the image, in -1..1, 2 if
+        unseen.  Returns weighted descriptors (B, C, F, L) and the weights (B, 1, F, L) in [0, 1].
+        """
+        features = self.pyramid(self.trunk(images))                     # (B, width, H/4, W/4)
+        count, heights, ahead, across = points.shape[:4]
+        lifted = F.grid_sample(
+            features, points.reshape(count, heights * ahead, across, 2), align_corners=False)
+        lifted = lifted.view(count, -1, heights, ahead, across).flatten(1, 2)
+        seen = (points.abs() <= 1.0).all(-1).to(features.dtype)         # (B, Z, F, L)
+        x = torch.cat((
+            lifted, seen, F.pixel_unshuffle(road, self.config.cell_px),
+            self.place.expand(count, -1, -1, -1)), 1)
+        x = self.entry(x)
+        x = x + F.interpolate(
+            self.coarse(x), size=x.shape[2:], mode='bilinear', align_corners=False)
+        x = self.exit(x)                                                # (B, C + 1, F, L)
+        weight = torch.sigmoid(x[:, -1:]) * seen.amax(1, keepdim=True)  # (B, 1, F, L)
+        return F.normalize(x[:, :-1], dim=1) * weight, weight
+
+
+class DenseNetwork(nn.Module):
+    """Both branches; ``scale`` turns the mean cosine of all cells into log-likelihood."""
+
+    def __init__(self, config: DenseConfig):
+        super().__init__()
+        self.config = config
+        self.ground = GroundBranch(config)
+        self.satellite = SatelliteBranch(config)
+        self.log_scale = nn.Parameter(torch.tensor(5.0))
+        self.fingerprint = ''
+
+    # For build_map: blocks a side that are described at once, and the map's reach about a route.
+    lattice_points = 8
+    corridor_m = 60.0
+
+    @property
+    def lattice_spacing_m(self) -> float:
+        """Distance between the blocks of a map: they lie side by side."""
+        return self.config.block_px * self.config.px_m
+
+    @torch.no_grad()
+    def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Tiles (B, tile_px, tile_px, 3) uint8 to their blocks (B, C * block_cells ** 2)."""
+        raster = self.satellite(normalised(tiles))
+        margin = self.config.margin_px // self.config.cell_px
+        return raster[:, :, margin:-margin, margin:-margin].flatten(1)
+
+    @torch.no_grad()
+    def embed_lattice(self, area: torch.Tensor) -> torch.Tensor:
+        """One area (H, W, 3) uint8 to the blocks (R, Q, C * block_cells ** 2) of its tiles.
+
+        Blocks lie side by side; R = (H - tile_px) // block_px + 1, and Q likewise of W; both
+        sides are multiples of 32.
+        """
+        margin, side = self.config.margin_px // self.config.cell_px, self.config.block_cells
+        raster = self.satellite(normalised(area[None]))[0, :, margin:-margin, margin:-margin]
+        blocks = raster.unfold(1, side, side).unfold(2, side, side)  # (C, R, Q, side, side)
+        return blocks.permute(1, 2, 0, 3, 4).flatten(2)
+
+    def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None):
+        """Scores (B, K, N - P + 1, N - P + 1) of the poses in a satellite window.
+
+        ``view`` (B, C, F, L) and ``weight`` (B, 1, F, L) are ``GroundBranch``'s; ``satellite``
+        (C, N, N) is north-up and serves all frames; ``yaws_rad`` (B, K).  The patch's middle lies
+        ``middle_m`` ahead of base_link along ``heading_rad``: element (r, c) of the result is
+        the base_link whose patch has its north-west cell at (r, c) of the window.  ``missing``
+        (N, N) is 1 where there is no imagery; what would lie there counts as the rest does.
+        """
+        config = self.config
+        turned = turned_views(view, yaws_rad, heading_rad, config)      # (B, K, C, P, P)
+        found = correlate(turned, satellite)                            # (B, K, M, M)
+        if missing is not None:
+            mass = turned_views(weight, yaws_rad, heading_rad, config)
+            absent = correlate(mass, missing[None].to(view.dtype))
+            share = 1.0 - absent / mass.sum((2, 3, 4))[:, :, None, None].clamp(min=1e-6)
+            found = found / share.clamp(min=0.25)
+        return found * (self.log_scale.exp() / (config.ahead_cells * config.across_cells))
+
+
+def turned_views(view: torch.Tensor, yaws_rad: torch.Tensor, heading_rad: float,
+                 config: DenseConfig) -> torch.Tensor:
+    """Bird's-eye views (B, C, F, L), row 0 farthest ahead, to north-up patches (B, K, C, P, P).
+
+    base_link stays where it is for every yaw; the patch's middle is ``middle_m`` from it along
+    ``heading_rad``.
+    """
+    count, channels = view.shape[:2]
+    bins, side = yaws_rad.shape[1], config.patch_cells
+    offset = (torch.arange(side, dtype=view.dtype, device=view.device) - (side - 1) / 2)
+    offset = offset * config.cell_m
+    east_m = config.middle_m * float(np.cos(heading_rad)) + offset[None, :]       # (1, P)
+    north_m = config.middle_m * float(np.sin(heading_rad)) - offset[:, None]      # (P, 1)
+    cos = torch.cos(yaws_rad).to(view.dtype)[..., None, None]                     # (B, K, 1, 1)
+    sin = torch.sin(yaws_rad).to(view.dtype)[..., None, None]
+    ahead_m = cos * east_m + sin * north_m                                        # (B, K, P, P)
+    left_m = -sin * east_m + cos * north_m
+    # grid_sample: x along the columns (left to right), y along the rows, edges at -1 and 1.
+    places = torch.stack((
+        -left_m / (config.across_cells * config.cell_m / 2),
+        1.0 - ahead_m / config.middle_m), -1)                                     # (B, K, P, P, 2)
+    turned = F.grid_sample(
+        view, places.reshape(count, bins * side, side, 2), align_corners=False)
+    return turned.view(count, channels, bins, side, side).transpose(1, 2)
+
+
+def correlate(patches: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """Sum over channels and cells of patches (B, K, C, P, P) at every place in a window (C, N, N).
+
+    Returns (B, K, N - P + 1, N - P + 1), by the Fourier transform of S >= N points a side: a
+    length with a large prime factor takes up to three times as long.
+    """
+    places = window.shape[-1] - patches.shape[-1] + 1
+    side = next_fast_len(window.shape[-1], real=True)
+    # The conjugate, as a correlation wants it, is taken once of the window and once of the sum.
+    spectrum = torch.fft.rfft2(window, s=(side, side)).conj().resolve_conj()    # (C, S, S/2 + 1)
+    patch_spectrum = torch.fft.rfft2(patches, s=(side, side))           # (B, K, C, S, S/2 + 1)
+    # Unbound, not indexed: the gradient of an index is a whole tensor of zeros each time.
+    (ours, theirs), *others = zip(patch_spectrum.unbind(2), spectrum.unbind(0))
+    total = ours * theirs                                               # (B, K, S, S/2 + 1)
+    for ours, theirs in others:
+        total = torch.addcmul(total, ours, theirs)
+    return torch.fft.irfft2(total.conj(), s=(side, side))[..., :places, :places]

@@ -1,0 +1,137 @@
+"""The networks' branches as ONNX files, and ONNX Runtime to run them.
+
+The command ``export`` writes two files beside each other, ``NAME.ground.onnx`` and
+``NAME.satellite.onnx``.  They take and give what the branches of the torch network do, in float32:
+
+    dense ground      images (1, 3, H, W), road (1, 4, 2F, 2L), points (1, Z, F, L, 2)
+                      -> weighted (1, C, F, L), weights (1, 1, F, L)
+    dense satellite   images (B, 3, H, W) -> descriptors (B, C, H / 2, W / 2)
+    tile ground       views (1, H, W, K) uint8 -> descriptors (1, D)
+    tile satellite    tiles (B, S, S, 3) uint8 -> descriptors (B, D)
+
+H and W of the dense ones are multiples of 32.  Each file's metadata has the weights' fingerprint.
+"""
+
+from pathlib import Path
+import warnings
+
+import numpy as np
+import torch
+from torch import nn
+
+from crossview_localizer.networks.dense import DENSE
+
+FINGERPRINT_KEY = 'crossview_localizer_weights'
+OPSET = 17
+EXAMPLE_PX = (128, 224)     # height and width of the dense ground branch's example image
+INSTALL = 'pip install onnx onnxruntime'
+
+
+class _Tiles(nn.Module):
+    """One of a tile network's two methods as a module's forward."""
+
+    def __init__(self, network, embed: str):
+        super().__init__()
+        self.network = network
+        self.forward = getattr(network, embed)
+
+
+def branches(network) -> dict[str, tuple[nn.Module, tuple, list[str], list[str], dict]]:
+    """Each branch: module, example inputs, names of inputs and outputs, and free sizes."""
+    config = network.config
+    generator = torch.Generator().manual_seed(0)
+
+    def example(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator) * 2.0 - 1.0
+
+    if config.kind == DENSE:
+        rows, cols, cell_px = config.ahead_cells, config.across_cells, config.cell_px
+        frame = (example(1, 3, *EXAMPLE_PX), example(1, 4, rows * cell_px, cols * cell_px),
+                 1.2 * example(1, len(config.heights_m), rows, cols, 2))
+        sizes = {2: 'height', 3: 'width'}
+        return {
+            'ground': (network.ground, frame, ['images', 'road', 'points'],
+                       ['weighted', 'weights'], {'images': sizes}),
+            'satellite': (network.satellite, (example(1, 3, 128, 128),), ['images'],
+                          ['descriptors'], {'images': {0: 'batch', **sizes}}),
+        }
+
+    def pixels(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+    view = pixels(1, *config.ground_px, 4 if config.ground_view == 'birds_eye' else 3)
+    tiles = pixels(2, config.tile_px, config.tile_px, 3)
+    return {
+        'ground': (_Tiles(network, 'embed_ground'), (view,), ['views'], ['descriptors'], {}),
+        'satellite': (_Tiles(network, 'embed_satellite'), (tiles,), ['tiles'], ['descriptors'],
+                      {'tiles': {0: 'batch'}}),
+    }
+
+
+def export_branch(network, name: str, path: Path) -> None:
+    """Write one branch, ``ground`` or ``satellite``, whole or not at all."""
+    onnx = _required('onnx')
+    module, inputs, input_names, output_names, free = branches(network)[name]
+    writing = path.with_name(path.name + '.writing')
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # The tracing exporter: the newer one needs onnxscript and ten times as long.
+            warnings.simplefilter('ignore')
+            torch.onnx.export(
+                module, inputs, str(writing), input_names=input_names, dynamo=False,
+                output_names=output_names, dynamic_axes=free, opset_version=OPSET)
+        model = onnx.load(str(writing))
+        model.metadata_props.add(key=FINGERPRINT_KEY, value=network.fingerprint)
+        onnx.save(model, str(writing))
+        writing.replace(path)
+    finally:
+        writing.unlink(missing_ok=True)
+
+
+class OnnxBranch:
+    """A branch that ONNX Runtime runs: torch tensors in and out, as the torch module's.
+
+    Raises FileNotFoundError or ValueError where the file is missing, damaged or of other weights.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: str, device: str = 'cpu',
+                 threads: int = 1):
+        runtime = _required('onnxruntime')
+        if not Path(path).is_file():
+            raise FileNotFoundError(f'{path} does not exist; expected a file from export')
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Threads that spin for work would take the cores of odometry and camera driver.
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        provider = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}[device]
+        if provider not in runtime.get_available_providers():
+            raise ValueError(f'this onnxruntime has no {provider}; expected onnxruntime-gpu, or '
+                             'device: cpu')
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:  # a class of its own for each of the runtime's states
+            raise ValueError(
+                f'{path} is no network for ONNX Runtime ({str(error).splitlines()[0]}); expected '
+                'a file from export') from error
+        found = self._session.get_modelmeta().custom_metadata_map.get(FINGERPRINT_KEY)
+        if found != fingerprint:
+            raise ValueError(
+                f'{path} was exported from the weights {str(found)[:12]}, loaded are '
+                f'{fingerprint[:12]}; export it anew')
+        self._names = [item.name for item in self._session.get_inputs()]
+        self._device = device
+
+    def __call__(self, *inputs: torch.Tensor):
+        feeds = {name: np.ascontiguousarray(value.cpu().numpy())
+                 for name, value in zip(self._names, inputs, strict=True)}
+        outputs = [torch.from_numpy(value).to(self._device)
+                   for value in self._session.run(None, feeds)]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _required(module: str):
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise ValueError(f'{module} is not installed; {INSTALL}') from error

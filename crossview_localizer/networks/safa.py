@@ -1,0 +1,499 @@
+"""The cross-view networks and their checkpoints.
+
+Shape legend: B batch, S image side, C channels, N = H * W cells of a feature map, D heads.
+
+``SafaNetwork`` is the paper's two-branch network with spatial-aware aggregation (Shi et al.,
+NeurIPS 2019, as used by Xia et al., RA-L 2021): two unshared trunks, per branch D fully linear
+aggregation heads, descriptors of unit length.  Trunk, heads, their hidden width and what the
+ground branch is shown are choices of ``ModelConfig``, which travels in the checkpoint with the
+temperature that turns descriptor distances into log-likelihood.  ``OXFORD`` and ``CVACT`` are the
+paper's own choices: VGG16, 8 heads, a hidden width of half the cells, 4096 numbers a descriptor.
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open, SafetensorError
+from safetensors.torch import save
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+from crossview_localizer.camera.views import CAMERA_VIEW_PX, GROUND_VIEWS, POLAR_VIEW_PX
+from crossview_localizer.networks.dense import DENSE, DenseConfig, DenseNetwork
+from crossview_localizer.networks.trunks import (
+    EfficientNetLite0,
+    normalised,
+    VGG16,
+    vgg_normalised,
+)
+
+RAW_CORRELATION = 'raw_correlation'
+RANDOM_INIT = 'random_init'
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that inference must know of a trained network.
+
+    A satellite tile is ``tile_px`` wide: the ``view_px`` that are described and, on each side,
+    ``margin_px`` of context, so that a tile's descriptor does not depend on where its edge is.
+    """
+
+    kind: str = 'safa'              # safa or raw_correlation (a control without weights)
+    trunk: str = 'efficientnet_lite0'
+    channels: int = 24              # of the feature map that the heads aggregate
+    heads: int = 64
+    hidden: int = 16                # width between the two linear layers of a head; 0: N / 2
+    ground_view: str = 'birds_eye'  # or camera, or polar (see views.ground_view)
+    px_m: float = 0.375             # metres a pixel of tile and bird's-eye view
+    view_px: int = 128
+    margin_px: int = 32
+    temperature: float = 0.1        # log-likelihood = -distance / temperature
+    offset_forward_m: float = 0.0     # mean error of SAFA matches in the vehicle's axes, on
+    offset_left_m: float = 0.0        # validation drives; their scores are moved back by it
+    detail_weight: float = 0.0        # share of grey pixels in a distance; 0: the paper's SAFA
+    random_temperature: float = 0.1   # the same, fitted for the random-init control
+    raw_temperature: float = 0.1      # and for raw correlation
+
+    @property
+    def tile_px(self) -> int:
+        return self.view_px + 2 * self.margin_px
+
+    @property
+    def tile_m(self) -> float:
+        return self.tile_px * self.px_m
+
+    @property
+    def ground_px(self) -> tuple[int, int]:
+        """Height and width of what the ground branch is given."""
+        if self.ground_view == 'birds_eye':
+            return self.view_px, self.view_px
+        width, height = CAMERA_VIEW_PX if self.ground_view == 'camera' else POLAR_VIEW_PX
+        return height, width
+
+    @property
+    def satellite_px(self) -> tuple[int, int]:
+        """Height and width of what the satellite branch describes (without its margin)."""
+        return self.ground_px if self.ground_view == 'polar' else (self.view_px, self.view_px)
+
+
+# The papers' networks.  Oxford: front camera against north-up tiles of 600 pixels of 0.0924 m,
+# given as 256.  CVACT: panorama against the polar transform of tiles of 1200 pixels of 0.06 m
+# (that resolution is unverified).
+OXFORD = ModelConfig(
+    trunk='vgg16', channels=512, heads=8, hidden=0, ground_view='camera',
+    px_m=600 * 0.09240351462361521 / 256, view_px=256, margin_px=0)
+CVACT = ModelConfig(
+    trunk='vgg16', channels=512, heads=8, hidden=0, ground_view='polar', px_m=0.06,
+    view_px=1200, margin_px=0)
+
+
+def grey_ground(views: torch.Tensor) -> torch.Tensor:
+    """Views (B, S, S, 4) to their grey 2 x 2 cells, centred where seen, as unit vectors."""
+    seen = F.avg_pool2d(views[:, None, :, :, 3].float() / 255.0, 2).flatten(1)
+    grey = F.avg_pool2d(views[..., :3].float().mean(3)[:, None], 2).flatten(1)
+    mean = (grey * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp(min=1.0)
+    return F.normalize((grey - mean) * seen, dim=1)
+
+
+def grey_tiles(cores: torch.Tensor) -> torch.Tensor:
+    """The described squares (B, S, S, 3) of tiles to the same cells, centred, unit vectors."""
+    grey = F.avg_pool2d(cores.float().mean(3)[:, None], 2).flatten(1)
+    return F.normalize(grey - grey.mean(1, keepdim=True), dim=1)
+
+
+def polar_tiles(tiles: torch.Tensor) -> torch.Tensor:
+    """North-up square tiles (B, S, S, 3) to polar views (B, 112, 616, 3), float32.
+
+    Columns run clockwise from south with north in the middle, as in a panorama that faces north;
+    rows from the rim (top) to the centre.  Bilinear; the formula is SAFA's:
+
+        r = S / 2 * (H - 1 - i) / H
+        row = S / 2 + r cos(2 pi j / W),  col = S / 2 - r sin(2 pi j / W)
+    """
+    side = tiles.shape[1]
+    width, height = POLAR_VIEW_PX
+    radius = side / 2.0 * (height - 1 - torch.arange(height, dtype=torch.float64)) / height
+    angle = 2.0 * torch.pi * torch.arange(width, dtype=torch.float64) / width
+    row = side / 2.0 + radius[:, None] * torch.cos(angle)
+    col = side / 2.0 - radius[:, None] * torch.sin(angle)
+    places = torch.stack((col, row), -1) * 2.0 / (side - 1) - 1.0                 # (H, W, 2)
+    places = places.to(tiles.device, torch.float32).expand(len(tiles), -1, -1, -1)
+    images = tiles.float().permute(0, 3, 1, 2)                                    # (B, 3, S, S)
+    return F.grid_sample(images, places, align_corners=True).permute(0, 2, 3, 1)
+
+
+class SpatialAwareAggregation(nn.Module):
+    """D position-embedding heads over a feature map (method: SAFA); linear throughout.
+
+    v_i = mean_c F[i, c];  a_d = W2_d (W1_d v + b1_d) + b2_d;  g_d = sum_i a_{i,d} F[i, :]
+    """
+
+    def __init__(self, cells: int, hidden: int, heads: int):
+        super().__init__()
+        self.weights1 = nn.Parameter(torch.empty(cells, hidden, heads))
+        self.biases1 = nn.Parameter(torch.full((1, hidden, heads), 0.1))
+        self.weights2 = nn.Parameter(torch.empty(hidden, cells, heads))
+        self.biases2 = nn.Parameter(torch.full((1, cells, heads), 0.1))
+        nn.init.trunc_normal_(self.weights1, std=0.005)
+        nn.init.trunc_normal_(self.weights2, std=0.005)
+
+    def start_from_patches(self):
+        """Let head d begin as a Gaussian patch of a square lattice instead of the whole map.
+
+        With many heads this breaks their symmetry: each begins with a place of its own, and what
+        the camera does not see leaves that head's part of the descriptor zero.  Where heads or
+        cells are not a square number nothing is done: that is the papers' start.
+        """
+        cells, heads = self.biases2.shape[1:]
+        side, lattice = round(cells ** 0.5), round(heads ** 0.5)
+        if side * side != cells or lattice * lattice != heads:
+            return
+        centre = (torch.arange(lattice) + 0.5) * side / lattice - 0.5
+        width = side / lattice / 2
+        bump = torch.exp(-(torch.arange(side)[:, None] - centre) ** 2 / (2 * width ** 2))
+        patches = torch.einsum('id,je->ijde', bump, bump).reshape(cells, heads)
+        with torch.no_grad():
+            self.biases2.copy_(patches[None] / patches.sum(0).mean())
+
+    def attention(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) to the weight of each cell in each head, (B, N, D)."""
+        v = features.mean(2)                                                    # (B, N)
+        h = torch.einsum('bn,nhd->bhd', v, self.weights1) + self.biases1       # (B, hidden, D)
+        return torch.einsum('bhd,hnd->bnd', h, self.weights2) + self.biases2   # (B, N, D)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) to the concatenated heads (B, D * C), not normalised."""
+        return torch.einsum('bnd,bnc->bdc', self.attention(features), features).flatten(1)
+
+
+class SafaBranch(nn.Module):
+    """Trunk and aggregation of images of which ``size_px`` (height, width) are described.
+
+    EfficientNet's scales are fused to stride 8 between the two.  ``corrupt`` acts on the
+    normalised images: nothing, unless training puts an augmentation there.
+    """
+
+    def __init__(self, config: ModelConfig, size_px: tuple[int, int], margin_px: int = 0):
+        super().__init__()
+        self.corrupt = nn.Identity()
+        if config.trunk == 'vgg16':
+            self.stride, self.normalised = 32, vgg_normalised
+            self.trunk = VGG16()
+            if config.channels != self.trunk.channels:
+                raise ValueError(f'trunk vgg16 has {self.trunk.channels} channels, the model '
+                                 f'{config.channels}; expected the same')
+            self.cells = tuple(-(-side // self.stride) for side in size_px)
+        elif config.trunk == 'efficientnet_lite0':
+            self.stride, self.normalised = 8, normalised
+            self.trunk = EfficientNetLite0()
+            self.fusion = nn.ModuleList(
+                nn.Conv2d(channels, config.channels, 1, bias=False)
+                for channels in self.trunk.channels)
+            self.norm = nn.GroupNorm(1, config.channels)
+            self.cells = tuple(side // self.stride for side in size_px)
+        else:
+            raise ValueError(
+                f'trunk is {config.trunk!r}; expected efficientnet_lite0 or vgg16')
+        if margin_px % self.stride:
+            raise ValueError(f'a margin of {margin_px} px with a trunk of stride {self.stride}; '
+                             'expected a multiple')
+        self.margin = margin_px // self.stride
+        count = self.cells[0] * self.cells[1]
+        self.aggregation = SpatialAwareAggregation(
+            count, config.hidden or count // 2, config.heads)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) normalised images to features (B, C, H / stride, W / stride)."""
+        return self.fused(self.trunk(self.corrupt(images)))
+
+    def fused(self, maps) -> torch.Tensor:
+        """What the trunk gives, brought to one map (B, C, H / stride, W / stride)."""
+        if isinstance(self.trunk, VGG16):
+            return maps
+        fused = 0
+        for conv, x in zip(self.fusion, maps):
+            fused = fused + F.interpolate(
+                conv(x), size=maps[0].shape[2:], mode='bilinear', align_corners=False)
+        return self.norm(fused)
+
+    def describe(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of whole views (B, C, rows, cols) to unit descriptors (B, D * C)."""
+        return F.normalize(self.aggregation(features.flatten(2).transpose(1, 2)), dim=1)
+
+
+class SafaNetwork(nn.Module):
+    """Two unshared branches to one descriptor space; distance = 2 - 2 cos, in [0, 4].
+
+    Raises ValueError where the sizes of ``config`` do not fit each other.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        if config.ground_view not in GROUND_VIEWS:
+            raise ValueError(f'ground_view is {config.ground_view!r}; expected one of '
+                             f'{", ".join(GROUND_VIEWS)}')
+        if config.detail_weight and config.ground_view != 'birds_eye':
+            raise ValueError("detail_weight compares bird's-eye pixels; expected 0 with "
+                             f'ground_view {config.ground_view}')
+        self.config = config
+        self.ground = SafaBranch(config, config.ground_px)
+        self.satellite = SafaBranch(config, config.satellite_px, config.margin_px)
+        self.fingerprint = ''
+
+    @property
+    def lattice_spacing_m(self) -> float | None:
+        """Spacing of tiles at which they share the cells of one feature map, metres.
+
+        None without a margin: then a tile's descriptor depends on where its edge is.
+        """
+        return self.satellite.stride * self.config.px_m if self.config.margin_px else None
+
+    def ground_descriptors(self, views: torch.Tensor) -> torch.Tensor:
+        """Ground views (B, H, W, 3 or 4) uint8 to descriptors.
+
+        Bird's-eye views have a fourth channel: cells that were not seen count for nothing.
+        """
+        return self.ground.describe(self.ground_features(views))
+
+    def ground_features(self, views: torch.Tensor) -> torch.Tensor:
+        """Ground views to what ``ground_descriptors`` aggregates, (B, C, rows, cols)."""
+        features = self.ground.features(self.ground.normalised(views[..., :3]))
+        if self.config.ground_view != 'birds_eye':
+            return features
+        seen = views[:, None, :, :, 3].float() / 255.0
+        return features * F.avg_pool2d(seen, self.ground.stride)
+
+    def satellite_descriptors(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors of their central view_px.
+
+        With ground_view polar the tiles come as polar views (see ``polar_tiles``).
+        """
+        margin, (rows, cols) = self.satellite.margin, self.satellite.cells
+        features = self.satellite.features(self.satellite.normalised(tiles))
+        return self.satellite.describe(
+            features[:, :, margin:margin + rows, margin:margin + cols])
+
+    def satellite_lattice(self, area: torch.Tensor) -> torch.Tensor:
+        """One area (H, W, 3) uint8 to the descriptors (R, Q, D * C) of every tile it holds.
+
+        Neighbouring tiles are one stride apart; the trunk runs once.
+        R = (H - tile_px) // stride + 1, and Q likewise of W.  Not for polar views.
+        """
+        margin, (side, _) = self.satellite.margin, self.satellite.cells
+        features = self.satellite.features(self.satellite.normalised(area[None]))
+        features = features[:, :, margin:features.shape[2] - margin,
+                            margin:features.shape[3] - margin]
+        windows = features[0].unfold(1, side, 1).unfold(2, side, 1)  # (C, R, Q, side, side)
+        rows, cols = windows.shape[1:3]
+        flat = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)          # (R * Q, C, side, side)
+        return self.satellite.describe(flat).view(rows, cols, -1)
+
+    @torch.no_grad()
+    def embed_ground(self, views: torch.Tensor) -> torch.Tensor:
+        """Views (B, S, S, 4) uint8 to descriptors: SAFA's, then the detail part, if any."""
+        described = self.ground_descriptors(views)
+        if not self.config.detail_weight:
+            return described
+        return self._with_detail(described, grey_ground(views))
+
+    @torch.no_grad()
+    def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors as ``embed_ground`` gives them."""
+        if self.config.ground_view == 'polar':
+            tiles = polar_tiles(tiles)
+        described = self.satellite_descriptors(tiles)
+        if not self.config.detail_weight:
+            return described
+        margin, side = self.config.margin_px, self.config.view_px
+        cores = tiles[:, margin:margin + side, margin:margin + side]
+        return self._with_detail(described, grey_tiles(cores))
+
+    @torch.no_grad()
+    def embed_lattice(self, area: torch.Tensor) -> torch.Tensor:
+        """As ``satellite_lattice``, with the detail part."""
+        described = self.satellite_lattice(area)
+        if not self.config.detail_weight:
+            return described
+        margin, side = self.config.margin_px, self.config.view_px
+        inner = area[margin:area.shape[0] - margin, margin:area.shape[1] - margin]
+        stride = self.satellite.stride
+        cores = inner.unfold(0, side, stride).unfold(1, side, stride)  # (R, Q, 3, side, side)
+        detail = torch.stack([grey_tiles(row.permute(0, 2, 3, 1)) for row in cores])
+        return self._with_detail(described, detail)
+
+    def _with_detail(self, described: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
+        """One unit vector whose distances are the weighted mean of both parts' distances."""
+        weight = self.config.detail_weight
+        return torch.cat((described * (1.0 - weight) ** 0.5, detail * weight ** 0.5), -1)
+
+
+class RawCorrelation(nn.Module):
+    """Control without training: grey pixels of both views, centred, as unit descriptors."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = replace(config, kind=RAW_CORRELATION)
+        self.fingerprint = _digest(self.config)
+
+    def embed_ground(self, views: torch.Tensor) -> torch.Tensor:
+        return grey_ground(views)
+
+    def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
+        margin, side = self.config.margin_px, self.config.view_px
+        return grey_tiles(tiles[:, margin:margin + side, margin:margin + side])
+
+
+def save_network(network: SafaNetwork | DenseNetwork, path: str | Path,
+                 provenance: dict[str, object], precision: torch.dtype = torch.float16):
+    """Write weights with their model config and how they were made, atomically.
+
+    The same weights give the same bytes, and so the same fingerprint.
+    """
+    path = Path(path)
+    tensors = {
+        name: (value.to(precision) if value.is_floating_point() else value).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    metadata = {
+        'format': 'crossview_localizer weights 1',
+        'model': json.dumps(asdict(network.config), sort_keys=True),
+        'provenance': json.dumps(provenance, sort_keys=True),
+    }
+    partial = path.with_name(path.name + '.partial')
+    partial.write_bytes(with_sorted_header(save(tensors, metadata)))
+    partial.replace(path)
+
+
+def with_sorted_header(data: bytes) -> bytes:
+    """A safetensors file (8 bytes of length, a JSON header, tensors) with its header in order.
+
+    The library writes the metadata in an order that changes from call to call.
+    """
+    end = 8 + int.from_bytes(data[:8], 'little')
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b' ' * (-len(header) % 8)
+    return len(header).to_bytes(8, 'little') + header + data[end:]
+
+
+def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict]:
+    """Model config and provenance of a checkpoint, without its tensors.
+
+    Raises ValueError where the file is not such a checkpoint, FileNotFoundError where absent.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no weights at {path}; train them or give --weights FILE')
+    try:
+        with safe_open(path, framework='np') as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path} is not a readable safetensors file ({error})') from error
+    if not metadata.get('format', '').startswith('crossview_localizer weights'):
+        raise ValueError(
+            f'{path} has format {metadata.get("format")!r}; '
+            'expected crossview_localizer weights 1')
+    try:
+        model = dict(json.loads(metadata['model']))
+        provenance = dict(json.loads(metadata.get('provenance', '{}')))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path}: its model settings are damaged ({error!r})') from error
+    kind = DenseConfig if model.get('kind') == DENSE else ModelConfig
+    unknown = set(model) - {item.name for item in fields(kind)}
+    if unknown:
+        raise ValueError(f'{path}: unknown model setting {sorted(unknown)[0]!r}; newer weights?')
+    # JSON has lists where the config has tuples.
+    model = {key: tuple(value) if isinstance(value, list) else value
+             for key, value in model.items()}
+    usual = kind()
+    for key, value in model.items():
+        default = getattr(usual, key)
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, wanted):
+            raise ValueError(f'{path}: model setting {key} is {value!r}; expected the kind of '
+                             f'{default!r}')
+    return kind(**model), provenance
+
+
+def load_network(source: str | Path, device: str = 'cpu', like: str | Path | None = None):
+    """Load a checkpoint, or make a control network, ready for inference.
+
+    ``source`` is a weights file, ``raw_correlation`` or ``random_init:SEED``; the controls take
+    their sizes and temperature from the weights ``like``, where given.
+    Raises ValueError or FileNotFoundError with what was found and expected.
+    """
+    name, _, seed = str(source).partition(':')
+    if name in (RAW_CORRELATION, RANDOM_INIT):
+        config = read_model_config(like)[0] if like else ModelConfig()
+        if isinstance(config, ModelConfig):
+            config = replace(config, offset_forward_m=0.0, offset_left_m=0.0, detail_weight=0.0)
+        if name == RAW_CORRELATION:
+            if config.kind == DENSE:
+                raise ValueError(f'{name} compares tiles; expected weights of a tile network')
+            if config.ground_view != 'birds_eye':
+                raise ValueError(f"{name} compares bird's-eye views with tiles; expected weights "
+                                 f'with ground_view birds_eye, found {config.ground_view}')
+            raw = RawCorrelation(replace(config, temperature=config.raw_temperature))
+            return raw.to(device).eval()
+        network = random_network(
+            replace(config, temperature=config.random_temperature), int(seed or 0))
+        network.fingerprint = _digest(network.config, seed or 0)
+        return network.to(device).eval()
+    config, _ = read_model_config(source)
+    network = DenseNetwork(config) if config.kind == DENSE else SafaNetwork(config)
+    state = {}
+    with safe_open(source, framework='pt') as file:
+        expected = network.state_dict()
+        for key in file.keys():
+            state[key] = file.get_tensor(key)
+        for key, value in expected.items():
+            found = tuple(state[key].shape) if key in state else 'nothing'
+            if found != tuple(value.shape):
+                raise ValueError(
+                    f'{source}: variable {key} is {found}; expected {tuple(value.shape)}')
+            if state[key].is_floating_point() and not state[key].isfinite().all():
+                raise ValueError(f'{source}: variable {key} is not finite; the file is damaged')
+    network.load_state_dict(state)
+    network.fingerprint = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return network.to(device).eval()
+
+
+def random_network(config: ModelConfig | DenseConfig, seed: int) -> SafaNetwork | DenseNetwork:
+    """A network with reproducible random weights; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.kind == DENSE:
+            return DenseNetwork(config)
+        network = SafaNetwork(config)
+        if config.ground_view == 'birds_eye':  # whose cells lie as those of the tiles do
+            for branch in (network.ground, network.satellite):
+                branch.aggregation.start_from_patches()
+    return network
+
+
+def views_to_tensor(views: np.ndarray, device: str) -> torch.Tensor:
+    """uint8 views (B, S, S, K), or one (S, S, K), to a tensor with a batch axis on the device."""
+    tensor = torch.from_numpy(np.ascontiguousarray(views))
+    return (tensor if tensor.ndim == 4 else tensor[None]).to(device)
+
+
+def _digest(config: ModelConfig, *extra) -> str:
+    text = json.dumps(asdict(config), sort_keys=True) + ' '.join(map(str, extra))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def prepare_torch(device: str, threads: int) -> tuple[str, str]:
+    """Set the CPU threads and settle ``auto``, ``cpu`` or ``cuda`` to a device that is there.
+
+    Returns the device and, where ``cuda`` was asked for in vain, what to tell the user.
+    """
+    torch.set_num_threads(threads)
+    if device == 'cpu':
+        return 'cpu', ''
+    if torch.cuda.is_available():
+        return 'cuda', ''
+    return 'cpu', 'no GPU is available: running on the CPU' if device == 'cuda' else ''

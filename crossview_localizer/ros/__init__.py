@@ -1,0 +1,1 @@
+"""What the nodes share: messages, sensor calibration, diagnostics, processes."""

@@ -1,0 +1,1 @@
+"""Readers of training data: prepared drives, Oxford RobotCar, CVACT."""

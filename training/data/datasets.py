@@ -1,0 +1,195 @@
+"""Training data: drives with their true poses, and the imagery beneath.
+
+A ``World`` is one place as plain arrays: ``prepare`` turns bags and their imagery into one
+``.npz`` through the code that the node runs (conversion, undistortion, map plane); training itself
+needs neither ROS nor a projection library.  ``Places`` are the papers' data: single places, each
+with a ground image and a satellite tile; ``oxford`` and ``cvact`` read them, and a World gives
+them too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from crossview_localizer.camera import views
+from crossview_localizer.datatypes import CameraModel
+from crossview_localizer.geometry import MapGrid
+
+
+@dataclass(frozen=True)
+class World:
+    """One place: ``imagery`` (R, C, 3) uint8 on ``grid``, and the images taken there.
+
+    ``images`` (N, h, w, 3) uint8 RGB all belong to ``camera``; ``poses`` (N, 3) are the true
+    x_m, y_m, yaw_rad of base_link in map; ``drive`` (N,) numbers the traversal of each.
+    """
+
+    name: str
+    imagery: np.ndarray
+    grid: MapGrid
+    images: np.ndarray
+    camera: CameraModel
+    poses: np.ndarray
+    drive: np.ndarray
+
+    def area(self, x_m: float, y_m: float, size_px: int) -> tuple[np.ndarray, MapGrid]:
+        """The square of imagery centred nearest to a point, and its grid; grey beyond the edge."""
+        row, col = self.grid.row_col_from_xy(x_m, y_m)
+        top, left = round(float(row)) - size_px // 2, round(float(col)) - size_px // 2
+        area = _cut(self.imagery, top, left, size_px)
+        return area, self.grid.crop(top, left, size_px, size_px)
+
+    def view(self, index: int, yaw_rad: float, size_px: int, px_m: float,
+             pitch_rad: float = 0.0) -> np.ndarray:
+        """The bird's-eye view (S, S, 4) of one image under an assumed heading."""
+        return views.birds_eye_view(
+            self.images[index], self.camera, yaw_rad, size_px, px_m, pitch_rad)
+
+
+def save_world(world: World, path: str | Path) -> None:
+    camera = world.camera
+    np.savez(
+        path, name=world.name, imagery=world.imagery,
+        grid=np.array([world.grid.rows, world.grid.cols, world.grid.cell_m, world.grid.x0_m,
+                       world.grid.y0_m]),
+        images=world.images,
+        camera=np.array([camera.width_px, camera.height_px, camera.fx_px, camera.fy_px,
+                         camera.cx_px, camera.cy_px, camera.height_m]),
+        base_from_camera=camera.base_from_camera, poses=world.poses, drive=world.drive)
+
+
+def load_world(path: str | Path) -> World:
+    """Read what ``save_world`` wrote; ValueError where the file is something else."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            rows, cols, cell_m, x0_m, y0_m = data['grid'].tolist()
+            width, height, fx, fy, cx, cy, height_m = data['camera'].tolist()
+            camera = CameraModel(
+                int(width), int(height), fx, fy, cx, cy, data['base_from_camera'], height_m)
+            return World(
+                str(data['name']), data['imagery'],
+                MapGrid(int(rows), int(cols), cell_m, x0_m, y0_m),
+                data['images'], camera, data['poses'], data['drive'])
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f'{path} is not a prepared training file ({error}); make it with '
+            'python -m training.prepare') from error
+
+
+@dataclass(frozen=True)
+class Places:
+    """The papers' data: N places with a satellite tile each, and a ground image taken there.
+
+    ``positions_m`` (N, 2) float64 east and north, ``yaw_rad`` (N,) headings in the same axes (NaN
+    where unknown), ``split`` (N,) 'train', 'val' or 'test', ``drive`` (N,) names of traversals,
+    ``stamp_us`` (N,) int64, -1 where unknown (of a World, which has no clock, the image's number).
+    ``has_ground`` (N,) is False where the ground image is missing.  ``read_ground`` and
+    ``read_satellite`` take a place's number and give RGB uint8 (h, w, 3) in the network's size, or
+    raise ValueError naming the file; they may be called from several threads.  ``notes`` tell what
+    was left out.
+    """
+
+    name: str
+    positions_m: np.ndarray
+    yaw_rad: np.ndarray
+    split: np.ndarray
+    drive: np.ndarray
+    stamp_us: np.ndarray
+    has_ground: np.ndarray
+    read_ground: Callable[[int], np.ndarray]
+    read_satellite: Callable[[int], np.ndarray]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.positions_m)
+
+    def trainable(self) -> np.ndarray:
+        """(N,) bool: ground images that training may see."""
+        return self.has_ground & (self.split == 'train')
+
+    def queries(self, split: str) -> np.ndarray:
+        """Numbers of the places of a split with a ground image, drive by drive in time order."""
+        chosen = np.flatnonzero(self.has_ground & (self.split == split))
+        return chosen[np.lexsort((self.stamp_us[chosen], self.drive[chosen]))]
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """An image file as (H, W, 3) RGB uint8; ValueError where it is missing or damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f'{path} does not exist; expected an image')
+    data = np.fromfile(path, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if image is None:
+        raise ValueError(f'{path} is not a readable image ({data.size} bytes)')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _cut(imagery: np.ndarray, top: int, left: int, size_px: int) -> np.ndarray:
+    """A square of a raster (R, C, 3), grey where it reaches beyond."""
+    tile = np.full((size_px, size_px, 3), views.UNSEEN, np.uint8)
+    r0, r1 = max(top, 0), min(top + size_px, imagery.shape[0])
+    c0, c1 = max(left, 0), min(left + size_px, imagery.shape[1])
+    if r0 < r1 and c0 < c1:
+        tile[r0 - top:r1 - top, c0 - left:c1 - left] = imagery[r0:r1, c0:c1]
+    return tile
+
+
+def tile_around(imagery: np.ndarray, grid: MapGrid, x_m: float, y_m: float,
+                size_px: int) -> np.ndarray:
+    """The square of a raster on ``grid`` whose middle is nearest to a point; grey beyond."""
+    row, col = grid.row_col_from_xy(x_m, y_m)
+    # The middle of an even square lies between two pixels.
+    top, left = (round(float(middle) - (size_px - 1) / 2) for middle in (row, col))
+    return _cut(imagery, top, left, size_px)
+
+
+def places_of_world(world: World, split_of_drive: dict[int, str], tile_px: int,
+                    ground_view: str = 'camera', view_px: int = 128) -> Places:
+    """The images of a World as places: tile ``tile_px`` wide about each, true-north-up.
+
+    ``split_of_drive`` says what each traversal is for; others are left out.  ``ground_view`` is
+    that of the network (``views.ground_view``); a bird's-eye view is turned by the true heading,
+    ``view_px`` wide and has a fourth channel, its mask.  Raises ValueError for drives that the
+    world has not, and for polar: its images are no panoramas.
+    """
+    if ground_view == 'polar':
+        raise ValueError(f'{world.name} has images of a front camera; expected panoramas')
+    chosen = np.flatnonzero(np.isin(world.drive, list(split_of_drive)))
+    if len(chosen) == 0:
+        raise ValueError(
+            f'{world.name} has the drives {np.unique(world.drive).tolist()}; expected one of '
+            f'{sorted(split_of_drive)}')
+    drive = world.drive[chosen]
+    return Places(
+        world.name, world.poses[chosen, :2].astype(np.float64), world.poses[chosen, 2],
+        np.array([split_of_drive[k] for k in drive.tolist()]),
+        np.array([f'{world.name} {k}' for k in drive.tolist()]),
+        chosen.astype(np.int64), np.ones(len(chosen), bool),
+        partial(_world_ground, world, chosen, ground_view, view_px),
+        partial(_world_satellite, world, chosen, tile_px))
+
+
+def _world_ground(world, chosen, ground_view, view_px, place):
+    index = chosen[place]
+    return views.ground_view(
+        ground_view, world.images[index], world.camera, world.poses[index, 2], view_px,
+        world.grid.cell_m)
+
+
+def _world_satellite(world, chosen, tile_px, place):
+    x_m, y_m, _ = world.poses[chosen[place]]
+    return tile_around(world.imagery, world.grid, x_m, y_m, tile_px)
+
+
+def read_some(places: Places, numbers: np.ndarray, count: int = 20) -> int:
+    """Read both images of up to ``count`` of the places, as training would; returns how many."""
+    tried = np.random.default_rng(0).permutation(numbers)[:count]
+    for place in tried:
+        places.read_ground(place)
+        places.read_satellite(place)
+    return len(tried)

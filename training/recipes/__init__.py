@@ -1,0 +1,1 @@
+"""How training batches are drawn for each kind of network."""
