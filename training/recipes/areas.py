@@ -1,7 +1,7 @@
-"""The synthetic recipe: local groups that share one satellite area, each of whose tiles competes.
+"""Recipe for tiles in simulation: images near each other, and the area of imagery around them.
 
-The trunk runs once an area; its tiles lie one stride apart.  Validation reads the same areas as
-heat maps inside a noisy prior, as the node does.
+The satellite trunk runs once per area; tiles one stride apart all compete for each image.
+Validation turns such areas into heat maps inside a noisy prior, as the node does.
 Shape legend: G ground images of a group, R tiles along each side of an area, K descriptor length.
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.config import MatchConfig
@@ -26,7 +27,7 @@ from crossview_localizer.networks.safa import (
 )
 from training.data.datasets import World
 from training.distributed import Ranks
-from training.losses import CrossViewLoss
+from training.losses import CrossViewLoss, LossConfig
 from training.samplers import LocalGroup, LocalGroupSampler
 
 VALIDATION_AREA_PX = 320  # the search of +-24 m
@@ -36,62 +37,66 @@ VALIDATION_AREA_PX = 320  # the search of +-24 m
 class AreaConfig:
     """What a step sees; lengths in metres."""
 
-    groups: int = 2                # local groups a step
-    group_size: int = 12           # ground images a group
+    groups: int = 2                # local groups per step
+    group_size: int = 12           # ground images per group
     group_half_width_m: float = 20.0
     area_px: int = 320             # satellite area of a group: 17 x 17 tiles
     jitter_m: float = 10.0         # of the area's centre about its first image
     yaw_noise_deg: float = 2.0
     pitch_noise_deg: float = 0.4
     validation_images: int = 240
+    loss: LossConfig = LossConfig(sigma_m=4.0, hole_m=2.2)
 
 
-class AreaRecipe:
-    """Steps over areas of ``train_worlds``, validation on ``val_worlds``."""
+class AreaRecipe(nn.Module):
+    """Trains on areas of ``train_worlds`` and validates on ``val_worlds``.
+
+    A part is one group as ``group_tensors`` gives it.
+    """
 
     score_name = 'nll'
 
-    def __init__(self, config: AreaConfig, model: ModelConfig, seed: int,
+    def __init__(self, config: AreaConfig, network: SafaNetwork, seed: int,
                  train_worlds: list[World], val_worlds: list[World]):
-        self.config, self.model, self.seed = config, model, seed
+        super().__init__()
+        self.config, self.model, self.seed = config, network.config, seed
+        self.stride = network.satellite.stride
         self.train_worlds, self.val_worlds = train_worlds, val_worlds
+        self.criterion = CrossViewLoss(config.loss)
         self._sampler = LocalGroupSampler(
             [world.poses[:, :2] for world in train_worlds], config.group_size,
             config.group_half_width_m, config.jitter_m)
         self.epoch_length = max(1, len(self._sampler) // config.groups)
         self._groups, self._epoch = [], -1
 
-    def backward(self, network: SafaNetwork, criterion: CrossViewLoss, step: int,
-                 ranks: Ranks) -> float:
-        """Add one step's gradients to the parameters; returns the loss of all ranks."""
-        config, stride = self.config, network.satellite.stride
-        epoch = step // self.epoch_length
+    def draw(self, step: int, ranks: Ranks) -> list[tuple[torch.Tensor, ...]]:
+        epoch, step_of_epoch = divmod(step, self.epoch_length)
         if epoch != self._epoch:
             self._groups = list(self._sampler.epoch(self.seed * 100_003 + epoch))
             self._epoch = epoch
-        rng = np.random.default_rng((self.seed, step))
-        total = 0.0
-        for k in range(config.groups):
-            place = ((step % self.epoch_length) * config.groups + k) % len(self._groups)
-            group = self._groups[place]
-            # Every rank draws all groups: what is drawn does not depend on their number.
-            area, views, distance = group_tensors(
-                self.train_worlds[group.world], group, self.model, config, stride, rng)
-            if k % ranks.count != ranks.rank:
-                continue
-            with ranks.autocast():
-                satellite = network.satellite_lattice(area.to(ranks.device)).flatten(0, 1)
-                ground = network.ground_descriptors(views.to(ranks.device))
-            distance = distance.float().to(ranks.device)
-            loss = criterion(satellite.float(), ground.float(), distance.argmin(0), distance)
-            (loss / config.groups).backward()
-            total += float(loss.detach()) / config.groups
-        return ranks.sum_(torch.tensor(total, dtype=torch.float64)).item()
+        parts = []
+        for k in ranks.share(self.config.groups):
+            number = (step_of_epoch * self.config.groups + k) % len(self._groups)
+            group = self._groups[number]
+            parts.append(group_tensors(
+                self.train_worlds[group.world], group, self.model, self.config, self.stride,
+                np.random.default_rng((self.seed, step, k))))
+        return parts
 
-    def validate(self, network: SafaNetwork, ranks: Ranks) -> tuple[dict[str, float], float]:
-        """Metrics, among them ``score_name``, of which less is better; and the temperature."""
-        return validate(network, self.val_worlds, self.config.validation_images,
-                        network.satellite.stride, 1, ranks.device)
+    def forward(self, network: SafaNetwork, part: tuple[torch.Tensor, ...],
+                ranks: Ranks) -> dict[str, torch.Tensor]:
+        area, views, distance_m = (tensor.to(ranks.device) for tensor in part)
+        with ranks.autocast():
+            satellite = network.satellite_lattice(area).flatten(0, 1)           # (R * R, K)
+            ground = network.ground_descriptors(views)                          # (G, K)
+        loss = self.criterion(
+            satellite.float(), ground.float(), distance_m.argmin(0), distance_m)
+        return {'loss': loss / self.config.groups}
+
+    def validate(self, network: SafaNetwork, ranks: Ranks) -> tuple[dict, dict]:
+        metrics, temperature = validate(
+            network, self.val_worlds, self.config.validation_images, self.stride, 1, ranks.device)
+        return metrics, {'temperature': temperature}
 
     def finish(self, path: Path) -> None:
         finish(path, self.val_worlds, self.config.validation_images)
@@ -137,7 +142,7 @@ def group_tensors(world: World, group: LocalGroup, model: ModelConfig, config: A
     views[..., :3] = torch.where(
         seen, jitter_colours(views[..., :3], rng), torch.tensor(float(UNSEEN)))
     offset = positions.reshape(-1, 1, 2) - world.poses[group.members, :2][None]
-    distance = torch.from_numpy(np.linalg.norm(offset, axis=-1))
+    distance = torch.from_numpy(np.linalg.norm(offset, axis=-1)).float()
     return area, views, distance
 
 
