@@ -154,7 +154,7 @@ def test_the_command_trains_the_papers_loss_on_a_world(world_file, tmp_path, cap
     assert config.heads == 2 and config.ground_view == 'camera'
     assert provenance['train_config']['recipe']['loss']['kind'] == 'global'
     # Another seed from these weights.
-    again = [*arguments[:-1], str(tmp_path / 'again.safetensors'), '--seed', '1', '--initial',
+    again = [*arguments[:-1], str(tmp_path / 'again.safetensors'), '--seed', '1', '--init',
              str(out)]
     again.remove('--random-trunk')
     assert main(again) == 0
@@ -164,7 +164,7 @@ def test_the_command_trains_the_papers_loss_on_a_world(world_file, tmp_path, cap
 def test_bad_arguments_are_one_line(world_file, tmp_path, capsys):
     out = str(tmp_path / 'out.safetensors')
     save_network(make_network(AREAS), tmp_path / 'small.safetensors', {})
-    other = ['--initial', str(tmp_path / 'small.safetensors')]
+    other = ['--init', str(tmp_path / 'small.safetensors')]
     for arguments, message in (
             (['--train', str(tmp_path / 'absent.npz'), '--val', world_file], 'absent.npz'),
             (['--train', world_file], 'takes --train and --val'),

@@ -36,7 +36,7 @@ def initial_network(model: ModelConfig | DenseConfig, seed: int, checkpoint: Pat
         if not random_trunk:
             raise ValueError(
                 f'no weights of {model.trunk} are at hand; bring some with '
-                'training.import_weights and --initial FILE, or train with --random-trunk')
+                'training.import_weights and --init FILE, or train with --random-trunk')
     elif not random_trunk:
         state = imagenet_trunk()
         network.ground.trunk.load_pretrained(state)

@@ -17,7 +17,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     """Add what every training command takes; returns the group of training settings."""
     parser.add_argument('--out', type=Path, required=True, help='weights file to write')
     begin = parser.add_mutually_exclusive_group()
-    begin.add_argument('--initial', type=Path, metavar='WEIGHTS',
+    begin.add_argument('--init', type=Path, metavar='WEIGHTS',
                        help='begin with these weights (see also training.import_weights)')
     begin.add_argument('--random-trunk', action='store_true',
                        help=f'begin with random weights in place of {TRUNK_PACKAGE} (a control)')

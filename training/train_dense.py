@@ -27,8 +27,8 @@ def train_dense(args: argparse.Namespace, ranks: Ranks) -> None:
     provenance = {'train_files': [path.name for path in args.train],
                   'val_files': [path.name for path in args.val], 'data': args.data_note,
                   'random_trunk': args.random_trunk}
-    if args.initial:
-        provenance['init'] = {'file': args.initial.name, **read_model_config(args.initial)[1]}
+    if args.init:
+        provenance['init'] = {'file': args.init.name, **read_model_config(args.init)[1]}
     train_worlds, val_worlds = ([load_world(path) for path in paths]
                                 for paths in (args.train, args.val))
     if args.image_blind:
@@ -36,7 +36,7 @@ def train_dense(args: argparse.Namespace, ranks: Ranks) -> None:
         train_worlds, val_worlds = (
             [replace(world, images=np.full_like(world.images, UNSEEN)) for world in worlds]
             for worlds in (train_worlds, val_worlds))
-    network = initial_network(model, config.seed, args.initial, args.random_trunk)
+    network = initial_network(model, config.seed, args.init, args.random_trunk)
     recipe = PoseLikelihoodRecipe(
         PoseLikelihoodConfig(), model, config.seed, train_worlds, val_worlds)
     train(network, recipe, config, args.out, provenance, ranks)

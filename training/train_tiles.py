@@ -76,7 +76,7 @@ def train_tiles(args: argparse.Namespace, ranks: Ranks, command: str) -> None:
             raise ValueError(f'{args.config} takes --train and --val of prepared worlds')
         train_worlds, val_worlds = ([load_world(path) for path in paths]
                                     for paths in (args.train, args.val))
-        network = initial_network(model, config.seed, args.initial, args.random_trunk)
+        network = initial_network(model, config.seed, args.init, args.random_trunk)
         recipe = AreaRecipe(data, network, config.seed, train_worlds, val_worlds)
         data_names = ', '.join(world.name for world in train_worlds)
     else:
@@ -84,7 +84,7 @@ def train_tiles(args: argparse.Namespace, ranks: Ranks, command: str) -> None:
         args.data = args.data or {'synthetic': 'world'}.get(family, family)
         places = read_places(args, model)
         recipe = PairRecipe(data, config.seed, places)
-        network = initial_network(model, config.seed, args.initial, args.random_trunk)
+        network = initial_network(model, config.seed, args.init, args.random_trunk)
         if data.drop_block:
             network.ground.corrupt = network.satellite.corrupt = DropBlock()
         data_names = places.name
@@ -103,7 +103,7 @@ def main(arguments=None) -> int:
   python -m training.train_tiles --config synthetic --train runs/train/*.npz \\
     --val runs/val/*.npz --out runs/safa.safetensors
   torchrun --nproc-per-node 2 -m training.train_tiles --config oxford --train training.txt \\
-    --val validation.txt --test test*.txt --root Oxford_5m_sampling --initial vgg16.safetensors \\
+    --val validation.txt --test test*.txt --root Oxford_5m_sampling --init vgg16.safetensors \\
     --mixed-precision --out runs/oxford.safetensors""")
     parser.add_argument('--config', choices=list(CONFIGS), default='synthetic')
     add_places_arguments(parser, "the config's; synthetic takes prepared worlds as --train, --val")
