@@ -10,11 +10,14 @@ import rasterio
 from rasterio.transform import Affine
 import torch
 
-from crossview_localizer import build_map as module
-from crossview_localizer.build_map import build_map, main
+from crossview_localizer import build_map as command_module
+from crossview_localizer.build_map import main
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import LocalFrame, Pose2D
+from crossview_localizer.maps import builder
+from crossview_localizer.maps import tiles as tiles_module
+from crossview_localizer.maps.builder import build_map
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.maps.route import corridor, lattice, read_route
@@ -142,7 +145,7 @@ def test_lattice_points_are_multiples_of_the_spacing_in_any_box():
 ])
 def test_a_window_gives_the_descriptors_of_crops_at_its_tiles_positions(
         orthophoto, route_csv, monkeypatch, network, spacing_m, largest_batch):
-    monkeypatch.setattr(module, 'AREA_TILES', 5)
+    monkeypatch.setattr(tiles_module, 'AREA_TILES', 5)
     imagery = Imagery.open(orthophoto, FRAME)
     built = build_map(
         imagery, network, spacing_m, read_route(route_csv), corridor_m=12.0, batch=7)
@@ -181,7 +184,7 @@ def test_the_area_that_a_tile_is_cut_from_changes_neither_tiles_nor_count(
     imagery = Imagery.open(orthophoto, FRAME)
     lines = []
     for side in (3, 7):
-        monkeypatch.setattr(module, 'AREA_TILES', side)
+        monkeypatch.setattr(tiles_module, 'AREA_TILES', side)
         lines.append([])
         built = build_map(imagery, SharedTrunk(), 3.0, report=lines[-1].append)
         centres_m = {(float(x_m), float(y_m)) for x_m, y_m in built.tile_xy_m}
@@ -202,7 +205,7 @@ def test_a_full_square_is_described_in_one_and_a_corridor_in_as_few_pixels_as_it
     grid = lattice((-100.0, -100.0, 100.0, 100.0), network.lattice_spacing_m)
 
     def ratio(wanted):
-        areas = module._AreaByArea(imagery, network, grid, wanted, 1)
+        areas = tiles_module.TileAreas(imagery, network, grid, wanted, 1)
         assert sorted(np.concatenate(areas.jobs)) == list(range(np.count_nonzero(wanted)))
         described = sum(math.prod(areas.crop(job)[1].shape[:2]) for job in areas.jobs)
         return described / (np.count_nonzero(wanted) * config.block_px ** 2), len(areas.jobs)
@@ -267,6 +270,18 @@ def test_tiles_without_enough_imagery_are_left_out_and_counted(orthophoto):
     assert missing >= 21
 
 
+def test_the_map_is_not_put_on_the_device_that_embeds_it(orthophoto, route_csv):
+    class OnAnotherDevice(MeanColours):
+        def embed_satellite(self, tiles):
+            assert tiles.device.type == 'meta'                  # a device without memory
+            return torch.ones(len(tiles), 8)
+
+    built = build_map(
+        Imagery.open(orthophoto, FRAME), OnAnotherDevice(), 5.0, read_route(route_csv),
+        device='meta')
+    assert built.descriptors.device.type == built.index.device.type == 'cpu'
+
+
 def test_too_many_tiles_or_none_at_all_are_refused_with_what_to_do(orthophoto, route_csv):
     imagery, network = Imagery.open(orthophoto, FRAME), MeanColours()
     with pytest.raises(ValueError, match=r'tiles are wanted; expected at most 9: .*--spacing-m'):
@@ -299,7 +314,7 @@ def fake_network(monkeypatch, tmp_path):
 
     def load(path, device):
         return networks.pop(0) if networks else MeanColours()
-    monkeypatch.setattr(module, 'load_network', load)
+    monkeypatch.setattr(command_module, 'load_network', load)
     return networks
 
 
@@ -312,7 +327,7 @@ def command(orthophoto, route_csv, out, *more):
 @pytest.mark.parametrize('spacing_m', ['3', '2.5'])
 def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
         orthophoto, route_csv, tmp_path, fake_network, monkeypatch, capsys, spacing_m):
-    monkeypatch.setattr(module, 'AREA_TILES', 4)                # of 2.5 m: 4 pixels
+    monkeypatch.setattr(tiles_module, 'AREA_TILES', 4)                # of 2.5 m: 4 pixels
     spacing = ('--spacing-m', spacing_m)
     assert command(orthophoto, route_csv, tmp_path / 'whole.map', *spacing) == 0
     tiles = len(EmbeddingMap.open(tmp_path / 'whole.map').descriptors)
@@ -354,11 +369,41 @@ def test_shared_work_gives_the_same_bytes_whatever_the_number_of_processes(
 
 def test_a_share_that_never_comes_is_given_up_with_what_to_do(
         orthophoto, route_csv, tmp_path, fake_network, monkeypatch, capsys):
-    monkeypatch.setattr(module, 'SILENT_S', 0.2)
+    monkeypatch.setattr(builder, 'SILENT_S', 0.2)
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('RANK', '0')
     assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
     assert 'parts are missing' in capsys.readouterr().err
+
+
+def test_each_process_of_a_machine_embeds_on_a_gpu_of_its_own(
+        orthophoto, route_csv, tmp_path, fake_network, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    devices = []
+
+    def note_device(path, device):
+        devices.append(device)
+        raise ValueError('seen')
+    monkeypatch.setattr(command_module, 'load_network', note_device)
+    for local_rank in ('0', '1', '2'):
+        monkeypatch.setenv('LOCAL_RANK', local_rank)
+        assert command(orthophoto, route_csv, tmp_path / 'a.map', '--device', 'cuda') == 2
+    assert devices == ['cuda:0', 'cuda:1', 'cuda:0']
+
+
+def test_a_build_leaves_the_files_of_others_alone(
+        orthophoto, route_csv, tmp_path, fake_network, capsys):
+    mine = [tmp_path / name for name in ('a.map.partial_old', 'a.map.partial.7', 'a.map.writing')]
+    for path in mine:
+        path.write_text('mine')
+    assert command(orthophoto, route_csv, tmp_path / 'a.map') == 0
+    assert [path.read_text() for path in mine] == ['mine'] * 3
+    (tmp_path / 'a.map.partial').write_text('mine')
+    capsys.readouterr()
+    assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
+    assert 'a.map.partial was not written by build_map' in capsys.readouterr().err
+    assert (tmp_path / 'a.map.partial').read_text() == 'mine'
 
 
 def test_what_another_command_left_is_not_used(

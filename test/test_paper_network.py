@@ -12,12 +12,12 @@ from rasterio.transform import Affine
 from safetensors.torch import save_file
 import torch
 
-from crossview_localizer.build_map import build_map
 from crossview_localizer.camera.views import camera_view, panorama_view
 from crossview_localizer.config import LocalizerConfig, MatchConfig
 from crossview_localizer.datatypes import CameraImage, CameraModel, Outcome, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.localizer import load_localizer
+from crossview_localizer.maps.builder import build_map
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.networks.safa import (
     CVACT,

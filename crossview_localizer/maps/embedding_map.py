@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from crossview_localizer.datatypes import PoseEstimate
+from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import LocalFrame, MapGrid
 
 METADATA_KEY = 'crossview_localizer_map'
@@ -418,18 +419,13 @@ def write_tensors(
         header[name] = {'dtype': dtype, 'shape': list(shape), 'data_offsets': [begin, end]}
     text = json.dumps(header).encode()
     text += b' ' * (-len(text) % 8)
-    writing = path.with_name(path.name + '.writing')
-    try:
-        with open(writing, 'wb') as file:
-            file.write(len(text).to_bytes(8, 'little') + text)
-            for _, dtype, parts in tensors.values():
-                for part in parts:
-                    file.write(np.ascontiguousarray(part, DTYPES[dtype]).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(writing, path)
-    finally:
-        writing.unlink(missing_ok=True)
+    with write_atomically(path) as writing, open(writing, 'wb') as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
+        for _, dtype, parts in tensors.values():
+            for part in parts:
+                file.write(np.ascontiguousarray(part, DTYPES[dtype]).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class _TensorFile:
