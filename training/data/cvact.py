@@ -15,10 +15,11 @@ import sys
 
 import numpy as np
 import scipy.io
+import torch
 
 from crossview_localizer.camera.views import panorama_view, POLAR_VIEW_PX
+from crossview_localizer.networks.safa import polar_tiles
 from training.data.datasets import Places, read_rgb, read_some
-from training.data.polar import polar_transform
 
 # The papers' split by place: east (m) of validation and test, north of both; the rest trains.
 VAL_EAST_M = (685_000.0, 690_000.0)
@@ -182,12 +183,12 @@ def ground_panorama(path: str | Path) -> np.ndarray:
 
 
 def polar_satellite(path: str | Path) -> np.ndarray:
-    """A satellite image as a panorama (112, 616, 3); ValueError where it is not square."""
+    """A satellite image as a polar view (112, 616, 3); ValueError if it is not square."""
     image = read_rgb(path)
     if image.shape[0] != image.shape[1]:
         raise ValueError(
             f'{path} is {image.shape[1]}x{image.shape[0]}; expected a square satellite image')
-    return polar_transform(image)
+    return polar_tiles(torch.from_numpy(image)[None])[0].round().byte().numpy()
 
 
 def main(arguments=None) -> int:
