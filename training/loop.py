@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from crossview_localizer.files import write_atomically
 from crossview_localizer.networks.dense import DenseNetwork
 from crossview_localizer.networks.safa import SafaNetwork, save_network
 from crossview_localizer.networks.trunks import EfficientNetLite0
@@ -256,12 +257,11 @@ class State:
             found[name] for name in ('step', 'best', 'since_best'))
 
     def save(self) -> None:
-        partial = self.path.with_suffix('.partial')
-        torch.save({
-            **{name: module.state_dict() for name, module in self.modules.items()},
-            'step': self.step, 'best': self.best, 'since_best': self.since_best,
-            'settings': self.settings}, partial)
-        partial.replace(self.path)
+        with write_atomically(self.path) as writing:
+            torch.save({
+                **{name: module.state_dict() for name, module in self.modules.items()},
+                'step': self.step, 'best': self.best, 'since_best': self.since_best,
+                'settings': self.settings}, writing)
 
 
 class Log:

@@ -17,6 +17,7 @@ import numpy as np
 
 from crossview_localizer.camera import views
 from crossview_localizer.datatypes import CameraModel
+from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid
 
 
@@ -54,15 +55,16 @@ class World:
 
 
 def save_world(world: World, path: str | Path) -> None:
-    camera = world.camera
-    np.savez(
-        path, name=world.name, imagery=world.imagery,
-        grid=np.array([world.grid.rows, world.grid.cols, world.grid.cell_m, world.grid.x0_m,
-                       world.grid.y0_m]),
-        images=world.images,
-        camera=np.array([camera.width_px, camera.height_px, camera.fx_px, camera.fy_px,
-                         camera.cx_px, camera.cy_px, camera.height_m]),
-        base_from_camera=camera.base_from_camera, poses=world.poses, drive=world.drive)
+    """Write ``world`` as one ``.npz``, whole or not at all."""
+    grid, camera = world.grid, world.camera
+    with write_atomically(path) as writing, open(writing, 'wb') as file:
+        np.savez(
+            file, name=world.name, imagery=world.imagery,
+            grid=np.array([grid.rows, grid.cols, grid.cell_m, grid.x0_m, grid.y0_m]),
+            images=world.images,
+            camera=np.array([camera.width_px, camera.height_px, camera.fx_px, camera.fy_px,
+                             camera.cx_px, camera.cy_px, camera.height_m]),
+            base_from_camera=camera.base_from_camera, poses=world.poses, drive=world.drive)
 
 
 def load_world(path: str | Path) -> World:

@@ -6,6 +6,7 @@ Shape legend: G ground images of a group, R tiles along each side of an area, K 
 """
 
 from dataclasses import dataclass, replace
+import math
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ class AreaRecipe(nn.Module):
 
 
 def lattice_positions(grid: MapGrid, model: ModelConfig, stride: int) -> np.ndarray:
-    """Centres (R, R, 2), metres, of the tiles that ``satellite_lattice`` describes in an area."""
+    """Centres (R, R, 2), metres, of the tiles that ``satellite_lattice`` gives of an area."""
     first = model.margin_px + (model.view_px - 1) / 2
     steps = first + stride * np.arange((grid.rows - model.tile_px) // stride + 1)
     x_m, y_m = grid.xy_from_row_col(steps[:, None], steps[None, :])
@@ -111,7 +112,7 @@ def lattice_positions(grid: MapGrid, model: ModelConfig, stride: int) -> np.ndar
 
 
 def jitter_colours(rgb: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random gain a channel, gamma and offset: another day's light; uint8 in, float out."""
+    """Another day's light: a random gain per channel, gamma and offset; uint8 to float32."""
     gain = torch.tensor(rng.normal(1.0, 0.08, 3) * rng.normal(1.0, 0.15), dtype=torch.float32)
     scaled = (rgb.float() / 255.0) ** float(np.exp(rng.normal(0.0, 0.2)))
     return (scaled * gain * 255.0 + float(rng.normal(0.0, 8.0))).clamp(0.0, 255.0)
@@ -119,7 +120,7 @@ def jitter_colours(rgb: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 def group_tensors(world: World, group: LocalGroup, model: ModelConfig, config: AreaConfig,
                   stride: int, rng: np.random.Generator):
-    """One group's area (S, S, 3), views (G, S, S, 4) and distances (R * R, G) in metres."""
+    """The area (S, S, 3), views (G, S, S, 4) and distances (R * R, G), m, of one group."""
     area, grid = world.area(*group.centre_m, config.area_px)
     positions = lattice_positions(grid, model, stride)
     yaws = world.poses[group.members, 2]
@@ -129,7 +130,7 @@ def group_tensors(world: World, group: LocalGroup, model: ModelConfig, config: A
         world.view(k, yaw, model.view_px, model.px_m, pitch)
         for k, yaw, pitch in zip(group.members, yaws, pitches)])
 
-    # Quarter turns and mirror images of the whole scene are scenes too.
+    # The whole scene, turned by quarters and mirrored, is another scene.
     turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
     area, positions = np.rot90(area, turns), np.rot90(positions, turns)
     views = np.rot90(views, turns, axes=(1, 2))
@@ -160,7 +161,7 @@ def area_descriptors(network, area: np.ndarray, stride: int, device: str = 'cpu'
 
 def scored_area(network, world: World, image: int, centre_m, yaw_rad: float, stride: int,
                 device: str = 'cpu'):
-    """Minus the distances (R, R) of one image to every tile about a point, and the tiles' grid."""
+    """Minus the distances (R, R) from one image to every tile around a point, and their grid."""
     model = network.config
     area, grid = world.area(*centre_m, VALIDATION_AREA_PX)
     view = world.view(image, yaw_rad, model.view_px, model.px_m)
@@ -172,14 +173,13 @@ def scored_area(network, world: World, image: int, centre_m, yaw_rad: float, str
 
 
 def validate(network, worlds: list[World], count: int, stride: int, seed: int,
-             device: str = 'cpu'):
-    """Single-frame errors inside a noisy prior, and the temperature of least NLL.
+             device: str = 'cpu') -> tuple[dict[str, float], float]:
+    """Errors of single frames inside a noisy prior, and the temperature with the least NLL.
 
-    The area is centred sigma 4 m off the truth on each axis and the heading 2 deg off; the search
-    covers +-24 m.  Returns a dict of metrics and the fitted temperature.
+    The prior errs by sigma 4 m on each axis and 2 deg; the search covers +-24 m around it.
     """
     rng = np.random.default_rng(seed)
-    per_world = -(-count // len(worlds))
+    per_world = math.ceil(count / len(worlds))
     scores, truths, grids, prior_errors = [], [], [], []
     for world in worlds:
         chosen = rng.permutation(len(world.poses))[:per_world]
@@ -226,15 +226,16 @@ def heatmap_size(grid: MapGrid) -> int:
 
 
 def mean_offset(network, worlds: list[World], count: int, stride: int, seed: int) -> np.ndarray:
-    """Mean (forward, left) error of matches in metres, weighted by their information; 0 if none.
+    """Mean (forward, left) error of matches in metres, weighted by their information.
 
-    Where roads have a driving side, a likelihood as wide as the road leans to the road's middle.
+    A likelihood as wide as the road leans from the driving side to the middle of the road. It is
+    0 where no match was found.
     """
     rng = np.random.default_rng(seed)
     match_config = MatchConfig()
     information, weighted = np.zeros((2, 2)), np.zeros(2)
     for world in worlds:
-        for k in rng.permutation(len(world.poses))[:-(-count // len(worlds))]:
+        for k in rng.permutation(len(world.poses))[:math.ceil(count / len(worlds))]:
             x_m, y_m, yaw = world.poses[k]
             centre = rng.normal((x_m, y_m), 2.0)
             scores, grid = scored_area(network, world, k, centre, yaw, stride)
@@ -255,7 +256,7 @@ def mean_offset(network, worlds: list[World], count: int, stride: int, seed: int
 
 
 def finish(path: Path, worlds: list[World], count: int) -> None:
-    """Fit the mean offset and the controls' temperatures on the validation drives; store them."""
+    """Fit the mean offset and the temperatures of the controls, and store them in ``path``."""
     model, provenance = read_model_config(path)
     network = load_network(path)
     stride = network.satellite.stride

@@ -38,22 +38,22 @@ class PairConfig:
     sampler: str = 'local'       # or random, the global baseline's
     batch: int = 64
     radius_m: float = 50.0       # of the local sampler, and of the prior in validation
-    positive_m: float = 5.0      # tiles this near to a ground image are right; 0: its own alone
-    correct_m: float = 5.0       # in validation
-    chunk: int = 0               # images a forward pass; 0: all of the batch
-    turns: str = 'tile'          # quarter turns of each tile, of scene (tile and view), or none
+    positive_m: float = 5.0      # tiles this near to a ground image are right; 0: only its own
+    correct_m: float = 5.0       # the same, in validation
+    chunk: int = 0               # images per forward pass; 0: all of the batch
+    turns: str = 'tile'          # quarter turns of each tile, of the scene (all images), or none
     colours: bool = False        # another day's light on every image
-    drop_block: bool = False     # blocks of the input images dropped (RA-L)
-    held_out_tiles: bool = True  # of val and test, as the local sampler's negatives (papers)
+    drop_block: bool = False     # DropBlock on the input images (RA-L)
+    held_out_tiles: bool = True  # tiles of val and test are negatives (papers)
     loss: LossConfig = LossConfig()
 
 
 class DropBlock(nn.Module):
-    """Drops blocks of the normalised images, each colour for itself; nothing in evaluation.
+    """Sets blocks of the normalised images to zero, each colour separately, while training.
 
-    Ghiasi et al. 2018 with the papers' sizes: seeds of probability
-    (1 - keep) W H / block^2 / ((W - block + 1) (H - block + 1)), blocks about them set to zero,
-    the rest scaled by all over kept.
+    Ghiasi et al. 2018 with the papers' sizes: each pixel starts a block with probability
+    (1 - keep) W H / block^2 / ((W - block + 1) (H - block + 1)); what is kept is scaled so that
+    the mean stays.
     """
 
     def __init__(self, block: int = 15, keep: float = 0.8):
@@ -141,8 +141,8 @@ class PairRecipe(nn.Module):
     def validate(self, network: SafaNetwork, ranks: Ranks) -> tuple[dict, dict]:
         """Recalls, errors in metres, and ``nll`` with the temperature at which it is least.
 
-        The prior is a disc of ``radius_m`` about the truth, as in the papers; tiles of all places
-        compete (see ``recall``).  ``nll`` is that of the tile nearest to the truth, under a
+        The prior is a disc of ``radius_m`` around the truth, as in the papers; the tiles of all
+        places compete (see ``recall``). ``nll`` is that of the tile nearest to the truth, by a
         softmax over the disc.
         """
         places, config = self.places, self.config
@@ -155,7 +155,7 @@ class PairRecipe(nn.Module):
                          config.radius_m, config.correct_m)
         error_m = np.hypot(*found.error_m.T)
 
-        local = []  # minus the distances in each disc, and which is the nearest tile's
+        local = []  # for each disc: minus the distances, and which of them is the nearest tile's
         for row, place in enumerate(queries):
             apart_m = np.linalg.norm(places.positions_m - places.positions_m[place], axis=1)
             inside = np.flatnonzero(apart_m <= config.radius_m)
@@ -177,7 +177,7 @@ class PairRecipe(nn.Module):
         }, {'temperature': temperature}
 
     def finish(self, path: Path) -> None:
-        """Nothing more is fitted: the checkpoint has the temperature of its validation."""
+        """Nothing is left to fit: the weights have the temperature of their validation."""
 
     def batches_of_epoch(self, epoch: int) -> list[PairBatch]:
         """All batches of an epoch, in numbers of ``places``; ValueError if there are none."""
