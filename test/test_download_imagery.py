@@ -197,7 +197,7 @@ def test_failures_that_may_pass_are_tried_again_with_growing_waits(server, tmp_p
         3: lambda handler: handler.connection.close(),
     }
     url = tile_url(source(server), tiles_of_box(source(server), ZOOM, *OXFORD), 5, 6, '')
-    picture = fetcher(time, attempts=5).picture(url, 256)
+    picture = fetcher(time, attempts=5).fetch(url, 256)
     np.testing.assert_allclose(picture, np.rint(tile_picture(ZOOM, 5, 6)), atol=1)
     np.testing.assert_allclose(time.sleeps_s, [1.0, 2.0, 4.0, 8.0])
 
@@ -205,11 +205,11 @@ def test_failures_that_may_pass_are_tried_again_with_growing_waits(server, tmp_p
 def test_a_server_that_throttles_is_given_the_time_it_asks_for(server):
     time = Time()
     server.faults = {0: lambda handler: handler.answer(b'', 429, Retry_After='7')}
-    assert fetcher(time).picture(f'{server.base}/3/1/2.png', 256) is not None
+    assert fetcher(time).fetch(f'{server.base}/3/1/2.png', 256) is not None
     assert time.sleeps_s == [7.0]
     server.faults = {2: lambda handler: handler.answer(b'', 429, Retry_After='3600')}
     with pytest.raises(DownloadError, match='asks to wait 3600 s'):
-        fetcher(time).picture(f'{server.base}/3/1/2.png', 256)
+        fetcher(time).fetch(f'{server.base}/3/1/2.png', 256)
     assert len(server.requests) == 3
 
 
@@ -217,7 +217,7 @@ def test_requests_are_no_faster_than_the_rate(server):
     time = Time()
     slow = fetcher(time, rate_hz=4.0)
     for column in range(5):
-        slow.picture(f'{server.base}/3/{column}/2.png', 256)
+        slow.fetch(f'{server.base}/3/{column}/2.png', 256)
     assert time.now_s == pytest.approx(1.0)
 
 
@@ -238,10 +238,10 @@ def test_a_server_that_stalls_is_not_waited_for_longer_than_the_timeout(server, 
 
     server.faults = {0: stall}
     patient = Fetcher(1e6, 2, 2.0)
-    assert patient.picture(f'{server.base}/3/1/2.png', 256) is not None
+    assert patient.fetch(f'{server.base}/3/1/2.png', 256) is not None
     server.faults = {2: stall, 3: stall}
     with pytest.raises(DownloadError, match='answer within 2 s at try 2'):
-        patient.picture(f'{server.base}/3/1/2.png', 256)
+        patient.fetch(f'{server.base}/3/1/2.png', 256)
 
 
 def test_a_run_that_was_stopped_goes_on_without_asking_twice(server, tmp_path, capsys):
@@ -264,6 +264,15 @@ def test_leftovers_of_another_zoom_are_not_mixed_in(server, tmp_path):
     download(source(server), tiles_of_box(source(server), 17, *OXFORD), folder, fetcher())
     with pytest.raises(ValueError, match='another source or zoom'):
         download(source(server), tiles_of_box(source(server), 18, *OXFORD), folder, fetcher())
+
+
+def test_a_folder_of_the_user_is_neither_used_nor_deleted(server, tmp_path, capsys):
+    folder = tmp_path / 'area.tif.tiles'
+    folder.mkdir()
+    (folder / 'mine.txt').write_text('mine')
+    assert main(arguments(server, tmp_path / 'area.tif', '--accept-terms')) == 2
+    assert 'was not made by download_imagery' in capsys.readouterr().err
+    assert (folder / 'mine.txt').read_text() == 'mine' and not server.requests
 
 
 def test_where_the_source_has_no_imagery_the_result_is_transparent(server, tmp_path):
@@ -294,7 +303,7 @@ def test_what_will_not_pass_is_not_tried_again_and_does_not_show_the_key(server,
     answer, expected = REFUSALS[refusal]
     server.faults = {0: answer}
     with pytest.raises(DownloadError, match=expected) as caught:
-        fetcher(key='se/cret').picture(f'{server.base}/3/1/2.png?key=se%2Fcret', 256)
+        fetcher(key='se/cret').fetch(f'{server.base}/3/1/2.png?key=se%2Fcret', 256)
     assert len(server.requests) == 1 and 'cret' not in str(caught.value)
 
 

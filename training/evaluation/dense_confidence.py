@@ -33,14 +33,14 @@ from training.recipes.dense_groups import dense_map, prior_about, PRIOR_M, UNIFO
 
 SHARPENINGS = np.arange(1.0, 4.1, 0.25)
 WRONG_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
-AMBIGUOUS = 0.09  # of the validation frames; other towns shall have no more than a tenth
-# A Student t has a covariance above 2 only, and is as good as Gaussian from 100 on.
+AMBIGUOUS = 0.09  # share of the validation frames, so that other towns have at most a tenth
+# A Student t has no covariance up to 2, and is practically a Gaussian from 100 on.
 LEAST_DOF, MOST_DOF = 2.1, 100.0
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One frame's score volume under a uniform prior, and where it truly was."""
+class ScoredFrame:
+    """The score volume of one frame under a uniform prior, and its true pose."""
 
     heatmap: Heatmap
     prior: PoseEstimate
@@ -48,30 +48,30 @@ class Answer:
 
 
 @torch.inference_mode()
-def answers(network: DenseNetwork, worlds: list[World], count: int) -> list[Answer]:
-    """Of ``count`` frames, through the matcher that the node runs."""
+def score_frames(network: DenseNetwork, worlds: list[World], count: int) -> list[ScoredFrame]:
+    """Score ``count`` frames with the matcher that the node runs."""
     network = network.eval()
     matcher = DenseMatcher(network)
     found = []
     for number, world in enumerate(worlds):
         rng = np.random.default_rng([number, 3])
         blocks = dense_map(network, world)
-        for index in rng.permutation(len(world.poses))[:-(-count // len(worlds))]:
+        for index in rng.permutation(len(world.poses))[:math.ceil(count / len(worlds))]:
             truth = Pose2D(*map(float, world.poses[index]))
             prior = prior_about(truth, rng, PRIOR_M)
             window = blocks.window(prior, PRIOR_M, matcher.margin_m)
             ground = matcher.embed(CameraImage(0, world.images[index], world.camera), 0.0)
             heatmap = matcher.match(ground, window, prior, UNIFORM)
             heatmap = replace(heatmap, volume=heatmap.volume.astype(np.float32))
-            found.append(Answer(heatmap, prior, truth))
+            found.append(ScoredFrame(heatmap, prior, truth))
     return found
 
 
-def fit_temperature(found: list[Answer]) -> tuple[float, float]:
-    """The factor on log-likelihoods of least NLL at the true poses, and that NLL."""
+def fit_temperature(frames: list[ScoredFrame]) -> tuple[float, float]:
+    """The factor on log-likelihoods with the least NLL of the true poses, and that NLL."""
     volumes = []
-    for answer in found:
-        heatmap, truth = answer.heatmap, answer.truth
+    for frame in frames:
+        heatmap, truth = frame.heatmap, frame.truth
         row, col = heatmap.grid.row_col_from_xy(truth.x_m, truth.y_m)
         turn_rad = wrap_angle(truth.yaw_rad - heatmap.yaws_rad[0])
         yaw = turn_rad / (heatmap.yaws_rad[1] - heatmap.yaws_rad[0])
@@ -87,58 +87,60 @@ def fit_temperature(found: list[Answer]) -> tuple[float, float]:
     return math.exp(best.x), float(best.fun)
 
 
-def fit_peaks(found: list[Answer], factor: float) -> tuple[float, float]:
-    """``peak_pose``'s sharpening, on top of a ``factor`` on log-likelihoods, and its min_mass.
+def fit_peaks(frames: list[ScoredFrame], factor: float) -> tuple[float, float]:
+    """The sharpening and min_mass of ``peak_pose``, after a ``factor`` on log-likelihoods.
 
-    The most likely of SHARPENINGS, if poses err as their covariances say or, in a share of the
-    frames, lie anywhere in the window: (1 - w) N(error; 0, covariance) + w / window.  The share
-    w is the most likely one too.  With each the mass is such that a share AMBIGUOUS has less.
+    The sharpening is the most likely of SHARPENINGS, if errors are as the covariances claim or,
+    in a share w of the frames, uniform in the window: (1 - w) N(error; 0, covariance) + w / window
+    with the most likely w of WRONG_SHARES. The min_mass is such that a share AMBIGUOUS of the
+    frames has less.
     """
     def min_mass(sharpening: float) -> float:
-        masses = [peak_of(answer.heatmap, factor * sharpening).mass for answer in found]
+        masses = [peak_of(frame.heatmap, factor * sharpening).mass for frame in frames]
         return float(np.quantile(masses, AMBIGUOUS))
 
     def likelihood(sharpening: float) -> float:
         mass = min_mass(sharpening)
-        said, anywhere = np.array([
-            _log_densities(answer, factor * sharpening, mass) for answer in found]).T
-        return max(np.logaddexp(math.log(1.0 - wrong) + said, math.log(wrong) + anywhere).sum()
+        claimed, uniform = np.array([
+            _log_densities(frame, factor * sharpening, mass) for frame in frames]).T
+        return max(np.logaddexp(math.log(1.0 - wrong) + claimed, math.log(wrong) + uniform).sum()
                    for wrong in WRONG_SHARES)
 
     best = float(max(tqdm(SHARPENINGS, desc='sharpening'), key=likelihood))
     return best, min_mass(best)
 
 
-def _log_densities(answer: Answer, sharpening: float, min_mass: float) -> tuple[float, float]:
-    """Of the true pose: by what ``peak_pose`` says, and anywhere in the window."""
-    estimate, _ = peak_pose(answer.heatmap, answer.prior, sharpening, min_mass)
-    pose, truth, grid = estimate.pose, answer.truth, answer.heatmap.grid
+def _log_densities(frame: ScoredFrame, sharpening: float, min_mass: float) -> tuple[float, float]:
+    """Log density of the true pose by the claim of ``peak_pose``, and if uniform in the window."""
+    estimate, _ = peak_pose(frame.heatmap, frame.prior, sharpening, min_mass)
+    pose, truth, grid = estimate.pose, frame.truth, frame.heatmap.grid
     error = np.array([pose.x_m - truth.x_m, pose.y_m - truth.y_m,
                       wrap_angle(pose.yaw_rad - truth.yaw_rad)])
-    yaw_step_rad = answer.heatmap.yaws_rad[1] - answer.heatmap.yaws_rad[0]
-    window = answer.heatmap.volume.size * grid.cell_m**2 * yaw_step_rad
+    yaw_step_rad = frame.heatmap.yaws_rad[1] - frame.heatmap.yaws_rad[0]
+    window = frame.heatmap.volume.size * grid.cell_m**2 * yaw_step_rad
     return (multivariate_normal.logpdf(error, cov=estimate.covariance), -math.log(window))
 
 
-def fit_tails(found: list[Answer], sharpening: float, min_mass: float) -> tuple[float, float]:
-    """``peak_inflation`` and ``peak_dof``: 68 % and 95 % of all frames lie in their ellipsoids.
+def fit_tails(frames: list[ScoredFrame], sharpening: float,
+              min_mass: float) -> tuple[float, float]:
+    """The ``peak_inflation`` and ``peak_dof`` with which 68 % and 95 % of all frames are covered.
 
-    Most peaks are right and some are elsewhere altogether: no Gaussian holds both shares.  The
-    unambiguous frames err by a Student t; the ambiguous ones claim their window, as a Gaussian.
+    Most peaks are right and some are far off, so that no Gaussian has both shares: errors of
+    unambiguous frames follow a Student t. Ambiguous frames claim their window, as a Gaussian.
     """
     estimates, ambiguous = zip(*(
-        peak_pose(answer.heatmap, answer.prior, sharpening, min_mass) for answer in found))
+        peak_pose(frame.heatmap, frame.prior, sharpening, min_mass) for frame in frames))
     distances2 = pose_errors(
-        Track.from_poses(range(len(found)), [estimate.pose for estimate in estimates],
+        Track.from_poses(range(len(frames)), [estimate.pose for estimate in estimates],
                          [estimate.covariance for estimate in estimates]),
-        Track.from_poses(range(len(found)), [answer.truth for answer in found]))['nees']
+        Track.from_poses(range(len(frames)), [frame.truth for frame in frames]))['nees']
     ambiguous = np.array(ambiguous)
 
     def needed(share: float) -> float:
-        """Distance2 to which the unambiguous frames make up what the others leave of a share."""
-        others = (distances2[ambiguous] <= distance2_within(share, GAUSSIAN_DOF)).sum()
-        own = (share * len(found) - others) / (~ambiguous).sum()
-        return float(np.quantile(distances2[~ambiguous], min(max(own, 0.0), 1.0)))
+        """The squared distance within which unambiguous frames complete this share of all."""
+        covered = (distances2[ambiguous] <= distance2_within(share, GAUSSIAN_DOF)).sum()
+        rest = (share * len(frames) - covered) / (~ambiguous).sum()
+        return float(np.quantile(distances2[~ambiguous], min(max(rest, 0.0), 1.0)))
 
     ratio = needed(0.95) / needed(0.68)
 
@@ -152,18 +154,18 @@ def fit_tails(found: list[Answer], sharpening: float, min_mass: float) -> tuple[
 
 
 def fit_confidence(path: Path, worlds: list[World], count: int = 300) -> None:
-    """Fit the confidence of the weights at ``path`` and of random ones on ``count`` frames.
+    """Fit the confidence of the weights at ``path`` on ``count`` frames and store it there.
 
-    It is stored in ``path``.
+    The temperature of a network with random weights, a control, is fitted too.
     """
     model, provenance = read_model_config(path)
     network = load_network(path)
-    found = answers(network, worlds, count)
-    factor, nll = fit_temperature(found)
-    sharpening, min_mass = fit_peaks(found, factor)
-    inflation, dof = fit_tails(found, factor * sharpening, min_mass)
+    frames = score_frames(network, worlds, count)
+    factor, nll = fit_temperature(frames)
+    sharpening, min_mass = fit_peaks(frames, factor)
+    inflation, dof = fit_tails(frames, factor * sharpening, min_mass)
     random_factor, random_nll = fit_temperature(
-        answers(load_network('random_init:2', like=path), worlds, count))
+        score_frames(load_network('random_init:2', like=path), worlds, count))
     fitted = {'temperature': model.temperature / factor,
               'random_temperature': model.random_temperature / random_factor,
               'sharpening': sharpening, 'min_mass': min_mass,
