@@ -14,7 +14,6 @@ import pytest
 import rasterio
 
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.maps.route import read_route
 from training import download_imagery
 from training.download_imagery import (
     check_template,
@@ -425,21 +424,3 @@ def test_bad_arguments_are_one_clear_line(tmp_path, capsys, fault):
 
 def test_a_template_with_coordinates_of_the_centre_is_one_too():
     check_template('https://x/?c={lat},{lon}&z={z}&k={key}')
-
-
-@pytest.mark.parametrize('name, text', [
-    ('gps.csv', 'timestamp,num_satellites,latitude,longitude\n1,9,51.75,-1.26\n2,9,51.76,-1.25\n'),
-    ('other.csv', '\ufeff"Lat";"Lon"\r\n51.75;-1.26\r\n51.76;-1.25\r\n'),
-    ('track.gpx', '<gpx xmlns="http://www.topografix.com/GPX/1/1"><trk><trkseg>'
-     '<trkpt lat="51.75" lon="-1.26"><ele>60</ele></trkpt><trkpt lat="51.76" lon="-1.25"/>'
-     '</trkseg></trk></gpx>')])
-def test_routes_of_others_are_read(tmp_path, name, text):
-    (tmp_path / name).write_text(text, encoding='utf-8')
-    assert read_route(tmp_path / name).tolist() == [[51.75, -1.26], [51.76, -1.25]]
-
-
-def test_a_gpx_file_that_is_none_is_refused(tmp_path):
-    for text in ('<gpx><trkpt lat="51"/></gpx>', '<gpx', '<gpx></gpx>'):
-        (tmp_path / 'track.gpx').write_text(text)
-        with pytest.raises(ValueError, match='track.gpx'):
-            read_route(tmp_path / 'track.gpx')
