@@ -319,7 +319,7 @@ class LocalizerNode(LifecycleNode):
                 remedy=MAP_REMEDY)
             return
         # torch loads only where a network runs.
-        from crossview_localizer.networks.safa import prepare_torch
+        from crossview_localizer.networks.checkpoint import prepare_torch
         cv2.setNumThreads(config.torch_threads)
         self._device, warning = prepare_torch(config.device, config.torch_threads)
         if warning:
