@@ -825,7 +825,11 @@ def load(path, weights, config, device, **rest):
         localizer.matcher = Full(localizer.matcher)
     return localizer
 
-checkpoint.prepare_torch = lambda device, threads: (torch.set_num_threads(threads), ('cuda', ''))[1]
+def prepare(device, threads):
+    torch.set_num_threads(threads)
+    return 'cuda', ''
+
+checkpoint.prepare_torch = prepare
 node.load_localizer = load
 sys.exit(node.main())
 """
