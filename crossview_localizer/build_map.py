@@ -13,7 +13,7 @@ from crossview_localizer.maps.builder import build_map
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.maps.partial_build import partial_files
 from crossview_localizer.maps.route import read_route
-from crossview_localizer.networks.safa import load_network
+from crossview_localizer.networks.checkpoint import load_network
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,14 +19,9 @@ from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.localizer import load_localizer
 from crossview_localizer.maps.builder import build_map
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.networks.safa import (
-    CVACT,
-    load_network,
-    OXFORD,
-    polar_tiles,
-    random_network,
-    save_network,
-)
+from crossview_localizer.networks.checkpoint import load_network, save_network
+from crossview_localizer.networks.controls import random_network
+from crossview_localizer.networks.safa import CVACT, OXFORD, polar_tiles
 from training.import_weights import (
     import_weights,
     load_variables,

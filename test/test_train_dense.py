@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from training_runs import DENSE_MODEL as MODEL
 from training_runs import dense_world, LIKELIHOOD
 
+from crossview_localizer.networks.checkpoint import read_model_config, save_network
 from crossview_localizer.networks.dense import correlate, turned_views
-from crossview_localizer.networks.safa import read_model_config, save_network
 from training import train_dense
 from training.data.datasets import save_world, World
 from training.initial import initial_network

@@ -8,12 +8,8 @@ import torch
 from training_runs import AREAS, make_network, make_recipe, PAIRS, TILE_MODEL, tile_world, TRAINING
 
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.networks.safa import (
-    load_network,
-    random_network,
-    read_model_config,
-    save_network,
-)
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
+from crossview_localizer.networks.controls import random_network
 from training.data.datasets import load_world, save_world
 from training.distributed import ALONE, Ranks
 from training.initial import initial_network

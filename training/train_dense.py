@@ -8,8 +8,8 @@ import sys
 import numpy as np
 
 from crossview_localizer.camera.views import UNSEEN
+from crossview_localizer.networks.checkpoint import read_model_config
 from crossview_localizer.networks.dense import DenseConfig
-from crossview_localizer.networks.safa import read_model_config
 from training.data.datasets import load_world
 from training.distributed import Ranks
 from training.initial import initial_network

@@ -12,8 +12,9 @@ import time
 
 import torch
 
+from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
-from crossview_localizer.networks.safa import ModelConfig, random_network
+from crossview_localizer.networks.safa import ModelConfig
 from training.data.datasets import load_world, World
 from training.distributed import joined_ranks, Ranks
 from training.loop import train, TrainConfig

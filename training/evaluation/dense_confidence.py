@@ -25,8 +25,8 @@ from crossview_localizer.matching.dense_matcher import (
     peak_of,
     peak_pose,
 )
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.dense import DenseNetwork, GAUSSIAN_DOF
-from crossview_localizer.networks.safa import load_network, read_model_config, save_network
 from crossview_localizer.trajectory import Track
 from training.data.datasets import World
 from training.recipes.dense_groups import dense_map, prior_about, PRIOR_M, UNIFORM
