@@ -20,7 +20,7 @@ def test_a_written_area_is_a_map_with_every_tile_and_a_sparse_one_takes_no_room(
     for sparse in (False, True):
         path = tmp_path / f'{sparse}.map'
         tiles = map_speed.write_area(path, 1.0, 32.0, 4096, sparse)
-        found, open_s, _, first = map_speed.opened(path)
+        found, open_s, _, first = map_speed.open_cold(path)
         assert tiles == len(found.descriptors) == 32 * 32 and open_s < 30.0
         assert found.window(map_speed.prior_at(0, 0.0), 15.0, 20.5).coverage == 1.0
         assert first['cold_ms'] > 0.0
@@ -91,7 +91,7 @@ def test_the_page_says_which_goals_are_reached_and_which_are_missed(tmp_path):
     text = (tmp_path / 'performance.md').read_text()
     lines = {line.split('|')[1].strip(): line for line in text.splitlines() if line[:1] == '|'}
     assert 'missed' in lines[
-        'frames a second with the player on the same cores, fastest run']            # 9 of 10
+        'frames per second with the player on the same cores, fastest run']            # 9 of 10
     assert 'missed' in lines['p99 of the live path, torch, 10 Hz offered, ms']       # 120 of 100
     assert 'reached' in lines['opening any of the maps, s']
     assert 'missed' in lines['warm window at 30 m/s, p99 ms']                         # 9 of 5

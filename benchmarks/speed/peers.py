@@ -1,4 +1,4 @@
-"""Others' ways for the same steps, on the same device in the same run."""
+"""The same steps by other libraries, on the same device in the same run."""
 
 import numpy as np
 from scipy.signal import fftconvolve
@@ -23,7 +23,7 @@ def prior() -> PoseEstimate:
 
 
 def measure(world: BenchWorld, device: str, smoke: bool) -> dict:
-    """Milliseconds of each step of ours and of its peer."""
+    """Milliseconds of each of our steps and of its peer."""
     torch.set_num_threads(1)
     runs = 3 if smoke else 40
     parts = {'networks': networks, 'tile_match': tile_match, 'dense_match': dense_match,
