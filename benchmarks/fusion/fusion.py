@@ -91,11 +91,11 @@ def measure(args, data: Path) -> dict:
         results['start'], results['wrong_lock'] = run_starts(
             data, args.seed, args.smoke, args.trials)
     if 'rendered' in args.sections:
-        from benchmarks.fusion.rendered import DRIVE_S, rendered
+        from benchmarks.fusion.rendered import DRIVE_S, run_towns
         from crossview_localizer.bags import replay
 
         first = TOWNS_FROM + TOWNS_PER_SEED * args.seed
-        found, estimates = rendered(
+        found, estimates = run_towns(
             args.worlds / 'smoke' if args.smoke else args.worlds,
             range(first, first + (1 if args.smoke else args.towns)),
             SMOKE_DRIVE_S if args.smoke else DRIVE_S, 1 if args.smoke else args.outages,
