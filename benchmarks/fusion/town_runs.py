@@ -69,7 +69,7 @@ def run_whole_drive(town: Town, localizer) -> Estimates:
 
 def run_wrong_images(town: Town, config: LocalizerConfig,
                      rng) -> tuple[dict[str, Estimates], dict]:
-    """Exchange the images of part of a drive for those of other places; is it noticed, and when?"""
+    """Exchange images in the middle of a drive for others; is it noticed, and when?"""
     elsewhere, images = town.elsewhere(rng), town.images
     ages_s = np.array([(image.stamp_ns - images[0].stamp_ns) * 1e-9 for image in images])
     begin_s = (ages_s[-1] - WRONG_S) / 2
