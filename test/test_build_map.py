@@ -318,7 +318,7 @@ def test_shared_work_gives_the_same_bytes_whatever_the_number_of_processes(
     assert sorted(path.suffix for path in tmp_path.glob('shared*')) == ['.map']
 
 
-def test_a_share_that_never_comes_is_given_up_with_what_to_do(
+def test_a_process_that_writes_nothing_is_given_up_with_what_to_do(
         orthophoto, route_csv, tmp_path, fake_network, monkeypatch, capsys):
     monkeypatch.setattr(builder, 'SILENT_S', 0.2)
     monkeypatch.setenv('WORLD_SIZE', '2')
@@ -357,7 +357,7 @@ def test_a_build_leaves_the_files_of_others_alone(
     assert (tmp_path / 'a.map.partial').read_text() == 'mine'
 
 
-def test_what_another_command_left_is_not_used(
+def test_an_unfinished_build_with_other_arguments_is_not_continued(
         orthophoto, route_csv, tmp_path, fake_network, capsys):
     assert command(orthophoto, route_csv, tmp_path / 'whole.map', '--spacing-m', '4') == 0
     fake_network.append(MeanColours(interrupt_after=3))
@@ -400,6 +400,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert list(tmp_path.glob('a.map*')) == []
 
 
-def test_weights_that_are_none_are_refused(orthophoto, route_csv, tmp_path, capsys):
+def test_missing_weights_are_refused(orthophoto, route_csv, tmp_path, capsys):
     assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
     assert capsys.readouterr().err.startswith('build_map: no weights at w')

@@ -258,7 +258,7 @@ def test_a_run_that_was_stopped_goes_on_without_asking_twice(server, tmp_path, c
     assert sorted(asked.values()) == [1] * (wanted - 1) + [3]
 
 
-def test_leftovers_of_another_zoom_are_not_mixed_in(server, tmp_path):
+def test_tiles_of_another_zoom_are_not_mixed_in(server, tmp_path):
     folder = tmp_path / 'tiles'
     download(source(server), tiles_of_box(source(server), 17, *OXFORD), folder, fetcher())
     with pytest.raises(ValueError, match='another source or zoom'):

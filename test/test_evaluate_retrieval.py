@@ -68,7 +68,7 @@ def test_images_from_elsewhere_are_far_away_and_evenly_used():
     assert images_elsewhere(positions[:5]).tolist() == [4, 4, 0, 0, 0]
 
 
-def test_the_command_writes_a_line_a_query_and_its_numbers_follow_from_them(
+def test_the_command_writes_a_line_per_query_and_its_numbers_follow_from_them(
         world, tmp_path, capsys):
     save_world(world, tmp_path / 'town.npz')
     save_network(random_network(MODEL, 0), tmp_path / 'weights.safetensors', {})

@@ -123,7 +123,7 @@ def test_the_tiles_of_oxford_are_600_pixels_of_google_zoom_20():
     assert OXFORD.tile_px == 256 and OXFORD.tile_m == pytest.approx(55.44, abs=0.01)
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_only_in_training():
     trunk = random_network(OXFORD, 0).ground.trunk
     images = torch.randn(1, 3, 64, 64) * 50.0
     with torch.no_grad():

@@ -59,7 +59,7 @@ def test_a_tie_is_not_a_hit_and_costs_the_farthest():
     assert found.error_m[:, 0].tolist() == [29.0, -31.0]
 
 
-def test_descriptors_that_only_rounding_tells_apart_are_tied():
+def test_descriptors_that_differ_only_by_rounding_are_tied():
     rng = np.random.default_rng(0)
     constant = rng.normal(size=4096)
     constant = np.tile((constant / np.linalg.norm(constant)).astype(np.float32), (301, 1))
@@ -100,7 +100,7 @@ def test_noisy_centres_have_their_sigma_and_repeat_with_the_seed():
     np.testing.assert_allclose((centres - queries).std(0), 10.0, rtol=0.05)
 
 
-def test_tolerance_zero_takes_the_own_place_and_its_twins():
+def test_tolerance_zero_takes_the_same_place_and_its_twins():
     tiles = np.concatenate((east(0.0, 0.0, 7.0),))
     satellite = on_circle(5.0, 1.0, 3.0)
     found = retrieve(satellite, on_circle(0.0), tiles, east(0.0), 100.0, 0.0)

@@ -93,12 +93,12 @@ def test_the_route_of_a_bag_is_that_of_its_fixes(tmp_path):
     ('track.gpx', '<gpx xmlns="http://www.topografix.com/GPX/1/1"><trk><trkseg>'
      '<trkpt lat="51.75" lon="-1.26"><ele>60</ele></trkpt><trkpt lat="51.76" lon="-1.25"/>'
      '</trkseg></trk></gpx>')])
-def test_routes_of_others_are_read(tmp_path, name, text):
+def test_csv_files_of_other_programs_and_gpx_are_read(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding='utf-8')
     assert read_route(tmp_path / name).tolist() == [[51.75, -1.26], [51.76, -1.25]]
 
 
-def test_a_gpx_file_that_is_none_is_refused(tmp_path):
+def test_a_damaged_gpx_file_is_refused(tmp_path):
     for text in ('<gpx><trkpt lat="51"/></gpx>', '<gpx', '<gpx></gpx>'):
         (tmp_path / 'track.gpx').write_text(text)
         with pytest.raises(ValueError, match='track.gpx'):

@@ -49,7 +49,7 @@ def test_the_weights_carry_recipe_temperatures_and_validation(world, tmp_path):
     assert load_network('raw_correlation', like=out).config.temperature == config.raw_temperature
 
 
-def test_drop_block_keeps_the_mean_and_drops_whole_blocks_in_training_alone():
+def test_drop_block_keeps_the_mean_and_drops_whole_blocks_only_in_training():
     torch.manual_seed(0)
     images = torch.ones(8, 3, 154, 231)
     drop = DropBlock(15, 0.8)

@@ -426,8 +426,9 @@ def main(arguments=None) -> int:
     only.add_argument('--smoke', action='store_true',
                       help='a tiny world and a few steps; the result is written to --out only')
     only.add_argument('--eval-only', action='store_true',
-                      help='the shipped weights on a new town, no training; into --out only')
-    parser.add_argument('--world-seed', type=int, default=710, help='of that town (default 710)')
+                      help='test the shipped weights on a new town; written to --out only')
+    parser.add_argument('--world-seed', type=int, default=710,
+                        help='seed of that town (default 710)')
     parser.add_argument('--weights', type=Path, default=SHIPPED, help='for --eval-only')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--threads', type=int, default=1, help='torch threads')

@@ -151,8 +151,8 @@ def comma2k19(folder: Path, with_gyro: bool = True) -> SensorLog:
     """One minute of a real drive: u-blox fixes and courses, odometry from CAN speed and gyro.
 
     The truth's heading is the course of the reference velocity.  Without the gyro the odometry
-    drives straight ahead.  Fixes are reported with the 1.5 m that u-blox claims of itself at best
-    and have no lever arm that is known.
+    drives straight ahead.  Fixes are reported with the 1.5 m that u-blox claims of itself at best;
+    their lever arm is unknown.
     """
     from pyproj import Transformer
 

@@ -179,7 +179,7 @@ def _read_yaw(path, positions_m: np.ndarray) -> np.ndarray:
     if published.shape != (len(positions_m),) or published.dtype.kind != 'f':
         raise ValueError(
             f'{path} holds {published.dtype} {published.shape}; expected ({len(positions_m)},) '
-            'radians, one a line of the split')
+            'radians, one per line of the split')
     return yaw_from_published(published, positions_m)
 
 
