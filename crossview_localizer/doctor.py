@@ -352,7 +352,7 @@ def _check_topics(listener: Listener, inputs, parameters, listen_s: float) -> It
     from rosgraph_msgs.msg import Clock
     from tf2_msgs.msg import TFMessage
 
-    from crossview_localizer.play_bag import message_class
+    from crossview_localizer.bags.installed_types import message_class
     from crossview_localizer.ros.sensor_rig import StaticTransforms
 
     best_effort = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)

@@ -282,7 +282,7 @@ class SceneNode(Node):
                 return
             for trail in self._trails.values():
                 trail.clear()
-        self._frame = frame_with(latlon_deg, xy_m)
+        self._frame = LocalFrame.through_point(latlon_deg, xy_m)
         self._place('gnss', self._waiting_fixes)
         self._place('ground_truth', self._waiting_truth)
 
@@ -292,19 +292,6 @@ class SceneNode(Node):
                 trail.changed = False
                 self._trail_publishers[name].publish(scene_messages.path_msg(
                     trail.stamps_ns, trail.xy_m, self._config.map_frame))
-
-
-def frame_with(latlon_deg: tuple[float, float], xy_m: tuple[float, float]) -> LocalFrame:
-    """The map frame in which a place on Earth has these coordinates.
-
-    Its origin is found by shifting a frame until it fits; each step leaves about a millionth of
-    the error (the planes about two origins are turned against each other and little else).
-    """
-    frame = LocalFrame(*latlon_deg)
-    for _ in range(6):
-        x_m, y_m = frame.xy_from_latlon(*latlon_deg)
-        frame = LocalFrame(*frame.latlon_from_xy(x_m - xy_m[0], y_m - xy_m[1]))
-    return frame
 
 
 def main(args: list[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
-from crossview_localizer.record_bag import register_installed_type
+from crossview_localizer.bags.installed_types import register_installed_type
 
 START_NS = 1_400_000_000_000_000_000
 NO_TIME = QosTime(0, 0)

@@ -3,7 +3,6 @@
 from functools import partial
 import json
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from benchmarks import ros_domain
 from benchmarks.demo import demo
 from crossview_localizer.datatypes import Outcome
 from crossview_localizer.evaluation import pose_metrics
-from crossview_localizer.evaluation.pose_metrics import Frames
+from crossview_localizer.evaluation.pose_metrics import Comparison
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.trajectory import Track
 
@@ -27,7 +26,7 @@ SEED = 3
 @pytest.fixture(scope='module')
 def smoke(ros, shipped_weights, tmp_path_factory):
     """A short drive at a low resolution through the whole demo."""
-    from crossview_localizer import report
+    from crossview_localizer.evaluation import run_report
     from training import simulation
 
     folder = tmp_path_factory.mktemp('demo')
@@ -45,7 +44,7 @@ def smoke(ros, shipped_weights, tmp_path_factory):
         # For a machine that is busy with other things.
         patch.setattr(demo, 'STARTUP_S', 240.0)
         patch.setattr(demo, 'SHUTDOWN_S', 60.0)
-        patch.setattr(report, 'DPI', dict.fromkeys(report.WIDTHS_IN, 30))
+        patch.setattr(run_report, 'DPI', dict.fromkeys(run_report.WIDTHS_IN, 30))
         # So short a drive has no picture 200 m away.
         patch.setattr(demo, 'BLIND_MIN_M', 15.0)
         demo.run_demo(folder / 'out', SEED, DURATION_S, shipped_weights[0], keep=False)
@@ -57,7 +56,7 @@ def test_the_summary_has_the_rows_and_numbers_that_are_promised(smoke):
     assert list(summary) == [
         'gnss_only', 'odometry_only', 'prior', 'image_blind', 'refined', 'raw_correlation',
         'random_init', 'latency_ms', 'seconds', 'world_seed', 'weights', 'matcher', 'notes']
-    stamps_ns = pose_metrics.read_frames(smoke / 'frames.csv').truth.stamps_ns
+    stamps_ns = pose_metrics.read_comparison(smoke / 'frames.csv').truth.stamps_ns
     assert len(stamps_ns) == 2.0 * DURATION_S
     for name in pose_metrics.ROWS:
         assert list(summary[name]) == list(pose_metrics.METRICS)
@@ -72,7 +71,7 @@ def test_the_summary_has_the_rows_and_numbers_that_are_promised(smoke):
 
 def test_the_frames_give_the_summary_s_numbers_again(smoke):
     summary = json.loads((smoke / 'summary.json').read_text())
-    again = pose_metrics.evaluate(pose_metrics.read_frames(smoke / 'frames.csv'))
+    again = pose_metrics.metrics_by_row(pose_metrics.read_comparison(smoke / 'frames.csv'))
     for name in pose_metrics.ROWS:
         assert again[name] == pytest.approx(summary[name])
 
@@ -87,13 +86,15 @@ def test_the_demo_ends_with_a_report_that_shows_its_controls(smoke):
 
 def test_the_offline_localizer_gives_the_node_s_poses(smoke, shipped_weights):
     from crossview_localizer.bags import replay
+    from crossview_localizer.bags.recorded_run import read_run
     from crossview_localizer.localizer import load_localizer
 
     node_config, config = replay.read_parameters(demo.PARAMETERS)
     localizer = load_localizer(smoke / 'maps/trained.map', shipped_weights[0], config)
     results = list(replay.localize(smoke / 'bag', localizer, node_config))
     offline = replay.posteriors(results)
-    node = replay.read_outputs(smoke / 'run').poses
+    recorded = read_run(smoke / 'run')
+    node = recorded.poses
     assert np.isin(node.stamps_ns, offline.stamps_ns).all()
     # A dropped image is missing in the node's filter too: later poses may then differ.
     first_drop = np.flatnonzero(~np.isin(offline.stamps_ns, node.stamps_ns))
@@ -106,9 +107,10 @@ def test_the_offline_localizer_gives_the_node_s_poses(smoke, shipped_weights):
 
 
 def test_the_recording_holds_what_a_user_would_look_at(smoke):
-    from crossview_localizer.bags.replay import messages
+    from crossview_localizer.bags.bag import Bag
 
-    found = {topic for topic, _, _ in messages(smoke / 'run')}
+    with Bag(smoke / 'run') as bag:
+        found = bag.topics
     assert {'/crossview_localizer/pose', '/crossview_localizer/odometry', '/tf', '/diagnostics',
             '/crossview_localizer/geopose', demo.TRUTH_TOPIC} <= found
 
@@ -152,13 +154,11 @@ def test_a_node_that_goes_on_without_its_map_ends_the_demo(tmp_path):
 
 def test_dropped_images_are_told_from_those_before_the_start():
     stamps_ns = np.arange(100)
-    outputs = SimpleNamespace(poses=Track.empty(np.arange(10, 100)))
-    assert '10 came before the filter had started and 0 were' in demo.silence(
-        'refined', stamps_ns, outputs)
-    outputs = SimpleNamespace(poses=Track.empty(np.setdiff1d(stamps_ns, [3, 50, 51, 52])))
-    note = demo.silence('refined', stamps_ns, outputs)
+    assert '10 came before the filter had started and 0 were' in demo.count_missing(
+        'refined', stamps_ns, Track.empty(np.arange(10, 100)))
+    note = demo.count_missing(
+        'refined', stamps_ns, Track.empty(np.setdiff1d(stamps_ns, [3, 50, 51, 52])))
     assert '0 came before' in note and '4 were dropped' in note and 'too busy' in note
-    assert 'no pose' in demo.silence('refined', stamps_ns, SimpleNamespace(poses=Track.empty([])))
 
 
 def test_no_process_outlives_its_run(tmp_path):
@@ -181,7 +181,7 @@ def test_a_pool_prints_the_table_over_the_frames_of_all_drives(tmp_path, capsys)
     for number in (1, 2):
         folder = tmp_path / f'drive{number}'
         folder.mkdir()
-        pose_metrics.write_frames(folder / 'frames.csv', made_up_drive())
+        pose_metrics.write_comparison(folder / 'frames.csv', made_up_drive())
         (folder / 'summary.json').write_text(json.dumps({
             'latency_ms': {'p50': 40.0, 'p99': 90.0}, 'seconds': {'total': 400.0},
             'world_seed': 9000 + number, 'weights': 'made_up'}))
@@ -211,7 +211,7 @@ def made_up_drive(count=80):
             stamps_ns, true_poses + wander_m * [1.0, 1.0, 0.005],
             np.tile(covariance, (count, 1, 1)))
     outcomes = {name: ['used'] * count for name in rows}
-    return Frames(truth, pose_metrics.settled(truth), rows, outcomes)
+    return Comparison(truth, pose_metrics.settled(truth), rows, outcomes)
 
 
 def test_the_goals_compare_what_the_issue_compares():
@@ -249,7 +249,7 @@ def brightness(message) -> int:
 
 @pytest.mark.parametrize('apart_m', [60.0, 30.0])
 def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tmp_path, apart_m):
-    from crossview_localizer.bags import replay
+    from crossview_localizer.bags.bag import read_messages
 
     bag, stamps_ns = brightness_bag(tmp_path / 'drive', 20)
     elsewhere_bag, _ = brightness_bag(tmp_path / 'elsewhere', 30)
@@ -257,7 +257,7 @@ def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tm
     truth = Track.from_poses(stamps_ns, [Pose2D(x_m, 0.0, 0.0) for x_m in along_m])
     note = demo.exchange_images(bag, tmp_path / 'blind', truth, elsewhere_bag, seed=5)
 
-    before, after = (list(replay.messages(path)) for path in (bag, tmp_path / 'blind'))
+    before, after = (list(read_messages(path)) for path in (bag, tmp_path / 'blind'))
     assert [entry[:2] for entry in before] == [entry[:2] for entry in after]
     levels = [brightness(msg) for topic, _, msg in after if topic == demo.IMAGE_TOPIC]
     for x_m, level in zip(along_m, levels):

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from crossview_localizer.bags import replay, robotcar
+from crossview_localizer.bags.bag import read_messages
 from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
@@ -154,7 +155,7 @@ def write_bag(path: Path, storage: StoragePlugin) -> Path:
 
 def read_bag_of(path: Path) -> None:
     """The bag whose one file was changed."""
-    for _ in replay.messages(path.parent):
+    for _ in read_messages(path.parent):
         pass
     route.read_route(path.parent)
 

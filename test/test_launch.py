@@ -26,7 +26,7 @@ from rosbags.typesys import get_typestore, Stores
 from sensor_msgs.msg import CameraInfo, CompressedImage, NavSatFix, NavSatStatus
 from tf2_msgs.msg import TFMessage
 
-from crossview_localizer.record_bag import register_installed_type
+from crossview_localizer.bags.installed_types import register_installed_type
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LAUNCH_FILE = REPOSITORY / 'launch/robotcar.launch.py'

@@ -33,7 +33,7 @@ from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import EmbeddingMap, read_orthophoto
 from crossview_localizer.node import LocalizerNode
 from crossview_localizer.ros import conversions, scene_messages, scene_pictures
-from crossview_localizer.scene import frame_with, SceneNode, Trail
+from crossview_localizer.scene import SceneNode, Trail
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RVIZ = REPOSITORY / 'config/robotcar.rviz'
@@ -145,14 +145,6 @@ def test_a_trail_is_thinned_and_starts_anew_when_time_goes_back():
     assert trail.xy_m[0] == (0.0, 0.0) and trail.xy_m[-1][0] > 3 * Trail.MAX_POINTS - 20
     trail.add(STAMP_NS, 5.0, 5.0)
     assert trail.xy_m == [(5.0, 5.0)]
-
-
-@pytest.mark.parametrize('x_m, y_m', [(0.0, 0.0), (812.0, -455.0), (-30_000.0, 20_000.0)])
-def test_the_map_frame_is_found_from_one_pose_and_its_geopose(x_m, y_m):
-    frame = frame_with(FRAME.latlon_from_xy(x_m, y_m), (x_m, y_m))
-    for point in ((0.0, 0.0), (500.0, 700.0)):
-        found = frame.xy_from_latlon(*FRAME.latlon_from_xy(*point))
-        np.testing.assert_allclose(found, point, atol=1e-3)
 
 
 # --- pictures

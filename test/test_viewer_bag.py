@@ -15,6 +15,7 @@ import recorded_drive as drive  # noqa: E402
 from rosbags.highlevel import AnyReader  # noqa: E402
 
 from crossview_localizer import viewer_bag  # noqa: E402
+from crossview_localizer.bags.viewer_file import ellipse_points  # noqa: E402
 from crossview_localizer.ros.conversions import (  # noqa: E402
     quaternion_msg_from_yaw,
     stamp_msg_from_ns,
@@ -164,7 +165,7 @@ def test_each_pose_has_the_outline_of_its_95_percent_ellipse(written):
 
 def test_an_ellipse_leans_as_its_covariance():
     covariance = np.array([[5.0, 3.0, 0.0], [3.0, 5.0, 0.0], [0.0, 0.0, 1.0]])
-    points = viewer_bag.ellipse_points(np.array([1.0, 2.0, 0.0]), covariance)
+    points = ellipse_points(np.array([1.0, 2.0, 0.0]), covariance)
     farthest = points[np.argmax(np.hypot(*(points - [1.0, 2.0]).T))] - [1.0, 2.0]
     assert abs(math.degrees(math.atan2(*farthest[::-1])) % 180.0 - 45.0) < 6.0
 

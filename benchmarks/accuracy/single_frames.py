@@ -380,10 +380,11 @@ def filtered_frames(demo: Path, paper_weights: Path) -> list[Frame]:
     """
     from benchmarks.demo.demo import build_corridor_map, PARAMETERS
     from crossview_localizer.bags import replay
+    from crossview_localizer.bags.drive import read_drive
     from crossview_localizer.evaluation import pose_metrics
     from crossview_localizer.localizer import load_localizer
 
-    judged = pose_metrics.read_frames(demo / 'frames.csv')
+    judged = pose_metrics.read_comparison(demo / 'frames.csv')
     node_config, config = replay.read_parameters(PARAMETERS)
     # What the file says of matches is the dense matcher's; a tile matcher's differ.
     usual = FilterConfig()
@@ -397,7 +398,7 @@ def filtered_frames(demo: Path, paper_weights: Path) -> list[Frame]:
         route = next((demo / 'world').glob('*/gps/ins.csv'))
         build_corridor_map(demo / 'world', route, network, map_path)
     localizer = load_localizer(map_path, paper_weights, config)
-    drive = replay.read_drive(demo / 'bag', localizer.frame, node_config)
+    drive = read_drive(demo / 'bag', localizer.frame, node_config)
     found = list(replay.localize(demo / 'bag', localizer, node_config))
     rows = {
         'dense': judged.rows['refined'], 'image_blind': judged.rows['image_blind'],

@@ -22,10 +22,12 @@ import time
 import numpy as np
 
 from benchmarks import REPOSITORY
-from crossview_localizer.evaluation import pose_metrics
-from crossview_localizer.evaluation.pose_metrics import Frames
-from crossview_localizer.trajectory import Track
 from benchmarks import ros_domain
+from crossview_localizer.evaluation import pose_metrics
+from crossview_localizer.evaluation.pose_metrics import Comparison
+from crossview_localizer.files import write_atomically
+from crossview_localizer.trajectory import Track, TRUTH_MAX_GAP_S
+
 PARAMETERS = REPOSITORY / 'config/robotcar.yaml'
 WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 # Whose tile size and fitted temperature raw correlation takes.
@@ -83,6 +85,8 @@ SHUTDOWN_S = 15.0
 FLUSH_S = 2.0
 MAX_DROPPED = 0.02
 NO_OUTPUT = 'no output'
+# Outcomes of images that give no pose.
+WITHOUT_POSE = (NO_OUTPUT, 'not_started', 'too_old')
 
 
 class DemoError(RuntimeError):
@@ -303,34 +307,33 @@ def exchange_images(
     the drive's images (``truth`` has a line for each) that are far enough, and where there is
     none among those of ``elsewhere_bag``, of another town.  Returns a note on what was done.
     """
-    from rosbags.highlevel import AnyReader
     from rosbags.rosbag2 import StoragePlugin, Writer
 
-    from crossview_localizer.bags.replay import messages
+    from crossview_localizer.bags.bag import Bag, read_messages
     from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 
     pictures, elsewhere = (
-        [msg for _, _, msg in messages(path, [IMAGE_TOPIC])] if path else []
+        [msg for _, _, msg in read_messages(path, {IMAGE_TOPIC})] if path else []
         for path in (bag, elsewhere_bag))
     candidates = far_images(truth)
     generator = np.random.default_rng(seed)
     typestore = typestore_with_geographic_msgs()
-    index = strange = 0
-    with AnyReader([bag], default_typestore=typestore) as reader, Writer(
+    index = from_elsewhere = 0
+    with Bag(bag) as opened, Writer(
         blind_bag, version=9, storage_plugin=StoragePlugin.MCAP,
     ) as writer:
         copies = {
             connection.id: writer.add_connection(
                 connection.topic, connection.msgtype, typestore=typestore,
                 offered_qos_profiles=connection.ext.offered_qos_profiles)
-            for connection in reader.connections}
-        for connection, bag_ns, data in reader.messages():
+            for connection in opened.connections}
+        for connection, bag_ns, data in opened.read_raw():
             if connection.topic == IMAGE_TOPIC:
                 if len(candidates[index]):
                     chosen = pictures[generator.choice(candidates[index])]
                 else:
                     chosen = elsewhere[generator.integers(len(elsewhere))]
-                    strange += 1
+                    from_elsewhere += 1
                 message = pictures[index]
                 blind = type(message)(
                     header=message.header, format=chosen.format, data=chosen.data)
@@ -339,16 +342,18 @@ def exchange_images(
             writer.write(copies[connection.id], bag_ns, data)
     note = (f'image_blind: each of {index} images was replaced by one taken at least '
             f'{BLIND_MIN_M:.0f} m away')
-    return note + f'; for {strange} the drive has none, they are of another town' * bool(strange)
+    if from_elsewhere:
+        note += f'; for {from_elsewhere} the drive has none, they are of another town'
+    return note
 
 
 def offline_rows(
     out: Path, route: Path, weights: Path, node_config, config, stages: Stages,
 ) -> dict[str, list]:
     """Row name to the localizations of the offline Localizer with that control's own map."""
+    from crossview_localizer.bags.replay import localize
     from crossview_localizer.localizer import load_localizer
     from crossview_localizer.networks.checkpoint import load_network
-    from crossview_localizer.bags.replay import localize
 
     rows = {}
     for name, kind, like in (('raw_correlation', 'raw_correlation', TILE_WEIGHTS),
@@ -363,18 +368,22 @@ def offline_rows(
     return rows
 
 
-def judge(drive, outputs, blind_outputs, prior_run, controls) -> Frames:
-    """Every row at every image stamp; the truth enters here and nowhere before."""
+def compare(drive, run, blind_run, prior, controls) -> Comparison:
+    """Every row at every image; the truth is used here and nowhere before.
+
+    ``run`` and ``blind_run`` are recordings of the node, ``prior`` and ``controls`` localizations
+    of the offline Localizer.
+    """
     from crossview_localizer.bags.replay import posteriors
 
     stamps_ns = drive.image_stamps_ns
-    truth = drive.truth.at(stamps_ns, pose_metrics.TRUTH_MAX_GAP_S)
+    truth = drive.truth.at(stamps_ns, TRUTH_MAX_GAP_S)
     rows = {
         'gnss_only': pose_metrics.gnss_only(drive.fixes, stamps_ns),
         'odometry_only': pose_metrics.odometry_only(drive.odometry, truth),
-        'prior': posteriors(prior_run),
-        'image_blind': blind_outputs.poses,
-        'refined': outputs.poses,
+        'prior': posteriors(prior),
+        'image_blind': blind_run.poses,
+        'refined': run.poses,
         **{name: posteriors(results) for name, results in controls.items()},
     }
     for name in rows:
@@ -383,29 +392,19 @@ def judge(drive, outputs, blind_outputs, prior_run, controls) -> Frames:
     silent = [''] * len(stamps_ns)
     outcomes = {
         'gnss_only': silent, 'odometry_only': silent, 'prior': silent,
-        'image_blind': recorded_outcomes(blind_outputs, stamps_ns),
-        'refined': recorded_outcomes(outputs, stamps_ns),
+        'image_blind': recorded_outcomes(blind_run, stamps_ns),
+        'refined': recorded_outcomes(run, stamps_ns),
         **{name: [result.outcome.name.lower() for result in results]
            for name, results in controls.items()},
     }
-    return Frames(truth, pose_metrics.settled(truth), rows, outcomes)
+    return Comparison(truth, pose_metrics.settled(truth), rows, outcomes)
 
 
-def recorded_outcomes(outputs, stamps_ns) -> list[str]:
-    """What became of each image, from what the node published with its stamp."""
-    poses = {int(ns): row for ns, row in zip(outputs.poses.stamps_ns, outputs.poses.poses)}
-    priors = {int(ns): row for ns, row in zip(outputs.priors.stamps_ns, outputs.priors.poses)}
-    matched = set(outputs.matches.stamps_ns.tolist())
-    outcomes = []
-    for stamp_ns in stamps_ns.tolist():
-        if stamp_ns not in poses:
-            outcomes.append(NO_OUTPUT)
-        elif stamp_ns not in matched:
-            outcomes.append('no match')
-        else:
-            used = not np.array_equal(poses[stamp_ns], priors[stamp_ns])
-            outcomes.append('used' if used else 'gated')
-    return outcomes
+def recorded_outcomes(run, stamps_ns: np.ndarray) -> list[str]:
+    """What the node said of each image; NO_OUTPUT where it said nothing of this one."""
+    from crossview_localizer.bags.recorded_run import UNKNOWN
+
+    return run.outcomes(stamps_ns, NO_OUTPUT if run.statuses else UNKNOWN).tolist()
 
 
 # --- the whole
@@ -418,10 +417,12 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
     """
     import torch
 
-    from crossview_localizer import report
     from crossview_localizer.bags import replay
-    from crossview_localizer.maps.embedding_map import EmbeddingMap
+    from crossview_localizer.bags.drive import read_drive
+    from crossview_localizer.bags.recorded_run import read_run
+    from crossview_localizer.evaluation.run_report import Demo, write_report
     from crossview_localizer.localizer import Localizer
+    from crossview_localizer.maps.embedding_map import EmbeddingMap
     from crossview_localizer.networks.checkpoint import load_network
 
     # Two threads on two busy cores can be far slower than one.
@@ -444,7 +445,7 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
     with stages.stage('build the map'):
         build_corridor_map(out / 'world', route, network, map_path)
     frame = EmbeddingMap.open(map_path, 'cpu', network.fingerprint).frame
-    drive = replay.read_drive(bag, frame, node_config)
+    drive = read_drive(bag, frame, node_config)
     if not len(drive.truth) or not len(drive.image_stamps_ns):
         raise DemoError(f'{bag} has no ground truth or no images: there is nothing to judge by')
 
@@ -452,8 +453,8 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
     with stages.stage('replay through the node'), RosRun('node_run', out / 'logs') as run:
         start_ros_run(run, bag, out / 'run', map_path, weights)
         finish_ros_run(run, duration_s)
-    outputs = replay.read_outputs(out / 'run')
-    truth = drive.truth.at(drive.image_stamps_ns, pose_metrics.TRUTH_MAX_GAP_S)
+    recorded = read_run(out / 'run', frame=frame)
+    truth = drive.truth.at(drive.image_stamps_ns, TRUTH_MAX_GAP_S)
     elsewhere_bag = None
     if not all(map(len, far_images(truth))):
         elsewhere_bag = out / 'bag_elsewhere'
@@ -466,20 +467,20 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
             blind_note = exchange_images(bag, blind_bag, truth, elsewhere_bag, world_seed)
             start_ros_run(run, blind_bag, out / 'run_blind', map_path, weights)
         with stages.stage('offline prior'):
-            prior_run = list(replay.localize(bag, Localizer(config, frame), node_config))
+            prior = list(replay.localize(bag, Localizer(config, frame), node_config))
         controls = offline_rows(out, route, weights, node_config, config, stages)
         with stages.stage('rest of the image_blind run'):
             finish_ros_run(run, duration_s)
-    blind_outputs = replay.read_outputs(out / 'run_blind')
+    recorded_blind = read_run(out / 'run_blind', frame=frame)
 
     # 6 and 7: judge and show.
     with stages.stage('evaluate'):
-        frames = judge(drive, outputs, blind_outputs, prior_run, controls)
-        results = pose_metrics.evaluate(frames)
-        pose_metrics.write_frames(out / 'frames.csv', frames)
+        comparison = compare(drive, recorded, recorded_blind, prior, controls)
+        results = pose_metrics.metrics_by_row(comparison)
+        pose_metrics.write_comparison(out / 'frames.csv', comparison)
     summary = {
         **{name: results[name] for name in pose_metrics.ROWS},
-        'latency_ms': pose_metrics.percentiles(outputs.latency_ms),
+        'latency_ms': pose_metrics.percentiles(recorded.latency_ms),
         'seconds': stages.total(),
         'world_seed': world_seed,
         'weights': weights.name,
@@ -488,16 +489,16 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
             'Simulation: town, imagery, camera and sensors are rendered and drawn from a seed.',
             blind_note + '.',
             *explanations(),
-            silence('refined', drive.image_stamps_ns, outputs),
-            silence('image_blind', drive.image_stamps_ns, blind_outputs),
+            count_missing('refined', drive.image_stamps_ns, recorded.poses),
+            count_missing('image_blind', drive.image_stamps_ns, recorded_blind.poses),
         ],
     }
     with stages.stage('report'):
-        page = report.write_report(
+        page = write_report(
             out / 'report', out / 'run', input_bag=bag, map_path=map_path,
-            imagery=[out / 'world/orthophoto.tif'], demo=report.Demo(summary, frames))
+            imagery=[out / 'world/orthophoto.tif'], demo=Demo(summary, comparison))
     summary['seconds'] = stages.total()
-    write_atomically(out / 'summary.json', json.dumps(summary, indent=2) + '\n')
+    write_json(out / 'summary.json', summary)
     print_summary(summary)
     print(f'\nreport: {page}')
     return summary
@@ -521,10 +522,9 @@ def prepare(out: Path, arguments: dict, keep: bool) -> None:
     marker.write_text(json.dumps(arguments))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text, encoding='utf-8')
-    partial.replace(path)
+def write_json(path: Path, content: dict) -> None:
+    with write_atomically(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
 
 
 def explanations() -> list[str]:
@@ -545,11 +545,9 @@ def explanations() -> list[str]:
     ]
 
 
-def silence(name: str, stamps_ns: np.ndarray, outputs) -> str:
+def count_missing(name: str, stamps_ns: np.ndarray, poses: Track) -> str:
     """How many images of a run of the node gave no pose of their own."""
-    posed = np.isin(stamps_ns, outputs.poses.stamps_ns)
-    if not posed.any():
-        return f'{name}: the node published no pose.'
+    posed = np.isin(stamps_ns, poses.stamps_ns)
     before = int(np.argmax(posed))
     dropped = int((~posed).sum()) - before
     note = (f'{name}: of {len(posed)} images {before} came before the filter had started and '
@@ -609,9 +607,9 @@ def print_pool(folders: list[Path], json_path: Path | None = None) -> None:
     drives, runs = [], []
     for folder in folders:
         summary = json.loads((folder / 'summary.json').read_text(encoding='utf-8'))
-        drives.append(pose_metrics.read_frames(folder / 'frames.csv'))
+        drives.append(pose_metrics.read_comparison(folder / 'frames.csv'))
         latency = summary['latency_ms']
-        judged = pose_metrics.evaluate(drives[-1])
+        judged = pose_metrics.metrics_by_row(drives[-1])
         runs.append({key: summary[key] for key in ('world_seed', 'weights', 'latency_ms')}
                     | {'seconds': summary['seconds']['total']}
                     | {key: judged[key] for key in ('refined', 'image_blind')})
@@ -619,17 +617,16 @@ def print_pool(folders: list[Path], json_path: Path | None = None) -> None:
               f'{summary["weights"]}, latency p50 {latency["p50"]:.0f} ms, p99 '
               f'{latency["p99"]:.0f} ms, {summary["seconds"]["total"]:.0f} s')
         for name in ('refined', 'image_blind'):
-            missing = drives[-1].outcomes[name].count(NO_OUTPUT)
+            missing = sum(outcome in WITHOUT_POSE for outcome in drives[-1].outcomes[name])
             print(f'  {name}: {missing} of {len(drives[-1].truth)} images without a pose of their '
                   'own (dropped, or before the start)')
-    results = pose_metrics.evaluate(pose_metrics.pool(drives))
+    results = pose_metrics.metrics_by_row(pose_metrics.pool(drives))
     print(f'\npooled over the frames of {len(folders)} drives\n')
     print(pose_metrics.table(results))
     print()
     print('\n'.join(goals(results)))
     if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(json_path, json.dumps({'pooled': results, 'runs': runs}, indent=1) + '\n')
+        write_json(json_path, {'pooled': results, 'runs': runs})
 
 
 def build_parser() -> argparse.ArgumentParser:

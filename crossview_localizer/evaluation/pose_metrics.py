@@ -18,7 +18,6 @@ from crossview_localizer.geometry import body_axes_error, Pose2D, wrap_angle
 from crossview_localizer.trajectory import Track
 
 SETTLING_S = 5.0
-TRUTH_MAX_GAP_S = 1.0
 GNSS_VELOCITY_WINDOW_S = 2.0
 GNSS_EXTRAPOLATION_S = 1.0
 GNSS_COURSE_MIN_MPS = 1.0
@@ -41,10 +40,12 @@ COVARIANCE_FIELDS = {
 
 
 @dataclass(frozen=True)
-class Frames:
-    """One drive, a line an image: the truth, and every row's pose and outcome at its stamp.
+class Comparison:
+    """The poses that several methods gave at the images of a drive, beside the truth.
 
-    ``evaluated`` (n,) bool marks the lines that count: settled, with the truth known.
+    A line is an image: all tracks have the same stamps.  A row is a method: ``rows`` has its poses
+    and ``outcomes`` what became of each image.  ``evaluated`` (n,) bool marks the lines that
+    count: settled, with the truth known.
     """
 
     truth: Track
@@ -62,10 +63,15 @@ def settled(truth: Track) -> np.ndarray:
 def propagate(outputs: Track, odometry: Track, stamps_ns) -> Track:
     """The newest output at or before each stamp, moved on by odometry; NaN before the first.
 
-    The covariance is carried along by the motion's Jacobian and no noise is added to it.
+    Before its first sample and after its last one odometry stands still.  The covariance is
+    carried along by the Jacobian of the motion and no noise is added to it.
     """
+    def odom_from_base(stamp_ns: int) -> Pose2D:
+        first_ns, last_ns = odometry.stamps_ns[[0, -1]].tolist()
+        return odometry.pose_at(min(max(stamp_ns, first_ns), last_ns), math.inf)
+
     moved = Track.empty(stamps_ns)
-    for row, stamp_ns in enumerate(moved.stamps_ns):
+    for row, stamp_ns in enumerate(moved.stamps_ns.tolist()):
         last = int(np.searchsorted(outputs.stamps_ns, stamp_ns, side='right')) - 1
         if last < 0:
             continue
@@ -73,8 +79,8 @@ def propagate(outputs: Track, odometry: Track, stamps_ns) -> Track:
             moved.poses[row] = outputs.poses[last]
             moved.covariances[row] = outputs.covariances[last]
             continue
-        odom_from_last = odometry.pose_at(outputs.stamps_ns[last])
-        last_from_now = odom_from_last.inverse() @ odometry.pose_at(stamp_ns)
+        odom_from_last = odom_from_base(int(outputs.stamps_ns[last]))
+        last_from_now = odom_from_last.inverse() @ odom_from_base(stamp_ns)
         map_from_now = outputs.pose(last) @ last_from_now
         moved.poses[row] = map_from_now.as_array()
         # d(x, y)/d(yaw) of the composition is its translation turned by 90 degrees.
@@ -202,15 +208,15 @@ def metrics(estimate: Track, truth: Track, evaluated: np.ndarray) -> dict[str, f
     }
 
 
-def evaluate(frames: Frames) -> dict[str, dict]:
+def metrics_by_row(comparison: Comparison) -> dict[str, dict]:
     """Row name to :func:`metrics`."""
     return {
-        name: metrics(track, frames.truth, frames.evaluated)
-        for name, track in frames.rows.items()
+        name: metrics(track, comparison.truth, comparison.evaluated)
+        for name, track in comparison.rows.items()
     }
 
 
-def pool(drives: list[Frames]) -> Frames:
+def pool(drives: list[Comparison]) -> Comparison:
     """The lines of several drives as one, of the rows that all of them have."""
     def joined(tracks: list[Track]) -> Track:
         return Track(
@@ -219,7 +225,7 @@ def pool(drives: list[Frames]) -> Frames:
             np.concatenate([track.covariances for track in tracks]))
 
     names = [name for name in drives[0].rows if all(name in drive.rows for drive in drives)]
-    return Frames(
+    return Comparison(
         joined([drive.truth for drive in drives]),
         np.concatenate([drive.evaluated for drive in drives]),
         {name: joined([drive.rows[name] for drive in drives]) for name in names},
@@ -252,23 +258,23 @@ def table(results: dict[str, dict]) -> str:
     return '\n'.join(lines)
 
 
-def write_frames(path: Path, frames: Frames) -> None:
+def write_comparison(path: Path, comparison: Comparison) -> None:
     """frames.csv: a line an image; an empty cell is a value that the row does not have."""
     header = ['stamp_ns', 'evaluated', 'truth_x_m', 'truth_y_m', 'truth_yaw_rad']
-    for name in frames.rows:
+    for name in comparison.rows:
         header += [f'{name}_{part}' for part in ('x_m', 'y_m', 'yaw_rad', *COVARIANCE_FIELDS)]
         header.append(f'{name}_outcome')
     with open(path, 'w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        for line in range(len(frames.truth)):
-            numbers = [*frames.truth.poses[line]]
-            cells = [int(frames.truth.stamps_ns[line]), int(frames.evaluated[line])]
+        for line in range(len(comparison.truth)):
+            numbers = [*comparison.truth.poses[line]]
+            cells = [int(comparison.truth.stamps_ns[line]), int(comparison.evaluated[line])]
             cells += _cells(numbers)
-            for name, track in frames.rows.items():
+            for name, track in comparison.rows.items():
                 cells += _cells(track.poses[line])
                 cells += _cells(track.covariances[line][at] for at in COVARIANCE_FIELDS.values())
-                cells.append(frames.outcomes[name][line])
+                cells.append(comparison.outcomes[name][line])
             writer.writerow(cells)
 
 
@@ -276,8 +282,8 @@ def _cells(numbers) -> list[str]:
     return ['' if math.isnan(number) else repr(float(number)) for number in numbers]
 
 
-def read_frames(path: Path) -> Frames:
-    """Read what :func:`write_frames` wrote; ValueError names what is missing."""
+def read_comparison(path: Path) -> Comparison:
+    """Read what :func:`write_comparison` wrote; ValueError names what is missing."""
     with open(path, newline='', encoding='utf-8') as file:
         lines = list(csv.DictReader(file))
     if not lines or 'stamp_ns' not in lines[0] or 'truth_yaw_rad' not in lines[0]:
@@ -299,4 +305,4 @@ def read_frames(path: Path) -> Frames:
         rows[name] = Track(stamps_ns, poses(name), covariances)
         outcomes[name] = [line[f'{name}_outcome'] for line in lines]
     evaluated = np.array([line['evaluated'] == '1' for line in lines])
-    return Frames(truth, evaluated, rows, outcomes)
+    return Comparison(truth, evaluated, rows, outcomes)

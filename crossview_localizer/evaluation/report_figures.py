@@ -4,8 +4,7 @@ Every function takes ``width_in``, the width of the figure in inches, and lays i
 What is drawn is thinned to what a picture can show, so an hour costs as much as a minute.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 import math
 
 import matplotlib
@@ -21,11 +20,14 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from scipy.stats import chi2  # noqa: E402
 
-from crossview_localizer.bags.recorded_run import Diagnostics, GATED, NO_MATCH, USED  # noqa: E402
+from crossview_localizer.bags.recorded_diagnostics import Diagnostics  # noqa: E402
+from crossview_localizer.bags.recorded_run import UNKNOWN  # noqa: E402
 from crossview_localizer.datatypes import PoseEstimate  # noqa: E402
 from crossview_localizer.evaluation import pose_metrics  # noqa: E402
-from crossview_localizer.evaluation.pose_metrics import Frames  # noqa: E402
-from crossview_localizer.geometry import body_axes_error, MapGrid, Pose2D, wrap_angle  # noqa: E402
+from crossview_localizer.evaluation.background import Orthophoto  # noqa: E402
+from crossview_localizer.evaluation.pose_metrics import Comparison  # noqa: E402
+from crossview_localizer.evaluation.shots import Shot  # noqa: E402
+from crossview_localizer.geometry import body_axes_error, MapGrid, wrap_angle  # noqa: E402
 from crossview_localizer.trajectory import Track  # noqa: E402
 
 WIDE_IN = 10.5
@@ -47,7 +49,16 @@ COLOURS = {
     'before_match': '#0072b2', 'image_blind': '#cc79a7', 'refined': '#009e73',
     'raw_correlation': '#56b4e9', 'random_init': '#d55e00',
 }
-OUTCOME_COLOURS = {USED: '#009e73', GATED: '#e69f00', NO_MATCH: '#b0b0b0'}
+# Outcomes of images by the name of the group that the timeline shows; the rest is "no match".
+NO_MATCH = 'no match'
+OUTCOME_GROUPS = {
+    'used': 'match used', 'gated': 'match refused by the gate',
+    'distrusted': 'matches not trusted', UNKNOWN: 'not recorded',
+}
+GROUP_COLOURS = {
+    'match used': '#009e73', 'match refused by the gate': '#e69f00',
+    'matches not trusted': '#d1495b', NO_MATCH: '#b0b0b0', 'not recorded': '#e4e4e4',
+}
 INPUT_COLOURS = {'camera': '#cc79a7', 'gnss': '#e69f00', 'odometry': '#7f7f7f'}
 LEVEL_COLOURS = ('#8fc9a9', '#f0c24b', '#d1495b')
 MATCH_COLOUR = '#00e5ff'
@@ -56,32 +67,6 @@ STYLE = {
     'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.25, 'legend.frameon': False,
     'legend.handlelength': 1.5, 'figure.constrained_layout.use': True,
 }
-
-Orthophoto = Callable[[MapGrid], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One camera frame with its heat map and what the filter held before and after it.
-
-    ``rgb`` (H, W, 3) or None without the input bag.  ``percent`` (rows, cols) is the heat map as
-    published, row 0 south, NaN outside the map; ``extent_m`` its west, east, south, north edges.
-    ``peak_m`` (2,) is where it is highest, ``distance_m`` how far that is from ``truth`` or, where
-    the truth is not known, from ``prior``.
-    """
-
-    label: str
-    stamp_ns: int
-    rgb: np.ndarray | None
-    percent: np.ndarray
-    extent_m: tuple[float, float, float, float]
-    peak_m: np.ndarray
-    distance_m: float
-    truth: Pose2D | None
-    prior: PoseEstimate | None
-    match: PoseEstimate | None
-    refined: PoseEstimate | None
-
 
 # --- helpers
 
@@ -229,17 +214,18 @@ def trajectory(
 
 
 def errors_over_time(
-    frames: Frames, outages_ns: Sequence[tuple[int, int]], width_in: float,
+    comparison: Comparison, outages_ns: Sequence[tuple[int, int]], width_in: float,
 ) -> Figure:
     """Position errors of all rows with truth, then those of ``refined`` with their bounds."""
-    stamps_ns = frames.truth.stamps_ns
+    stamps_ns = comparison.truth.stamps_ns
     seconds = (stamps_ns - stamps_ns[0]) * NS
     unit_s, time_label = _clock(seconds[-1])
     time = seconds / unit_s
     figure, panels = plt.subplots(
         4, 1, figsize=(width_in, 8.6), sharex=True, height_ratios=(1.5, 1.0, 1.0, 1.0))
     errors = {
-        name: pose_metrics.pose_errors(track, frames.truth) for name, track in frames.rows.items()}
+        name: pose_metrics.pose_errors(track, comparison.truth)
+        for name, track in comparison.rows.items()}
     for name in ('gnss_only', 'prior', 'before_match', 'image_blind', 'refined'):
         if name in errors:
             error_m = errors[name]['position_m']
@@ -253,8 +239,8 @@ def errors_over_time(
         if name in ('prior', 'before_match', 'image_blind', 'refined'))
     panels[0].set(ylabel='position\nerror [m]', ylim=(0.0, 1.3 * highest_m))
 
-    refined = frames.rows['refined']
-    along, across = _body_variances(refined.covariances, frames.truth.poses[:, 2])
+    refined = comparison.rows['refined']
+    along, across = _body_variances(refined.covariances, comparison.truth.poses[:, 2])
     signed = (
         ('longitudinal\n[m]', errors['refined']['longitudinal_m'], along),
         ('lateral\n[m]', errors['refined']['lateral_m'], across),
@@ -262,7 +248,7 @@ def errors_over_time(
          refined.covariances[:, 2, 2] * math.degrees(1.0) ** 2),
     )
     for panel, (label, error, variance) in zip(panels[1:], signed):
-        _error_with_bounds(panel, time, error, variance, frames.evaluated)
+        _error_with_bounds(panel, time, error, variance, comparison.evaluated)
         panel.set(ylabel=label)
     for panel in panels:
         _shade(panel, outages_ns, stamps_ns[0], unit_s)
@@ -302,7 +288,7 @@ def claims_over_time(
 
     A match that has no position along some direction may lie anywhere: it is off the scale.
     """
-    found = aligned(matches, poses.stamps_ns)
+    found = matches.aligned(poses.stamps_ns)
     seconds = (poses.stamps_ns - poses.stamps_ns[0]) * NS
     unit_s, time_label = _clock(seconds[-1])
     time = seconds / unit_s
@@ -346,33 +332,24 @@ def _shade(panel: Axes, outages_ns, start_ns: int, unit_s: float) -> None:
                       color='#d1495b', alpha=0.12, lw=0)
 
 
-def aligned(track: Track, stamps_ns: np.ndarray) -> Track:
-    """The lines of a track with exactly these stamps; NaN where it has none."""
-    found = Track.empty(stamps_ns)
-    if len(track):
-        row = np.minimum(np.searchsorted(track.stamps_ns, found.stamps_ns), len(track) - 1)
-        same = track.stamps_ns[row] == found.stamps_ns
-        found.poses[same] = track.poses[row[same]]
-        found.covariances[same] = track.covariances[row[same]]
-    return found
-
-
-def histograms(frames: Frames, width_in: float) -> Figure:
+def histograms(comparison: Comparison, width_in: float) -> Figure:
     """Lateral, longitudinal and heading errors of ``refined``; above with what it started from."""
-    other = next((n for n in ('prior', 'before_match') if n in frames.rows), None)
+    other = next((n for n in ('prior', 'before_match') if n in comparison.rows), None)
     stacked = width_in < STACK_BELOW_IN
     lines = [[name for name in (other, 'refined') if name], ['refined']][0 if other else 1:]
     figure = plt.figure(figsize=(width_in, 6.6 if stacked else 2.5 * len(lines)))
     grid = figure.subplots(3, len(lines)).T if stacked else figure.subplots(len(lines), 3)
     errors = {
-        name: pose_metrics.pose_errors(frames.rows[name], frames.truth) for name in lines[0]}
+        name: pose_metrics.pose_errors(comparison.rows[name], comparison.truth)
+        for name in lines[0]}
     quantities = (
         ('lateral error [m]', lambda e: e['lateral_m']),
         ('longitudinal error [m]', lambda e: e['longitudinal_m']),
         ('heading error [deg]', lambda e: np.degrees(e['heading_rad'])))
     for names, panels in zip(lines, np.reshape(grid, (len(lines), 3))):
         for panel, (label, quantity) in zip(panels, quantities):
-            _histogram(panel, {name: quantity(errors[name])[frames.evaluated] for name in names})
+            _histogram(panel, {
+                name: quantity(errors[name])[comparison.evaluated] for name in names})
             panel.set(xlabel=label)
             panel.locator_params(axis='x', nbins=4)
         panels[0].set(ylabel='images')
@@ -396,15 +373,15 @@ def _histogram(panel: Axes, values: dict[str, np.ndarray]) -> None:
     panel.set(xlim=(-reach, reach))
 
 
-def distribution(frames: Frames, width_in: float) -> Figure:
+def distribution(comparison: Comparison, width_in: float) -> Figure:
     """Share of evaluated images below an error, all rows."""
     figure, axes = plt.subplots(figsize=(width_in, 3.4))
-    for name, track in frames.rows.items():
-        error_m = pose_metrics.pose_errors(track, frames.truth)['position_m'][frames.evaluated]
-        error_m = np.sort(error_m[np.isfinite(error_m)])
+    for name, track in comparison.rows.items():
+        error_m = pose_metrics.pose_errors(track, comparison.truth)['position_m']
+        error_m = np.sort(error_m[comparison.evaluated & np.isfinite(error_m)])
         if not len(error_m):
             continue
-        share = np.arange(1, len(error_m) + 1) / frames.evaluated.sum()
+        share = np.arange(1, len(error_m) + 1) / comparison.evaluated.sum()
         thin = np.unique(np.linspace(0, len(error_m) - 1, MOST_POINTS).astype(int))
         # The control that may lie exactly on another row is dashed.
         axes.step(
@@ -527,7 +504,10 @@ def timeline(
     poses: Track, outcomes: np.ndarray, fixes_ns: np.ndarray, diagnostics: Diagnostics,
     start_ns: int, end_ns: int, width_in: float,
 ) -> Figure:
-    """Matches and the gate, GNSS, ages of the inputs, and what /diagnostics said, over time."""
+    """Outcomes of the images, GNSS, ages of the inputs, and what /diagnostics said, over time.
+
+    ``outcomes`` (n,) has the outcome of the image of each pose.
+    """
     unit_s, time_label = _clock((end_ns - start_ns) * NS)
     span_s = max((end_ns - start_ns) * NS, 1e-3)
     edges = np.linspace(0.0, span_s, int(np.clip(span_s / TIME_BIN_S, 10, MOST_TIME_BINS)) + 1)
@@ -542,12 +522,15 @@ def timeline(
 
     bottom = np.zeros(len(edges) - 1)
     every, _ = np.histogram((poses.stamps_ns - start_ns) * NS, edges)
-    for outcome, colour in OUTCOME_COLOURS.items():
-        stamps_ns = poses.stamps_ns[outcomes == outcome]
+    groups = np.array([OUTCOME_GROUPS.get(outcome, NO_MATCH) for outcome in outcomes])
+    for group, colour in GROUP_COLOURS.items():
+        stamps_ns = poses.stamps_ns[groups == group]
+        if not len(stamps_ns):
+            continue
         count, _ = np.histogram((stamps_ns - start_ns) * NS, edges)
         share = 100.0 * count / np.maximum(every, 1)
         panels[0].stairs(bottom + share, edges / unit_s, baseline=bottom, fill=True, color=colour,
-                         label=outcome)
+                         label=group)
         bottom = bottom + share
     panels[0].set(ylabel='poses [%]', ylim=(0.0, 100.0))
     count, _ = np.histogram((fixes_ns - start_ns) * NS, edges)
