@@ -25,7 +25,7 @@ from hypothesis import given, HealthCheck, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from crossview_localizer.bags import replay, robotcar
+from crossview_localizer.bags import replay, robotcar, robotcar_images
 from crossview_localizer.bags.bag import read_messages
 from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 from crossview_localizer.datatypes import PoseEstimate
@@ -113,8 +113,8 @@ def good_lut(folder: Path) -> Path:
 
 
 def read_lut(path: Path) -> None:
-    intrinsics = robotcar.read_intrinsics(path.parent)
-    robotcar.fit_plumb_bob(intrinsics, 16, 12)
+    intrinsics = robotcar_images.read_intrinsics(path.parent)
+    robotcar_images.fit_plumb_bob(intrinsics, 16, 12)
 
 
 def good_yaml(folder: Path) -> Path:
@@ -173,7 +173,7 @@ def good_bag_metadata(folder: Path) -> Path:
 
 
 def read_time_list(path: Path) -> None:
-    robotcar.list_stereo_images(path.parent)
+    robotcar_images.list_stereo_images(path.parent)
 
 
 KINDS = {

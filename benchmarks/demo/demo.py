@@ -258,10 +258,10 @@ def simulate(out: Path, seed: int, duration_s: float, rate_hz: float, ortho_px_m
 
 
 def convert(traversal: Path, bag: Path) -> None:
-    from crossview_localizer import robotcar_to_bag
+    from crossview_localizer.bags import robotcar_bag
 
     world = traversal.parent
-    robotcar_to_bag.convert(robotcar_to_bag.Options(
+    robotcar_bag.convert(robotcar_bag.Options(
         traversal=traversal, models=world / 'models', extrinsics=world / 'extrinsics', out=bag,
         rtk=world / 'rtk' / traversal.name / 'rtk.csv'))
 
