@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from benchmarks import ros_domain
-from benchmarks.demo import demo
+from benchmarks.demo import demo, exchanged_images, ros_run, stages, summary
 from crossview_localizer.datatypes import Outcome
 from crossview_localizer.evaluation import pose_metrics
 from crossview_localizer.evaluation.pose_metrics import Comparison
@@ -30,50 +30,50 @@ def smoke(ros, shipped_weights, tmp_path_factory):
     from training import simulation
 
     folder = tmp_path_factory.mktemp('demo')
-    parameters = yaml.safe_load(demo.PARAMETERS.read_text())
+    parameters = yaml.safe_load(ros_run.PARAMETERS.read_text())
     # On a busy machine a late odometry must not turn into an extrapolated prior.
     parameters['/**']['ros__parameters']['odometry_wait_s'] = 1.0
     (folder / 'parameters.yaml').write_text(yaml.safe_dump(parameters))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, 'PARAMETERS', folder / 'parameters.yaml')
+        patch.setattr(ros_run, 'PARAMETERS', folder / 'parameters.yaml')
         patch.setattr(simulation, 'make_world', partial(simulation.make_world, city_size_m=300.0))
-        patch.setattr(demo, 'IMAGE_SIZE_PX', (320, 240))
-        patch.setattr(demo, 'RATE_HZ', 2.0)
-        patch.setattr(demo, 'ORTHO_PX_M', 0.4)
-        patch.setattr(demo, 'PLAY_RATE', 2.0)
+        patch.setattr(stages, 'IMAGE_SIZE_PX', (320, 240))
+        patch.setattr(stages, 'RATE_HZ', 2.0)
+        patch.setattr(stages, 'ORTHO_PX_M', 0.4)
+        patch.setattr(ros_run, 'PLAY_RATE', 2.0)
         # For a machine that is busy with other things.
-        patch.setattr(demo, 'STARTUP_S', 240.0)
-        patch.setattr(demo, 'SHUTDOWN_S', 60.0)
+        patch.setattr(ros_run, 'STARTUP_S', 240.0)
+        patch.setattr(ros_run, 'SHUTDOWN_S', 60.0)
         patch.setattr(run_report, 'DPI', dict.fromkeys(run_report.WIDTHS_IN, 30))
         # So short a drive has no picture 200 m away.
-        patch.setattr(demo, 'BLIND_MIN_M', 15.0)
+        patch.setattr(exchanged_images, 'BLIND_MIN_M', 15.0)
         demo.run_demo(folder / 'out', SEED, DURATION_S, shipped_weights[0], keep=False)
     return folder / 'out'
 
 
 def test_the_summary_has_the_rows_and_numbers_that_are_promised(smoke):
-    summary = json.loads((smoke / 'summary.json').read_text())
-    assert list(summary) == [
+    written = json.loads((smoke / 'summary.json').read_text())
+    assert list(written) == [
         'gnss_only', 'odometry_only', 'prior', 'image_blind', 'refined', 'raw_correlation',
         'random_init', 'latency_ms', 'seconds', 'world_seed', 'weights', 'matcher', 'notes']
     stamps_ns = pose_metrics.read_comparison(smoke / 'frames.csv').truth.stamps_ns
     assert len(stamps_ns) == 2.0 * DURATION_S
     for name in pose_metrics.ROWS:
-        assert list(summary[name]) == list(pose_metrics.METRICS)
-        assert summary[name]['n_expected'] == (stamps_ns > stamps_ns[0] + 5_000_000_000).sum()
-    assert list(summary['latency_ms']) == ['p50', 'p95', 'p99']
-    assert summary['world_seed'] == 9000 + SEED
-    assert summary['refined']['n'] >= 20
-    assert summary['random_init']['n'] >= 20
-    assert summary['gnss_only']['heading_median_deg'] is None
-    assert summary['odometry_only']['median_m'] < 3.0
+        assert list(written[name]) == list(pose_metrics.METRICS)
+        assert written[name]['n_expected'] == (stamps_ns > stamps_ns[0] + 5_000_000_000).sum()
+    assert list(written['latency_ms']) == ['p50', 'p95', 'p99']
+    assert written['world_seed'] == 9000 + SEED
+    assert written['refined']['n'] >= 20
+    assert written['random_init']['n'] >= 20
+    assert written['gnss_only']['heading_median_deg'] is None
+    assert written['odometry_only']['median_m'] < 3.0
 
 
 def test_the_frames_give_the_summary_s_numbers_again(smoke):
-    summary = json.loads((smoke / 'summary.json').read_text())
+    written = json.loads((smoke / 'summary.json').read_text())
     again = pose_metrics.metrics_by_row(pose_metrics.read_comparison(smoke / 'frames.csv'))
     for name in pose_metrics.ROWS:
-        assert again[name] == pytest.approx(summary[name])
+        assert again[name] == pytest.approx(written[name])
 
 
 def test_the_demo_ends_with_a_report_that_shows_its_controls(smoke):
@@ -89,7 +89,7 @@ def test_the_offline_localizer_gives_the_node_s_poses(smoke, shipped_weights):
     from crossview_localizer.bags.recorded_run import read_run
     from crossview_localizer.localizer import load_localizer
 
-    node_config, config = replay.read_parameters(demo.PARAMETERS)
+    node_config, config = replay.read_parameters(ros_run.PARAMETERS)
     localizer = load_localizer(smoke / 'maps/trained.map', shipped_weights[0], config)
     results = list(replay.localize(smoke / 'bag', localizer, node_config))
     offline = replay.posteriors(results)
@@ -112,7 +112,7 @@ def test_the_recording_holds_what_a_user_would_look_at(smoke):
     with Bag(smoke / 'run') as bag:
         found = bag.topics
     assert {'/crossview_localizer/pose', '/crossview_localizer/odometry', '/tf', '/diagnostics',
-            '/crossview_localizer/geopose', demo.TRUTH_TOPIC} <= found
+            '/crossview_localizer/geopose', ros_run.TRUTH_TOPIC} <= found
 
 
 # --- its parts
@@ -137,33 +137,33 @@ def test_keep_saves_the_drive_only_for_the_same_arguments(tmp_path):
 
 
 def test_a_process_that_dies_ends_the_run_with_its_last_words(tmp_path):
-    with demo.RosRun('run', tmp_path) as run:
+    with ros_run.RosRun('run', tmp_path) as run:
         run.start('node', 'crossview_localizer.no_such_module')
-        with pytest.raises(demo.DemoError, match='no_such_module'):
+        with pytest.raises(ros_run.RosRunError, match='no_such_module'):
             run.wait_for_log('node', ['ready'], deadline_s=30.0)
 
 
 def test_a_node_that_goes_on_without_its_map_ends_the_demo(tmp_path):
-    run = demo.RosRun('run', tmp_path)
+    run = ros_run.RosRun('run', tmp_path)
     run.log('node').write_text('[INFO] [1.0] [crossview_localizer]: loaded\n')
     run.require_no_error('node')
     run.log('node').write_text('[ERROR] [1.0] [crossview_localizer]: no map; the prior alone\n')
-    with pytest.raises(demo.DemoError, match='the prior alone'):
+    with pytest.raises(ros_run.RosRunError, match='the prior alone'):
         run.require_no_error('node')
 
 
 def test_dropped_images_are_told_from_those_before_the_start():
     stamps_ns = np.arange(100)
-    assert '10 came before the filter had started and 0 were' in demo.count_missing(
+    assert '10 came before the filter had started and 0 were' in summary.count_missing(
         'refined', stamps_ns, Track.empty(np.arange(10, 100)))
-    note = demo.count_missing(
+    note = summary.count_missing(
         'refined', stamps_ns, Track.empty(np.setdiff1d(stamps_ns, [3, 50, 51, 52])))
     assert '0 came before' in note and '4 were dropped' in note and 'too busy' in note
 
 
 def test_no_process_outlives_its_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        with demo.RosRun('run', tmp_path) as run:
+        with ros_run.RosRun('run', tmp_path) as run:
             run.start('player', 'http.server', '0', '--bind', '127.0.0.1')
             raise KeyboardInterrupt
     assert run.processes['player'].poll() is not None
@@ -219,7 +219,7 @@ def test_the_goals_compare_what_the_issue_compares():
         return {'median_m': median_m, 'longitudinal_median_m': longitudinal_m, 'p95_m': p95_m,
                 'coverage_95': coverage}
 
-    lines = demo.goals({
+    lines = summary.goals({
         'refined': row(1.5, 2.0, 3.9, 0.86), 'prior': row(4.0, 3.0, 9.0, 0.9),
         'image_blind': row(2.9, 4.0, 9.0, 0.9), 'gnss_only': row(4.0, 3.0, 9.0, 0.4)})
     reached = [line.startswith('reached') for line in lines]
@@ -255,11 +255,11 @@ def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tm
     elsewhere_bag, _ = brightness_bag(tmp_path / 'elsewhere', 30)
     along_m = apart_m * np.arange(len(stamps_ns))
     truth = Track.from_poses(stamps_ns, [Pose2D(x_m, 0.0, 0.0) for x_m in along_m])
-    note = demo.exchange_images(bag, tmp_path / 'blind', truth, elsewhere_bag, seed=5)
+    note = exchanged_images.exchange_images(bag, tmp_path / 'blind', truth, elsewhere_bag, seed=5)
 
     before, after = (list(read_messages(path)) for path in (bag, tmp_path / 'blind'))
     assert [entry[:2] for entry in before] == [entry[:2] for entry in after]
-    levels = [brightness(msg) for topic, _, msg in after if topic == demo.IMAGE_TOPIC]
+    levels = [brightness(msg) for topic, _, msg in after if topic == ros_run.IMAGE_TOPIC]
     for x_m, level in zip(along_m, levels):
         if level % 20 == 0:
             assert abs(along_m[level // 20 - 1] - x_m) >= 200.0

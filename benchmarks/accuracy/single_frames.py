@@ -378,7 +378,8 @@ def filtered_frames(demo: Path, paper_weights: Path) -> list[Frame]:
     The node's own runs come from ``frames.csv``; the paper's matcher is run here, by the offline
     Localizer on the same bag with its own map.
     """
-    from benchmarks.demo.demo import build_corridor_map, PARAMETERS
+    from benchmarks.demo.ros_run import PARAMETERS
+    from benchmarks.demo.stages import build_corridor_map
     from crossview_localizer.bags import replay
     from crossview_localizer.bags.drive import read_drive
     from crossview_localizer.evaluation import pose_metrics

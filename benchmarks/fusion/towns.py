@@ -121,7 +121,7 @@ def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jo
     Map and views are named after the weights.  Raises ValueError or OSError where ``folder`` holds
     another town.
     """
-    from benchmarks.demo.demo import build_corridor_map, convert
+    from benchmarks.demo.stages import build_corridor_map, convert
     from crossview_localizer.networks.checkpoint import load_network
     from training.simulation import make_world
 
