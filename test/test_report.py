@@ -15,7 +15,7 @@ import torch
 from crossview_localizer import report
 from crossview_localizer.bags import recorded_run
 from crossview_localizer.bags.topics import Topics
-from crossview_localizer.evaluation import pose_metrics, report_figures, run_report
+from crossview_localizer.evaluation import figure_style, pose_figures, pose_metrics, run_report
 from crossview_localizer.evaluation.background import orthophoto_of
 from crossview_localizer.evaluation.pose_metrics import Comparison
 from crossview_localizer.evaluation.report_page import render_page, Section, Table
@@ -98,10 +98,10 @@ def test_a_thinned_series_keeps_its_extremes():
     values = np.sin(np.arange(100_000) / 500.0)
     values[54_321], values[12_345] = 9.0, -9.0
     values[70_000:80_000] = np.nan
-    rows = report_figures.envelope(values, most=1000)
+    rows = figure_style.envelope(values, most=1000)
     assert len(rows) <= 1000 and (np.diff(rows) > 0).all()
     assert {54_321, 12_345} <= set(rows.tolist())
-    assert report_figures.envelope(np.arange(10.0)).tolist() == list(range(10))
+    assert figure_style.envelope(np.arange(10.0)).tolist() == list(range(10))
 
 
 def hour_of_poses(count=36_000) -> Comparison:
@@ -123,12 +123,12 @@ def test_an_hour_is_drawn_with_no_more_points_than_a_picture_can_show():
     comparison = hour_of_poses()
     track = comparison.rows['refined']
     figures = [
-        report_figures.errors_over_time(comparison, [], 10.5),
-        report_figures.trajectory(
+        pose_figures.draw_errors(comparison, [], 10.5),
+        pose_figures.draw_trajectory(
             track, np.ones(len(track)), '', comparison.truth, track.poses[:, :2], [], None, 10.5),
-        report_figures.claims_over_time(track, comparison.rows['before_match'], [], 4.3),
+        pose_figures.draw_claims(track, comparison.rows['before_match'], [], 4.3),
     ]
-    most = 2 * report_figures.MOST_POINTS
+    most = 2 * figure_style.MOST_POINTS
     for figure in figures:
         for axes in figure.axes:
             assert all(len(line.get_xdata()) <= most for line in axes.lines)
@@ -136,16 +136,16 @@ def test_an_hour_is_drawn_with_no_more_points_than_a_picture_can_show():
                 len(collection.get_paths()) <= most and
                 all(len(path.vertices) <= 2 * most + 3 for path in collection.get_paths())
                 for collection in axes.collections)
-        report_figures.plt.close(figure)
+        pose_figures.plt.close(figure)
 
 
 def test_errors_drawn_from_their_covariance_lie_on_the_calibration_line():
     comparison = hour_of_poses(5000)
     errors = pose_metrics.pose_errors(comparison.rows['refined'], comparison.truth)
-    figure = report_figures.calibration({'refined': (errors['nees'], 3)}, 6.0)
+    figure = pose_figures.draw_calibration({'refined': (errors['nees'], 3)}, 6.0)
     curve = figure.axes[0].lines[1]
     assert curve.get_ydata() == pytest.approx(curve.get_xdata(), abs=0.03)
-    report_figures.plt.close(figure)
+    pose_figures.plt.close(figure)
 
 
 def test_an_orthophoto_is_redrawn_where_it_lies():

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+from matplotlib.figure import Figure
 import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
@@ -15,8 +16,9 @@ from crossview_localizer.bags.recorded_run import DIAGNOSTICS_TOPIC, NODE, read_
 from crossview_localizer.bags.topics import Topics
 from crossview_localizer.config import NodeConfig
 from crossview_localizer.datatypes import CameraImage
-from crossview_localizer.evaluation import report_figures
 from crossview_localizer.evaluation.background import Orthophoto, orthophoto_of
+from crossview_localizer.evaluation.figure_style import STYLE
+from crossview_localizer.evaluation.heatmap_figures import draw_heatmap_panel
 from crossview_localizer.evaluation.run_metrics import compare_with_truth
 from crossview_localizer.evaluation.shots import choose_nearest, choose_typical, read_shots, Shot
 from crossview_localizer.localizer import Localizer
@@ -97,7 +99,7 @@ def _read_images(
 
 def draw_overlay(
     shot: Shot, image: CameraImage, found, pitch_rad: float, orthophoto: Orthophoto | None,
-) -> report_figures.Figure:
+) -> Figure:
     """Camera frame, ground view and heat map of one frame; ``found`` is its Evidence."""
     from crossview_localizer.matching.attribution import on_image
 
@@ -107,7 +109,7 @@ def draw_overlay(
     on_view = painted(
         found.view, cv2.resize(shown.nats, size_px, interpolation=cv2.INTER_LINEAR), reach)
     on_road = found.raster_from_base is not None
-    with plt.rc_context(report_figures.STYLE):
+    with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
             1, 4 if on_road else 3, figsize=(14.5 if on_road else 11.5, 4.2),
             width_ratios=(1.4, 1.0, 1.0, 1.0) if on_road else (1.4, 1.0, 1.0))
@@ -125,11 +127,11 @@ def draw_overlay(
         panels[0].set_title(
             f'{shot.label}: for the peak +{for_nats:.1f} nats (orange), against '
             f'{against_nats:.1f} (blue)', loc='left')
-        report_figures.heatmap_panel(panels[-2], shot, orthophoto)
+        draw_heatmap_panel(panels[-2], shot, orthophoto)
         panels[-2].set_title(
             f'peak {shot.distance_m:.2f} m from the {"truth" if shot.truth else "prior"}',
             loc='left')
-        report_figures.heatmap_panel(panels[-1], shot, orthophoto, around_peak=True)
+        draw_heatmap_panel(panels[-1], shot, orthophoto, around_peak=True)
         panels[-1].set(ylabel='')
         panels[-1].set_title('around the peak', loc='left')
         handles, labels = panels[-2].get_legend_handles_labels()

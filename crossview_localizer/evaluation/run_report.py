@@ -13,10 +13,15 @@ from tqdm import tqdm
 from crossview_localizer.bags.recorded_run import NODE, read_run, RecordedRun
 from crossview_localizer.bags.topics import Topics
 from crossview_localizer.datatypes import Outcome
-from crossview_localizer.evaluation import pose_metrics, report_figures
+from crossview_localizer.evaluation import (
+    figure_style,
+    heatmap_figures,
+    pose_figures,
+    pose_metrics,
+    timeline_figures,
+)
 from crossview_localizer.evaluation.background import Background, find_background
 from crossview_localizer.evaluation.pose_metrics import Comparison
-from crossview_localizer.evaluation.report_figures import COLOURS
 from crossview_localizer.evaluation.report_page import render_page, Section, Table
 from crossview_localizer.evaluation.run_metrics import (
     calibration_series,
@@ -108,21 +113,21 @@ def write_report(
             'No ground truth was recorded, so errors are not known. The band is the 95 % that the '
             'filter claims of its pose; a dot is where the match of one image lay from that pose.'
             + _outage_words(gaps_ns),
-            *draw('claims', report_figures.claims_over_time, run.poses, run.matches, gaps_ns)))
+            *draw('claims', pose_figures.draw_claims, run.poses, run.matches, gaps_ns)))
     if calibrated:
         sections.append(Section(
             'Calibration', 'On the dashed line a claimed share p of the errors lies inside the '
             'ellipsoid of p. Above it the covariance is too wide, below it too narrow. '
             + ('' if judged else 'Without ground truth only the distance between match and prior '
                'can be held against what both claim; both may err alike.'),
-            *draw('calibration', report_figures.calibration, calibrated, half=True), half=True))
+            *draw('calibration', pose_figures.draw_calibration, calibrated, half=True), half=True))
     if shots:
         sections.append(_heatmaps(draw, shots, ground))
     sections.append(Section(
         'Inputs, outcomes and diagnostics over time',
         'Poses by what became of their image, GNSS fixes, how old the newest message of each '
         'input was, what was refused or dropped, and the state of each part in /diagnostics.',
-        *draw('timeline', report_figures.timeline, run.poses, run.outcomes(), fixes_ns,
+        *draw('timeline', timeline_figures.draw_timeline, run.poses, run.outcomes(), fixes_ns,
               run.diagnostics, run.start_ns, end_ns),
         tables=outcome_tables(run)))
     if run.diagnostics.warnings:
@@ -132,7 +137,7 @@ def write_report(
     if len(run.latency_ms):
         sections.append(Section(
             'Latency', 'From the callback of an image to its published pose.',
-            *draw('latency', report_figures.latency, run.latency_ns, run.latency_ms,
+            *draw('latency', timeline_figures.draw_latency, run.latency_ns, run.latency_ms,
                   run.start_ns)))
     summary = demo.summary if demo else {}
     if 'seconds' in summary:
@@ -169,7 +174,7 @@ class _Pictures:
         for suffix, width_in in WIDTHS_IN.items():
             if half:
                 width_in = min(width_in, HALF_IN)
-            with plt.rc_context(report_figures.STYLE):
+            with plt.rc_context(figure_style.STYLE):
                 figure = function(*arguments, width_in=width_in)
                 paths.append(self._folder / f'{name}{suffix}.png')
                 figure.savefig(paths[-1], dpi=DPI[suffix])
@@ -194,14 +199,14 @@ def _trajectory(draw, run: RecordedRun, comparison: Comparison, ground: Backgrou
         values = pose_metrics.pose_errors(track, comparison.truth)['position_m']
         label, how = 'position error [m]', 'The published pose, coloured by its error.'
     else:
-        values = report_figures.long_axis_m(track.covariances)
+        values = figure_style.long_axis_m(track.covariances)
         label = '95 % radius claimed [m]'
         how = 'The published pose, coloured by the longer half axis of its 95 % ellipse.'
     if ground.orthophoto is None:
         how += ' No map or imagery was found, so nothing lies below it.'
     fixes_xy_m = np.array([(fix.x_m, fix.y_m) for fix in run.fixes]).reshape(-1, 2)
     return Section('Trajectory', how, *draw(
-        'trajectory', report_figures.trajectory, track, values, label, comparison.truth,
+        'trajectory', pose_figures.draw_trajectory, track, values, label, comparison.truth,
         fixes_xy_m, gaps_ns, ground.orthophoto))
 
 
@@ -220,15 +225,15 @@ def _judged_sections(draw, comparison: Comparison, gaps_ns) -> list[Section]:
         Section('Errors over time',
                 'Above: distance from the truth. Below: the signed error of the published pose '
                 'in the 95 % that the filter claims (band).' + _outage_words(gaps_ns),
-                *draw('errors', report_figures.errors_over_time, comparison, gaps_ns)),
+                *draw('errors', pose_figures.draw_errors, comparison, gaps_ns)),
         Section('Errors across, along and in heading',
                 'Longitudinal is positive ahead of the true vehicle, lateral to its left; the '
                 'outermost bins hold what lies beyond. The second line has the published pose '
                 'alone on a scale of its own.',
-                *draw('histograms', report_figures.histograms, comparison)),
+                *draw('histograms', pose_figures.draw_histograms, comparison)),
         Section('Share of images below an error', 'Logarithmic: each grid line to the right is '
                 'a larger error.',
-                *draw('distribution', report_figures.distribution, comparison)),
+                *draw('distribution', pose_figures.draw_distribution, comparison)),
     ]
 
 
@@ -243,7 +248,7 @@ def results_table(comparison: Comparison) -> Table:
         numbers = ['–' if found[key] is None else f'{found[key]:.2f}'
                    for key in pose_metrics.METRICS[:8]]
         rows.append((name.replace('_', ' '), *numbers, f'{found["n"]} / {found["n_expected"]}'))
-        colours.append(COLOURS.get(name, ''))
+        colours.append(figure_style.COLOURS.get(name, ''))
     return Table(heads, rows, colours)
 
 
@@ -264,7 +269,7 @@ def _heatmaps(draw, shots: list, ground: Background) -> Section:
         'match is what the heat map says of the neighbourhood of the prior, so that a peak '
         'far from it need not carry the match away.'
         + (' The arrow is the true heading.' if shots[0].truth else ''),
-        *draw('heatmaps', report_figures.heatmaps, shots, ground.orthophoto, half=alone),
+        *draw('heatmaps', heatmap_figures.draw_heatmaps, shots, ground.orthophoto, half=alone),
         half=alone)
 
 
@@ -335,7 +340,7 @@ def _figures(run: RecordedRun, comparison: Comparison) -> list[tuple[str, str]]:
                   (f'{found["p95_m"]:.2f} m', '95 % of the errors are below')]
         if found['coverage_95'] is not None:
             cards.append((f'{found["coverage_95"]:.1%}', 'inside the claimed 95 % ellipsoid'))
-    radius_m = report_figures.long_axis_m(run.poses.covariances)
+    radius_m = figure_style.long_axis_m(run.poses.covariances)
     cards.append((f'{np.nanmedian(radius_m):.2f} m', 'median 95 % radius claimed'))
     if run.statuses:
         used = np.mean([status.outcome == 'used' for status in run.statuses])
