@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('-r', '--rate', type=positive, default=1.0, help='speed (default: 1)')
     parser.add_argument(
         '--start-offset', type=not_negative, default=0.0, metavar='S',
-        help='start S seconds into the bag; latched topics are told what came before')
+        help='start S seconds into the bag; latched messages from before are published too')
     parser.add_argument(
         '--playback-duration', '--duration', type=positive, metavar='S',
         help='play S seconds of the bag (default: to its end)')

@@ -22,7 +22,7 @@ def frames(count):
 
 
 def gaussian_volume(noise_m=0.0, true_m=TRUE_M):
-    """Log-likelihoods whose maximum lies at ``true_m``, moved by each frame's own noise."""
+    """Log-likelihoods whose maximum lies at ``true_m``, moved by the noise of each frame."""
     def volume(frame):
         rng = np.random.default_rng(round(frame.pose.x_m))
         x_m, y_m = true_m + noise_m * rng.standard_normal(2)

@@ -69,7 +69,7 @@ def test_the_summary_has_the_rows_and_numbers_that_are_promised(smoke):
     assert written['odometry_only']['median_m'] < 3.0
 
 
-def test_the_frames_give_the_summary_s_numbers_again(smoke):
+def test_the_frames_give_the_numbers_of_the_summary(smoke):
     written = json.loads((smoke / 'summary.json').read_text())
     again = pose_metrics.metrics_by_row(pose_metrics.read_comparison(smoke / 'frames.csv'))
     for name in pose_metrics.ROWS:
@@ -84,7 +84,7 @@ def test_the_demo_ends_with_a_report_that_shows_its_controls(smoke):
     assert 'raw correlation' in page and 'image blind' in page
 
 
-def test_the_offline_localizer_gives_the_node_s_poses(smoke, shipped_weights):
+def test_the_offline_localizer_gives_the_poses_of_the_node(smoke, shipped_weights):
     from crossview_localizer.bags import replay
     from crossview_localizer.bags.recorded_run import read_run
     from crossview_localizer.localizer import load_localizer
@@ -118,14 +118,14 @@ def test_the_recording_holds_what_a_user_would_look_at(smoke):
 # --- its parts
 
 
-def test_another_folder_s_content_is_never_cleared(tmp_path):
+def test_the_content_of_another_folder_is_never_cleared(tmp_path):
     (tmp_path / 'thesis.txt').write_text('years of work')
     with pytest.raises(ValueError, match='not of an earlier demo'):
         demo.prepare(tmp_path, {'world_seed': 9001}, keep=False)
     assert (tmp_path / 'thesis.txt').exists()
 
 
-def test_keep_saves_the_drive_only_for_the_same_arguments(tmp_path):
+def test_keep_leaves_the_drive_only_for_the_same_arguments(tmp_path):
     arguments = {'world_seed': 9001, 'duration_s': 130.0}
     demo.prepare(tmp_path / 'out', arguments, keep=False)
     (tmp_path / 'out/world').mkdir()
@@ -136,7 +136,7 @@ def test_keep_saves_the_drive_only_for_the_same_arguments(tmp_path):
     assert not (tmp_path / 'out/world').exists()
 
 
-def test_a_process_that_dies_ends_the_run_with_its_last_words(tmp_path):
+def test_a_process_that_dies_ends_the_run_and_its_log_is_shown(tmp_path):
     with ros_run.RosRun('run', tmp_path) as run:
         run.start('node', 'crossview_localizer.no_such_module')
         with pytest.raises(ros_run.RosRunError, match='no_such_module'):
@@ -152,7 +152,7 @@ def test_a_node_that_goes_on_without_its_map_ends_the_demo(tmp_path):
         run.require_no_error('node')
 
 
-def test_dropped_images_are_told_from_those_before_the_start():
+def test_dropped_images_are_counted_apart_from_those_before_the_start():
     stamps_ns = np.arange(100)
     assert '10 came before the filter had started and 0 were' in summary.count_missing(
         'refined', stamps_ns, Track.empty(np.arange(10, 100)))
@@ -214,7 +214,7 @@ def made_up_drive(count=80):
     return Comparison(truth, pose_metrics.settled(truth), rows, outcomes)
 
 
-def test_the_goals_compare_what_the_issue_compares():
+def test_the_goals_compare_medians_percentiles_and_coverage():
     def row(median_m, longitudinal_m, p95_m, coverage):
         return {'median_m': median_m, 'longitudinal_median_m': longitudinal_m, 'p95_m': p95_m,
                 'coverage_95': coverage}
@@ -248,7 +248,7 @@ def brightness(message) -> int:
 
 
 @pytest.mark.parametrize('apart_m', [60.0, 30.0])
-def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tmp_path, apart_m):
+def test_the_blind_bag_has_the_same_messages_with_pictures_from_far_away(ros, tmp_path, apart_m):
     from crossview_localizer.bags.bag import read_messages
 
     bag, stamps_ns = brightness_bag(tmp_path / 'drive', 20)
@@ -271,7 +271,7 @@ def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tm
     assert ('for 4 the drive has none' in note) == (apart_m == 30.0)
 
 
-def test_runs_at_once_never_share_a_domain(monkeypatch):
+def test_runs_at_the_same_time_never_share_a_domain(monkeypatch):
     monkeypatch.setattr(ros_domain, 'MARK', f'test_{os.getpid()}')
     taken = [ros_domain.lone_domain() for _ in range(101)]
     assert {domain for domain, _ in taken} == set(range(1, 102))

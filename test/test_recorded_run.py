@@ -67,7 +67,7 @@ def test_what_became_of_each_image_is_what_the_node_said(run):
     assert np.flatnonzero(outcomes == 'gated').tolist() == [10]
     assert np.flatnonzero(outcomes == 'ambiguous').tolist() == [0, 1, 30]
     assert (outcomes == 'used').sum() == len(outcomes) - 6
-    # Their poses are not the priors, and a match was published: that told nothing.
+    # A match was published for them, and it was not used.
     assert np.flatnonzero(outcomes == 'distrusted').tolist() == [20, 21]
     [at_20] = [status for status in run.statuses if status.reason == 'distrusted at 20']
     assert at_20 == recorded_run.ImageStatus(

@@ -1,4 +1,4 @@
-"""A RobotCar traversal becomes a bag whose every number is the drive's."""
+"""A RobotCar traversal becomes a bag with the numbers of the drive."""
 
 import importlib
 import math
@@ -273,7 +273,7 @@ def test_a_point_is_in_the_picture_where_camera_info_puts_it(tmp_path, options):
     assert not info.d.any()
 
 
-def test_a_picture_left_distorted_has_the_lens_in_camera_info(tmp_path):
+def test_camera_info_has_the_lens_of_a_picture_left_distorted(tmp_path):
     u = made.FX_PX * -POINT[1] / POINT[0] + made.CX_PX
     v = made.FX_PX * -POINT[2] / POINT[0] + made.CY_PX
     drive = made.write_drive(tmp_path, spot_image(u, v))
@@ -289,7 +289,7 @@ def test_a_picture_left_distorted_has_the_lens_in_camera_info(tmp_path):
     assert info.distortion_model == 'plumb_bob'
 
 
-def test_the_default_crop_is_the_papers_scaled_to_the_image():
+def test_the_default_crop_is_that_of_the_paper_scaled_to_the_image():
     assert robotcar_images.scaled_paper_crop(1280, 960) == (40, 0, 1200, 800)
     assert robotcar_images.scaled_paper_crop(640, 480) == (20, 0, 600, 400)
 
@@ -386,7 +386,7 @@ def test_the_geographic_messages_are_those_of_ros(name, digest):
     assert typestore.hash_rihs01(f'geographic_msgs/msg/{name}') == f'RIHS01_{digest}'
 
 
-def test_the_predicted_size_comes_first_and_is_near_the_bags(drive, tmp_path, capsys):
+def test_the_predicted_size_is_printed_first_and_is_near_that_of_the_bag(drive, tmp_path, capsys):
     assert main(drive.arguments(tmp_path / 'bag', '--compress', 'none')) == 0
     assert capsys.readouterr().out.startswith('10 images 60x40, undistorted, predicted size')
     conversion = robotcar_bag.Conversion(
@@ -418,7 +418,7 @@ def test_an_interrupted_run_leaves_nothing(drive, tmp_path, monkeypatch, capsys)
     assert 'nothing written' in capsys.readouterr().err
 
 
-def test_a_killed_runs_rest_is_cleared_by_the_next(drive, tmp_path):
+def test_what_a_killed_run_left_is_cleared_by_the_next(drive, tmp_path):
     (tmp_path / '.bag.partial').mkdir()
     (tmp_path / '.bag.partial/half').touch()
     assert main(drive.arguments(tmp_path / 'bag')) == 0
@@ -454,7 +454,7 @@ def test_a_folder_that_is_no_bag_is_never_replaced(drive, tmp_path, capsys):
         ('../rtk/2015-08-17-10-42-18/rtk.csv', 'expected a RobotCar rtk.csv'),
     ],
 )
-def test_what_is_absent_is_one_clear_line(spoiled, tmp_path, capsys, absent, hint):
+def test_a_missing_file_ends_with_one_clear_line(spoiled, tmp_path, capsys, absent, hint):
     path = Path(spoiled.traversal / absent)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert main(spoiled.arguments(tmp_path / 'bag')) == 2

@@ -40,7 +40,7 @@ def bag_qos(info: TopicEndpointInfo) -> Qos:
         return QosTime(*divmod(duration.nanoseconds, 10**9))
 
     return Qos(
-        # The history is not part of what publishers tell each other.
+        # Publishers do not announce their history.
         history=QosHistory.UNKNOWN,
         depth=0,
         reliability=QosReliability[profile.reliability.name],

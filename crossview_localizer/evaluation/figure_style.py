@@ -40,7 +40,7 @@ STYLE = {
 
 
 def envelope(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
-    """Rows that show a series in ``most`` points: the lowest and the highest of each stretch."""
+    """Rows that show a series in ``most`` points: the lowest and the highest of each part."""
     values = np.asarray(values, float)
     if len(values) <= most:
         return np.arange(len(values))
@@ -55,7 +55,7 @@ def envelope(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
 
 
 def long_axis_m(covariances: np.ndarray) -> np.ndarray:
-    """Half the longer axis (n,) of the 95 % ellipses of covariances (n, 3, 3); NaN unknown."""
+    """The longer half axes (n,) of the 95 % ellipses of covariances (n, 3, 3); NaN if unknown."""
     half = np.full(len(covariances), np.nan)
     known = np.isfinite(covariances[:, :2, :2]).all(axis=(1, 2))
     largest = np.linalg.eigvalsh(covariances[known][:, :2, :2])[:, 1]
@@ -64,12 +64,12 @@ def long_axis_m(covariances: np.ndarray) -> np.ndarray:
 
 
 def time_axis(span_s: float) -> tuple[float, str]:
-    """Seconds a unit and the label of a time axis."""
+    """The seconds in a unit of a time axis of this length, and its label."""
     return (60.0, 'time [min]') if span_s > 600.0 else (1.0, 'time [s]')
 
 
 def draw_backdrop(axes: Axes, low_m, high_m, orthophoto: Orthophoto | None, pale: float) -> None:
-    """The orthophoto between two corners, paled so that lines stand out."""
+    """Draw the orthophoto between two corners, paler so that lines stand out."""
     if orthophoto is None:
         return
     cell_m = max(high_m[0] - low_m[0], high_m[1] - low_m[1]) / BACKDROP_PX
@@ -99,7 +99,7 @@ def ellipse_95(estimate: PoseEstimate, **style) -> Ellipse:
 
 
 def put_legend_above(figure: Figure, axes: Axes, width_in: float) -> None:
-    """One legend over the figure, as many columns as fit."""
+    """Put one legend above the figure, with as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     column_in = 0.55 + 0.075 * max(map(len, labels), default=0)
     columns = max(1, min(len(labels), int(width_in / column_in)))

@@ -25,7 +25,7 @@ MATCH_COLOUR = '#00e5ff'
 
 
 def draw_heatmaps(shots: Sequence[Shot], orthophoto: Orthophoto | None, width_in: float) -> Figure:
-    """Each shot's picture, its heat map over the orthophoto, and that again about the peak.
+    """Draw the picture of each shot, its heat map over the orthophoto, and that around the peak.
 
     Narrow: the picture above the two.
     """
@@ -61,9 +61,10 @@ def draw_heatmaps(shots: Sequence[Shot], orthophoto: Orthophoto | None, width_in
 def draw_heatmap_panel(
     axes: Axes, shot: Shot, orthophoto: Orthophoto | None, around_peak: bool = False,
 ) -> None:
-    """The heat map of one frame over the orthophoto, with the poses about it; metres.
+    """Draw the heat map of one frame over the orthophoto, with the poses around it; metres.
 
-    The whole search window, where a frame shows what ``around_peak`` shows of it.
+    With ``around_peak`` only the part around the peak; else the whole search window, with a frame
+    around that part.
     """
     west, east, south, north = shot.extent_m
     zoom = (shot.peak_m[0] - ZOOM_HALF_M, shot.peak_m[0] + ZOOM_HALF_M,

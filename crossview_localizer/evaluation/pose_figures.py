@@ -38,9 +38,9 @@ def draw_trajectory(
     track: Track, values: np.ndarray, label: str, truth: Track, fixes_xy_m: np.ndarray,
     outages_ns: Sequence[tuple[int, int]], orthophoto: Orthophoto | None, width_in: float,
 ) -> Figure:
-    """The published poses coloured by ``values`` (n,), with truth, fixes and outages.
+    """Draw the published poses coloured by ``values`` (n,), with truth, fixes and outages.
 
-    ``fixes_xy_m`` is (m, 2); ``truth`` has a line a pose, NaN where it is not known.
+    ``fixes_xy_m`` is (m, 2); ``truth`` (n rows) is NaN where it is not known.
     """
     xy_m = track.poses[:, :2]
     shown = np.isfinite(xy_m).all(axis=1)
@@ -101,7 +101,7 @@ def draw_trajectory(
 
 
 def _jumps(xy_m: np.ndarray) -> np.ndarray:
-    """Which steps (n - 1,) between points (n, 2) are no driving: far, and farther than most."""
+    """Which steps (n - 1,) between points (n, 2) are jumps: far, and much farther than most."""
     steps_m = np.hypot(*np.diff(xy_m, axis=0).T)
     return steps_m > max(JUMP_M, 5.0 * np.median(steps_m)) if len(steps_m) else steps_m > 0
 
@@ -109,7 +109,7 @@ def _jumps(xy_m: np.ndarray) -> np.ndarray:
 def draw_errors(
     comparison: Comparison, outages_ns: Sequence[tuple[int, int]], width_in: float,
 ) -> Figure:
-    """Position errors of all rows with truth, then those of ``refined`` with their bounds."""
+    """Draw the position errors of the rows, then the errors of ``refined`` with their bounds."""
     stamps_ns = comparison.truth.stamps_ns
     seconds = (stamps_ns - stamps_ns[0]) * NS
     unit_s, time_label = time_axis(seconds[-1])
@@ -154,9 +154,9 @@ def draw_errors(
 def draw_claims(
     poses: Track, matches: Track, outages_ns: Sequence[tuple[int, int]], width_in: float,
 ) -> Figure:
-    """Without truth: the bounds that are claimed, and where each match lay (dots).
+    """Draw the bounds that are claimed, and where each match lay (dots); it needs no truth.
 
-    A match that has no position along some direction may lie anywhere: it is off the scale.
+    A match that does not observe some direction may lie anywhere there: it is off the scale.
     """
     found = matches.aligned(poses.stamps_ns)
     seconds = (poses.stamps_ns - poses.stamps_ns[0]) * NS
@@ -164,7 +164,7 @@ def draw_claims(
     time = seconds / unit_s
     apart = found.poses - poses.poses
     yaw_rad = poses.poses[:, 2]
-    # A matcher that does not observe the heading repeats the prior's.
+    # A matcher that does not observe the heading repeats that of the prior.
     turned = np.where(
         found.covariances[:, 2, 2] < UNOBSERVED_YAW_RAD2, wrap_angle(apart[:, 2]), np.nan)
     along_m, across_m = body_axes_error(apart[:, :2], yaw_rad)
@@ -197,7 +197,7 @@ def draw_claims(
 
 
 def _body_variances(covariances: np.ndarray, yaw_rad: np.ndarray):
-    """Variances (n,) along and across a vehicle with this heading."""
+    """Variances (n,) along and across vehicles with these headings (n,)."""
     ahead = np.stack((np.cos(yaw_rad), np.sin(yaw_rad)), axis=-1)
     left = np.stack((-np.sin(yaw_rad), np.cos(yaw_rad)), axis=-1)
     return tuple(
@@ -205,7 +205,7 @@ def _body_variances(covariances: np.ndarray, yaw_rad: np.ndarray):
 
 
 def _draw_error_with_bounds(panel: Axes, time, error, variance, evaluated) -> None:
-    """A signed error in the 95 % band that its variance claims; the scale suits both."""
+    """Draw a signed error over the 95 % band that its variance claims."""
     bound = 1.96 * np.sqrt(variance)
     rows = envelope(bound)
     panel.fill_between(
@@ -220,7 +220,7 @@ def _draw_error_with_bounds(panel: Axes, time, error, variance, evaluated) -> No
 
 
 def draw_histograms(comparison: Comparison, width_in: float) -> Figure:
-    """Lateral, longitudinal and heading errors of ``refined``; above with what it started from."""
+    """Draw the errors of ``refined``; above them beside those of what it started from."""
     other = next((n for n in ('prior', 'before_match') if n in comparison.rows), None)
     stacked = width_in < STACK_BELOW_IN
     lines = [[name for name in (other, 'refined') if name], ['refined']][0 if other else 1:]
@@ -261,7 +261,7 @@ def _draw_histogram(panel: Axes, values: dict[str, np.ndarray]) -> None:
 
 
 def draw_distribution(comparison: Comparison, width_in: float) -> Figure:
-    """Share of evaluated images below an error, all rows."""
+    """Draw the share of evaluated images below an error, for all rows."""
     figure, axes = plt.subplots(figsize=(width_in, 3.4))
     for name, track in comparison.rows.items():
         error_m = pose_metrics.pose_errors(track, comparison.truth)['position_m']
@@ -284,7 +284,7 @@ def draw_distribution(comparison: Comparison, width_in: float) -> Figure:
 
 
 def draw_calibration(series: dict[str, tuple[np.ndarray, int]], width_in: float) -> Figure:
-    """How often errors lie inside the ellipsoid that claims to hold a share p of them.
+    """Draw how often errors lie inside the ellipsoid that claims to hold a share p of them.
 
     ``series``: label to squared Mahalanobis lengths (n,) and their degrees of freedom.
     """

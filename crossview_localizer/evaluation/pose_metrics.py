@@ -1,9 +1,9 @@
-"""How far a pose is from the truth, and whether its covariance admits it.
+"""How far poses are from the truth, and whether their covariances agree with that.
 
-Every row of a table is judged by the same rules: at every image stamp after the first
-``SETTLING_S`` at which the truth is known, outages included, on the pose of base_link in ``map``.
-Where a row has no fresh output its last one is moved on by odometry (:func:`propagate`).
-Nothing here is read by the node or by the Localizer.
+Every row of a table is judged by the same rules: at every image after the first ``SETTLING_S`` at
+which the truth is known, outages included, on the pose of base_link in ``map``.  Where a row has
+no pose of its own, its last one is moved on by odometry (:func:`propagate`).  The node and the
+Localizer use nothing of this.
 """
 
 import csv
@@ -92,7 +92,7 @@ def propagate(outputs: Track, odometry: Track, stamps_ns) -> Track:
 
 
 def odometry_only(odometry: Track, truth: Track) -> Track:
-    """Pure odometry that starts on the first known true pose; it claims no covariance."""
+    """Odometry alone, from the first known true pose on; it claims no covariance."""
     start = int(np.argmax(np.isfinite(truth.poses).all(axis=1)))
     starts_true = Track(
         truth.stamps_ns[start:start + 1], truth.poses[start:start + 1],
@@ -101,13 +101,13 @@ def odometry_only(odometry: Track, truth: Track) -> Track:
 
 
 def gnss_only(fixes: list[GnssFix], stamps_ns) -> Track:
-    """The last fix, moved on by the fixes' own velocity; no heading is claimed.
+    """The last fix, moved on by the velocity of the fixes; no heading is claimed.
 
-    Velocity is the least-squares slope of the fixes of the last ``GNSS_VELOCITY_WINDOW_S``, zero
-    where they span less than a quarter of it.  A fix
-    older than ``GNSS_EXTRAPOLATION_S`` is held where it stands by then (so in an outage).  The
-    lever arm is turned by the course, or by the last one known below ``GNSS_COURSE_MIN_MPS``;
-    before any it is left out.  The covariance is the one that the receiver reported.
+    The velocity is the least-squares slope of the fixes of the last ``GNSS_VELOCITY_WINDOW_S``,
+    zero where they span less than a quarter of it.  A fix is moved on for at most
+    ``GNSS_EXTRAPOLATION_S``: in an outage the position then stands still.  The lever arm is turned
+    by the course of motion, below ``GNSS_COURSE_MIN_MPS`` by the last known course; before the
+    first course it is left out.  The covariance is the one that the receiver reported.
     """
     track = Track.empty(stamps_ns)
     fixes = sorted(fixes, key=lambda fix: fix.stamp_ns)
@@ -138,7 +138,7 @@ def gnss_only(fixes: list[GnssFix], stamps_ns) -> Track:
 def normalized_errors(errors: np.ndarray, covariances: np.ndarray) -> np.ndarray:
     """Squared Mahalanobis lengths (n,) of errors (n, d); NaN without a covariance.
 
-    A covariance that is not positive definite admits no error at all: inf.
+    Under a covariance that is not positive definite they are inf.
     """
     squared = np.full(len(errors), np.nan)
     known = np.isfinite(errors).all(axis=1) & np.isfinite(covariances).all(axis=(1, 2))
@@ -153,9 +153,10 @@ def normalized_errors(errors: np.ndarray, covariances: np.ndarray) -> np.ndarray
 
 
 def pose_errors(estimate: Track, truth: Track) -> dict[str, np.ndarray]:
-    """Errors a line: position_m, signed longitudinal_m and lateral_m, heading_rad, nees; and dof.
+    """The errors of each line, (n,) each, and the degrees of freedom ``dof`` of ``nees``.
 
-    ``nees`` is over (x, y, yaw), ``dof`` 3, where the row claims a yaw covariance anywhere, else
+    position_m, signed longitudinal_m and lateral_m, heading_rad, and nees, the squared Mahalanobis
+    error.  It is over (x, y, yaw), ``dof`` 3, where the row claims a yaw variance anywhere, else
     over (x, y), ``dof`` 2.
     """
     error = estimate.poses - truth.poses
@@ -175,10 +176,10 @@ def pose_errors(estimate: Track, truth: Track) -> dict[str, np.ndarray]:
 def metrics(estimate: Track, truth: Track, evaluated: np.ndarray) -> dict[str, float | int | None]:
     """The numbers of one row; None where undefined.
 
-    ``n_expected`` lines are evaluated and in ``n`` of them the row has a position.
-    ``coverage_95`` is the share of lines inside the 95 % ellipse that the covariance claims, and
-    ``nees_mean`` the mean squared Mahalanobis error (ideal: the degrees of freedom, see
-    :func:`pose_errors`), over lines with a covariance.
+    ``n_expected`` lines are evaluated, and in ``n`` of them the row has a position.  Over the
+    lines with a covariance, ``coverage_95`` is the share of errors inside the claimed 95 %
+    ellipse, and ``nees_mean`` the mean squared Mahalanobis error (ideal: the degrees of freedom,
+    see :func:`pose_errors`).
     """
     errors = pose_errors(estimate, truth)
     used = evaluated & np.isfinite(errors['position_m'])
@@ -217,7 +218,7 @@ def metrics_by_row(comparison: Comparison) -> dict[str, dict]:
 
 
 def pool(drives: list[Comparison]) -> Comparison:
-    """The lines of several drives as one, of the rows that all of them have."""
+    """The lines of several drives as one comparison, with the rows that all drives have."""
     def joined(tracks: list[Track]) -> Track:
         return Track(
             np.concatenate([track.stamps_ns for track in tracks]),
@@ -234,7 +235,7 @@ def pool(drives: list[Comparison]) -> Comparison:
 
 
 def percentiles(values) -> dict[str, float | None]:
-    """p50, p95 and p99; None of nothing."""
+    """p50, p95 and p99; None where there are no values."""
     values = np.asarray(values, float)
     return {
         f'p{share}': float(np.percentile(values, share)) if len(values) else None
@@ -259,7 +260,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """frames.csv: a line an image; an empty cell is a value that the row does not have."""
+    """Write a line for each image; an empty cell is a value that the row does not have."""
     header = ['stamp_ns', 'evaluated', 'truth_x_m', 'truth_y_m', 'truth_yaw_rad']
     for name in comparison.rows:
         header += [f'{name}_{part}' for part in ('x_m', 'y_m', 'yaw_rad', *COVARIANCE_FIELDS)]

@@ -1,4 +1,4 @@
-"""A recorded run as a comparison with the truth, and what can be told of it without truth."""
+"""A recorded run as a comparison with the truth, and what can be said of it without truth."""
 
 import numpy as np
 

@@ -40,7 +40,7 @@ def draw_timeline(
     poses: Track, outcomes: np.ndarray, fixes_ns: np.ndarray, diagnostics: Diagnostics,
     start_ns: int, end_ns: int, width_in: float,
 ) -> Figure:
-    """Outcomes of the images, GNSS, ages of the inputs, and what /diagnostics said, over time.
+    """Draw outcomes, GNSS, ages of the inputs, and what /diagnostics said, over time.
 
     ``outcomes`` (n,) has the outcome of the image of each pose.
     """
@@ -97,7 +97,7 @@ def _draw_ages(panel: Axes, time, diagnostics: Diagnostics, unit_s: float) -> No
 
 
 def _draw_refusals(panel: Axes, time, diagnostics: Diagnostics, edges, unit_s: float) -> None:
-    """Messages refused (and images dropped) in each stretch, from the counters' steps."""
+    """Draw the messages refused and images dropped in each time bin: steps of the counters."""
     bottom = np.zeros(len(edges) - 1)
     refusals = [(part, 'refused', colour) for part, colour in INPUT_COLOURS.items()]
     for part, key, colour in (*refusals, ('camera', 'dropped', '#d1495b')):
@@ -119,6 +119,7 @@ def _draw_refusals(panel: Axes, time, diagnostics: Diagnostics, edges, unit_s: f
 
 
 def _draw_levels(panel: Axes, time, diagnostics: Diagnostics, edges, unit_s: float) -> None:
+    """Draw the worst level of each part in each time bin."""
     parts = list(diagnostics.levels)
     worst = np.full((len(parts), len(edges) - 1), np.nan)
     column = np.clip(np.searchsorted(edges, time, side='right') - 1, 0, len(edges) - 2)
@@ -127,7 +128,7 @@ def _draw_levels(panel: Axes, time, diagnostics: Diagnostics, edges, unit_s: flo
         seen = np.isfinite(level)
         line[np.unique(column[seen])] = -1.0
         np.fmax.at(line, column[seen], level[seen])
-        # A stretch shorter than the period of /diagnostics has what was said last.
+        # A bin shorter than the period of /diagnostics shows the level before it.
         filled = np.maximum.accumulate(np.where(np.isfinite(line), np.arange(len(line)), -1))
         line[filled >= 0] = line[filled[filled >= 0]]
     panel.pcolormesh(
@@ -145,7 +146,7 @@ def _draw_levels(panel: Axes, time, diagnostics: Diagnostics, edges, unit_s: flo
 def draw_latency(
     times_ns: np.ndarray, latency_ms: np.ndarray, start_ns: int, width_in: float,
 ) -> Figure:
-    """Histogram with percentiles, and the course over time."""
+    """Draw a histogram with percentiles, and the latency over time."""
     stacked = width_in < STACK_BELOW_IN
     figure, (left, right) = plt.subplots(
         *((2, 1) if stacked else (1, 2)), figsize=(width_in, 5.4 if stacked else 2.9))
