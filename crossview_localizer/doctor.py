@@ -201,7 +201,7 @@ def check_weights_and_map(weights: str, map_path: str) -> Iterator[Finding]:
     fingerprint = None
     try:
         if not weights:
-            from crossview_localizer.node import shipped_weights
+            from crossview_localizer.ros.localizer_holder import shipped_weights
             weights = shipped_weights()
         network = load_network(weights, 'cpu')
         fingerprint = network.fingerprint

@@ -12,7 +12,8 @@ from tf2_msgs.msg import TFMessage
 
 from crossview_localizer.fusion.dead_reckoning import DeadReckoner
 from crossview_localizer.ros import conversions
-from crossview_localizer.ros.process import qos_profile, run_node
+from crossview_localizer.ros.process import run_node
+from crossview_localizer.ros.qos import qos_profile
 
 TWISTS = {'TwistStamped': TwistStamped, 'TwistWithCovarianceStamped': TwistWithCovarianceStamped}
 # Name -> default and description.

@@ -19,7 +19,7 @@ from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.record_bag import register_installed_type
 from crossview_localizer.ros import conversions
-from crossview_localizer.ros.diagnostics import Level, Status
+from crossview_localizer.ros.status import Level, Status
 
 START_NS = 1_400_000_000_000_000_000
 FRAME = LocalFrame(51.7606, -1.261)

@@ -27,7 +27,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from crossview_localizer.datatypes import CameraModel, Heatmap, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D, wrap_angle
 from crossview_localizer.ros import conversions
-from crossview_localizer.ros.diagnostics import Level, Status
+from crossview_localizer.ros.status import Level, Status
 
 OXFORD = LocalFrame(51.76, -1.26)
 FORWARD_CAMERA = conversions.base_from_camera_body((0.0, 0.0, 0.0, 0.0, 0.0, 0.0))

@@ -2,7 +2,6 @@
 
 from array import array
 from collections import defaultdict
-from dataclasses import replace
 import gc
 import math
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 rclpy = pytest.importorskip('rclpy')
 
 from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geographic_msgs.msg import GeoPoseWithCovarianceStamped
 from geometry_msgs.msg import (
     PoseWithCovarianceStamped,
@@ -40,13 +39,13 @@ from tf2_msgs.msg import TFMessage
 
 from crossview_localizer import node as node_module
 from crossview_localizer.config import LocalizerConfig
-from crossview_localizer.datatypes import Heatmap, PoseEstimate
+from crossview_localizer.datatypes import Heatmap, Localization, Outcome, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.node import LocalizerNode
-from crossview_localizer.ros import conversions
-from crossview_localizer.ros.image_worker import ImageWorker
-from crossview_localizer.ros.saved_pose import LastPose
+from crossview_localizer.ros import conversions, diagnostics, localizer_holder, outputs
+from crossview_localizer.ros.input_monitor import InputMonitor
+from crossview_localizer.ros.saved_pose import load_saved_pose, SavedPose
 
 FRAME = LocalFrame(51.76, -1.26)
 START_NS = 1_400_000_000_000_000_000
@@ -158,7 +157,10 @@ class FakeMap:
 
 
 class FakeMatcher:
-    """Sees where the vehicle is to 0.5 m; ``ambiguous`` and ``gate`` make it slow or unsure."""
+    """Sees where the vehicle is to 0.5 m.
+
+    ``ambiguous`` makes it unsure; it waits for ``gate`` once it has ``entered``.
+    """
 
     margin_m = 0.0
 
@@ -166,9 +168,11 @@ class FakeMatcher:
         self.ambiguous = False
         self.gate = threading.Event()
         self.gate.set()
+        self.entered = threading.Event()
 
     def embed(self, image, yaw_rad, pitch_rad):
-        assert self.gate.wait(10.0)
+        self.entered.set()
+        assert self.gate.wait(60.0)
         return image.rgb.mean()
 
     def match(self, ground, window, prior, config):
@@ -193,16 +197,18 @@ class Bench:
     outputs = {
         'pose': PoseWithCovarianceStamped, 'prior': PoseWithCovarianceStamped,
         'match': PoseWithCovarianceStamped, 'odometry': Odometry, 'heatmap': OccupancyGrid,
-        'geopose': GeoPoseWithCovarianceStamped, 'latency': Float64,
+        'geopose': GeoPoseWithCovarianceStamped, 'latency': Float64, 'status': DiagnosticStatus,
     }
 
     def __init__(self, monkeypatch):
         self.matcher = FakeMatcher()
         monkeypatch.setattr(
-            node_module, 'load_localizer',
+            localizer_holder, 'load_localizer',
             lambda path, weights, config, device, **rest: Localizer(
                 config, FRAME, FakeMap(), self.matcher))
-        monkeypatch.setattr(node_module, 'shipped_weights', lambda: 'weights')
+        monkeypatch.setattr(localizer_holder, 'shipped_weights', lambda: 'weights')
+        # Ten times as often, so that no test waits a second for each text.
+        monkeypatch.setattr(node_module, 'DIAGNOSTICS_PERIOD_S', 0.1)
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
@@ -223,9 +229,6 @@ class Bench:
             for name, value in values.items()]
         self.node = LocalizerNode(context=self.context, parameter_overrides=overrides)
         self.executor.add_node(self.node)
-        # Ten times as often, so that no test waits a second for each text.
-        self.node._diagnostics_timer.timer_period_ns = 100_000_000
-        self.node._diagnostics_timer.reset()
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         compressed = values.get('image_transport') == 'compressed'
         kinds = {
@@ -275,11 +278,14 @@ class Bench:
             f'{name}: {status.message} { {value.key: value.value for value in status.values} }'
             for name, status in self.diagnostics.items())
 
-    def count(self, part: str, key: str) -> int:
-        """A value of the newest diagnostics."""
+    def value(self, part: str, key: str) -> str:
+        """A value of the newest diagnostics, or ''."""
         status = self.diagnostics.get(part)
         values = {value.key: value.value for value in status.values} if status else {}
-        return int(values.get(key, 0))
+        return values.get(key, '')
+
+    def count(self, part: str, key: str) -> int:
+        return int(self.value(part, key) or 0)
 
     def expect(self, part: str, level: int, text: str):
         """Wait until /diagnostics says this of a part."""
@@ -295,13 +301,13 @@ class Bench:
             self.publishers[name].get_subscription_count() > 0
             for name in ('camera_info', 'gnss', 'odometry', 'image')))
         self.publish('camera_info', camera_info_msg())
-        self.wait(lambda: self.node._rig.camera_info is not None)
+        self.wait(lambda: self.node.rig.camera_info is not None)
         if transforms:
             self.transforms_taken()
 
     def transforms_taken(self):
         """Latched transforms may come later than what is sent after them, which needs them."""
-        transforms = self.node._rig.static_transforms
+        transforms = self.node.rig.static_transforms
         self.wait(lambda: transforms.lookup('base_link', 'gnss_antenna') is not None)
 
     def repeat(self, topic, msg, arrived):
@@ -323,10 +329,10 @@ class Bench:
 
     def odometry_sent(self, time_s):
         """Publish one odometry message and wait until the node has taken it in."""
-        self.delivered('odometry', odometry_msg(time_s), self.node._odometry_monitor)
+        self.delivered('odometry', odometry_msg(time_s), self.node.diagnostics.odometry)
 
     def gnss_sent(self, time_s, **kwargs):
-        self.delivered('gnss', gnss_msg(time_s, **kwargs), self.node._gnss_monitor)
+        self.delivered('gnss', gnss_msg(time_s, **kwargs), self.node.diagnostics.gnss)
 
     def with_velocity(self, kind=TwistWithCovarianceStamped):
         self.publishers['gnss_velocity'] = self.driver.create_publisher(
@@ -335,12 +341,24 @@ class Bench:
 
     def velocity_sent(self, time_s, message=None, **kwargs):
         self.delivered('gnss_velocity', message or velocity_msg(time_s, **kwargs),
-                       self.node._velocity_monitor)
+                       self.node.diagnostics.velocity)
+
+    def image_status(self, time_s) -> dict[str, str]:
+        """Wait for what ~/status says of an image; returns its values."""
+        seconds, nanoseconds = divmod(stamp_ns_at(time_s), 10**9)
+
+        def of_this_image():
+            values = [{value.key: value.value for value in status.values}
+                      for status in self.received['status']]
+            return [entry for entry in values
+                    if entry['stamp'] == f'{seconds}.{nanoseconds:09}']
+        self.wait(of_this_image)
+        return of_this_image()[-1]
 
     def image_processed(self, time_s, message=None):
         """Publish an image and wait for its pose."""
         poses = len(self.received['pose'])
-        self.delivered('image', message or image_msg(time_s), self.node._camera_monitor)
+        self.delivered('image', message or image_msg(time_s), self.node.diagnostics.camera)
         self.wait(lambda: len(self.received['pose']) > poses)
 
     def drive(self, start_s=0.0, end_s=4.0):
@@ -481,7 +499,7 @@ def test_an_initial_pose_starts_the_node_without_gnss(bench):
     msg = conversions.pose_msg_from_estimate(
         PoseEstimate(stamp_ns_at(0.0), true_pose(0.0), np.diag([1.0, 1.0, 0.01])), 'map')
     bench.publish('initialpose', msg)
-    bench.wait(lambda: bench.node._localizer.estimate_at(stamp_ns_at(0.0)) is not None)
+    bench.wait(lambda: bench.node.localizer.estimate_at(stamp_ns_at(0.0)) is not None)
     for tick in range(1, 21):
         bench.odometry_sent(tick / ODOMETRY_HZ)
     bench.image_processed(1.0)
@@ -489,8 +507,20 @@ def test_an_initial_pose_starts_the_node_without_gnss(bench):
     bench.expect('gnss', 2, 'nothing received')
 
 
+def test_an_initial_pose_without_heading_is_taken_and_begins_a_search(bench):
+    bench.matcher.search_heatmaps = lambda *args: []
+    bench.start()
+    bench.odometry_sent(0.0)
+    unknown = PoseEstimate(stamp_ns_at(0.0), true_pose(0.0), np.diag([1.0, 1.0, 10.0]))
+    bench.publish('initialpose', conversions.pose_msg_from_estimate(unknown, 'elsewhere'))
+    bench.expect('node', 1, "initialpose: frame_id is 'elsewhere'; expected 'map'")
+    bench.publish('initialpose', conversions.pose_msg_from_estimate(unknown, 'map'))
+    bench.wait(lambda: bench.node.localizer.match_state == 'searching')
+    bench.expect('node', 0, 'active')
+
+
 def yaw_sigma_rad(bench, time_s: float) -> float:
-    return math.sqrt(bench.node._localizer.estimate_at(stamp_ns_at(time_s)).covariance[2, 2])
+    return math.sqrt(bench.node.localizer.estimate_at(stamp_ns_at(time_s)).covariance[2, 2])
 
 
 def test_a_velocity_of_the_receiver_tells_the_heading_as_the_course_given_offline(bench):
@@ -512,7 +542,7 @@ def test_a_velocity_of_the_receiver_tells_the_heading_as_the_course_given_offlin
     offline.add_course(conversions.gnss_course_from_msg(
         velocity_msg(4.0), FRAME, (last_fix.x_m, last_fix.y_m), LEVER_ARM, 0.3))
     expected, found = (
-        localizer.estimate_at(stamp_ns_at(4.0)) for localizer in (offline, bench.node._localizer))
+        localizer.estimate_at(stamp_ns_at(4.0)) for localizer in (offline, bench.node.localizer))
     np.testing.assert_allclose(found.pose.as_array(), expected.pose.as_array(), atol=1e-6)
     np.testing.assert_allclose(found.covariance, expected.covariance, atol=1e-9)
 
@@ -526,15 +556,39 @@ def test_a_velocity_without_covariance_is_taken_where_the_parameter_says_so(benc
     assert yaw_sigma_rad(bench, 4.0) < before_rad
 
 
-def test_a_velocity_waits_for_the_odometry_of_its_time(bench):
+def test_the_outcome_of_an_image_is_published_with_its_reason(bench):
     bench.start().drive()
-    bench.node._node_config = replace(bench.node._node_config, odometry_wait_s=60.0)
-    bench.with_velocity().velocity_sent(4.1)
-    assert bench.node._velocity_monitor.counts['used'] == 0
-    bench.odometry_sent(4.05)
-    assert bench.node._velocity_monitor.counts['used'] == 0
-    bench.odometry_sent(4.1)
-    assert bench.node._velocity_monitor.counts['used'] == 1
+    bench.image_processed(3.5)
+    bench.image_status(3.5)
+    used, = bench.received['status']
+    assert (used.level, used.name, used.message) == (b'\x00', 'crossview_localizer: image', 'used')
+    assert {value.key: value.value for value in used.values} == {
+        'stamp': '1400000003.500000000', 'outcome': 'used', 'reason': 'used', 'state': 'trusted'}
+    bench.matcher.ambiguous = True
+    bench.image_processed(3.75)
+    assert bench.image_status(3.75) | {'stamp': ''} == {
+        'stamp': '', 'outcome': 'ambiguous', 'reason': 'two streets look alike',
+        'state': 'trusted'}
+    assert bench.received['status'][-1].level == b'\x01'
+    assert bench.received['status'][-1].message == 'two streets look alike'
+
+
+def test_images_that_are_not_matched_have_an_outcome_too(bench):
+    bench.start().drive()
+    bench.publish('image', image_msg(4.0, '32FC1'))
+    status = bench.image_status(4.0)
+    assert status['outcome'] == 'unusable' and '32FC1' in status['reason']
+    for time_s, outcome in ((900.0, 'invalid'), (-60.0, 'too_old')):
+        bench.publish('image', image_msg(time_s))
+        assert bench.image_status(time_s)['outcome'] == outcome
+    bench.matcher.gate.clear()
+    for time_s in (3.25, 3.5, 3.75):
+        bench.delivered('image', image_msg(time_s), bench.node.diagnostics.camera)
+        bench.wait(bench.matcher.entered.is_set)
+    status = bench.image_status(3.5)
+    assert status['outcome'] == 'dropped' and 'a newer image came' in status['reason']
+    bench.matcher.gate.set()
+    assert bench.image_status(3.25)['outcome'] == bench.image_status(3.75)['outcome'] == 'used'
 
 
 # --- faults
@@ -555,7 +609,7 @@ def velocity_of_nan():
 
 def test_a_velocity_that_cannot_be_used_is_a_warning_and_changes_nothing(bench):
     bench.start().drive()
-    before = bench.node._localizer.estimate_at(stamp_ns_at(4.0))
+    before = bench.node.localizer.estimate_at(stamp_ns_at(4.0))
     bench.with_velocity()
     for msg, said in (
             (velocity_of_nan(), 'velocity (nan'),
@@ -567,11 +621,11 @@ def test_a_velocity_that_cannot_be_used_is_a_warning_and_changes_nothing(bench):
             (velocity_msg(4.0, turned_rad=2.0), 'refused by the gate')):
         bench.velocity_sent(4.0, msg)
         bench.expect('gnss_velocity', 1, said)
-        after = bench.node._localizer.estimate_at(stamp_ns_at(4.0))
+        after = bench.node.localizer.estimate_at(stamp_ns_at(4.0))
         np.testing.assert_array_equal(after.covariance, before.covariance, said)
     bench.velocity_sent(4.0)
     bench.expect('gnss_velocity', 0, 'receiving')
-    assert bench.node._velocity_monitor.counts['used'] == 1
+    assert bench.node.diagnostics.velocity.counts['used'] == 1
 
 
 def test_a_velocity_too_slow_for_a_course_is_counted_and_no_fault(bench):
@@ -618,7 +672,7 @@ def test_an_image_of_another_size_than_camera_info_is_reported(bench):
     info = camera_info_msg()
     info.width = 16
     bench.publish('camera_info', info)
-    bench.wait(lambda: bench.node._rig.camera_info.width == 16)
+    bench.wait(lambda: bench.node.rig.camera_info.width == 16)
     bench.publish('image', image_msg(0.0))
     bench.expect('camera', 2, 'image is 8x6 px; camera_info describes 16x6 px')
 
@@ -645,21 +699,6 @@ def test_a_fix_without_a_position_is_refused_with_the_reason(bench):
     assert bench.count('gnss', 'refused') == 2
 
 
-def test_a_fix_ahead_of_the_odometry_waits_for_it_and_without_odometry_it_does_not(bench):
-    bench.start().drive()
-    config = bench.node._node_config
-    bench.node._node_config = replace(config, odometry_wait_s=60.0)
-    used = bench.node._gnss_monitor.counts['used']
-    bench.gnss_sent(4.2)
-    assert bench.node._gnss_monitor.counts['used'] == used
-    for time_s in (4.05, 4.1, 4.15, 4.2):
-        bench.odometry_sent(time_s)
-    assert bench.node._gnss_monitor.counts['used'] == used + 1
-    bench.node._node_config = config
-    bench.gnss_sent(4.4)
-    bench.wait(lambda: bench.node._gnss_monitor.counts['used'] == used + 2)
-
-
 def test_two_publishers_of_odometry_are_named(bench):
     bench.start().drive()
     second = bench.driver.create_publisher(Odometry, 'odometry', 10)
@@ -669,7 +708,7 @@ def test_two_publishers_of_odometry_are_named(bench):
 
 
 def test_fixes_that_contradict_the_odometry_for_long_put_the_pose_in_doubt(bench, monkeypatch):
-    monkeypatch.setattr(node_module, 'CONTRADICTED_S', 0.2)
+    monkeypatch.setattr(diagnostics, 'CONTRADICTED_S', 0.2)
     bench.start().drive()
     for tick in range(81, 100):
         bench.odometry_sent(tick / ODOMETRY_HZ)
@@ -732,7 +771,7 @@ def test_outside_the_map_the_prior_goes_out_as_the_pose_and_the_node_says_so(ben
     far = PoseEstimate(stamp_ns_at(0.0), Pose2D(500.0, 500.0, 0.0), np.diag([1.0, 1.0, 0.01]))
     bench.odometry_sent(0.0)
     bench.publish('initialpose', conversions.pose_msg_from_estimate(far, 'map'))
-    bench.wait(lambda: bench.node._localizer.estimate_at(stamp_ns_at(0.0)) is not None)
+    bench.wait(lambda: bench.node.localizer.estimate_at(stamp_ns_at(0.0)) is not None)
     bench.image_processed(0.0)
     assert bench.received['pose'][0].pose.pose.position.x == pytest.approx(500.0, abs=0.1)
     bench.expect('matcher', 1, 'outside the map')
@@ -747,7 +786,7 @@ def test_a_map_that_cannot_be_used_leaves_the_prior_running_and_is_an_error(
     def fail(*args, **rest):
         raise type(error)(*error.args)  # the parameter itself would keep the node in its traceback
 
-    monkeypatch.setattr(node_module, 'load_localizer', fail)
+    monkeypatch.setattr(localizer_holder, 'load_localizer', fail)
     bench.start().drive()
     bench.image_processed(4.0)
     bench.expect('map', 2, f'{error}; the prior alone is published')
@@ -762,7 +801,7 @@ def test_missing_weights_leave_the_prior_running_and_are_an_error(bench, monkeyp
     def fail():
         raise ValueError('no weights in config/weights')
 
-    monkeypatch.setattr(node_module, 'shipped_weights', fail)
+    monkeypatch.setattr(localizer_holder, 'shipped_weights', fail)
     bench.start()
     bench.expect('map', 2, 'no weights in config/weights; the prior alone is published')
 
@@ -771,7 +810,7 @@ def test_a_fault_while_configuring_is_reported_and_configuring_can_be_tried_agai
         bench, monkeypatch):
     bench.start(autostart=False)
     with monkeypatch.context() as broken:
-        broken.setattr(LocalizerNode, '_create_inputs', lambda node: 1 / 0)
+        broken.setattr(node_module, 'LocalizerInputs', lambda *args: 1 / 0)
         assert not change_state(bench, 'configure')
         bench.expect('node', 2, 'not configured: ZeroDivisionError')
     assert change_state(bench, 'configure')
@@ -787,7 +826,7 @@ def test_a_missing_gpu_is_a_warning_and_the_cpu_is_used(bench):
     torch = pytest.importorskip('torch')
     if torch.cuda.is_available():
         bench.start(device='cuda')
-        assert bench.node._device == 'cuda'
+        bench.wait(lambda: bench.value('map', 'device') == 'cuda')
     else:
         bench.start(device='cuda')
         bench.expect('map', 1, 'no GPU is available: running on the CPU')
@@ -798,16 +837,43 @@ def test_images_that_come_while_one_is_processed_are_dropped_but_for_the_newest(
     bench.matcher.gate.clear()
     for time_s in (3.0, 3.25, 3.5, 3.75, 4.0):
         bench.publish('image', image_msg(time_s))
-        seen = bench.node._camera_monitor.counts['received']
-        bench.wait(lambda seen=seen: bench.node._camera_monitor.counts['received'] > seen
+        seen = bench.node.diagnostics.camera.counts['received']
+        bench.wait(lambda seen=seen: bench.node.diagnostics.camera.counts['received'] > seen
                    or seen == 5)
         if time_s == 3.0:
-            bench.wait(lambda: bench.node._worker._waiting is None)
+            bench.wait(bench.matcher.entered.is_set)
     bench.matcher.gate.set()
     bench.wait(lambda: len(bench.received['pose']) == 2)
     stamps = [conversions.stamp_ns_from_msg(msg.header.stamp) for msg in bench.received['pose']]
     assert stamps == [stamp_ns_at(3.0), stamp_ns_at(4.0)]
     bench.wait(lambda: bench.count('camera', 'dropped') == 3)
+
+
+def test_counts_and_messages_are_left_to_the_executor_s_thread(bench, monkeypatch):
+    """The image thread hands its results over: what diagnostics iterates it never changes."""
+    threads = set()
+
+    def noted(owner, name):
+        call = getattr(owner, name)
+
+        def noting(*args, **rest):
+            threads.add(threading.current_thread())
+            return call(*args, **rest)
+        monkeypatch.setattr(owner, name, noting)
+
+    for owner, name in (
+            (InputMonitor, 'add_used'), (InputMonitor, 'add_refused'),
+            (diagnostics.MatcherMonitor, 'add_image'), (diagnostics.NodeMonitor, 'add_failure'),
+            (outputs.LocalizerOutputs, 'publish_localization'),
+            (outputs.LocalizerOutputs, 'publish_status')):
+        noted(owner, name)
+    bench.start().drive()
+    bench.image_processed(3.5)
+    bench.image_processed(3.75, image_msg(3.75, '32FC1'))
+    bench.matcher.estimate = None
+    bench.image_processed(4.0)
+    bench.expect('node', 2, 'TypeError')
+    assert threads == {threading.current_thread()}
 
 
 def test_a_fault_inside_is_reported_and_the_next_image_is_processed(bench, monkeypatch):
@@ -828,37 +894,64 @@ def test_a_fault_inside_leaves_the_prior_as_the_pose(bench):
     bench.expect('matcher', 1, 'image not usable: the matcher failed (TypeError)')
 
 
-def test_a_gpu_out_of_memory_is_left_for_the_cpu_and_the_filter_goes_on(bench, monkeypatch):
+@pytest.fixture
+def gpu(monkeypatch):
+    """The node believes that it runs on a GPU; returns the device of each load."""
+    devices = []
+    load = localizer_holder.load_localizer
+
+    def load_and_note(path, weights, config, device, **rest):
+        devices.append(device)
+        return load(path, weights, config, device, **rest)
+
+    monkeypatch.setattr(
+        'crossview_localizer.networks.checkpoint.prepare_torch', lambda device, threads: ('cuda', ''))
+    monkeypatch.setattr(localizer_holder, 'load_localizer', load_and_note)
+    return devices
+
+
+def test_a_gpu_out_of_memory_is_left_for_the_cpu_and_the_filter_goes_on(bench, gpu):
     torch = pytest.importorskip('torch')
     bench.start().drive()
-    bench.node._device = 'cuda'
+    failing = bench.matcher
 
-    def full(*args):
+    def fail(*args):
+        bench.matcher = FakeMatcher()  # the next to be loaded
         raise torch.OutOfMemoryError('CUDA out of memory')
 
-    bench.matcher.match = full
-    load = node_module.load_localizer
-    devices = []
-
-    def load_again(path, weights, config, device):
-        devices.append(device)
-        bench.matcher = FakeMatcher()
-        return load(path, weights, config, device)
-
-    monkeypatch.setattr(node_module, 'load_localizer', load_again)
+    failing.match = fail
     bench.image_processed(3.75)
     bench.expect('map', 1, 'OutOfMemoryError on the GPU: running on the CPU since')
-    assert devices == ['cpu']
+    assert gpu == ['cuda', 'cpu']
     bench.image_processed(4.0)
     bench.expect('matcher', 0, 'matching')
     assert position_error_m(bench.received['pose'][-1], 4.0) < 1.0
 
 
+def test_another_error_of_the_matcher_does_not_leave_the_gpu(bench, gpu):
+    bench.start().drive()
+
+    def fail(*args):
+        raise RuntimeError('shapes (3,) and (4,) do not fit')
+
+    bench.matcher.match = fail
+    bench.image_processed(3.75)
+    bench.expect('node', 2, 'internal error: RuntimeError: shapes (3,) and (4,) do not fit')
+    del bench.matcher.match
+    bench.image_processed(4.0)
+    bench.expect('matcher', 0, 'matching')
+    bench.expect('map', 0, 'loaded')
+    assert gpu == ['cuda']
+
+
 def test_a_node_started_again_goes_on_with_the_next_fix(bench, tmp_path):
     path = str(tmp_path / 'pose.json')
+
+    def saved_ns() -> int:
+        return Path(path).is_file() and load_saved_pose(Path(path), 300.0).stamp_ns
+
     bench.start(last_pose_path=path, last_pose_max_age_s=300.0).drive()
-    bench.wait(lambda: Path(path).is_file() and bench.node._last_sample is not None)
-    bench.node._keep_last_pose()
+    bench.wait(lambda: saved_ns() == stamp_ns_at(4.0))
     bench.executor.remove_node(bench.node)
     bench.node.destroy_node()
     bench.received.clear()
@@ -866,22 +959,22 @@ def test_a_node_started_again_goes_on_with_the_next_fix(bench, tmp_path):
     bench.odometry_sent(6.0)
     bench.gnss_sent(6.2)
     bench.odometry_sent(6.25)
-    assert 'goes on from its last pose' in bench.node._restart_reason
-    assert bench.node._localizer.estimate_at(stamp_ns_at(6.25)) is not None
+    bench.wait(lambda: 'goes on from its last pose' in bench.value('node', 'last_restart'))
+    assert bench.node.localizer.estimate_at(stamp_ns_at(6.25)) is not None
     bench.image_processed(6.25)
     assert position_error_m(bench.received['pose'][-1], 6.25) < 2.0
 
 
 def test_a_kept_pose_that_the_first_fix_contradicts_is_not_used(bench, tmp_path):
     path = tmp_path / 'pose.json'
-    LastPose(
+    SavedPose(
         time.time(), stamp_ns_at(3.0), (FRAME.latitude_deg, FRAME.longitude_deg),
         Pose2D(300.0, 0.0, 0.0), conversions.odometry_sample_from_msg(odometry_msg(3.0))
         .odom_from_base, np.diag([1.0, 1.0, 0.01])).save(path)
     bench.start(last_pose_path=str(path))
     bench.odometry_sent(4.0)
     bench.gnss_sent(4.0)
-    assert not bench.node._localizer.filter.started
+    assert not bench.node.localizer.filter.started
 
 
 def test_the_quality_of_service_can_be_set_by_parameters(bench):
@@ -929,17 +1022,45 @@ def test_one_odometry_stamp_from_the_future_is_refused_and_five_are_a_new_time(b
     bench.odometry_sent(1000.0)
     bench.expect('odometry', 1, 'stamp jumped ahead by 996.0 s')
     bench.odometry_sent(4.05)
-    assert bench.node._localizer.estimate_at(stamp_ns_at(4.05)) is not None
+    assert bench.node.localizer.estimate_at(stamp_ns_at(4.05)) is not None
     bench.drive(1000.0, 1006.0)
-    bench.wait(lambda: bench.node._localizer.filter.started)
-    assert 'jumped ahead' in bench.node._restart_reason
+    bench.wait(lambda: bench.node.localizer.filter.started)
+    bench.wait(lambda: 'jumped ahead' in bench.value('node', 'last_restart'))
+
+
+def test_an_image_in_process_during_a_reset_gives_no_pose(bench):
+    bench.start().drive()
+    bench.matcher.gate.clear()
+    bench.publish('image', image_msg(4.0))
+    bench.wait(bench.matcher.entered.is_set)
+    assert call(bench, Trigger, 'reset', Trigger.Request()).success
+    bench.matcher.gate.set()
+    status = bench.image_status(4.0)
+    assert status['outcome'] == 'superseded'
+    assert 'reset' in status['reason']
+    for name in ('pose', 'prior', 'match', 'heatmap', 'geopose', 'latency'):
+        assert not bench.received[name], name
+    assert bench.node.localizer.estimate_at(stamp_ns_at(4.0)) is None
+    bench.drive(5.0, 9.0)
+    bench.image_processed(9.0)
+    assert bench.image_status(9.0)['outcome'] == 'used'
+
+
+def test_a_localization_that_the_localizer_calls_superseded_is_not_published(bench):
+    bench.start().drive()
+    bench.node.localizer.process_image = lambda image: Localization(
+        image.stamp_ns, Outcome.SUPERSEDED, 'a reset came', posterior=None)
+    bench.publish('image', image_msg(4.0))
+    assert bench.image_status(4.0)['outcome'] == 'superseded'
+    bench.wait(lambda: bench.count('camera', 'dropped') == 1)
+    assert not bench.received['pose'] and not bench.received['prior']
 
 
 def test_the_reset_service_starts_the_filter_anew(bench):
     bench.start().drive()
     bench.wait(lambda: bench.received['odometry'])
     assert call(bench, Trigger, 'reset', Trigger.Request()).success
-    assert bench.node._localizer.estimate_at(stamp_ns_at(4.0)) is None
+    assert bench.node.localizer.estimate_at(stamp_ns_at(4.0)) is None
     bench.expect('node', 1, 'restarted: asked for by the service reset')
     bench.drive(5.0, 9.0)
     bench.image_processed(9.0)
@@ -953,11 +1074,11 @@ def test_a_clock_that_jumps_back_starts_the_filter_anew(bench):
     bench.repeat('clock', Clock(clock=stamp_at(4.0)),
                  lambda: clock.now().nanoseconds == stamp_ns_at(4.0))
     bench.drive()
-    assert bench.node._localizer.estimate_at(stamp_ns_at(4.0)) is not None
+    assert bench.node.localizer.estimate_at(stamp_ns_at(4.0)) is not None
     bench.repeat('clock', Clock(clock=stamp_at(0.0)),
                  lambda: clock.now().nanoseconds == stamp_ns_at(0.0))
     bench.expect('node', 1, 'the clock jumped back by 4.0 s')
-    assert bench.node._localizer.estimate_at(stamp_ns_at(4.0)) is None
+    assert bench.node.localizer.estimate_at(stamp_ns_at(4.0)) is None
     bench.drive()
     bench.image_processed(4.0)
     bench.expect('node', 0, 'active')
@@ -970,7 +1091,7 @@ def test_odometry_that_jumps_back_without_a_clock_starts_the_filter_anew(bench):
     bench.wait(lambda: len(bench.received['odometry']) > poses)
     bench.image_processed(4.0)
     assert position_error_m(bench.received['pose'][-1], 4.0) < 1.5
-    assert 'jumped back' in bench.node._restart_reason
+    bench.wait(lambda: 'jumped back' in bench.value('node', 'last_restart'))
 
 
 # --- lifecycle and parameters
@@ -1045,71 +1166,3 @@ def test_a_wrong_parameter_ends_the_process_with_one_line_and_exit_code_2():
     assert process.returncode == 2
     assert output.count('\n') == 1
     assert 'filter.buffer_s is 99; expected 0.1 to 30.0' in output
-
-
-# --- the image thread alone
-
-
-@pytest.fixture
-def worker():
-    processed = []
-    worker = ImageWorker(processed.append, odometry_wait_s=0.05, settle_s=0.0)
-    worker.processed = processed
-    yield worker
-    worker.stop()
-
-
-def test_an_image_waits_for_odometry_that_reaches_its_stamp(wait_until):
-    processed = []
-    worker = ImageWorker(processed.append, odometry_wait_s=60.0, settle_s=0.0)
-    worker.offer(100, 'image')
-    worker.odometry_reached(99)
-    wait_until(lambda: worker._waiting is None)
-    assert processed == []
-    worker.odometry_reached(100)
-    wait_until(lambda: processed == ['image'])
-    worker.stop()
-
-
-def test_without_odometry_an_image_is_processed_after_the_wait(worker, wait_until):
-    worker.offer(100, 'image')
-    wait_until(lambda: worker.processed == ['image'])
-
-
-def test_a_cleared_image_is_never_processed(wait_until):
-    processed = []
-    worker = ImageWorker(processed.append, odometry_wait_s=60.0, settle_s=0.0)
-    worker.offer(100, 'before the jump')
-    worker.clear()
-    worker.offer(5, 'after the jump')
-    worker.odometry_reached(5)
-    wait_until(lambda: processed == ['after the jump'])
-    worker.stop()
-
-
-def test_every_image_is_processed_or_counted_as_dropped(wait_until):
-    processed = []
-    worker = ImageWorker(processed.append, odometry_wait_s=60.0, settle_s=0.0)
-    worker.offer(100, 'waited for, then cleared')
-    wait_until(lambda: worker._waiting is None)
-    worker.offer(101, 'overwritten')
-    worker.offer(102, 'cleared')
-    worker.clear()
-    wait_until(lambda: worker.dropped == 3)
-    worker.offer(5, 'processed')
-    worker.odometry_reached(5)
-    wait_until(lambda: processed == ['processed'])
-    worker.offer(9, 'stopped while it is waited for')
-    wait_until(lambda: worker._waiting is None)
-    worker.offer(10, 'stopped while it waits')
-    worker.stop()
-    assert worker.dropped == 5
-
-
-def test_stopping_does_not_wait_for_odometry(wait_until):
-    worker = ImageWorker(lambda image: None, odometry_wait_s=60.0, settle_s=0.0)
-    worker.offer(100, 'image')
-    wait_until(lambda: worker._waiting is None)
-    started_s = time.monotonic()
-    worker.stop()
-    assert time.monotonic() - started_s < 10.0

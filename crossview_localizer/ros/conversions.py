@@ -28,7 +28,7 @@ from crossview_localizer.datatypes import (
     PoseEstimate,
 )
 from crossview_localizer.geometry import LocalFrame, Pose2D, wrap_angle
-from crossview_localizer.ros.diagnostics import Status
+from crossview_localizer.ros.status import Status
 
 try:
     from cv_bridge import CvBridge
@@ -560,18 +560,22 @@ def heatmap_msg_from_heatmap(heatmap: Heatmap, frame_id: str) -> OccupancyGrid:
     return msg
 
 
+def status_msg_from_status(status: Status, node_name: str) -> DiagnosticStatus:
+    """One line of diagnostics; its name is that of the node and of the part."""
+    return DiagnosticStatus(
+        level=bytes([status.level]), name=f'{node_name}: {status.name}', message=status.text,
+        hardware_id=node_name,
+        values=[KeyValue(key=key, value=str(value)) for key, value in status.values.items()])
+
+
 def diagnostics_msg_from_statuses(
     statuses: list[Status], stamp_ns: int, node_name: str
 ) -> DiagnosticArray:
+    """All lines of a node; each has its remedy, or '', as its last value."""
     msg = DiagnosticArray()
     msg.header.stamp = stamp_msg_from_ns(stamp_ns)
-    msg.status = [
-        DiagnosticStatus(
-            level=bytes([status.level]), name=f'{node_name}: {status.name}', message=status.text,
-            hardware_id=node_name,
-            values=[
-                KeyValue(key=key, value=str(value))
-                for key, value in (status.values | {'remedy': status.remedy}).items()])
-        for status in statuses
-    ]
+    for status in statuses:
+        line = status_msg_from_status(status, node_name)
+        msg.status.append(line)
+        line.values.append(KeyValue(key='remedy', value=status.remedy))
     return msg

@@ -7,7 +7,6 @@ import sys
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
 from crossview_localizer.ros.interrupts import stop_on_interrupt
@@ -47,12 +46,3 @@ def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Ca
     node.destroy_node()
     rclpy.try_shutdown()
     return 0
-
-
-def qos_profile(reliability: str, depth: int) -> QoSProfile:
-    """``reliability`` is best_effort or reliable; raises ValueError for anything else."""
-    policies = {
-        'best_effort': ReliabilityPolicy.BEST_EFFORT, 'reliable': ReliabilityPolicy.RELIABLE}
-    if reliability not in policies:
-        raise ValueError(f'reliability {reliability!r}; expected {" or ".join(policies)}')
-    return QoSProfile(depth=depth, reliability=policies[reliability])

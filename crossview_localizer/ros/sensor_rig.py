@@ -40,7 +40,7 @@ class StaticTransforms:
 
     def add(self, msg) -> None:
         """Take in each transform; raises ValueError once for those that are none."""
-        problems = []
+        problems, parents = [], dict(self._parents)
         for transform in msg.transforms:
             child = transform.child_frame_id.lstrip('/')
             try:
@@ -48,7 +48,9 @@ class StaticTransforms:
             except ValueError as error:
                 problems.append(f'{child}: {error}')
                 continue
-            self._parents[child] = (transform.header.frame_id.lstrip('/'), parent_from_child)
+            parents[child] = (transform.header.frame_id.lstrip('/'), parent_from_child)
+        # Replaced whole: another thread may look up meanwhile.
+        self._parents = parents
         if problems:
             raise ValueError('; '.join(problems))
 
@@ -62,9 +64,9 @@ class StaticTransforms:
 
     def _ancestors(self, frame: str) -> dict[str, np.ndarray]:
         """Each ancestor of a frame, itself first, with ``ancestor_from_frame``."""
-        found = {frame: np.eye(4)}
-        while frame in self._parents:
-            parent, parent_from_child = self._parents[frame]
+        found, parents = {frame: np.eye(4)}, self._parents
+        while frame in parents:
+            parent, parent_from_child = parents[frame]
             if parent in found:
                 break
             found[parent] = parent_from_child @ found[frame]
