@@ -36,7 +36,8 @@ def loads(monkeypatch):
     loads = Loads()
     monkeypatch.setattr(localizer_holder, 'load_localizer', loads)
     monkeypatch.setattr(
-        'crossview_localizer.networks.checkpoint.prepare_torch', lambda device, threads: ('cuda', ''))
+        'crossview_localizer.networks.checkpoint.prepare_torch',
+        lambda device, threads: ('cuda', ''))
     return loads
 
 

@@ -905,7 +905,8 @@ def gpu(monkeypatch):
         return load(path, weights, config, device, **rest)
 
     monkeypatch.setattr(
-        'crossview_localizer.networks.checkpoint.prepare_torch', lambda device, threads: ('cuda', ''))
+        'crossview_localizer.networks.checkpoint.prepare_torch',
+        lambda device, threads: ('cuda', ''))
     monkeypatch.setattr(localizer_holder, 'load_localizer', load_and_note)
     return devices
 
