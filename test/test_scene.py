@@ -33,7 +33,7 @@ from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import EmbeddingMap, read_orthophoto
 from crossview_localizer.node import LocalizerNode
 from crossview_localizer.ros import conversions, scene_messages, scene_pictures
-from crossview_localizer.scene import frame_with, SceneNode, Trail
+from crossview_localizer.scene import SceneNode
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RVIZ = REPOSITORY / 'config/robotcar.rviz'
@@ -137,24 +137,6 @@ def test_the_ellipse_holds_95_percent_of_the_distribution(ros):
     assert abs(along).max() == pytest.approx(radius_m.max(), rel=0.01)
 
 
-def test_a_trail_is_thinned_and_starts_anew_when_time_goes_back():
-    trail = Trail()
-    for k in range(3 * Trail.MAX_POINTS):
-        trail.add(STAMP_NS + k * 10**8, 1.0 * k, 0.0)
-    assert Trail.MAX_POINTS / 4 < len(trail.xy_m) <= Trail.MAX_POINTS
-    assert trail.xy_m[0] == (0.0, 0.0) and trail.xy_m[-1][0] > 3 * Trail.MAX_POINTS - 20
-    trail.add(STAMP_NS, 5.0, 5.0)
-    assert trail.xy_m == [(5.0, 5.0)]
-
-
-@pytest.mark.parametrize('x_m, y_m', [(0.0, 0.0), (812.0, -455.0), (-30_000.0, 20_000.0)])
-def test_the_map_frame_is_found_from_one_pose_and_its_geopose(x_m, y_m):
-    frame = frame_with(FRAME.latlon_from_xy(x_m, y_m), (x_m, y_m))
-    for point in ((0.0, 0.0), (500.0, 700.0)):
-        found = frame.xy_from_latlon(*FRAME.latlon_from_xy(*point))
-        np.testing.assert_allclose(found, point, atol=1e-3)
-
-
 # --- pictures
 
 
@@ -169,10 +151,10 @@ def test_the_road_is_projected_as_a_pinhole_camera_sees_it():
     assert far[0, 1] == pytest.approx(149.5 - 300 * math.tan(0.1), abs=0.01)
 
 
-def test_the_frame_picture_draws_horizon_and_marks_where_they_belong():
+def test_the_camera_picture_draws_horizon_and_marks_where_they_belong():
     image = CameraImage(STAMP_NS, np.zeros((300, 400, 3), np.uint8), CAMERA)
-    picture = scene_pictures.frame_picture(image)
-    assert picture.shape == (300, scene_pictures.FRAME_WIDTH_PX, 3)
+    picture = scene_pictures.camera_picture(image)
+    assert picture.shape == (300, scene_pictures.CAMERA_WIDTH_PX, 3)
     rows = np.nonzero(picture[:, 200].any(axis=1))[0]
     expected = [149.5] + [149.5 + 300 * 1.5 / ahead_m for ahead_m in (40, 20, 10, 5)]
     np.testing.assert_allclose(
@@ -375,9 +357,8 @@ def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path, monkey
             'path/prior': PathMsg, 'path/refined': PathMsg, 'path/ground_truth': PathMsg}.items()}
     transforms = stage.collect(TFMessage, '/tf')
     stage.wait(lambda: all(p.get_subscription_count() for p in publishers.values())
-               and scene._views_publisher.get_subscription_count()
-               and scene._heatmap_picture_publisher.get_subscription_count()
-               and scene._tf_publisher.get_subscription_count())
+               and all(scene.count_subscribers(name) for name in (
+                   '/crossview_scene/views', '/crossview_scene/heatmap_picture', '/tf')))
 
     mounting = TransformStamped(child_frame_id='camera')
     mounting.header.frame_id = 'base_link'
@@ -386,7 +367,7 @@ def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path, monkey
     publishers['/tf_static'].publish(TFMessage(transforms=[mounting]))
     publishers['camera_info'].publish(CameraInfo(
         width=64, height=48, k=[50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]))
-    stage.wait(lambda: scene._rig.camera_info and scene._rig.static_transforms.lookup(
+    stage.wait(lambda: scene.rig.camera_info and scene.rig.static_transforms.lookup(
         'base_link', 'camera') is not None)
 
     def instant(k: int, matched=True):

@@ -17,7 +17,7 @@ from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 
 # Small enough for the DDS defaults of a machine that knows no profile for large images.
-FRAME_WIDTH_PX = 400
+CAMERA_WIDTH_PX = 400
 VIEW_PX = 200
 VIEW_AHEAD_PX = 150                     # of them ahead of base_link
 VIEW_PX_M = 0.24
@@ -56,11 +56,11 @@ def project_ground(
         depth_m))
 
 
-def frame_picture(image: CameraImage, pitch_rad: float = 0.0) -> np.ndarray:
-    """The frame with the horizon and marks on the road, rgb (H, FRAME_WIDTH_PX, 3) uint8."""
+def camera_picture(image: CameraImage, pitch_rad: float = 0.0) -> np.ndarray:
+    """The frame with the horizon and marks on the road, rgb (H, CAMERA_WIDTH_PX, 3) uint8."""
     camera = image.camera
-    scale = FRAME_WIDTH_PX / camera.width_px
-    size_px = (FRAME_WIDTH_PX, round(camera.height_px * scale))
+    scale = CAMERA_WIDTH_PX / camera.width_px
+    size_px = (CAMERA_WIDTH_PX, round(camera.height_px * scale))
     picture = cv2.resize(image.rgb, size_px, interpolation=cv2.INTER_AREA)
 
     # The road at a great distance, on either side of straight ahead, is the horizon.
@@ -71,7 +71,7 @@ def frame_picture(image: CameraImage, pitch_rad: float = 0.0) -> np.ndarray:
         ends_px = project_ground(ends_m, camera, pitch_rad)
         if _line(picture, ends_px, scale, MARK_RGB):
             u_px, v_px = (round(value * scale) for value in ends_px[1, :2])
-            at_px = (min(u_px + 4, FRAME_WIDTH_PX - 34), v_px - 3)
+            at_px = (min(u_px + 4, CAMERA_WIDTH_PX - 34), v_px - 3)
             cv2.putText(picture, f'{ahead_m:.0f} m', at_px, cv2.FONT_HERSHEY_SIMPLEX, 0.38,
                         MARK_RGB, 1, cv2.LINE_AA)
     return picture
