@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from sensor_msgs.msg import CompressedImage, Image
 
+from crossview_localizer.camera.blind_images import BlindImage
 from crossview_localizer.datatypes import Localization, OdometrySample
 from crossview_localizer.ros import conversions, remedies
 from crossview_localizer.ros.input_monitor import Problem
 from crossview_localizer.ros.localizer_holder import LocalizerHolder
-from crossview_localizer.ros.sensor_rig import BlindImage, SensorRig, UnknownCalibration
+from crossview_localizer.ros.sensor_rig import SensorRig, UnknownCalibration
 from crossview_localizer.ros.status import Level, Status
 
 
