@@ -180,7 +180,7 @@ class SceneNode(Node):
         return markers
 
     def _on_heatmap(self, msg: OccupancyGrid) -> None:
-        self._outputs['heatmap'].publish(scene_messages.shown_heatmap(msg))
+        self._outputs['heatmap'].publish(scene_messages.costmap_from_heatmap(msg))
         self._outputs['alternatives'].publish(scene_messages.alternative_markers(msg))
         # The localizer clears its heat map where an image gave no match.
         if max(msg.data, default=-1) < 0 and self._match_ellipse.markers:

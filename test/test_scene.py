@@ -61,14 +61,14 @@ def smooth_picture(rows: int, cols: int) -> np.ndarray:
     return picture
 
 
-def heatmap_msg(*summits) -> OccupancyGrid:
-    """Gaussian summits of 2 m at (x_m, y_m, height) in a window of 61 m; none: a cleared one."""
+def heatmap_msg(*peaks) -> OccupancyGrid:
+    """Gaussian peaks of 2 m at (x_m, y_m, height) in a window of 61 m; none: a cleared one."""
     grid = MapGrid.around(10.0, 20.0, 30.0, 0.5)
     x_m, y_m = grid.cell_centres()
     log_p = np.full((grid.rows, grid.cols), -np.inf)
-    if summits:
+    if peaks:
         p = sum(height * np.exp(-((x_m[None] - x) ** 2 + (y_m[:, None] - y) ** 2) / 8.0)
-                for x, y, height in summits)
+                for x, y, height in peaks)
         log_p = np.log(p + 1e-9)
     return conversions.heatmap_msg_from_heatmap(Heatmap(STAMP_NS, grid, log_p), 'map')
 
@@ -104,13 +104,13 @@ def test_each_ground_tile_puts_its_pixels_where_they_are(ros):
 
 
 def test_the_heat_map_uses_only_the_blue_to_red_part_of_the_colours(ros):
-    shown = np.asarray(scene_messages.shown_heatmap(heatmap_msg((10.0, 20.0, 1.0))).data)
+    shown = np.asarray(scene_messages.costmap_from_heatmap(heatmap_msg((10.0, 20.0, 1.0))).data)
     assert shown.max() == 98 and shown.min() == 0
-    assert not np.asarray(scene_messages.shown_heatmap(heatmap_msg()).data).any()
+    assert not np.asarray(scene_messages.costmap_from_heatmap(heatmap_msg()).data).any()
 
 
-def test_summits_are_found_highest_first_and_not_twice(ros):
-    found = scene_messages.peaks(
+def test_peaks_are_found_highest_first_and_not_twice(ros):
+    found = scene_messages.find_peaks(
         heatmap_msg((0.0, 10.0, 0.5), (25.0, 35.0, 1.0), (26.5, 35.0, 0.9), (-15.0, 40.0, 0.1)))
     assert [percent for *_, percent in found] == [100, pytest.approx(27, abs=3)]
     np.testing.assert_allclose(found[1][:2], (0.0, 10.0), atol=0.51)
@@ -207,7 +207,7 @@ def test_the_heat_map_is_painted_over_the_satellite_image_and_again_about_its_pe
     whole, near = picture[-side:, :side].astype(int), picture[-side:, side:].astype(int)
     # 15 m to the east and to the south of the middle of 60.5 m.
     middle, reach = side // 2, round(15.0 / 60.5 * side)
-    away = 5                    # below the cross and the ellipse, within the summit
+    away = 5                    # below the cross and the ellipse, within the peak
     row, col = middle + reach + away, middle + reach
     assert whole[row, col, 0] > 60 and tuple(whole[middle - reach, middle - reach]) == (0, 0, 200)
     assert near[middle + 3 * away, middle, 0] > 150
@@ -450,13 +450,13 @@ def test_the_messages_of_a_scene_are_drawn_into_one_picture(tmp_path):
     tiles = scene_messages.ground_tiles(smooth_picture(128, 128), grid, 'map')
     draw({
         'ground': [tile.markers[0] for tile in tiles], 'markers': markers,
-        'heatmap': scene_messages.shown_heatmap(heatmap),
+        'heatmap': scene_messages.costmap_from_heatmap(heatmap),
         'path/refined': scene_messages.path_msg([STAMP_NS], [(10.0, 20.0)], 'map'),
         'camera': scene_messages.image_msg(smooth_picture(30, 40), STAMP_NS, 'camera'),
     }, tmp_path / 'scene.png')
     picture = cv2.imread(str(tmp_path / 'scene.png'))
     assert picture.shape == (600, 1100, 3)
-    # The ground grows greener to the south, the heat map is red at its summit.
+    # The ground grows greener to the south, the heat map is red at its peak.
     plan = picture[:, :590, ::-1].astype(int)
     assert plan[560, 60, 1] > plan[60, 60, 1] + 100
     red, green, _ = plan[250:350, 250:350].reshape(-1, 3).T
