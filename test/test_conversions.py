@@ -1,4 +1,4 @@
-"""ROS messages to and from the datatypes: every encoding, every convention, every refusal."""
+"""ROS messages to and from the datatypes: every convention, every refusal."""
 
 from array import array
 from dataclasses import replace
@@ -147,7 +147,7 @@ def test_a_point_lands_where_the_pinhole_says_after_undistortion(model, d):
         assert (near * v_px).sum() / near.sum() == pytest.approx(v, abs=0.5)
 
 
-def test_without_distortion_the_image_passes_untouched():
+def test_without_distortion_the_image_is_unchanged():
     rgb = random_rgb()
     for d in ((), (0.0, 0.0, 0.0, 0.0, 0.0)):
         rectify = conversions.rectifier_from_msg(camera_info(d=d), FORWARD_CAMERA, 1.5)
@@ -182,7 +182,7 @@ def test_an_uncalibrated_or_unknown_camera_is_refused():
             camera_info(d=(0.1,) * 4, model='kannala'), FORWARD_CAMERA, 1.5)
 
 
-def test_a_camera_info_with_nonsense_is_refused():
+def test_a_camera_info_that_is_not_valid_is_refused():
     for change, said in (
             ({'d': (math.nan,) * 5}, 'not finite'), ({'d': (0.1,) * 3}, '3 coefficients'),
             ({'d': (0.1,) * 3, 'model': 'equidistant'}, '3 coefficients'),
@@ -191,7 +191,7 @@ def test_a_camera_info_with_nonsense_is_refused():
             conversions.rectifier_from_msg(camera_info(**change), FORWARD_CAMERA, 1.5)
 
 
-def test_odometry_beyond_any_place_is_refused():
+def test_odometry_beyond_any_drive_is_refused():
     msg = Odometry()
     msg.pose.pose.orientation.w = 1.0
     for x_m in (1e9, math.inf, math.nan):
@@ -282,7 +282,7 @@ def test_the_covariance_of_a_fix_is_turned_from_true_east_to_the_map():
     fix_msg(covariance=(-1.0, 0, 0, 0, 4.0, 0, 0, 0, 9.0)),
     fix_msg(covariance=(1.0, 5.0, 0, 5.0, 1.0, 0, 0, 0, 9.0)),
 ])
-def test_an_unknown_zero_nan_or_impossible_covariance_is_taken_as_unknown(msg):
+def test_a_zero_nan_or_impossible_covariance_counts_as_unknown(msg):
     assert conversions.gnss_covariance_from_msg(msg) is None
     np.testing.assert_allclose(gnss_fix(msg).covariance, np.eye(2) * 25.0)
 
@@ -338,7 +338,7 @@ def test_a_velocity_whose_covariance_is_unknown_has_the_assumed_sigma(msg):
     assert gnss_course(msg).course_rad == pytest.approx(math.atan2(4.0, 3.0))
 
 
-def test_at_a_standstill_the_course_may_be_any():
+def test_at_a_standstill_the_course_is_unknown():
     assert gnss_course(velocity_msg(0.0, 0.0)).sigma_rad == math.pi
     assert gnss_course(velocity_msg(1e-300, 0.0)).sigma_rad == math.pi
 
@@ -348,7 +348,7 @@ def test_at_a_standstill_the_course_may_be_any():
     (velocity_msg(1e9, 0.0), 'above 1000 m/s'),
     (velocity_msg(3.0, 4.0, np.diag([1.0, math.inf])), 'covariance is infinite'),
 ])
-def test_a_velocity_that_is_none_is_refused_with_the_reason(msg, complaint):
+def test_a_velocity_that_is_not_valid_is_refused_with_the_reason(msg, complaint):
     with pytest.raises(ValueError, match=complaint):
         gnss_course(msg)
 
@@ -376,7 +376,7 @@ ESTIMATE = PoseEstimate(
     np.array([[4.0, 1.0, 0.01], [1.0, 2.0, 0.02], [0.01, 0.02, 0.003]]))
 
 
-def test_a_pose_survives_the_way_to_a_message_and_back():
+def test_a_pose_is_the_same_after_the_way_to_a_message_and_back():
     msg = conversions.pose_msg_from_estimate(ESTIMATE, 'map')
     assert msg.header.frame_id == 'map'
     back = conversions.pose_estimate_from_msg(msg)
@@ -385,7 +385,7 @@ def test_a_pose_survives_the_way_to_a_message_and_back():
     np.testing.assert_allclose(back.covariance, ESTIMATE.covariance)
 
 
-def test_what_is_not_estimated_has_a_large_finite_variance():
+def test_a_coordinate_that_is_not_estimated_has_a_large_finite_variance():
     unobserved = replace(ESTIMATE, covariance=np.diag([4.0, 2.0, math.inf]))
     covariance = np.array(
         conversions.pose_msg_from_estimate(unobserved, 'map').pose.covariance).reshape(6, 6)
@@ -415,7 +415,7 @@ def test_published_odometry_carries_the_estimate_and_the_twist_it_was_given():
     assert msg.twist.covariance[0] == conversions.UNOBSERVED_VARIANCE
 
 
-def test_the_orientation_of_a_geopose_is_counted_from_true_east():
+def test_the_orientation_of_a_geopose_is_measured_from_true_east():
     frame = LocalFrame(51.76, -3.0)
     # Drive 1 m along the heading and see on the ellipsoid where that leads.
     start = Pose2D(120_000.0, 500.0, 0.6)

@@ -1,4 +1,4 @@
-"""The doctor on a bare, a broken and a healthy installation, and on a running system."""
+"""The doctor on an empty, a broken and a healthy installation, and on a running system."""
 
 from array import array
 import gc
@@ -59,7 +59,7 @@ def fingerprint(shipped_weights) -> str:
 # --- the installation
 
 
-def test_a_bare_python_is_told_what_is_missing_and_how_to_get_it():
+def test_without_any_package_the_doctor_says_what_is_missing_and_how_to_get_it():
     """Without site-packages there is neither ROS 2 nor any library."""
     result = subprocess.run(
         [sys.executable, '-S', '-m', 'crossview_localizer.doctor'], text=True, timeout=240,
@@ -73,7 +73,7 @@ def test_a_bare_python_is_told_what_is_missing_and_how_to_get_it():
     assert result.stdout.endswith('2 problems found\n')
 
 
-def test_libraries_that_are_there_and_cannot_be_loaded_are_named(ros, tmp_path):
+def test_libraries_that_are_installed_but_cannot_be_loaded_are_named(ros, tmp_path):
     """ROS 2 is whole; torch is missing and pyproj is of another numpy."""
     (tmp_path / 'torch.py').write_text("raise ModuleNotFoundError('torch')")
     (tmp_path / 'pyproj.py').write_text("raise AttributeError('_ARRAY_API not found')")
@@ -139,7 +139,7 @@ def test_wrong_usage_is_exit_code_2(capsys):
 
 
 class Vehicle:
-    """Sensors at 20 Hz and the localizer, served by a thread of their own."""
+    """Sensors at 20 Hz and the localizer, spun in a thread of their own."""
 
     def __init__(self):
         import rclpy
@@ -210,10 +210,10 @@ class Vehicle:
 
 @pytest.fixture
 def vehicle(ros, own_domain, monkeypatch):
-    # Checked above; here they would only take time.
+    # These are tested above and would only take time here.
     monkeypatch.setattr(doctor, 'check_weights_and_map', lambda weights, map_path: iter(()))
     monkeypatch.setattr(doctor, 'check_device', lambda device: iter(()))
-    # For a machine that is busy with other things.
+    # Long, for a busy machine.
     monkeypatch.setattr(system_checks, 'DISCOVERY_S', 10.0)
     monkeypatch.setattr(system_checks, 'STALE_STAMP_S', 30.0)
     vehicle = Vehicle()
@@ -270,7 +270,7 @@ def test_every_fault_of_a_running_system_is_named_with_its_remedy(vehicle, capsy
     assert 'is published on /receiver/velocity' in parts['gnss_velocity']
 
 
-def test_a_transform_that_is_not_valid_is_a_problem_and_ends_nothing(vehicle, capsys):
+def test_a_transform_that_is_not_valid_is_a_problem_and_the_doctor_goes_on(vehicle, capsys):
     from sensor_msgs.msg import NavSatFix
     vehicle.latch_transforms('antenna', w=0.0)
     vehicle.send(NavSatFix, 'gnss', 'antenna', latitude=51.76, longitude=-1.26)

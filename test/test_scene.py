@@ -1,4 +1,4 @@
-"""What RViz shows: the messages of the scene, and every display held against the live graph."""
+"""What RViz shows: the messages of the scene, and every display compared with the live graph."""
 
 from array import array
 import gc
@@ -54,7 +54,7 @@ WITHOUT_TOPIC = {'Grid', 'TF'}
 
 
 def smooth_picture(rows: int, cols: int) -> np.ndarray:
-    """Red grows to the east, green to the south: JPEG keeps it, and a pixel tells its place."""
+    """Red grows to the east, green to the south: smooth enough for JPEG, and no two places alike."""
     picture = np.full((rows, cols, 3), 60, np.uint8)
     picture[..., 0] = np.linspace(0, 255, cols)[None, :]
     picture[..., 1] = np.linspace(0, 255, rows)[:, None]
@@ -62,7 +62,7 @@ def smooth_picture(rows: int, cols: int) -> np.ndarray:
 
 
 def heatmap_msg(*peaks) -> OccupancyGrid:
-    """Gaussian peaks of 2 m at (x_m, y_m, height) in a window of 61 m; none: a cleared one."""
+    """Gaussian peaks of 2 m at (x_m, y_m, height) in a window of 61 m; cleared without any."""
     grid = MapGrid.around(10.0, 20.0, 30.0, 0.5)
     x_m, y_m = grid.cell_centres()
     log_p = np.full((grid.rows, grid.cols), -np.inf)
@@ -77,7 +77,7 @@ def heatmap_msg(*peaks) -> OccupancyGrid:
 
 
 def test_each_ground_tile_puts_its_pixels_where_they_are(ros):
-    """A point of the map found in a tile, through its texture coordinates, has its own colour."""
+    """The texture coordinates of a map point in a tile lead to the colour of that point."""
     grid = MapGrid(700, 1200, 0.5, -100.0, 50.0)
     rgb = smooth_picture(grid.rows, grid.cols)
     tiles = [message.markers[0] for message in scene_messages.ground_tiles(rgb, grid, 'map')]
@@ -163,7 +163,7 @@ def test_the_camera_picture_draws_horizon_and_marks_where_they_belong():
 
 
 @pytest.mark.parametrize('yaw_rad', [0.0, 0.7, -2.0])
-def test_the_satellite_half_is_turned_so_that_ahead_is_up(yaw_rad):
+def test_the_satellite_view_is_turned_so_that_ahead_is_up(yaw_rad):
     grid = MapGrid(600, 600, 0.25, -75.0, 75.0)
     rgb = smooth_picture(600, 600)
     pose = Pose2D(5.0, -8.0, yaw_rad)
@@ -184,7 +184,7 @@ def test_the_satellite_half_is_turned_so_that_ahead_is_up(yaw_rad):
 
 
 def map_with_orthophoto(path: Path) -> Path:
-    """One tile and a picture of 64 m; no network made it."""
+    """A map of one tile with a picture of 64 m, made without a network."""
     picture_grid = MapGrid(128, 128, 0.5, -31.75, 31.75)
     jpeg = cv2.imencode('.jpg', smooth_picture(128, 128)[..., ::-1])[1].tobytes()
     EmbeddingMap(
@@ -194,7 +194,7 @@ def map_with_orthophoto(path: Path) -> Path:
     return path
 
 
-def test_the_heat_map_is_painted_over_the_satellite_image_and_again_about_its_peak():
+def test_the_heat_map_is_painted_over_the_satellite_image_whole_and_around_its_peak():
     percent, grid = scene_messages.percent_from_heatmap(heatmap_msg((25.0, 5.0, 1.0)))
     assert grid == MapGrid.around(10.0, 20.0, 30.0, 0.5)
     blue = np.zeros((200, 200, 3), np.uint8)
@@ -330,7 +330,7 @@ def stamped(msg, frame_id='map', seconds=0.0):
     return msg
 
 
-def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path, monkeypatch):
+def test_the_messages_of_localizer_and_sensors_are_shown(stage, tmp_path, monkeypatch):
     """Poses, heat map, fixes, truth and images of four instants; then an image without a match."""
     # Nothing that is sent once is lost.
     monkeypatch.setattr('crossview_localizer.scene.BEST_EFFORT', QoSProfile(depth=20))
