@@ -71,7 +71,7 @@ def node(ros, own_domain):
 
 
 def drive_bag(path, seconds: float):
-    """A straight drive at 10 m/s to the east, with all that the node needs for a pose, and images."""
+    """A straight drive at 10 m/s to the east, with all inputs of the node."""
     _, jpeg = cv2.imencode('.jpg', np.full((48, 64, 3), 90, np.uint8))
     typestore = get_typestore(Stores.EMPTY)
     connections = {}

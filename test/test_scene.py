@@ -54,7 +54,7 @@ WITHOUT_TOPIC = {'Grid', 'TF'}
 
 
 def smooth_picture(rows: int, cols: int) -> np.ndarray:
-    """Red grows to the east, green to the south: smooth enough for JPEG, and no two places alike."""
+    """Red grows to the east, green to the south: smooth enough for JPEG, no two places alike."""
     picture = np.full((rows, cols, 3), 60, np.uint8)
     picture[..., 0] = np.linspace(0, 255, cols)[None, :]
     picture[..., 1] = np.linspace(0, 255, rows)[:, None]
