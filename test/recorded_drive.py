@@ -4,7 +4,7 @@ from array import array
 import math
 
 import cv2
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray
 from geographic_msgs.msg import GeoPoseStamped
 from geometry_msgs.msg import TransformStamped
 import numpy as np
@@ -16,10 +16,10 @@ from std_msgs.msg import Float64
 from tf2_msgs.msg import TFMessage
 
 from crossview_localizer.bags.installed_types import register_installed_type
-from crossview_localizer.datatypes import Heatmap, PoseEstimate
+from crossview_localizer.datatypes import Heatmap, Outcome, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.ros import conversions
-from crossview_localizer.ros.diagnostics import Level, Status
+from crossview_localizer.ros.status import image_status, Level, Status
 
 START_NS = 1_400_000_000_000_000_000
 FRAME = LocalFrame(51.7606, -1.261)
@@ -73,15 +73,6 @@ def diagnostics_msg(time_s: float, stamp_ns: int) -> DiagnosticArray:
         [camera, gnss], stamp_ns, 'crossview_localizer')
 
 
-def status_msg(stamp_ns: int, outcome: str, reason: str = '', state: str = 'trusted'):
-    """What the node says of one image on ~/status."""
-    values = {'stamp': f'{stamp_ns // 10**9}.{stamp_ns % 10**9:09}', 'outcome': outcome,
-              'reason': reason, 'state': state}
-    return DiagnosticStatus(
-        name='crossview_localizer: image', message=reason or outcome,
-        values=[KeyValue(key=key, value=value) for key, value in values.items()])
-
-
 def output_messages(
     seconds: float, rate_hz: float = 4.0, cells: int = 41, gated=(), unmatched=(), distrusted=(),
 ):
@@ -100,12 +91,14 @@ def output_messages(
                 ('geopose', conversions.geopose_msg_from_estimate(refined, FRAME)),
                 ('latency', Float64(data=30.0 + number % 10))):
             yield f'/crossview_localizer/{name}', time_s, message
-        outcome = next((name for name, numbers in (
-            ('gated', gated), ('ambiguous', unmatched), ('distrusted', distrusted))
-            if number in numbers), 'used')
-        yield '/crossview_localizer/status', time_s, status_msg(
-            stamp_ns, outcome, '' if outcome == 'used' else f'{outcome} at {number}',
-            'distrusted' if outcome == 'distrusted' else 'trusted')
+        outcome = next((outcome for outcome, numbers in (
+            (Outcome.GATED, gated), (Outcome.AMBIGUOUS, unmatched),
+            (Outcome.DISTRUSTED, distrusted)) if number in numbers), Outcome.USED)
+        yield '/crossview_localizer/status', time_s, conversions.status_msg_from_status(
+            image_status(
+                stamp_ns, outcome, f'{outcome.name} at {number}',
+                'distrusted' if outcome is Outcome.DISTRUSTED else 'trusted'),
+            'crossview_localizer')
         if number not in unmatched:
             match = estimate(pose @ Pose2D(0.0, 1.0, 0.0), stamp_ns)
             yield '/crossview_localizer/match', time_s, conversions.pose_msg_from_estimate(

@@ -69,9 +69,9 @@ def test_what_became_of_each_image_is_what_the_node_said(run):
     assert (outcomes == 'used').sum() == len(outcomes) - 6
     # A match was published for them, and it was not used.
     assert np.flatnonzero(outcomes == 'distrusted').tolist() == [20, 21]
-    [at_20] = [status for status in run.statuses if status.reason == 'distrusted at 20']
+    [at_20] = [status for status in run.statuses if status.reason == 'DISTRUSTED at 20']
     assert at_20 == recorded_run.ImageStatus(
-        int(run.poses.stamps_ns[20]), 'distrusted', 'distrusted at 20', 'distrusted')
+        int(run.poses.stamps_ns[20]), 'distrusted', 'DISTRUSTED at 20', 'distrusted')
 
 
 def test_an_image_of_which_the_node_said_nothing_has_the_word_for_it(run):

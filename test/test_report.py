@@ -230,9 +230,9 @@ def test_the_controls_beside_a_recording_are_shown_only_if_they_are_of_it(bags, 
 def test_the_tables_name_outcomes_as_the_node_does(run):
     outcomes, states = outcome_tables(run)
     rows = {row[0]: row[1:] for row in outcomes.rows}
-    assert rows['used'] == ('74', '92.5%', 'used', '')
+    assert rows['used'] == ('74', '92.5%', 'used', 'USED at 79')
     assert rows['distrusted'] == (
-        '2', '2.5%', 'images do not fit the map here', 'distrusted at 21')
+        '2', '2.5%', 'images do not fit the map here', 'DISTRUSTED at 21')
     assert rows['gated'][:3] == ('1', '1.2%', 'refused by the gate')
     assert rows['ambiguous'][0] == '3' and 'no word' not in rows
     assert states.rows == [('trusted', '78', '97.5%'), ('distrusted', '2', '2.5%')]

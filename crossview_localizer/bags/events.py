@@ -18,6 +18,8 @@ from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix, OdometrySample
 from crossview_localizer.geometry import LocalFrame, Pose2D, wrap_angle
 from crossview_localizer.ros import conversions
+from crossview_localizer.ros.gnss_queue import GnssQueue
+from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 from crossview_localizer.ros.sensor_rig import SensorRig
 
 # Field of Topics -> the types that are accepted there.
@@ -69,7 +71,7 @@ def read_events(
         frame, node_config or NodeConfig(), config or LocalizerConfig(), topics or Topics())
     with Bag(bag) as opened:
         for connection, bag_ns, data in opened.read_raw(stream.fields):
-            yield from stream.due(bag_ns)
+            yield from stream.advance(bag_ns)
             field = stream.fields[connection.topic]
             try:
                 stamp_ns = bag_ns if field == 'tf_static' else header_stamp_ns(data)
@@ -82,17 +84,8 @@ def read_events(
             except BagError as error:
                 yield Unusable(connection.topic, bag_ns, str(error))
                 continue
-            yield from stream.take(field, bag_ns, stamp_ns, msg)
-    yield from stream.due(None)
-
-
-@dataclass
-class _Waiting:
-    """A message that waits for odometry of its time, at most until ``until_ns`` of the bag."""
-
-    stamp_ns: int
-    msg: object
-    until_ns: int
+            yield from stream.take(field, stamp_ns, msg)
+    yield from stream.advance(None)
 
 
 class _EventStream:
@@ -103,13 +96,18 @@ class _EventStream:
         self.fields = {getattr(topics, field): field for field in MESSAGE_TYPES
                        if getattr(topics, field)}
         self._topics, self._base_frame = topics, node_config.base_frame
-        self._wait_ns = round(node_config.odometry_wait_s * 1e9)
-        self._settle_ns = round(node_config.settle_s * 1e9)
-        self._odometry_lost_ns = round(config.filter.odometry_lost_s * 1e9)
+        self._wait_s, self._settle_s = node_config.odometry_wait_s, node_config.settle_s
+        self._first_bag_ns: int | None = None
+        self._now_s = 0.0  # of the bag, since its first message
+        self._timeline = OdometryTimeline(config.filter, lambda: self._now_s)
+        self._gnss = {
+            field: GnssQueue(self._timeline, self._wait_s, lambda: self._now_s)
+            for field in ('gnss', 'gnss_velocity')}
+        self._images: deque[_WaitingImage] = deque()
+        self._last_image_s = 0.0  # when the image before was due
         self._rig = rig = SensorRig(node_config, config.camera)
         self._convert = {
-            'image': lambda msg: rig.camera_image(
-                msg, self._odometry and self._odometry.odom_from_base),
+            'image': lambda msg: rig.camera_image(msg, self._odom_from_base()),
             'camera_info': lambda msg: setattr(rig, 'camera_info', msg),
             'gnss': lambda msg: rig.gnss_fix(msg, frame),
             'gnss_velocity': lambda msg: rig.gnss_course(msg, frame),
@@ -118,67 +116,74 @@ class _EventStream:
             'truth': lambda msg: TruePose(
                 conversions.stamp_ns_from_msg(msg.header.stamp), true_pose_from_msg(msg, frame)),
         }
-        self._queues: dict[str, deque[_Waiting]] = {
-            'gnss': deque(), 'gnss_velocity': deque(), 'image': deque()}
-        self._odometry: OdometrySample | None = None
-        self._odometry_bag_ns = 0
-        self._last_image_bag_ns = 0  # when the image before was processed
 
-    def take(self, field: str, bag_ns: int, stamp_ns: int, msg) -> Iterator[Event]:
-        """Take the next message; yield what follows from it at once."""
-        arrived = _Waiting(stamp_ns, msg, bag_ns + self._wait_ns)
-        if field in self._queues:
-            self._queues[field].append(arrived)
+    def advance(self, bag_ns: int | None) -> Iterator[Event]:
+        """Go on to a time of the bag, or to its end (None); yield what has waited long enough."""
+        if bag_ns is None:
+            now_s = math.inf
         else:
-            for event in self._converted(field, arrived):
-                yield event
-                if isinstance(event, OdometrySample) and (
-                        self._odometry is None or event.stamp_ns > self._odometry.stamp_ns):
-                    self._odometry, self._odometry_bag_ns = event, bag_ns
-        for image in self._queues['image']:
-            if self._odometry is not None and image.stamp_ns <= self._odometry.stamp_ns:
-                image.until_ns = min(image.until_ns, bag_ns)
-        yield from self._due_gnss(bag_ns)
-
-    def due(self, now_ns: int | None) -> Iterator[Event]:
-        """What has waited long enough by a time of the bag, or at its end (None)."""
-        images = self._queues['image']
-        while images:
-            due_ns = max(images[0].until_ns, self._last_image_bag_ns) + self._settle_ns
-            if now_ns is not None and due_ns >= now_ns:
+            self._first_bag_ns = bag_ns if self._first_bag_ns is None else self._first_bag_ns
+            now_s = (bag_ns - self._first_bag_ns) * 1e-9
+        while self._images:
+            due_s = max(self._images[0].until_s, self._last_image_s) + self._settle_s
+            if due_s >= now_s:
                 break
-            yield from self._due_gnss(due_ns)
-            yield from self._converted('image', images.popleft())
-            self._last_image_bag_ns = due_ns
-        yield from self._due_gnss(now_ns)
+            self._now_s = self._last_image_s = due_s
+            yield from self._due_gnss()
+            image = self._images.popleft()
+            yield from self._converted('image', image.stamp_ns, image.msg)
+        self._now_s = now_s
+        yield from self._due_gnss()
 
-    def _due_gnss(self, now_ns: int | None) -> Iterator[Event]:
-        for field in ('gnss', 'gnss_velocity'):
-            queue = self._queues[field]
-            while queue and self._gnss_is_due(queue[0].stamp_ns, now_ns):
-                yield from self._converted(field, queue.popleft())
+    def take(self, field: str, stamp_ns: int, msg) -> Iterator[Event]:
+        """Take a message that comes now; yield what follows from it at once."""
+        if field == 'image':
+            self._images.append(_WaitingImage(stamp_ns, msg, self._now_s + self._wait_s))
+        elif field in self._gnss:
+            self._gnss[field].add(stamp_ns, msg)
+        else:
+            for event in self._converted(field, stamp_ns, msg):
+                yield event
+                if isinstance(event, OdometrySample):
+                    self._timeline.advance(event)
+        newest = self._timeline.newest
+        for image in self._images:
+            if newest is not None and image.stamp_ns <= newest.stamp_ns:
+                image.until_s = min(image.until_s, self._now_s)
+        yield from self._due_gnss()
 
-    def _gnss_is_due(self, stamp_ns: int, now_ns: int | None) -> bool:
-        if now_ns is None or self._odometry is None:
-            return True
-        silent = now_ns - self._odometry_bag_ns > self._wait_ns
-        ahead_ns = stamp_ns - self._odometry.stamp_ns
-        return silent or not 0 < ahead_ns <= self._odometry_lost_ns
+    def _due_gnss(self) -> Iterator[Event]:
+        for field, queue in self._gnss.items():
+            for msg, _ in queue.take_due():
+                yield from self._converted(
+                    field, conversions.stamp_ns_from_msg(msg.header.stamp), msg)
 
-    def _converted(self, field: str, arrived: _Waiting) -> Iterator[Event]:
+    def _converted(self, field: str, stamp_ns: int, msg) -> Iterator[Event]:
         """The record of a message, or that it is unusable; nothing where it makes none."""
         try:
-            event = self._convert[field](arrived.msg)
+            event = self._convert[field](msg)
         except ValueError as error:
-            event = Unusable(getattr(self._topics, field), arrived.stamp_ns, str(error))
+            event = Unusable(getattr(self._topics, field), stamp_ns, str(error))
         if event is not None:
             yield event
+
+    def _odom_from_base(self) -> Pose2D | None:
+        return self._timeline.newest and self._timeline.newest.odom_from_base
 
     def _odometry_sample(self, msg) -> OdometrySample:
         if msg.child_frame_id.lstrip('/') not in ('', self._base_frame):
             raise ValueError(
                 f'child_frame_id is {msg.child_frame_id!r}; expected {self._base_frame!r}')
         return conversions.odometry_sample_from_msg(msg)
+
+
+@dataclass
+class _WaitingImage:
+    """An image that waits for odometry, at most until ``until_s`` of the bag."""
+
+    stamp_ns: int
+    msg: object
+    until_s: float
 
 
 def true_pose_from_msg(msg, frame: LocalFrame) -> Pose2D:
