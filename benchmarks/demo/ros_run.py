@@ -22,7 +22,7 @@ PLAYED_TOPICS = (IMAGE_TOPIC, *list(REMAPS.values())[1:])
 TRUTH_TOPIC = '/ground_truth/geopose'
 NODE_TOPICS = (
     *(f'{NODE}/{name}' for name in (
-        'pose', 'odometry', 'match', 'heatmap', 'prior', 'geopose', 'latency')),
+        'pose', 'odometry', 'match', 'heatmap', 'prior', 'geopose', 'latency', 'status')),
     '/diagnostics', '/tf',
 )
 PLAY_RATE = 1.0  # in real time
