@@ -29,7 +29,7 @@ setup(
     ],
     python_requires='>=3.10',
     install_requires=['setuptools'],
-    extras_require={'test': ['pytest']},
+    extras_require={'onnx': ['onnx', 'onnxruntime'], 'test': ['pytest']},
     zip_safe=True,
     entry_points={
         'console_scripts': [

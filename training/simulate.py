@@ -36,9 +36,7 @@ def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, 
         convert(Options(raw / name, raw / 'models', raw / 'extrinsics', bags[-1],
                         raw / 'rtk' / name / 'rtk.csv', overwrite=True), progress=False)
     world = prepare(bags, [raw / 'orthophoto.tif'], path.stem, px_m, 2.0)
-    partial = out / f'.partial_{seed}.npz'
-    save_world(world, partial)
-    partial.replace(path)
+    save_world(world, path)
     shutil.rmtree(raw)
     print(f'{path}: {len(world.images)} images (SIMULATION)', flush=True)
     return path

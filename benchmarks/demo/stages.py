@@ -43,7 +43,7 @@ def convert(traversal: Path, bag: Path) -> None:
 
 def build_corridor_map(world: Path, route: Path, network, path: Path) -> None:
     """Write the map of the corridor along a route, the widest that ``MAX_TILES`` allows."""
-    from crossview_localizer.build_map import build_map
+    from crossview_localizer.maps.builder import build_map
     from crossview_localizer.networks.dense import DENSE
     from crossview_localizer.maps.imagery import Imagery
     from crossview_localizer.maps.route import corridor, read_route

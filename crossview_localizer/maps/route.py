@@ -1,4 +1,4 @@
-"""Where the vehicle will drive: fixes from a file, and the lattice points along them."""
+"""Where the vehicle will drive: the fixes of a file, and the lattice points along them."""
 
 from collections.abc import Callable, Iterator
 import csv
@@ -13,11 +13,11 @@ from crossview_localizer.geometry import MapGrid
 MAX_GAP_M = 500.0              # fixes farther apart than this are not joined by a straight line
 LATITUDE_NAMES = ('latitude', 'lat')
 LONGITUDE_NAMES = ('longitude', 'lon', 'lng', 'long')
-MAX_LATTICE = 100_000_000      # points of the grid, with or without a tile
+MAX_LATTICE = 100_000_000      # points of the grid, whether they have a tile or not
 
 
 class RouteError(ValueError):
-    """The file can be read but holds no route; the message says why."""
+    """The file can be read but holds no single route; the message says why."""
 
 
 def read_route(path: str | Path, topic: str | None = None) -> np.ndarray:
@@ -25,7 +25,7 @@ def read_route(path: str | Path, topic: str | None = None) -> np.ndarray:
 
     ``path`` is a CSV with columns ``latitude`` and ``longitude`` (RobotCar's gps.csv, ins.csv and
     rtk.csv have them) or ``lat`` and ``lon``, a GPX track or route, or a rosbag2 with a NavSatFix
-    topic.  Fixes that are not valid are left out.  Raises OSError or ValueError.
+    topic. Invalid fixes are left out. Raises OSError or ValueError.
     """
     path = Path(path)
     if not path.exists():
@@ -98,7 +98,7 @@ def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
                     yield fix.latitude, fix.longitude
     except RouteError:
         raise
-    except Exception as error:  # on damaged bytes rosbags raises whatever its decoders do
+    except Exception as error:  # the decoders of rosbags raise anything on damaged bytes
         problem = ' '.join(str(error).split()) or type(error).__name__
         raise ValueError(f'{path} cannot be read as a bag ({problem})') from error
 
@@ -122,7 +122,7 @@ def corridor(
 ) -> tuple[MapGrid, np.ndarray]:
     """Lattice points within ``corridor_m`` of a polyline (N, 2), inside a box.
 
-    Returns the smallest grid that holds them and the mask (rows, cols) of those that are near.
+    Returns the smallest grid that holds them, and their mask (rows, cols) in it.
     """
     bounds_m = np.asarray(bounds_m, float)
     inside = np.isfinite(route_m).all(1)

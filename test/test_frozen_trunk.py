@@ -10,10 +10,10 @@ from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.safa import OXFORD
 from training.data.datasets import Places
-from training.losses import LossConfig
+from training.loop import train, TrainConfig
 from training.recipes.frozen_trunk import FrozenNetwork, stored_places
 from training.recipes.pairs import PairConfig, PairRecipe
-from training.train_tiles import LITE, train, TrainConfig
+from training.train_tiles import LITE
 
 MODEL = replace(LITE, px_m=2 * OXFORD.px_m, view_px=64, channels=8, heads=2, hidden=4)
 
@@ -74,11 +74,10 @@ def test_a_second_run_reads_the_maps_that_the_first_kept(places, network, stored
 
 
 def test_training_on_maps_moves_the_heads_and_leaves_the_trunk(network, stored, tmp_path):
-    config = TrainConfig(
-        PairConfig(batch=4, turns='none', held_out_tiles=False), LossConfig(), steps=3,
-        frozen_stages=7, validate_steps=3)
+    config = TrainConfig(steps=3, frozen_stages=7, validate_steps=3)
+    recipe = PairRecipe(PairConfig(batch=4, turns='none', held_out_tiles=False), 0, stored[0])
     out = tmp_path / 'weights.safetensors'
-    train(MODEL, config, PairRecipe(config.data, 0, stored[0]), out, frozen_from(network), {})
+    train(frozen_from(network), recipe, config, out, {})
     trained, before = load_network(out).state_dict(), network.state_dict()
     moved = {name for name, value in before.items()
              if not torch.equal(trained[name].float(), value.half().float())}
@@ -89,7 +88,7 @@ def test_training_on_maps_moves_the_heads_and_leaves_the_trunk(network, stored, 
 def test_without_held_out_tiles_no_batch_has_a_place_of_another_split(places):
     recipe = PairRecipe(PairConfig(batch=4, turns='none', held_out_tiles=False), 0, places)
     seen = np.concatenate([np.concatenate((batch.ground, batch.satellite))
-                           for epoch in range(5) for batch in recipe._sample(epoch)])
+                           for epoch in range(5) for batch in recipe.batches_of_epoch(epoch)])
     assert set(places.split[seen]) == {'train'}
 
 

@@ -1,4 +1,4 @@
-"""Single frames: which frames are judged, what is image-blind, and a run of all of it."""
+"""The benchmark of single frames: its trials, the image-blind rows, and a whole run."""
 
 import json
 
@@ -7,7 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.accuracy import single_frames
+from benchmarks.accuracy import frame_scene, frame_trials, single_frames
+from benchmarks.accuracy.frame_estimates import (
+    FrameEstimate,
+    read_estimates,
+    summarize,
+    with_image_blind,
+)
 from crossview_localizer.datatypes import CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.networks.checkpoint import save_network
@@ -33,26 +39,27 @@ def world() -> World:
                  images, camera, np.concatenate((drive, drive)), np.repeat((0, 1), 16))
 
 
-def frame(method, error_m):
+def estimate_of(method, error_m):
     estimate = PoseEstimate(0, Pose2D(error_m, 0.0, 0.0), np.eye(3))
-    return single_frames.Frame('w', 0, method, Pose2D(0.0, 0.0, 0.0), estimate, False)
+    return FrameEstimate('w', 0, method, Pose2D(0.0, 0.0, 0.0), estimate, False)
 
 
 def test_frames_are_five_metres_apart_in_each_drive_and_priors_within_their_bounds(world):
-    found = single_frames.trials(world, 3, True, None)
+    found = frame_trials.trials(world, 3, True, None)
     index = np.array([trial.index for trial in found])
     assert np.all(np.diff(index[index < 16]) == 3) and index[index >= 16][0] == 16
     offset = np.array([trial.prior.pose.as_array() for trial in found]) - world.poses[index]
     assert np.abs(offset[:, :2]).max() <= 18.5 and np.abs(offset[:, 2]).max() <= np.radians(10.0)
     assert [trial.far_prior is not None for trial in found[:5]] == [True, *[False] * 3, True]
-    fewer = single_frames.trials(world, 3, True, 4)
+    fewer = frame_trials.trials(world, 3, True, 4)
     assert [t.prior.pose for t in fewer] == [t.prior.pose for t in found[:4]]
 
 
 @pytest.mark.parametrize('blind_m, better', [(2.0, 'blind_trained'), (9.0, 'shuffled_images')])
 def test_image_blind_is_the_better_of_the_two_and_both_are_kept(blind_m, better):
-    rows = single_frames.summarize(single_frames.with_image_blind([
-        frame('dense', 0.3), frame('shuffled_images', 5.0), frame('blind_trained', blind_m)]))
+    rows = summarize(with_image_blind([
+        estimate_of('dense', 0.3), estimate_of('shuffled_images', 5.0),
+        estimate_of('blind_trained', blind_m)]))
     assert rows['image_blind'] == rows[better]
     assert rows['shuffled_images']['median_m'] == 5.0
     assert rows['blind_trained']['median_m'] == blind_m
@@ -60,8 +67,8 @@ def test_image_blind_is_the_better_of_the_two_and_both_are_kept(blind_m, better)
 
 def test_a_run_has_all_methods_and_another_goes_on_where_it_was(
         world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(single_frames, 'TILE_STEP_PX', 8)  # quicker, as is a short search
-    monkeypatch.setattr(single_frames, 'WIDE_PRIOR_M', 20.0)
+    monkeypatch.setattr(frame_scene, 'TILE_STEP_PX', 8)  # quicker, as is a short search
+    monkeypatch.setattr(frame_trials, 'WIDE_PRIOR_M', 20.0)
     save_world(world, tmp_path / 'w.npz')
     model = DenseConfig(channels=4, width=8, ahead_cells=32, across_cells=32, patch_cells=40)
     for seed, name in enumerate(('dense', 'blind')):
@@ -77,7 +84,7 @@ def test_a_run_has_all_methods_and_another_goes_on_where_it_was(
         'prior_centre', 'dense', 'shuffled_images', 'blind_trained', 'image_blind', 'paper',
         'raw_correlation', 'random_init', 'yaw_full_circle', 'dense_wide_prior'}
     assert 'random_init' not in result['warped']
-    again = single_frames.summarize([f for f in single_frames.read_frames(out / 'frames.csv.gz')
+    again = summarize([f for f in read_estimates(out / 'frames.csv.gz')
                              if f.method == 'dense'])
     assert again['dense']['n'] == 2  # one of each part
     written = {path: path.stat().st_mtime_ns for path in out.glob('*_0.csv.gz')}

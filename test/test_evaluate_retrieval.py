@@ -1,4 +1,4 @@
-"""Places of worlds and raw traversals, described and compared; what the files then say."""
+"""Retrieval over the places of worlds and raw traversals, and the files that it writes."""
 
 import argparse
 import gzip

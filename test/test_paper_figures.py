@@ -12,7 +12,7 @@ from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.safa import ModelConfig, views_to_tensor
 from training import paper_figures
 from training.data.datasets import save_world, World
-from training.paper_figures import cells_of, ground_view_of, on_camera, score_around
+from training.paper_figures import cell_shares, ground_view_of, project_to_camera, score_around
 
 MODEL = ModelConfig(channels=4, heads=4, hidden=2, view_px=64, margin_px=32)
 BASE_FROM_CAMERA = np.array(
@@ -99,7 +99,7 @@ def test_a_world_of_another_resolution_is_refused(world, network):
 def test_the_parts_of_the_cells_add_up_to_the_similarity(world, network):
     view = ground_view_of(network, world, 0)
     tile, _ = world.area(*world.poses[0, :2], MODEL.tile_px)
-    cells = cells_of(network, view, tile)
+    cells = cell_shares(network, view, tile)
     cosine = float(network.ground_descriptors(views_to_tensor(view, 'cpu'))[0].detach()
                    @ network.satellite_descriptors(views_to_tensor(tile, 'cpu'))[0].detach())
     assert cells.similarity.sum() == pytest.approx(cosine, abs=1e-5)
@@ -116,8 +116,8 @@ def test_a_cell_of_the_road_appears_where_the_camera_sees_it(network, yaw_rad):
     rows, cols = np.mgrid[0:8, 0:8]
     east_m, north_m = (cols - 3.5) * cell_m, (3.5 - rows) * cell_m
     cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
-    ahead = on_camera(cos * east_m + sin * north_m, network, CAMERA, yaw_rad)
-    left = on_camera(cos * north_m - sin * east_m, network, CAMERA, yaw_rad)
+    ahead = project_to_camera(cos * east_m + sin * north_m, network, CAMERA, yaw_rad)
+    left = project_to_camera(cos * north_m - sin * east_m, network, CAMERA, yaw_rad)
     for u_px, v_px in ((149, 140), (100, 145), (220, 190)):
         # The camera is 1.5 m above the road.
         expected_m = 240.0 * 1.5 / (v_px - 99.5)
@@ -132,13 +132,13 @@ def test_a_front_camera_s_cells_lie_over_what_it_takes_of_the_frame(network):
         config = ModelConfig(ground_view='camera')
 
     values = np.tile(np.arange(8.0), (5, 1))
-    whole = on_camera(values, Front, CAMERA, 0.0)               # 3:2: all of it
+    whole = project_to_camera(values, Front, CAMERA, 0.0)               # 3:2: all of it
     assert np.isfinite(whole).all()
     np.testing.assert_allclose(whole[100], np.clip((np.arange(300) + 0.5) * 8 / 300 - 0.5, 0, 7),
                                atol=0.05)
     # RobotCar's 1280x960: columns 40 to 1240, rows 0 to 800.
     raw = CameraModel(1280, 960, 900.0, 900.0, 639.5, 479.5, BASE_FROM_CAMERA, 1.5)
-    cut = on_camera(values, Front, raw, 0.0)
+    cut = project_to_camera(values, Front, raw, 0.0)
     known = np.isfinite(cut)
     rows, cols = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
     assert np.abs(np.array([rows[0], rows[-1], cols[0], cols[-1]]) - [0, 799, 40, 1239]).max() <= 3
@@ -162,4 +162,4 @@ def test_the_commands_write_pictures_and_refuse_in_one_line(world, network, tmp_
         call_wrong = ['overlays', *call, *wrong, '--out', str(tmp_path / 'x.png')]
         assert paper_figures.main(call_wrong) == 2
         error = capsys.readouterr().err
-        assert error.startswith('figures: ') and error.count('\n') == 1
+        assert error.startswith('paper_figures: ') and error.count('\n') == 1
