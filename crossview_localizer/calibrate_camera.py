@@ -15,8 +15,7 @@ from crossview_localizer.bags.camera_calibration import (
     fitted_camera,
     summary,
 )
-from crossview_localizer.bags.replay import read_parameters
-from crossview_localizer.config import LocalizerConfig, NodeConfig
+from crossview_localizer.config import LocalizerConfig, NodeConfig, read_parameters
 from crossview_localizer.matching.imagery_offset import MIN_FRAMES
 
 

@@ -10,8 +10,7 @@ import sys
 
 from crossview_localizer.bags.arguments import add_run_arguments, topics_from_arguments
 from crossview_localizer.bags.bag import BagError
-from crossview_localizer.bags.replay import read_parameters
-from crossview_localizer.config import LocalizerConfig, NodeConfig
+from crossview_localizer.config import LocalizerConfig, NodeConfig, read_parameters
 from crossview_localizer.evaluation.overlays import find_sources, write_overlays
 from crossview_localizer.localizer import load_localizer
 

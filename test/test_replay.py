@@ -10,7 +10,7 @@ import robotcar_drive
 
 from crossview_localizer import robotcar_to_bag
 from crossview_localizer.bags.drive import read_drive, read_posed_images
-from crossview_localizer.bags.replay import localize, posteriors, read_parameters
+from crossview_localizer.bags.replay import localize, posteriors
 from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import Outcome
 from crossview_localizer.geometry import LocalFrame, wrap_angle
@@ -128,21 +128,3 @@ def test_an_image_that_cannot_be_used_gives_the_prior_and_the_reason(ros, tmp_pa
     results = list(localize(bag, localizer, NodeConfig(odometry_wait_s=0.0)))
     assert [result.outcome for result in results[:2]] == [Outcome.UNUSABLE] * 2
     assert results[0].prior is not None and 'no camera_info' in results[0].reason
-
-
-# --- parameters
-
-
-def test_parameters_of_the_file_of_the_node_configure_the_offline_localizer(tmp_path):
-    path = tmp_path / 'parameters.yaml'
-    path.write_text(
-        '/**:\n  ros__parameters:\n    odometry_wait_s: 0.25\n    filter:\n      buffer_s: 3.0\n')
-    node_config, config = read_parameters(path)
-    assert node_config == NodeConfig(odometry_wait_s=0.25)
-    assert config.filter.buffer_s == 3.0
-    path.write_text('/**:\n  ros__parameters:\n    filter:\n      bufer_s: 3.0\n')
-    with pytest.raises(ValueError, match=r'filter\.bufer_s'):
-        read_parameters(path)
-    path.write_text('localizer: {}\n')
-    with pytest.raises(ValueError, match='no parameter file'):
-        read_parameters(path)

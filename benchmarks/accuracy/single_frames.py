@@ -29,7 +29,7 @@ from benchmarks.accuracy.frame_estimates import (
     write_estimates,
 )
 from benchmarks.accuracy.frame_trials import PAPER_WEIGHTS, run_trials, WeightsFiles, world_part
-from crossview_localizer.config import FilterConfig
+from crossview_localizer.config import FilterConfig, read_parameters
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.networks.checkpoint import load_network
 from training.data.datasets import load_world
@@ -55,7 +55,7 @@ def demo_estimates(demo: Path, paper_weights: Path) -> list[FrameEstimate]:
     from crossview_localizer.localizer import load_localizer
 
     judged = pose_metrics.read_comparison(demo / 'frames.csv')
-    node_config, config = replay.read_parameters(PARAMETERS)
+    node_config, config = read_parameters(PARAMETERS)
     # The belief in matches in that file is the dense matcher's; a tile matcher needs another.
     usual = FilterConfig()
     config = replace(config, filter=replace(

@@ -31,6 +31,7 @@ from benchmarks.demo.summary import (
     print_summary,
     write_json,
 )
+from crossview_localizer.config import read_parameters
 from crossview_localizer.evaluation import pose_metrics
 from crossview_localizer.evaluation.pose_metrics import Comparison
 from crossview_localizer.trajectory import TRUTH_MAX_GAP_S
@@ -152,7 +153,7 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
     torch.set_num_threads(1)
     world_seed = WORLD_SEEDS_FROM + seed
     prepare(out, {'world_seed': world_seed, 'duration_s': duration_s}, keep)
-    node_config, config = replay.read_parameters(ros_run.PARAMETERS)
+    node_config, config = read_parameters(ros_run.PARAMETERS)
     network = load_network(weights)
     timer = StageTimer()
     bag, blind_bag = out / 'bag', out / 'bag_blind'

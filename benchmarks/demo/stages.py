@@ -46,7 +46,8 @@ def build_corridor_map(world: Path, route: Path, network, path: Path) -> None:
     from crossview_localizer.maps.builder import build_map
     from crossview_localizer.networks.dense import DENSE
     from crossview_localizer.maps.imagery import Imagery
-    from crossview_localizer.maps.route import corridor, read_route
+    from crossview_localizer.bags.route_file import read_route
+    from crossview_localizer.maps.route import corridor
 
     imagery = Imagery.open([world / 'orthophoto.tif'])
     route_latlon_deg = read_route(route)

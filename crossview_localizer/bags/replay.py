@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from crossview_localizer.bags.events import Event, read_events, Unusable
 from crossview_localizer.bags.topics import Topics
-from crossview_localizer.config import config_from_flat, LocalizerConfig, NodeConfig, tunables
+from crossview_localizer.config import NodeConfig
 from crossview_localizer.datatypes import (
     CameraImage,
     GnssCourse,
@@ -53,30 +51,3 @@ def posteriors(localizations: list[Localization]) -> Track:
     """The poses that images gave; those before the filter's start are left out."""
     return Track.from_estimates([
         result.posterior for result in localizations if result.posterior is not None])
-
-
-def read_parameters(path: str | Path) -> tuple[NodeConfig, LocalizerConfig]:
-    """The configs of a ROS parameter file (one wildcard node).
-
-    Raises OSError or ValueError with what was found and expected.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-        nested = content['/**']['ros__parameters']
-        values = dict(_flattened('', nested))
-    except (
-        yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError,
-    ) as error:
-        raise ValueError(
-            f'{path} is no parameter file ({" ".join(str(error).split())}); expected /**: '
-            'ros__parameters:') from error
-    of_node = {name: values.pop(name) for name in tunables(NodeConfig()) if name in values}
-    return config_from_flat(NodeConfig, of_node), config_from_flat(LocalizerConfig, values)
-
-
-def _flattened(prefix: str, nested: dict) -> Iterator[tuple[str, object]]:
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            yield from _flattened(f'{prefix}{key}.', value)
-        else:
-            yield prefix + key, value

@@ -178,7 +178,7 @@ def check_parameters(path: str) -> Iterator[Finding]:
     """Every name and value of a parameter file is one that the localizer takes."""
     if missing_modules(['yaml', 'rosbags', *ROS_PACKAGES]):
         return
-    from crossview_localizer.bags.replay import read_parameters
+    from crossview_localizer.config import read_parameters
     try:
         read_parameters(path)
     except (ValueError, OSError) as error:
