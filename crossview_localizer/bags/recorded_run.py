@@ -174,8 +174,8 @@ def _read_outputs(bag: Path, node: str, progress: bool) -> _Outputs:
         topics = ', '.join(sorted(opened.topics)) or 'nothing'
     if not found.estimates['pose']:
         raise BagError(
-            f"{bag} holds no poses on {node}/pose; it has {topics}. Expected a recording of the "
-            "node's outputs, or --node NAME")
+            f'{bag} holds no poses on {node}/pose; it has {topics}. Expected a recording of what '
+            'the node publishes, or --node NAME')
     return found
 
 
