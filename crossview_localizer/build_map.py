@@ -8,11 +8,11 @@ import sys
 
 import torch
 
+from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.geometry import LocalFrame
 from crossview_localizer.maps.builder import build_map
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.maps.partial_build import partial_files
-from crossview_localizer.maps.route import read_route
 from crossview_localizer.networks.checkpoint import load_network
 
 

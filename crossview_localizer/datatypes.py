@@ -23,6 +23,8 @@ class Outcome(Enum):
     NO_MATCHER = 'no matcher is loaded'
     UNUSABLE = 'image not usable'
     DISTRUSTED = 'images do not fit the map here'
+    DROPPED = 'dropped before it was processed'
+    SUPERSEDED = 'a reset came before the image was done'
 
 
 @dataclass(frozen=True)

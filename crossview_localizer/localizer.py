@@ -49,6 +49,14 @@ class Localizer:
         """The one whose pose is published: with matches as long as they are trusted."""
         return self._matched if self._trust.trusted else self._unmatched
 
+    @property
+    def match_state(self) -> str:
+        """Whether matches are used: trusted, distrusted or searching."""
+        with self._lock:
+            if self._search is not None:
+                return 'searching'
+            return 'trusted' if self._trust.trusted else 'distrusted'
+
     def add_gnss(self, fix: GnssFix) -> FilterUpdate:
         return self._tell('add_gnss', fix)
 

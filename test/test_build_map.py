@@ -11,6 +11,7 @@ from rasterio.transform import Affine
 import torch
 
 from crossview_localizer import build_map as command_module
+from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.build_map import main
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import PoseEstimate
@@ -20,7 +21,7 @@ from crossview_localizer.maps import tiles as tiles_module
 from crossview_localizer.maps.builder import build_map
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.maps.route import lattice, read_route
+from crossview_localizer.maps.route import lattice
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
 from crossview_localizer.networks.safa import ModelConfig

@@ -122,6 +122,8 @@ def test_colcon_builds_it_and_installs_executables_launch_and_configuration(ros,
     prefix = tmp_path / 'install/crossview_localizer'
     executables = {path.name for path in (prefix / 'lib/crossview_localizer').iterdir()}
     assert executables == set(COMMANDS)
+    [template] = prefix.rglob('report.html.jinja')
+    assert template.parent.name == 'evaluation'
     for names in dict(setup_arguments()['data_files']).values():
         for name in names:
             if not name.startswith('resource/'):

@@ -27,8 +27,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.files import write_atomically
-from crossview_localizer.maps.route import read_route
 from training.data.datasets import read_rgb
 
 # Half the circumference of Web Mercator's sphere, m (EPSG:3857).

@@ -19,7 +19,7 @@ def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, 
 
     ``city`` are the settings of the town and its route for ``make_world``.
     """
-    from crossview_localizer.robotcar_to_bag import convert, Options
+    from crossview_localizer.bags.robotcar_bag import convert, Options
     from training.prepare import prepare
     from training.simulation import make_world
 

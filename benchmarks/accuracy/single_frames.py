@@ -29,7 +29,7 @@ from benchmarks.accuracy.frame_estimates import (
     write_estimates,
 )
 from benchmarks.accuracy.frame_trials import PAPER_WEIGHTS, run_trials, WeightsFiles, world_part
-from crossview_localizer.config import FilterConfig
+from crossview_localizer.config import FilterConfig, read_parameters
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.networks.checkpoint import load_network
 from training.data.datasets import load_world
@@ -47,13 +47,15 @@ def demo_estimates(demo: Path, paper_weights: Path) -> list[FrameEstimate]:
     Those of the node and the controls come from ``frames.csv``; the paper's matcher is run here,
     by the offline Localizer on the same bag with a map of its own.
     """
-    from benchmarks.demo.demo import build_corridor_map, PARAMETERS
+    from benchmarks.demo.ros_run import PARAMETERS
+    from benchmarks.demo.stages import build_corridor_map
     from crossview_localizer.bags import replay
+    from crossview_localizer.bags.drive import read_drive
     from crossview_localizer.evaluation import pose_metrics
     from crossview_localizer.localizer import load_localizer
 
-    judged = pose_metrics.read_frames(demo / 'frames.csv')
-    node_config, config = replay.read_parameters(PARAMETERS)
+    judged = pose_metrics.read_comparison(demo / 'frames.csv')
+    node_config, config = read_parameters(PARAMETERS)
     # The belief in matches in that file is the dense matcher's; a tile matcher needs another.
     usual = FilterConfig()
     config = replace(config, filter=replace(
@@ -66,7 +68,7 @@ def demo_estimates(demo: Path, paper_weights: Path) -> list[FrameEstimate]:
         route = next((demo / 'world').glob('*/gps/ins.csv'))
         build_corridor_map(demo / 'world', route, network, map_path)
     localizer = load_localizer(map_path, paper_weights, config)
-    drive = replay.read_drive(demo / 'bag', localizer.frame, node_config)
+    drive = read_drive(demo / 'bag', localizer.frame, node_config)
     localized = list(replay.localize(demo / 'bag', localizer, node_config))
     rows = {
         'dense': judged.rows['refined'], 'image_blind': judged.rows['image_blind'],

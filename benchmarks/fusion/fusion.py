@@ -92,7 +92,7 @@ def measure(args, data: Path) -> dict:
             data, args.seed, args.smoke, args.trials)
     if 'rendered' in args.sections:
         from benchmarks.fusion.rendered import DRIVE_S, run_towns
-        from crossview_localizer.bags import replay
+        from crossview_localizer.config import read_parameters
 
         first = TOWNS_FROM + TOWNS_PER_SEED * args.seed
         found, estimates = run_towns(
@@ -100,7 +100,7 @@ def measure(args, data: Path) -> dict:
             range(first, first + (1 if args.smoke else args.towns)),
             SMOKE_DRIVE_S if args.smoke else DRIVE_S, 1 if args.smoke else args.outages,
             1 if args.smoke else args.searches, args.weights,
-            replay.read_parameters(args.params_file)[1], args.jobs)
+            read_parameters(args.params_file)[1], args.jobs)
         results.update(found)
         for line in estimates:
             lines.add(*line)

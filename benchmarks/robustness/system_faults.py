@@ -124,6 +124,7 @@ import sys, torch
 from crossview_localizer import node
 from crossview_localizer.networks import checkpoint
 from crossview_localizer.localizer import load_localizer
+from crossview_localizer.ros import localizer_holder
 
 class Full:
     def __init__(self, matcher): self.matcher, self.left = matcher, 12
@@ -145,7 +146,7 @@ def prepare(device, threads):
     return 'cuda', ''
 
 checkpoint.prepare_torch = prepare
-node.load_localizer = load
+localizer_holder.load_localizer = load
 sys.exit(node.main())
 """
 

@@ -19,6 +19,7 @@ from benchmarks.speed.world import (
     TILE_WEIGHTS,
     WEIGHTS,
 )
+from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.maps.builder import build_map, SPACING_M
@@ -28,7 +29,6 @@ from crossview_localizer.maps.embedding_map import (
     write_tensors,
 )
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.maps.route import read_route
 from crossview_localizer.networks.checkpoint import load_network
 
 SPEED_MPS = 30.0

@@ -29,7 +29,7 @@ import warnings
 import cv2
 import numpy as np
 
-from crossview_localizer.bags import robotcar
+from crossview_localizer.bags import robotcar, robotcar_images, robotcar_tracks
 from crossview_localizer.camera.views import camera_view, CAMERA_VIEW_PX
 from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid, wrap_angle
@@ -195,7 +195,7 @@ def yaw_from_published(published_rad: np.ndarray, positions_m: np.ndarray) -> np
     longitude_deg, latitude_deg = utm(*np.asarray(positions_m).T, inverse=True)
     convergence_rad = np.radians(
         np.atleast_1d(utm.get_factors(longitude_deg, latitude_deg).meridian_convergence))
-    bearing_rad = published_rad - robotcar.RTK_YAW_OFFSET_RAD - convergence_rad
+    bearing_rad = published_rad - robotcar_tracks.RTK_YAW_OFFSET_RAD - convergence_rad
     return wrap_angle(np.pi / 2 - bearing_rad)
 
 
@@ -209,9 +209,9 @@ def read_raw(traversal: str | Path, rtk: str | Path, split: str, extrinsics: Pat
     Raises ValueError or OSError where files are missing or hold no usable row.
     """
     traversal = Path(traversal)
-    images = robotcar.list_stereo_images(traversal)
+    images = robotcar_images.list_stereo_images(traversal)
     rows = robotcar.read_rtk(Path(rtk)).rows
-    track = robotcar.ins_track_from_rtk(rows)
+    track = robotcar_tracks.ins_track_from_rtk(rows)
     stamps_ns = images.stamps_us * robotcar.NS_PER_US
     if as_published:
         inside = (stamps_ns >= track.stamp_ns[0]) & (stamps_ns <= track.stamp_ns[-1])
@@ -225,8 +225,8 @@ def read_raw(traversal: str | Path, rtk: str | Path, split: str, extrinsics: Pat
                 'no extrinsics folder; expected the one with ins.txt, or as_published, which '
                 'takes the position of the INS for that of the camera')
         vehicle_from_ins = robotcar.read_extrinsic(Path(extrinsics) / 'ins.txt')
-        poses = robotcar.base_link_track(
-            robotcar.interpolate_track(track, stamps_ns), vehicle_from_ins)
+        poses = robotcar_tracks.base_link_track(
+            robotcar_tracks.interpolate_track(track, stamps_ns), vehicle_from_ins)
         inside = np.isfinite(poses.easting_m)
     if poses.utm_zone != UTM_ZONE:
         raise ValueError(f'{rtk} is in UTM zone {poses.utm_zone}; expected Oxford, {UTM_ZONE}')
@@ -235,7 +235,7 @@ def read_raw(traversal: str | Path, rtk: str | Path, split: str, extrinsics: Pat
     if len(chosen) == 0:
         raise ValueError(f'{traversal} has no image within the times of {rtk}')
     heading_rad = poses.heading_rad()[chosen]     # from true north
-    convergence_rad = robotcar.grid_convergence_rad(poses.select(chosen))
+    convergence_rad = robotcar_tracks.grid_convergence_rad(poses.select(chosen))
     stamps_us = images.stamps_us[chosen]
     count = len(chosen)
     return Entries(
@@ -323,7 +323,7 @@ def _is_whole(path: Path) -> bool:
 def _read_ground(root: Path, names: np.ndarray, bayer: bool, place: int) -> np.ndarray:
     path = root / names[place]
     if bayer:
-        return camera_view(cv2.cvtColor(robotcar.read_bayer_image(path), cv2.COLOR_BGR2RGB))
+        return camera_view(cv2.cvtColor(robotcar_images.read_bayer_image(path), cv2.COLOR_BGR2RGB))
     image = read_rgb(path)
     height, width = image.shape[:2]
     if abs(2 * width - 3 * height) > 3 or width < CAMERA_VIEW_PX[0]:

@@ -8,7 +8,7 @@ import pytest
 
 from crossview_localizer.datatypes import GnssFix
 from crossview_localizer.evaluation import pose_metrics
-from crossview_localizer.evaluation.pose_metrics import Frames
+from crossview_localizer.evaluation.pose_metrics import Comparison
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.trajectory import Track
 
@@ -176,23 +176,6 @@ def test_gnss_before_any_motion_leaves_the_lever_arm_out():
     assert alone.poses[0, :2] == pytest.approx([7.0, 8.0])
 
 
-def test_truth_is_interpolated_across_the_turn_of_angles_but_not_across_gaps():
-    truth = Track.from_poses(
-        np.array([0.0, 1.0, 4.0]) * SECOND_NS,
-        [Pose2D(0.0, 0.0, math.pi - 0.1), Pose2D(4.0, 0.0, -math.pi + 0.1), Pose2D(9, 0, 0)])
-    found = truth.at(np.array([-1, 0.25, 1.0, 2.0, 5.0]) * SECOND_NS, max_gap_s=1.0)
-    assert np.isnan(found.poses[[0, 3, 4]]).all()
-    assert found.poses[1] == pytest.approx([1.0, 0.0, math.pi - 0.05])
-    assert found.poses[2, 0] == pytest.approx(4.0)
-
-
-def test_interpolation_is_exact_at_the_size_of_real_stamps():
-    start_ns = 1_418_381_115_000_000_123
-    truth = Track.from_poses(
-        [start_ns, start_ns + 1000], [Pose2D(0.0, 0.0, 0.0), Pose2D(1000.0, 0.0, 0.0)])
-    assert truth.at([start_ns + 1], max_gap_s=1.0).poses[0, 0] == pytest.approx(1.0)
-
-
 def drive(seed, count):
     generator = np.random.default_rng(seed)
     poses = generator.standard_normal((count, 3))
@@ -201,16 +184,16 @@ def drive(seed, count):
     gnss = Track.empty(truth.stamps_ns)
     gnss.poses[:, :2] = poses[:, :2] + 3.0
     gnss.covariances[:, :2, :2] = np.diag([1.0, 2.0])
-    return Frames(
+    return Comparison(
         truth, pose_metrics.settled(truth), {'gnss_only': gnss, 'refined': refined},
         {'gnss_only': [''] * count, 'refined': ['used'] * count})
 
 
-def test_frames_written_and_read_again_give_the_same_numbers(tmp_path):
+def test_a_comparison_written_and_read_again_gives_the_same_numbers(tmp_path):
     frames = drive(1, 12)
-    pose_metrics.write_frames(tmp_path / 'frames.csv', frames)
-    again = pose_metrics.read_frames(tmp_path / 'frames.csv')
-    assert pose_metrics.evaluate(again) == pose_metrics.evaluate(frames)
+    pose_metrics.write_comparison(tmp_path / 'frames.csv', frames)
+    again = pose_metrics.read_comparison(tmp_path / 'frames.csv')
+    assert pose_metrics.metrics_by_row(again) == pose_metrics.metrics_by_row(frames)
     assert again.outcomes == frames.outcomes
     assert np.array_equal(again.rows['refined'].covariances, frames.rows['refined'].covariances)
     with open(tmp_path / 'frames.csv', newline='', encoding='utf-8') as file:
@@ -220,17 +203,17 @@ def test_frames_written_and_read_again_give_the_same_numbers(tmp_path):
 def test_a_foreign_file_is_refused_by_name(tmp_path):
     (tmp_path / 'frames.csv').write_text('a,b\n1,2\n')
     with pytest.raises(ValueError, match='holds no frames'):
-        pose_metrics.read_frames(tmp_path / 'frames.csv')
+        pose_metrics.read_comparison(tmp_path / 'frames.csv')
 
 
 def test_pooling_weighs_frames_not_drives():
-    pooled = pose_metrics.evaluate(pose_metrics.pool([drive(1, 30), drive(2, 10)]))
+    pooled = pose_metrics.metrics_by_row(pose_metrics.pool([drive(1, 30), drive(2, 10)]))
     assert pooled['refined']['n_expected'] == 24 + 4
     assert pooled['gnss_only']['median_m'] == pytest.approx(math.hypot(3.0, 3.0))
 
 
 def test_a_table_shows_every_row_and_dashes_for_what_is_undefined():
-    results = pose_metrics.evaluate(drive(1, 12))
+    results = pose_metrics.metrics_by_row(drive(1, 12))
     lines = pose_metrics.table(results).splitlines()
     assert lines[2].startswith('gnss_only') and ' - ' in lines[2]
     assert lines[3].startswith('refined') and lines[3].endswith('6 / 6')
