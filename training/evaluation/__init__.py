@@ -1,1 +1,1 @@
-"""Retrieval metrics of the papers."""
+"""How good trained networks are: the papers' retrieval metrics, the confidence of the dense one."""
