@@ -1,1 +1,1 @@
-"""How good trained networks are: the papers' retrieval metrics, the confidence of the dense one."""
+"""How good trained networks are: the papers' retrieval metrics, the dense confidence."""
