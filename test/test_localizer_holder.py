@@ -17,6 +17,10 @@ class FakeMap:
     descriptors = [0.0] * 10
 
 
+class FakeMatcher:
+    search_heatmaps = None
+
+
 class Loads:
     """Stands for ``load_localizer``: notes what it is asked for, and fails where it is told to."""
 
@@ -28,7 +32,7 @@ class Loads:
         self.asked.append({'device': device, **options})
         if self.error is not None:
             raise self.error
-        return Localizer(config, LocalFrame(51.76, -1.26), FakeMap(), object())
+        return Localizer(config, LocalFrame(51.76, -1.26), FakeMap(), FakeMatcher())
 
 
 @pytest.fixture
