@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='no ROS 2')
 
+from builtin_interfaces.msg import Time
 from geometry_msgs.msg import TransformStamped, TwistWithCovarianceStamped
 from sensor_msgs.msg import NavSatFix
 from tf2_msgs.msg import TFMessage
@@ -158,6 +159,45 @@ def test_a_fix_that_is_not_valid_is_refused_and_places_no_map():
     bench.gnss.add_fix(msg)
     assert bench.holder.localizer is None
     assert bench.diagnostics.gnss.counts['refused'] == 1
+
+
+@pytest.mark.parametrize('variance', [0.0, math.nan])
+def test_a_fix_without_a_covariance_is_used_with_an_assumed_one_and_remarked_on(variance):
+    bench = Bench(gnss_unknown_sigma_m=3.0).place_antenna().drive()
+    msg = fix_msg(2.0, 20.0)
+    msg.header.stamp = conversions.stamp_msg_from_ns(START_NS + 1_950_000_000)
+    msg.position_covariance = (np.eye(3) * variance).ravel()
+    bench.gnss.add_fix(msg)
+    bench.diagnostics.gnss.add_message(time.monotonic())
+    status = bench.line('gnss')
+    assert status.level is Level.WARN and '3.0 m are assumed' in status.text
+
+
+def changed(msg, **header):
+    for name, value in header.items():
+        setattr(msg.header, name, value)
+    return msg
+
+
+@pytest.mark.parametrize(('msg', 'said'), [
+    (velocity_msg(2.0, math.nan), 'velocity (nan'),
+    (changed(velocity_msg(2.0, 10.0), stamp=Time()), 'stamp is 0 ns'),
+    (velocity_msg(-60.0, 10.0), 'older than the delay buffer'),
+    (velocity_msg(900.0, 10.0), 'ahead of the last odometry'),
+    (changed(velocity_msg(2.0, 10.0), frame_id='base_link'), 'in the axes of the vehicle'),
+    (changed(velocity_msg(2.0, 10.0), frame_id='mast'), "to 'mast'"),
+    (velocity_msg(2.0, -10.0), 'refused by the gate'),
+])
+def test_a_velocity_that_cannot_be_used_is_a_warning_and_changes_nothing(msg, said):
+    bench = Bench().place_antenna().drive()
+    stamp_ns = START_NS + 2 * 10**9
+    before = bench.holder.localizer.estimate_at(stamp_ns)
+    bench.gnss.add_velocity(msg)
+    bench.diagnostics.velocity.add_message(time.monotonic())
+    status = bench.line('gnss_velocity')
+    assert status.level is Level.WARN and said in status.text
+    after = bench.holder.localizer.estimate_at(stamp_ns)
+    np.testing.assert_array_equal(after.covariance, before.covariance)
 
 
 def save_pose(path, x_m: float):
