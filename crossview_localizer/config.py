@@ -131,41 +131,11 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class MatchConfig:
-    """The search window and what is made of the heat map."""
+    """How far about the prior an image is compared with the map."""
 
-    window_sigmas: float = tunable(
-        3.0, 'half width of the search window in sigmas of the prior', 3.0, 10.0)
     window_min_m: float = tunable(15.0, 'smallest half width of the search window', 1.0, 200.0)
     window_max_m: float = tunable(
         60.0, 'a prior that asks for a larger half width gives no match', 5.0, 500.0)
-    min_coverage: float = tunable(
-        0.5, 'share of the window that must hold map tiles', 0.0, 1.0)
-    refine: int = tunable(
-        4, 'steps per tile spacing to which the scores are interpolated', 1, 16)
-    max_edge_mass: float = tunable(
-        0.5, 'more probability than this at the window edge makes the match ambiguous', 0.0, 1.0)
-    reference_inflation: float = tunable(
-        3.0, 'the heat map is read under a Gaussian this many times wider than the prior, which '
-        'is divided out again', 1.0, 10.0)
-    reference_floor_m: float = tunable(
-        1.0, 'sigma added to that Gaussian on each axis', 0.0, 50.0)
-    reference_floor_rad: float = tunable(
-        0.02, 'sigma added to its heading (dense matcher)', 0.0, 1.0)
-    edge_m: float = tunable(
-        1.0, 'width of the edge of the search window (dense matcher)', 0.1, 10.0)
-    yaw_step_rad: float = tunable(
-        0.035, 'step of the headings that the dense matcher tries', 0.005, 0.2)
-    yaw_min_rad: float = tunable(
-        0.07, 'it tries at least this far each way from the heading of the prior', 0.01, 0.5)
-    yaw_max_rad: float = tunable(
-        0.28, 'and at most this far', 0.01, 1.6)
-    min_information_nats: float = tunable(
-        0.05, 'a heat map that narrows that Gaussian by less than this gives no update', 0.0, 10.0)
-
-    def half_width_m(self, covariance) -> float:
-        """How far the search window of a prior with this (3, 3) covariance reaches each way."""
-        sigma_m = float(max(covariance[0][0], covariance[1][1])) ** 0.5
-        return max(self.window_min_m, self.window_sigmas * sigma_m)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,11 @@ from crossview_localizer.datatypes import (
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.matching.match_trust import MatchTrust
+from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.matching.pose_search import PoseSearch
 
+# Share of the search window that must lie on the map.
+MIN_COVERAGE = 0.5
 # A search without a winner after so far begins again about the pose of then.
 SEARCH_GIVES_UP_M = 300.0
 
@@ -108,26 +111,23 @@ class Localizer:
             return replace(result, outcome=Outcome.NO_MATCHER, reason=Outcome.NO_MATCHER.value)
         # While matches are not trusted they are tried on a pose of their own.
         assumed = self._assumed(prior)
-        half_width_m = self.config.match.half_width_m(assumed.covariance)
-        if half_width_m > self.config.match.window_max_m:
+        reach = SearchWindow.around(assumed, self.config.match)
+        if reason := reach.too_wide(self.config.match):
             self._begin_search(assumed)
             self._look(image)
-            return replace(
-                result, outcome=Outcome.PRIOR_TOO_WIDE,
-                reason=f'the prior asks for a window of {half_width_m:.0f} m each way; at most '
-                f'{self.config.match.window_max_m:.0f} m are searched')
-        window = self.embedding_map.window(assumed, half_width_m, self.matcher.margin_m)
-        if window is None or window.coverage < self.config.match.min_coverage:
+            return replace(result, outcome=Outcome.PRIOR_TOO_WIDE, reason=reason)
+        window = self.embedding_map.window(assumed, reach.half_width_m, self.matcher.margin_m)
+        if window is None or window.coverage < MIN_COVERAGE:
             covered = 0.0 if window is None else window.coverage
             return replace(
                 result, outcome=Outcome.OUTSIDE_MAP,
                 reason=f'{100 * covered:.0f} % of the search window lies on the map; expected at '
-                f'least {100 * self.config.match.min_coverage:.0f} %')
+                f'least {100 * MIN_COVERAGE:.0f} %')
         clock.lap('window')
         ground = self.matcher.embed(image, assumed.pose.yaw_rad, self.config.camera.pitch_rad)
         clock.lap('embed')
-        heatmap = self.matcher.match(ground, window, assumed, self.config.match)
-        match, reason = self.matcher.estimate(heatmap, assumed, self.config.match)
+        heatmap = self.matcher.match(ground, window, assumed, reach)
+        match, reason = self.matcher.estimate(heatmap, assumed)
         clock.lap('match')
         with self._lock:
             update = FilterUpdate(Outcome.AMBIGUOUS, reason)
@@ -178,7 +178,8 @@ class Localizer:
 
     @property
     def _can_search(self) -> bool:
-        return hasattr(self.matcher, 'search_heatmaps') and self.embedding_map is not None
+        return (self.matcher is not None and self.matcher.search_heatmaps is not None
+                and self.embedding_map is not None)
 
     def _begin_search(self, about: PoseEstimate) -> None:
         """Search within three sigmas of a pose, in place of a search that has led nowhere."""

@@ -34,6 +34,7 @@ from crossview_localizer.datatypes import CameraImage
 from crossview_localizer.evaluation import report_figures
 from crossview_localizer.evaluation.report_figures import Orthophoto, Shot
 from crossview_localizer.localizer import load_localizer, Localizer
+from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.ros.sensor_rig import SensorRig
 
 FOR_RGB, AGAINST_RGB = (255, 120, 0), (0, 110, 255)
@@ -158,13 +159,13 @@ def write_overlays(
                 f'{input_bag} has no image on {topics.image} with the stamp {shot.stamp_ns}; '
                 'expected the bag that was played for this recording')
         image = rig.camera_image(pictures[shot.stamp_ns])
+        search = SearchWindow.around(shot.prior, config.match)
         window = localizer.embedding_map.window(
-            shot.prior, localizer.config.match.half_width_m(shot.prior.covariance),
-            localizer.matcher.margin_m)
+            shot.prior, search.half_width_m, localizer.matcher.margin_m)
         if window is None:
             raise RunError(f'the prior of {shot.label} lies outside the map')
         found, _ = evidence(
-            localizer.matcher, image, window, shot.prior, config.match, config.camera.pitch_rad)
+            localizer.matcher, image, window, shot.prior, search, config.camera.pitch_rad)
         figure = draw(shot, image, found, config.camera.pitch_rad, orthophoto)
         paths.append(out / f'overlay_{shot.label.lower().replace(" ", "_")}.png')
         figure.savefig(paths[-1], dpi=DPI)

@@ -111,7 +111,7 @@ class FakeMatcher:
         return heatmap(true_x_m + dx_m, dy_m, 0.7, ground,
                        (assumed.pose.x_m, assumed.pose.y_m))
 
-    def estimate(self, found, assumed, config):
+    def estimate(self, found, assumed):
         row, col = np.unravel_index(found.log_probability.argmax(), found.log_probability.shape)
         x_m, y_m = found.grid.xy_from_row_col(row, col)
         covariance = np.diag([0.5, 0.5, np.inf])

@@ -161,6 +161,7 @@ class FakeMatcher:
     """Sees where the vehicle is to 0.5 m; ``ambiguous`` and ``gate`` make it slow or unsure."""
 
     margin_m = 0.0
+    search_heatmaps = None
 
     def __init__(self):
         self.ambiguous = False
@@ -178,7 +179,7 @@ class FakeMatcher:
         log_p = -0.5 * distance2 / 4.0
         return Heatmap(prior.stamp_ns, window.grid, log_p - np.log(np.exp(log_p).sum()))
 
-    def estimate(self, heatmap, prior, config):
+    def estimate(self, heatmap, prior):
         if self.ambiguous:
             return None, 'two streets look alike'
         truth = true_pose(time_s_of(heatmap.stamp_ns))

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 
 from crossview_localizer.camera import views
-from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import CameraImage, CameraModel, Heatmap, PoseEstimate
 from crossview_localizer.geometry import Pose2D
-from crossview_localizer.matching.tile_matcher import moved, TileMatcher
-from crossview_localizer.networks.dense import DENSE
-from crossview_localizer.networks.safa import grey_ground, views_to_tensor
+from crossview_localizer.maps.embedding_map import MapWindow
+from crossview_localizer.matching.dense_matcher import DenseMatcher
+from crossview_localizer.matching.matcher import SearchWindow
+from crossview_localizer.matching.tile_matcher import shifted_scores, TileMatcher
+from crossview_localizer.networks.safa import grey_ground, SafaNetwork, views_to_tensor
 
 DETAIL_CELL_PX = 2
 
@@ -48,21 +49,21 @@ class Evidence:
 
 
 def evidence(
-    matcher, image: CameraImage, window, prior: PoseEstimate, config: MatchConfig,
-    pitch_rad: float = 0.0,
+    matcher: TileMatcher | DenseMatcher, image: CameraImage, window: MapWindow,
+    prior: PoseEstimate, search: SearchWindow, pitch_rad: float = 0.0,
 ) -> tuple[Evidence, Heatmap]:
     """The evidence of one frame under the prior that it was matched with, and its heat map."""
     ground = matcher.embed(image, prior.pose.yaw_rad, pitch_rad)
-    heatmap = matcher.match(ground, window, prior, config)
-    if matcher.network.config.kind == DENSE:
-        found = _of_dense(matcher, image, ground, window, prior, config, heatmap, pitch_rad)
+    heatmap = matcher.match(ground, window, prior, search)
+    if isinstance(matcher, DenseMatcher):
+        found = _of_dense(matcher, image, ground, window, prior, search, heatmap, pitch_rad)
     else:
-        found = _of_tiles(matcher, image, window, prior, config, heatmap, pitch_rad)
+        found = _of_tiles(matcher, image, window, prior, heatmap, pitch_rad)
     return found, heatmap
 
 
 def _of_tiles(
-    matcher: TileMatcher, image: CameraImage, window, prior: PoseEstimate, config: MatchConfig,
+    matcher: TileMatcher, image: CameraImage, window: MapWindow, prior: PoseEstimate,
     heatmap: Heatmap, pitch_rad: float,
 ) -> Evidence:
     network, model = matcher.network, matcher.network.config
@@ -70,15 +71,15 @@ def _of_tiles(
     view = views.ground_view(model.ground_view, image.rgb, image.camera, yaw_rad, model.view_px,
                              model.px_m, pitch_rad)                            # (H, W, 3 or 4)
     tensor = views_to_tensor(view, matcher.device)
-    contrast = peak_contrast(heatmap, config.refine)                           # (R, C)
+    contrast = peak_contrast(heatmap, matcher.refine)                          # (R, C)
     offset_m = Pose2D(0.0, 0.0, yaw_rad).transform(
         np.array([model.offset_forward_m, model.offset_left_m]))
     # The matcher moves the scores of the SAFA part back by its mean offset; here their weights.
-    moved_contrast = moved(contrast, -offset_m / window.grid.cell_m)
+    moved_contrast = shifted_scores(contrast, -offset_m / window.grid.cell_m)
 
     nats = np.zeros((1, 1))
     safa = 0
-    if hasattr(network, 'ground'):
+    if isinstance(network, SafaNetwork):
         safa = model.heads * model.channels
         features = network.ground_features(tensor).detach()                    # (1, C, rows, cols)
         weight = torch.ones_like(features[:, :1]).requires_grad_()
@@ -131,14 +132,14 @@ def peak_contrast(heatmap: Heatmap, refine: int) -> np.ndarray:
 
 
 def _of_dense(
-    matcher, image: CameraImage, ground, window, prior: PoseEstimate, config: MatchConfig,
-    heatmap: Heatmap, pitch_rad: float,
+    matcher: DenseMatcher, image: CameraImage, ground, window: MapWindow, prior: PoseEstimate,
+    search: SearchWindow, heatmap: Heatmap, pitch_rad: float,
 ) -> Evidence:
     """Exact: the score is linear in the weighted descriptors of the bird's-eye cells."""
     model = matcher.network.config
     view, weight = (part.clone() for part in ground)       # out of inference mode
     cells = torch.ones_like(view[:, :1]).requires_grad_()                      # (1, 1, F, L)
-    scores, *_ = matcher.scores((view * cells, weight), window, prior, config)  # (K, R, C)
+    scores, *_ = matcher.scores((view * cells, weight), window, prior, search)  # (K, R, C)
     contrast = np.full(heatmap.volume.shape, -1.0 / heatmap.volume.size)
     contrast.flat[np.argmax(heatmap.volume)] += 1.0
     total = (scores * torch.from_numpy(contrast).to(scores)).sum()

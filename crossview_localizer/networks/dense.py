@@ -17,6 +17,7 @@ of the bird's-eye view (ahead x left), Z heights, H x W pixels.
 """
 
 from dataclasses import dataclass
+import math
 
 import numpy as np
 from scipy.fft import next_fast_len
@@ -170,7 +171,14 @@ class GroundBranch(nn.Module):
         points (B, Z, F, L, 2): where each cell at each height lies in the image, in -1..1, 2 if
         unseen.  Returns weighted descriptors (B, C, F, L) and the weights (B, 1, F, L) in [0, 1].
         """
-        features = self.pyramid(self.trunk(images))                     # (B, width, H/4, W/4)
+        return self.lift(self.features(images), road, points)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images (B, 3, H, W) to their features (B, width, H / 4, W / 4)."""
+        return self.pyramid(self.trunk(images))
+
+    def lift(self, features, road, points):
+        """Features to what ``forward`` returns."""
         count, heights, ahead, across = points.shape[:4]
         lifted = F.grid_sample(
             features, points.reshape(count, heights * ahead, across, 2), align_corners=False)
@@ -226,7 +234,7 @@ class DenseNetwork(nn.Module):
         blocks = raster.unfold(1, side, side).unfold(2, side, side)  # (C, R, Q, side, side)
         return blocks.permute(1, 2, 0, 3, 4).flatten(2)
 
-    def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None):
+    def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None, side=None):
         """Scores (B, K, N - P + 1, N - P + 1) of the poses in a satellite window.
 
         ``view`` (B, C, F, L) and ``weight`` (B, 1, F, L) are ``GroundBranch``'s; ``satellite``
@@ -234,27 +242,38 @@ class DenseNetwork(nn.Module):
         ``middle_m`` ahead of base_link along ``heading_rad``: element (r, c) of the result is
         the base_link whose patch has its north-west cell at (r, c) of the window.  ``missing``
         (N, N) is 1 where there is no imagery; what would lie there counts as the rest does.
+        ``side`` is the patch's, see ``patch_side``.
         """
         config = self.config
-        turned = turned_views(view, yaws_rad, heading_rad, config)      # (B, K, C, P, P)
+        turned = turned_views(view, yaws_rad, heading_rad, config, side)  # (B, K, C, P, P)
         found = correlate(turned, satellite)                            # (B, K, M, M)
         if missing is not None:
-            mass = turned_views(weight, yaws_rad, heading_rad, config)
+            mass = turned_views(weight, yaws_rad, heading_rad, config, side)
             absent = correlate(mass, missing[None].to(view.dtype))
             share = 1.0 - absent / mass.sum((2, 3, 4))[:, :, None, None].clamp(min=1e-6)
             found = found / share.clamp(min=0.25)
         return found * (self.log_scale.exp() / (config.ahead_cells * config.across_cells))
 
 
+def patch_side(config: DenseConfig, half_yaw_rad: float) -> int:
+    """Cells a side of the patch that holds views turned by up to so much from its direction.
+
+    A turn moves the view's middle; what ``patch_cells`` spares beside the view holds 0.25 rad.
+    """
+    moved_m = 2 * config.middle_m * math.sin(min(half_yaw_rad, math.pi) / 2)
+    spare_m = (config.patch_cells - config.across_cells) / 2 * config.cell_m
+    return config.patch_cells + 2 * max(0, math.ceil((moved_m - spare_m) / config.cell_m))
+
+
 def turned_views(view: torch.Tensor, yaws_rad: torch.Tensor, heading_rad: float,
-                 config: DenseConfig) -> torch.Tensor:
+                 config: DenseConfig, side: int | None = None) -> torch.Tensor:
     """Bird's-eye views (B, C, F, L), row 0 farthest ahead, to north-up patches (B, K, C, P, P).
 
     base_link stays where it is for every yaw; the patch's middle is ``middle_m`` from it along
-    ``heading_rad``.
+    ``heading_rad``.  P is ``side``, else ``patch_cells``.
     """
     count, channels = view.shape[:2]
-    bins, side = yaws_rad.shape[1], config.patch_cells
+    bins, side = yaws_rad.shape[1], side or config.patch_cells
     offset = (torch.arange(side, dtype=view.dtype, device=view.device) - (side - 1) / 2)
     offset = offset * config.cell_m
     east_m = config.middle_m * float(np.cos(heading_rad)) + offset[None, :]       # (1, P)
