@@ -125,8 +125,6 @@ class FilterConfig:
         1.0, 100.0)
     start_yaw_sigma_rad: float = tunable(
         0.2, 'and over more, until its sigma is below this', 0.01, 0.5)
-    lost_yaw_sigma_rad: float = tunable(
-        0.7, 'a heading less certain than this after a gap of odometry is found anew', 0.3, 1.5)
 
 
 @dataclass(frozen=True)
@@ -136,54 +134,6 @@ class MatchConfig:
     window_min_m: float = tunable(15.0, 'smallest half width of the search window', 1.0, 200.0)
     window_max_m: float = tunable(
         60.0, 'a prior that asks for a larger half width gives no match', 5.0, 500.0)
-
-
-@dataclass(frozen=True)
-class HypothesesConfig:
-    """The search for a pose among many, where the Kalman prior has none to start from."""
-
-    cell_m: float = tunable(2.0, 'spacing of the positions that are held', 0.25, 20.0)
-    headings: int = tunable(48, 'headings that are held, evenly round the circle', 8, 360)
-    outlier_share: float = tunable(
-        0.2, 'share of the heat maps that say nothing of the true pose', 0.001, 0.9)
-    correlation_m: float = tunable(
-        15.0, 'heat maps closer together than this along the road share their errors, as in '
-        'filter.match_correlation_m', 0.0, 100.0)
-    drift_share: float = tunable(
-        0.05, 'blur of every hypothesis, metres of sigma a metre driven: the spacing of the '
-        'headings and the odometry', 0.0, 1.0)
-    mode_radius_m: float = tunable(
-        10.0, 'hypotheses this near to the best, with a heading at most two steps off, are one',
-        1.0, 100.0)
-    win_probability: float = tunable(
-        0.95, 'the best one wins once it holds this much of the probability', 0.5, 1.0)
-    win_distance_m: float = tunable(
-        20.0, 'and has held it for this long on the road', 0.0, 1000.0)
-    radius_m: float = tunable(
-        100.0, 'farthest that a pose is searched from where it was taken to be', 10.0, 500.0)
-    after_s: float = tunable(
-        20.0, 'the search begins once matches have been distrusted for this long', 0.0, 3600.0)
-    step_m: float = tunable(4.0, 'distance driven between two frames of the search', 0.0, 100.0)
-    step_s: float = tunable(
-        0.9, 'time between two frames of the search: each costs 0.3 s of a core', 0.0, 100.0)
-
-
-@dataclass(frozen=True)
-class TrustConfig:
-    """Whether the images belong to the map beneath the pose (see ``match_trust``)."""
-
-    mean_s: float = tunable(
-        5.0, 'the evidence of the frames is averaged over this time', 0.1, 600.0)
-    outlier_share: float = tunable(
-        0.05, 'share of right frames that say nothing, or something wrong', 0.001, 0.9)
-    distrust_nats: float = tunable(
-        -0.1, 'a mean evidence below this: the images are taken to be of another place and their '
-        'matches are not used', -10.0, 10.0)
-    trust_nats: float = tunable(
-        1.2, 'matches are used again once the mean evidence is above this', -10.0, 10.0)
-    retry_s: float = tunable(
-        10.0, 'how often distrusted matches are tried anew from the pose without them, and how '
-        'often a pose that images leave no doubt of is kept to fall back on', 1.0, 600.0)
 
 
 @dataclass(frozen=True)
@@ -202,8 +152,6 @@ class LocalizerConfig:
 
     filter: FilterConfig = field(default_factory=FilterConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
-    trust: TrustConfig = field(default_factory=TrustConfig)
-    search: HypothesesConfig = field(default_factory=HypothesesConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
 
 

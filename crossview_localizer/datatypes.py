@@ -23,6 +23,8 @@ class Outcome(Enum):
     NO_MATCHER = 'no matcher is loaded'
     UNUSABLE = 'image not usable'
     DISTRUSTED = 'images do not fit the map here'
+    SEARCHING = 'the pose is searched for'
+    SUPERSEDED = 'the localizer was reset, or given a pose, while the image was processed'
 
 
 @dataclass(frozen=True)

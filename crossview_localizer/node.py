@@ -111,6 +111,7 @@ MATCHER_REMEDIES = {
     Outcome.NO_MATCHER: MAP_REMEDY,
     Outcome.UNUSABLE: 'see camera',
     Outcome.DISTRUSTED: 'the pose goes on without matches: check camera, extrinsics, map, pose',
+    Outcome.SUPERSEDED: 'none: the next image is of the new start',
 }
 
 
@@ -536,7 +537,7 @@ class LocalizerNode(LifecycleNode):
         if latest is not None and abs(estimate.stamp_ns - latest.stamp_ns) > buffer_ns:
             estimate = PoseEstimate(latest.stamp_ns, estimate.pose, estimate.covariance)
         update = self._localizer.set_pose(estimate)
-        if update.outcome is not Outcome.USED:
+        if update.outcome not in (Outcome.USED, Outcome.SEARCHING):
             self._refuse(f'initialpose: {update.reason or update.outcome.value}')
             return
         self._refused = ''
@@ -662,12 +663,11 @@ class LocalizerNode(LifecycleNode):
         try:
             again = load_localizer(config.map_path, values['weights'], self._config, 'cpu')
         except (ValueError, OSError, RuntimeError, MemoryError) as second:
-            self._localizer.matcher = None
+            self._localizer.use_matcher(None, None)
             self._map_status = Status(
                 'map', Level.ERROR, f'{text}, and on the CPU: {second}', values, GPU_REMEDY)
             return
-        self._localizer.matcher = again.matcher
-        self._localizer.embedding_map = again.embedding_map
+        self._localizer.use_matcher(again.matcher, again.embedding_map)
         self._map_status = Status(
             'map', Level.WARN, f'{text}: running on the CPU since', values, GPU_REMEDY)
 

@@ -24,7 +24,7 @@ from benchmarks.fusion import drive_data
 from benchmarks.fusion.drive_data import Log, Path2D, stamp_ns, START_NS
 from benchmarks.fusion.estimates import Estimates, pooled
 from benchmarks.fusion.figures import draw
-from crossview_localizer.config import FilterConfig, HypothesesConfig
+from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import (
     GnssCourse,
     GnssFix,
@@ -519,7 +519,7 @@ def starts(data: Path, seed: int, smoke: bool, trials: int = 50) -> tuple[dict, 
 
 def search(world, truth: Path2D, odometry, centre_m, peak_hits: list):
     """(seconds until a winner or None, whether it is right) of one trial."""
-    hypotheses = PoseHypotheses(*centre_m, START_RADIUS_M, HypothesesConfig())
+    hypotheses = PoseHypotheses(*centre_m, START_RADIUS_M)
     for before, after in zip(odometry, odometry[1:]):
         hypotheses.move(before.odom_from_base.inverse() @ after.odom_from_base)
         time_s = (after.stamp_ns - START_NS) * 1e-9

@@ -190,6 +190,13 @@ def interpolated_pose(before: OdometrySample, after: OdometrySample, stamp_ns: i
     return interpolate_pose(before.odom_from_base, after.odom_from_base, fraction)
 
 
+def is_jump(config: FilterConfig, before: OdometrySample, after: OdometrySample) -> bool:
+    """Whether odometry moves or turns faster than a vehicle does."""
+    speed_x_mps, speed_y_mps, turn_radps = body_velocity(before, after)
+    return (math.hypot(speed_x_mps, speed_y_mps) > config.odometry_max_speed_mps
+            or abs(turn_radps) > config.odometry_max_turn_radps)
+
+
 def body_velocity(before: OdometrySample, after: OdometrySample) -> tuple[float, float, float]:
     """Body-frame speed (m/s) and turn rate (rad/s) between two samples."""
     time_s = (after.stamp_ns - before.stamp_ns) * 1e-9

@@ -50,6 +50,7 @@ from crossview_localizer.fusion.motion_model import (
     gnss_prediction,
     idle_noise,
     interpolated_pose,
+    is_jump,
     mahalanobis2,
     motion_noise,
     POSE,
@@ -67,6 +68,8 @@ from crossview_localizer.geometry import Pose2D, wrap_angle
 
 # A sigma of 1000 km says nothing, and larger numbers would only lose digits in S = H P H' + R.
 UNOBSERVED_VARIANCE = 1e12
+# A heading less certain than this is none.
+LOST_YAW_SIGMA_RAD = 0.7
 # One match that is far off, in squared sigmas a coordinate, says no more than this.
 MOST_SURPRISE = 25.0
 
@@ -178,7 +181,7 @@ class PoseFilter:
             return self._too_old(sample.stamp_ns)
 
         previous = self._odometry[index - 1] if index else None
-        jump = previous is not None and self._is_jump(previous, sample)
+        jump = previous is not None and is_jump(self._config, previous, sample)
         gap = previous is not None and self._is_gap(previous, sample)
         self._odometry.insert(index, sample)
         if self._base is None:
@@ -263,10 +266,10 @@ class PoseFilter:
         """Start, or start again, at a pose given from outside; later events are applied to it."""
         problem = _problem(
             estimate.stamp_ns, estimate.pose.as_array(), estimate.covariance, 3)
-        if not problem and estimate.covariance[2][2] > self._config.lost_yaw_sigma_rad**2:
+        if not problem and estimate.covariance[2][2] > LOST_YAW_SIGMA_RAD**2:
             problem = (
                 f'yaw sigma is {math.sqrt(estimate.covariance[2][2]):.2f} rad; expected at most '
-                f'{self._config.lost_yaw_sigma_rad:.2f}')
+                f'{LOST_YAW_SIGMA_RAD:.2f}')
         problem = problem or self._ahead(estimate.stamp_ns)
         if problem:
             return FilterUpdate(Outcome.INVALID, problem)
@@ -417,7 +420,7 @@ class PoseFilter:
             motion, jacobian = (
                 partial(function, moving_s=moving_s, turn_rad=turn_rad, decay=decay)
                 for function in (coast, coast_jacobian))
-            jump = bool(before and after) and self._is_jump(before, after)
+            jump = bool(before and after) and is_jump(self._config, before, after)
             noise += coasting_noise(
                 self._config, belief.mean, moving_s, turn_rad, begin_s, end_s, jump)
             distance_m = abs(belief.mean[SPEED]) * moving_s
@@ -443,7 +446,7 @@ class PoseFilter:
 
     def _is_told(self, belief: _Belief, before: OdometrySample, after: OdometrySample) -> bool:
         """Whether the increment between two samples is believed."""
-        if self._is_jump(before, after):
+        if is_jump(self._config, before, after):
             return False
         gap_s = (after.stamp_ns - before.stamp_ns) * 1e-9
         if gap_s <= self._config.odometry_max_gap_s:
@@ -468,11 +471,6 @@ class PoseFilter:
     def _is_gap(self, before: OdometrySample, after: OdometrySample) -> bool:
         return after.stamp_ns - before.stamp_ns > self._config.odometry_max_gap_s * 1e9
 
-    def _is_jump(self, before: OdometrySample, after: OdometrySample) -> bool:
-        speed_x_mps, speed_y_mps, turn_radps = body_velocity(before, after)
-        return (math.hypot(speed_x_mps, speed_y_mps) > self._config.odometry_max_speed_mps
-                or abs(turn_radps) > self._config.odometry_max_turn_radps)
-
     def _velocity_at(self, stamp_ns: int) -> tuple[float, float, float]:
         index = bisect_right(self._odometry, stamp_ns, key=_stamp)
         index = min(index, len(self._odometry) - 1)
@@ -480,7 +478,7 @@ class PoseFilter:
         if index < 1:
             return standing
         before, after = self._odometry[index - 1], self._odometry[index]
-        if self._is_gap(before, after) or self._is_jump(before, after):
+        if self._is_gap(before, after) or is_jump(self._config, before, after):
             return standing
         old = stamp_ns - after.stamp_ns > self._config.odometry_max_gap_s * 1e9
         return standing if old else body_velocity(before, after)
@@ -497,7 +495,7 @@ class PoseFilter:
                 reason = f'{gap_s:.1f} s without odometry: the increment over the gap is not used'
         belief = self._beliefs[index - 1] if index else self._base
         yaw_sigma_rad = math.sqrt(belief.covariance[YAW, YAW])
-        if yaw_sigma_rad <= self._config.lost_yaw_sigma_rad:
+        if yaw_sigma_rad <= LOST_YAW_SIGMA_RAD:
             return FilterUpdate(Outcome.USED, reason)
         later = self._odometry[bisect_left(self._odometry, sample.stamp_ns, key=_stamp):]
         self.reset()
