@@ -17,7 +17,7 @@ def tunable(default, description: str, low=None, high=None, choices=None):
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """The Kalman prior."""
+    """What the Kalman prior believes of the sensors."""
 
     buffer_s: float = tunable(
         2.0, 'late measurements within this time are replayed in order; older ones are refused',
@@ -32,36 +32,8 @@ class FilterConfig:
     odometry_scale_sigma: float = tunable(
         0.015, 'sigma of the odometry scale error, a slowly varying state (0.01 is 1 percent)',
         0.0, 0.2)
-    odometry_scale_tau_s: float = tunable(
-        600.0, 'correlation time of the odometry scale error', 1.0, 100000.0)
     odometry_turn_bias_sigma_radps: float = tunable(
         0.0005, 'sigma of the yaw-rate bias of the odometry, a slowly varying state', 0.0, 0.1)
-    odometry_turn_bias_tau_s: float = tunable(
-        300.0, 'correlation time of the yaw-rate bias', 1.0, 100000.0)
-    odometry_speed_noise_mps: float = tunable(
-        0.2, 'sigma of the speed that an odometry increment tells', 0.01, 10.0)
-    odometry_max_speed_mps: float = tunable(
-        60.0, 'a faster step of the odometry is a jump: its increment is not used', 1.0, 200.0)
-    odometry_max_turn_radps: float = tunable(
-        3.0, 'a faster turn of the odometry is a jump: its increment is not used', 0.1, 20.0)
-    odometry_max_gap_s: float = tunable(
-        1.0, 'with neither odometry nor a fix or match for this long the pose is no longer '
-        'extrapolated but held; an increment over more is a gap', 0.1, 10.0)
-    odometry_bridge_s: float = tunable(
-        10.0, 'an increment over a gap up to this long is used where its speed is plausible, over '
-        'a longer one not', 0.1, 60.0)
-    odometry_max_accel_mps2: float = tunable(
-        5.0, 'over a gap the mean speed may differ from the speed before by this times half the '
-        'gap', 0.1, 20.0)
-    odometry_lost_s: float = tunable(
-        60.0, 'fixes and matches this much newer than the last odometry are refused', 1.0, 3600.0)
-    coast_speed_noise_mps: float = tunable(
-        1.0, 'speed sigma added per square root of a second without odometry', 0.0, 20.0)
-    coast_hold_speed_mps: float = tunable(
-        5.0, 'past odometry_max_gap_s the position sigma grows by the last speed, or this where '
-        'it is more', 0.0, 60.0)
-    coast_yaw_noise_radps: float = tunable(
-        0.1, 'yaw sigma a second without odometry', 0.0, 2.0)
     idle_position_noise_m: float = tunable(
         0.02, 'sigma added per square root of a second, moving or not', 0.0, 1.0)
     idle_yaw_noise_rad: float = tunable(
@@ -72,59 +44,11 @@ class FilterConfig:
         60.0, 'correlation time of the wandering GNSS error', 1.0, 3600.0)
     gnss_sigma_floor_m: float = tunable(
         0.7, 'smallest white sigma believed of a GNSS fix, whatever it reports', 0.01, 50.0)
-    gnss_gate_probability: float = tunable(
-        0.99, 'GNSS fixes outside this share of the predicted distribution are refused', 0.5, 1.0)
-    gnss_gate_patience_s: float = tunable(
-        10.0, 'after this long of refused fixes the GNSS bias is opened again or, with no match '
-        'used for as long, the pose', 0.5, 600.0)
-    gnss_alarm_probability: float = tunable(
-        0.9999, 'fixes outside this share of what odometry and matches alone predict, or of a '
-        'plausible step from the fix before, make GNSS distrusted', 0.9, 1.0)
-    gnss_memory_s: float = tunable(
-        30.0, 'that prediction has used no fix for between once and twice this long', 1.0, 600.0)
-    gnss_memory_yaw_sigma_rad: float = tunable(
-        0.03, 'and starts only from a heading as certain as this', 0.001, 0.5)
-    gnss_jump_m: float = tunable(
-        15.0, 'a step shorter than this, as reflections make, is refused but alarms nobody',
-        0.0, 1000.0)
-    gnss_distrust_s: float = tunable(
-        300.0, 'distrusted fixes are refused until they agree again for gnss_gate_patience_s, at '
-        'most this long', 1.0, 3600.0)
     course_min_speed_mps: float = tunable(
         3.0, 'a GNSS course is used at this speed and above', 0.5, 50.0)
-    course_sigma_floor_rad: float = tunable(
-        0.02, 'smallest sigma believed of a GNSS course', 0.001, 0.5)
-    course_delay_s: float = tunable(
-        0.3, 'courses lag behind by some such time: the turn meanwhile is added to their sigma',
-        0.0, 5.0)
-    course_correlation_s: float = tunable(
-        1.0, 'courses closer in time than this share their errors: their information is scaled '
-        'by time over this length', 0.0, 60.0)
-    match_gate_probability: float = tunable(
-        0.99, 'matches outside this share of the predicted distribution are refused', 0.5, 1.0)
     match_sigma_floor_m: float = tunable(
-        0.3, 'smallest position sigma believed of a match', 0.01, 10.0)
-    match_yaw_sigma_floor_rad: float = tunable(
-        0.01, 'smallest yaw sigma believed of a match', 0.0001, 1.0)
-    match_inflation: float = tunable(
-        1.0, 'factor on every match covariance (fitted on validation drives)', 0.1, 100.0)
-    match_tail_dof: float = tunable(
-        4.0, 'matches have the tails of a Student t with so many degrees of freedom; large: '
-        'Gaussian', 1.0, 1e6)
-    match_surprise_s: float = tunable(
-        5.0, 'over this time the mean squared Mahalanobis distance of matches is followed; where '
-        'it is above one a coordinate it multiplies their covariance', 0.1, 600.0)
-    match_correlation_m: float = tunable(
-        15.0, 'matches closer together than this along the road share their errors: their '
-        'information is scaled by distance driven over this length', 0.0, 100.0)
-    match_correlation_s: float = tunable(
-        5.0, 'the same when standing still: information is scaled by time over this length',
-        0.0, 60.0)
-    start_distance_m: float = tunable(
-        8.0, 'the heading is found by aligning odometry and GNSS over at least this distance',
-        1.0, 100.0)
-    start_yaw_sigma_rad: float = tunable(
-        0.2, 'and over more, until its sigma is below this', 0.01, 0.5)
+        0.0, 'smallest position sigma believed of a match, where it is more than that in the '
+        'weights file', 0.0, 10.0)
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,22 @@ class PoseEstimate:
 
 
 @dataclass(frozen=True)
+class MatchErrors:
+    """How the errors of a matcher's matches are distributed; fitted with its weights.
+
+    Matches that follow within ``correlation_m`` along the road and within ``correlation_s`` share
+    their errors: their information is scaled by the part of either length that has passed.
+    Covariances are multiplied by ``inflation``; then ``sigma_floor_m`` is the smallest position
+    sigma that is believed.
+    """
+
+    correlation_m: float = 15.0
+    correlation_s: float = 5.0
+    inflation: float = 1.0
+    sigma_floor_m: float = 0.3
+
+
+@dataclass(frozen=True)
 class Heatmap:
     """Log-probability over ``grid`` (rows, cols), -inf where unknown; exp sums to 1.
 

@@ -52,8 +52,7 @@ class Localizer:
         with self._lock:
             self._generation += 1
             self._supervisor = MatchSupervisor(
-                self.config.filter, has_matcher=self.matcher is not None,
-                can_search=self._can_search)
+                self.config.filter, self.matcher and self.matcher.errors, self._can_search)
 
     def use_matcher(self, matcher: Matcher | None, embedding_map) -> None:
         """Go on with another matcher and its map, or with none."""

@@ -46,6 +46,7 @@ from crossview_localizer.datatypes import (
     Outcome,
     PoseEstimate,
 )
+from crossview_localizer.fusion.pose_filter import ODOMETRY_LOST_S
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.localizer import load_localizer, Localizer
 from crossview_localizer.ros import conversions
@@ -399,7 +400,7 @@ class LocalizerNode(LifecycleNode):
         if latest is None or silent_s > self._node_config.odometry_wait_s:
             return True
         ahead_s = (conversions.stamp_ns_from_msg(msg.header.stamp) - latest.stamp_ns) * 1e-9
-        return not 0.0 < ahead_s <= self._config.filter.odometry_lost_s
+        return not 0.0 < ahead_s <= ODOMETRY_LOST_S
 
     def _take_fix(self, msg: NavSatFix, entered_s: float) -> None:
         try:
@@ -503,7 +504,7 @@ class LocalizerNode(LifecycleNode):
             return True
         ahead_s = (stamp_ns - self._last_sample.stamp_ns) * 1e-9
         config = self._config.filter
-        if -config.buffer_s <= ahead_s <= config.odometry_lost_s:
+        if -config.buffer_s <= ahead_s <= ODOMETRY_LOST_S:
             self._strange_odometry = 0
             return True
         way = 'ahead' if ahead_s > 0.0 else 'back'
@@ -566,7 +567,7 @@ class LocalizerNode(LifecycleNode):
             return ''
         ahead_s = (stamp_ns - self._last_sample.stamp_ns) * 1e-9
         config = self._config.filter
-        if ahead_s > config.odometry_lost_s:
+        if ahead_s > ODOMETRY_LOST_S:
             return f'stamp is {ahead_s:.1f} s ahead of the last odometry'
         if ahead_s < -config.buffer_s:
             return (f'stamp is {-ahead_s:.1f} s before the last odometry; the delay buffer holds '

@@ -26,7 +26,7 @@ def test_flattening_and_building_again_gives_the_same_config(cls):
 
 
 def test_a_changed_value_survives_the_round_trip():
-    config = LocalizerConfig(filter=replace(FilterConfig(), buffer_s=5.5, start_distance_m=12.0))
+    config = LocalizerConfig(filter=replace(FilterConfig(), buffer_s=5.5, gnss_bias_tau_s=12.0))
     flat = flatten(config)
     assert flat['filter.buffer_s'] == 5.5
     assert config_from_flat(LocalizerConfig, flat) == config
@@ -58,7 +58,7 @@ def test_a_name_must_be_the_full_dotted_one(name):
 @pytest.mark.parametrize('name, value, expected', [
     ('filter.buffer_s', 0.01, '0.1 to 30.0'),
     ('filter.buffer_s', 31.0, '0.1 to 30.0'),
-    ('filter.gnss_gate_probability', 1.01, '0.5 to 1.0'),
+    ('match.window_max_m', 501.0, '5.0 to 500.0'),
     ('filter.buffer_s', math.nan, '0.1 to 30.0'),
     ('filter.buffer_s', '2', 'a number'),
     ('filter.buffer_s', True, 'a number'),

@@ -13,6 +13,7 @@ from crossview_localizer.datatypes import (
     CameraImage,
     GnssFix,
     Heatmap,
+    MatchErrors,
     OdometrySample,
     Outcome,
     PoseEstimate,
@@ -30,6 +31,7 @@ class FakeMatcher:
     """
 
     margin_m = 0.0
+    errors = MatchErrors()
 
     def __init__(self, off_m=lambda call: (0.0, 0.0)):
         self._off_m = off_m

@@ -40,7 +40,7 @@ from tf2_msgs.msg import TFMessage
 
 from crossview_localizer import node as node_module
 from crossview_localizer.config import LocalizerConfig
-from crossview_localizer.datatypes import Heatmap, PoseEstimate
+from crossview_localizer.datatypes import Heatmap, MatchErrors, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.node import LocalizerNode
@@ -161,6 +161,7 @@ class FakeMatcher:
     """Sees where the vehicle is to 0.5 m; ``ambiguous`` and ``gate`` make it slow or unsure."""
 
     margin_m = 0.0
+    errors = MatchErrors()
     search_heatmaps = None
 
     def __init__(self):

@@ -7,7 +7,13 @@ import pytest
 from test_evidence import heatmap
 
 from crossview_localizer.config import FilterConfig
-from crossview_localizer.datatypes import Heatmap, OdometrySample, Outcome, PoseEstimate
+from crossview_localizer.datatypes import (
+    Heatmap,
+    MatchErrors,
+    OdometrySample,
+    Outcome,
+    PoseEstimate,
+)
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.matching.pose_search import RADIUS_M
@@ -40,7 +46,7 @@ class Vehicle:
     """Drives east at ``speed_mps`` with odometry at 10 Hz; images at 4 Hz say where it is."""
 
     def __init__(self, started=True, can_search=True, speed_mps=0.0):
-        self.supervisor = MatchSupervisor(FilterConfig(), has_matcher=True, can_search=can_search)
+        self.supervisor = MatchSupervisor(FilterConfig(), MatchErrors(), can_search)
         self.speed_mps, self.tick = speed_mps, 0
         self.supervisor.add_odometry(OdometrySample(at(0.0), Pose2D(0.0, 0.0, 0.0)))
         if started:
@@ -222,7 +228,7 @@ def test_a_pose_beyond_doubt_is_what_a_distrusted_localizer_falls_back_on():
 
 
 def test_without_a_matcher_there_is_one_filter():
-    supervisor = MatchSupervisor(FilterConfig(), has_matcher=False, can_search=False)
+    supervisor = MatchSupervisor(FilterConfig(), None, False)
     supervisor.set_pose(estimate(0.0))
     assert supervisor.add_odometry(OdometrySample(at(0.1), Pose2D(0.0, 0.0, 0.0))).outcome is (
         Outcome.USED)

@@ -23,6 +23,10 @@ from crossview_localizer.fusion.motion_model import (
 )
 from crossview_localizer.geometry import Pose2D, wrap_angle
 
+# Odometry and GNSS are aligned over at least this distance,
+START_DISTANCE_M = 8.0
+# and over more, until the sigma of the heading is below this.
+START_YAW_SIGMA_RAD = 0.2
 # Fixes taken within one such cell of the odometry frame count once: standing teaches no heading.
 CELL_M = 0.25
 MISFIT_PROBABILITY = 0.9999
@@ -128,7 +132,7 @@ class HeadingStart:
         if len(fixes) < 3:
             return None, None, 'waiting to be driven: the heading is unknown'
         baselines_m = np.linalg.norm(antennas_m - antennas_m[-1], axis=1)
-        least_m = self._config.start_distance_m
+        least_m = START_DISTANCE_M
         reason = f'driven {baselines_m.max():.1f} m of the {least_m:.1f} m that give the heading'
         # The shortest stretch that is good enough: GNSS wanders least over it.
         for distance_m in least_m * np.array([1.0, 2.0, 4.0, 8.0]):
@@ -140,9 +144,9 @@ class HeadingStart:
             sigma_rad = math.sqrt(start.covariance[YAW, YAW])
             if start.misfit > chdtri(2 * (len(fixes) - first) - 3, 1.0 - MISFIT_PROBABILITY):
                 reason = f'odometry and GNSS disagree over the last {distance_m:.0f} m'
-            elif sigma_rad > self._config.start_yaw_sigma_rad:
+            elif sigma_rad > START_YAW_SIGMA_RAD:
                 reason = (f'heading sigma over {distance_m:.0f} m is {sigma_rad:.2f} rad; needed: '
-                          f'{self._config.start_yaw_sigma_rad:.2f}')
+                          f'{START_YAW_SIGMA_RAD:.2f}')
             else:
                 return fixes[-1].stamp_ns, start, f'started over {distance_m:.0f} m'
         return None, None, reason

@@ -16,6 +16,25 @@ STATES = 8
 YAW, SPEED, SCALE, TURN_BIAS = 2, 3, 4, 5
 POSE, POSITION, BIAS = slice(0, 3), slice(0, 2), slice(6, 8)
 
+# Correlation times of the slowly varying states.
+ODOMETRY_SCALE_TAU_S = 600.0
+ODOMETRY_TURN_BIAS_TAU_S = 300.0
+# Sigma of the speed that an odometry increment tells.
+ODOMETRY_SPEED_NOISE_MPS = 0.2
+# A faster step or turn of the odometry is a jump: its increment is not used.
+ODOMETRY_MAX_SPEED_MPS = 60.0
+ODOMETRY_MAX_TURN_RADPS = 3.0
+# With neither odometry nor a fix or match for this long the pose is no longer extrapolated but
+# held; an increment over more is a gap.
+ODOMETRY_MAX_GAP_S = 1.0
+# Over a gap the mean speed may differ from the speed before by this times half the gap.
+ODOMETRY_MAX_ACCEL_MPS2 = 5.0
+# Without odometry: speed sigma added per square root of a second, yaw sigma added per second, and
+# past ODOMETRY_MAX_GAP_S the position sigma grows by the last speed, or this where it is more.
+COAST_SPEED_NOISE_MPS = 1.0
+COAST_YAW_NOISE_RADPS = 0.1
+COAST_HOLD_SPEED_MPS = 5.0
+
 
 def rotation(yaw_rad: float) -> np.ndarray:
     cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
@@ -95,8 +114,8 @@ def gnss_jacobian(state, base_from_antenna_m) -> np.ndarray:
 def decays(config: FilterConfig, time_s: float) -> np.ndarray:
     """What a time leaves of each state (8,)."""
     decay = np.ones(STATES)
-    decay[SCALE] = math.exp(-time_s / config.odometry_scale_tau_s)
-    decay[TURN_BIAS] = math.exp(-time_s / config.odometry_turn_bias_tau_s)
+    decay[SCALE] = math.exp(-time_s / ODOMETRY_SCALE_TAU_S)
+    decay[TURN_BIAS] = math.exp(-time_s / ODOMETRY_TURN_BIAS_TAU_S)
     decay[BIAS] = math.exp(-time_s / config.gnss_bias_tau_s)
     return decay
 
@@ -124,7 +143,7 @@ def motion_noise(config: FilterConfig, yaw_rad: float, increment: Pose2D) -> np.
         config.odometry_yaw_noise_rad**2 * distance_m
         + config.odometry_turn_noise_rad**2 * abs(increment.yaw_rad))
     noise = np.diag([
-        position_m2, position_m2, yaw_rad2, config.odometry_speed_noise_mps**2, 0, 0, 0, 0])
+        position_m2, position_m2, yaw_rad2, ODOMETRY_SPEED_NOISE_MPS**2, 0, 0, 0, 0])
     left_m = rotation_derivative(yaw_rad) @ np.array([increment.x_m, increment.y_m])
     noise[POSITION, POSITION] += yaw_rad2 / 3 * np.outer(left_m, left_m)
     noise[POSITION, YAW] = noise[YAW, POSITION] = yaw_rad2 / 2 * left_m
@@ -134,34 +153,33 @@ def motion_noise(config: FilterConfig, yaw_rad: float, increment: Pose2D) -> np.
 # The speed walks at random while it moves the pose along the heading u for m seconds:
 #   q_pp = a^2 m^3 / 3 u u',  q_pv = a^2 m^2 / 2 u,  q_vv = a^2 dt
 # Held t seconds after the last odometry, fix or match the position sigma is S(t) on each axis:
-#   S(t) = v (t - gap)+      v the last speed, or coast_hold_speed_mps where that is more
+#   S(t) = v (t - gap)+      v the last speed, or COAST_HOLD_SPEED_MPS where that is more
 # with gap = 0 across a jump of the odometry; the yaw sigma is c_yaw t.  These are one error all
 # along: over a piece the difference of squares is added.
 def coasting_noise(
-    config: FilterConfig, state, moving_s: float, turn_rad: float, begin_s: float, end_s: float,
-    jump: bool,
+    state, moving_s: float, turn_rad: float, begin_s: float, end_s: float, jump: bool,
 ) -> np.ndarray:
     """Process noise (8, 8) that not being told the motion adds from begin to end."""
     noise = np.zeros((STATES, STATES))
     ahead = rotation(state[YAW] + turn_rad / 2)[:, 0]
-    walk = config.coast_speed_noise_mps**2
+    walk = COAST_SPEED_NOISE_MPS**2
     noise[POSITION, POSITION] = walk * moving_s**3 / 3 * np.outer(ahead, ahead)
     noise[POSITION, SPEED] = noise[SPEED, POSITION] = walk * moving_s**2 / 2 * ahead
     noise[SPEED, SPEED] = walk * (end_s - begin_s)
 
-    speed_mps = max(abs(state[SPEED]), config.coast_hold_speed_mps)
-    gap_s = 0.0 if jump else config.odometry_max_gap_s
+    speed_mps = max(abs(state[SPEED]), COAST_HOLD_SPEED_MPS)
+    gap_s = 0.0 if jump else ODOMETRY_MAX_GAP_S
     held_s2 = max(end_s - gap_s, 0.0)**2 - max(begin_s - gap_s, 0.0)**2
     noise[0, 0] += speed_mps**2 * held_s2
     noise[1, 1] += speed_mps**2 * held_s2
-    noise[YAW, YAW] = config.coast_yaw_noise_radps**2 * (end_s**2 - begin_s**2)
+    noise[YAW, YAW] = COAST_YAW_NOISE_RADPS**2 * (end_s**2 - begin_s**2)
     return noise
 
 
 # A constant, unknown acceleration a between two known poses: a t (T - t) / 2 off the straight line
-def bridge_sigma_m(config: FilterConfig, since_s: float, until_s: float) -> float:
+def bridge_sigma_m(since_s: float, until_s: float) -> float:
     """Sigma of the interpolated position inside a gap of the odometry, zero at its ends."""
-    return config.odometry_max_accel_mps2 / 2 * since_s * until_s / 2
+    return ODOMETRY_MAX_ACCEL_MPS2 / 2 * since_s * until_s / 2
 
 
 def raised_to_floor(covariance: np.ndarray, sigma_floor: float) -> np.ndarray:
@@ -190,11 +208,11 @@ def interpolated_pose(before: OdometrySample, after: OdometrySample, stamp_ns: i
     return interpolate_pose(before.odom_from_base, after.odom_from_base, fraction)
 
 
-def is_jump(config: FilterConfig, before: OdometrySample, after: OdometrySample) -> bool:
+def is_jump(before: OdometrySample, after: OdometrySample) -> bool:
     """Whether odometry moves or turns faster than a vehicle does."""
     speed_x_mps, speed_y_mps, turn_radps = body_velocity(before, after)
-    return (math.hypot(speed_x_mps, speed_y_mps) > config.odometry_max_speed_mps
-            or abs(turn_radps) > config.odometry_max_turn_radps)
+    return (math.hypot(speed_x_mps, speed_y_mps) > ODOMETRY_MAX_SPEED_MPS
+            or abs(turn_radps) > ODOMETRY_MAX_TURN_RADPS)
 
 
 def body_velocity(before: OdometrySample, after: OdometrySample) -> tuple[float, float, float]:

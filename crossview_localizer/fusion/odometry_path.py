@@ -6,7 +6,11 @@ import numpy as np
 
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import OdometrySample
-from crossview_localizer.fusion.motion_model import interpolated_pose, is_jump
+from crossview_localizer.fusion.motion_model import (
+    interpolated_pose,
+    is_jump,
+    ODOMETRY_MAX_GAP_S,
+)
 from crossview_localizer.geometry import Pose2D
 
 
@@ -26,7 +30,7 @@ class OdometryPath:
             return
         if last is not None:
             pose = self._path[-1].odom_from_base
-            if not is_jump(self._config, last, sample):
+            if not is_jump(last, sample):
                 pose = pose @ (last.odom_from_base.inverse() @ sample.odom_from_base)
         self._last = sample
         self._path.append(OdometrySample(sample.stamp_ns, pose))
@@ -42,6 +46,6 @@ class OdometryPath:
             return self._path[0].odom_from_base
         after = bisect_left(
             self._path, stamp_ns, 1, len(self._path) - 1, key=lambda sample: sample.stamp_ns)
-        latest_ns = self._path[-1].stamp_ns + round(self._config.odometry_max_gap_s * 1e9)
+        latest_ns = self._path[-1].stamp_ns + round(ODOMETRY_MAX_GAP_S * 1e9)
         return interpolated_pose(
             self._path[after - 1], self._path[after], min(stamp_ns, latest_ns))

@@ -33,6 +33,7 @@ class DenseMatcher:
         self.device = device
         self._ground = ground or network.ground
         config = network.config
+        self.errors = config.match_errors
         # The patch lies ahead of the pose: the map must reach that much farther.  A block reaches
         # half its side beyond its centre; a cell more, as the raster is cut at whole cells.
         self.margin_m = (config.middle_m + (config.patch_cells / 2 + 1) * config.cell_m

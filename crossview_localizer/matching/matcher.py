@@ -6,7 +6,7 @@ import math
 from typing import Any, Protocol, TYPE_CHECKING
 
 from crossview_localizer.config import MatchConfig
-from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
+from crossview_localizer.datatypes import CameraImage, Heatmap, MatchErrors, PoseEstimate
 
 if TYPE_CHECKING:  # torch comes with it, which a Localizer without a matcher does not need
     from crossview_localizer.maps.embedding_map import MapWindow
@@ -46,7 +46,8 @@ class SearchWindow:
 class Matcher(Protocol):
     """Compares an image with the satellite embeddings around a prior."""
 
-    margin_m: float  # how far beyond the search window the map must reach
+    margin_m: float      # how far beyond the search window the map must reach
+    errors: MatchErrors  # of its matches
 
     @property
     def search_heatmaps(self) -> Callable[..., list[Heatmap] | None] | None:

@@ -10,6 +10,7 @@ from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import (
     FilterUpdate,
     Heatmap,
+    MatchErrors,
     OdometrySample,
     Outcome,
     PoseEstimate,
@@ -76,15 +77,17 @@ class MatchSupervisor:
                                                                 if nothing else is known
     =================== ======================================= ==================================
 
-    Without ``can_search`` LOST and SEARCHING are never entered; without ``has_matcher`` there is
-    one filter and the state stays TRUSTED.  Calls must not overlap.
+    Without ``can_search`` LOST and SEARCHING are never entered; without a matcher there is one
+    filter and the state stays TRUSTED.  Calls must not overlap.
     """
 
-    def __init__(self, config: FilterConfig, has_matcher: bool, can_search: bool):
+    def __init__(self, config: FilterConfig, errors: MatchErrors | None, can_search: bool):
+        """``errors`` are the matcher's; None if there is none."""
         self.state = State.TRUSTED
         self._can_search = can_search
-        self._with_matches = PoseFilter(config)
-        self._without_matches = self._with_matches.copy() if has_matcher else self._with_matches
+        self._with_matches = PoseFilter(config, errors)
+        self._without_matches = (
+            self._with_matches if errors is None else self._with_matches.copy())
         self._evidence = MeanEvidence()
         self._odometry = OdometryPath(config)
         self._search: PoseSearch | None = None

@@ -30,6 +30,7 @@ class TileMatcher:
         self.network = network
         self.device = device
         self.refine = refine
+        self.errors = network.config.match_errors
         self._embed_ground = ground or network.embed_ground
 
     def embed(self, image: CameraImage, yaw_rad: float, pitch_rad: float = 0.0) -> torch.Tensor:

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
+from crossview_localizer.datatypes import MatchErrors
 from crossview_localizer.networks.trunks import EfficientNetLite0, normalised
 
 DENSE = 'dense'
@@ -60,6 +61,7 @@ class DenseConfig:
     min_mass: float = 0.5           # ambiguous with less of the probability about its best place
     peak_inflation: float = 1.0     # factor on its covariance,
     peak_dof: float = GAUSSIAN_DOF  # and degrees of freedom of the Student t that it errs by
+    match_errors: MatchErrors = MatchErrors()  # of what the filter is given
 
     @property
     def cell_m(self) -> float:

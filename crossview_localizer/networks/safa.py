@@ -17,6 +17,7 @@ from torch import nn
 import torch.nn.functional as F
 
 from crossview_localizer.camera.views import CAMERA_VIEW_PX, GROUND_VIEWS, POLAR_VIEW_PX
+from crossview_localizer.datatypes import MatchErrors
 from crossview_localizer.networks.trunks import (
     EfficientNetLite0,
     normalised,
@@ -48,6 +49,7 @@ class ModelConfig:
     detail_weight: float = 0.0        # share of grey pixels in a distance; 0: the paper's SAFA
     random_temperature: float = 0.1   # the same, fitted for the random-init control
     raw_temperature: float = 0.1      # and for raw correlation
+    match_errors: MatchErrors = MatchErrors()  # of what the filter is given
 
     @property
     def tile_px(self) -> int:

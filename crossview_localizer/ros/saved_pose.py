@@ -15,6 +15,7 @@ import numpy as np
 
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import OdometrySample, PoseEstimate
+from crossview_localizer.fusion.motion_model import ODOMETRY_MAX_SPEED_MPS
 from crossview_localizer.geometry import Pose2D
 
 FORMAT_VERSION = 1
@@ -67,7 +68,7 @@ class LastPose:
             return None
         moved = self.odom_from_base.inverse() @ sample.odom_from_base
         driven_m = math.hypot(moved.x_m, moved.y_m)
-        if driven_m > config.odometry_max_speed_mps * age_s + 1.0:
+        if driven_m > ODOMETRY_MAX_SPEED_MPS * age_s + 1.0:
             return None
         growth_m2 = (
             config.odometry_position_noise**2 * driven_m + self.covariance[2, 2] * driven_m**2

@@ -1,0 +1,118 @@
+"""Measurements in the order of their stamps, each with what is known after it."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from crossview_localizer.datatypes import (
+    FilterUpdate,
+    GnssCourse,
+    GnssFix,
+    OdometrySample,
+    Outcome,
+    PoseEstimate,
+)
+from crossview_localizer.fusion.belief import Belief
+
+Measurement = OdometrySample | GnssFix | PoseEstimate | GnssCourse
+# What comes first of measurements with the same stamp.
+RANKS = {OdometrySample: 0, GnssFix: 1, PoseEstimate: 2, GnssCourse: 3}
+
+
+@dataclass(frozen=True)
+class Event:
+    """A measurement, its noise (n, n) and, of a match, which n coordinates it observes."""
+
+    measurement: Measurement
+    noise: np.ndarray | None = None
+    observed: np.ndarray | None = None
+
+    @property
+    def stamp_ns(self) -> int:
+        return self.measurement.stamp_ns
+
+    @property
+    def is_odometry(self) -> bool:
+        return isinstance(self.measurement, OdometrySample)
+
+    @cached_property
+    def order(self) -> tuple:
+        """Stamp, rank, values: a total order in which the time of arrival has no part."""
+        return (self.stamp_ns, RANKS[type(self.measurement)], *_values(self.measurement))
+
+
+def _values(measurement: Measurement) -> tuple[float, ...]:
+    match measurement:
+        case OdometrySample():
+            return tuple(measurement.odom_from_base.as_array())
+        case GnssFix():
+            return measurement.x_m, measurement.y_m
+        case PoseEstimate():
+            return tuple(measurement.pose.as_array())
+        case GnssCourse():
+            return (measurement.course_rad,)
+
+
+# A function that takes what was known before an event to what is known after it.
+Step = Callable[[Belief, Event], tuple[Belief, FilterUpdate]]
+
+
+class EventBuffer:
+    """Events sorted by stamp since ``base``; after a late one all that follow are replayed."""
+
+    def __init__(self, base: Belief):
+        self.base = base
+        self.events: list[Event] = []
+        self._beliefs: list[Belief] = []
+
+    def copy(self) -> 'EventBuffer':
+        # Beliefs and events never change: the lists alone are copied.
+        twin = copy(self)
+        twin.events, twin._beliefs = list(self.events), list(self._beliefs)
+        return twin
+
+    def belief_at(self, stamp_ns: int) -> Belief:
+        """What is known after the last event up to a stamp."""
+        index = bisect_right(self.events, stamp_ns, key=stamp_of)
+        return self._beliefs[index - 1] if index else self.base
+
+    def insert(self, event: Event, step: Step, redo_from_ns: int | None = None) -> FilterUpdate:
+        """Put an event where its stamp belongs; replay from there, or from ``redo_from_ns`` on."""
+        index = bisect_left(self.events, event.order, key=lambda other: other.order)
+        if index < len(self.events) and self.events[index].order == event.order:
+            return FilterUpdate(Outcome.INVALID, 'the same measurement has been given before')
+        self.events.insert(index, event)
+        if redo_from_ns is not None:
+            index = min(index, bisect_right(self.events, redo_from_ns, key=stamp_of))
+        return self.replay(step, index, event)
+
+    def replay(self, step: Step, index: int = 0,
+               wanted: Event | None = None) -> FilterUpdate | None:
+        """Compute the beliefs from ``index`` on; returns what became of the wanted event."""
+        del self._beliefs[index:]
+        belief = self._beliefs[-1] if self._beliefs else self.base
+        result = None
+        for event in self.events[index:]:
+            belief, update = step(belief, event)
+            self._beliefs.append(belief)
+            if event is wanted:
+                result = update
+        return result
+
+    def trim(self, stamp_ns: int) -> bool:
+        """Let go of events up to a stamp, if any; the base is then that of an odometry sample."""
+        drop = bisect_right(self.events, stamp_ns, key=stamp_of)
+        while drop and not self.events[drop - 1].is_odometry:
+            drop -= 1
+        if drop:
+            self.base = self._beliefs[drop - 1]
+            del self.events[:drop], self._beliefs[:drop]
+        return drop > 0
+
+
+def stamp_of(item: Event | OdometrySample) -> int:
+    return item.stamp_ns
