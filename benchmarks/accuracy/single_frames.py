@@ -28,7 +28,6 @@ from tqdm import tqdm
 from benchmarks import REPOSITORY
 from benchmarks.fusion.towns import elsewhere
 from crossview_localizer.camera.views import UNSEEN
-from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.evaluation.pose_metrics import pose_errors
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
@@ -387,12 +386,6 @@ def filtered_frames(demo: Path, paper_weights: Path) -> list[Frame]:
 
     judged = pose_metrics.read_frames(demo / 'frames.csv')
     node_config, config = replay.read_parameters(PARAMETERS)
-    # What the file says of matches is the dense matcher's; a tile matcher's differ.
-    usual = FilterConfig()
-    config = replace(config, filter=replace(
-        config.filter, match_correlation_m=usual.match_correlation_m,
-        match_inflation=usual.match_inflation,
-        match_sigma_floor_m=usual.match_sigma_floor_m))
     network = load_network(paper_weights)
     map_path = demo / 'maps/paper.map'
     if not map_path.exists():

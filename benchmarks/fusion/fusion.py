@@ -33,6 +33,7 @@ from crossview_localizer.datatypes import (
     PoseEstimate,
 )
 from crossview_localizer.evaluation.pose_metrics import CHI2_95
+from crossview_localizer.fusion.correction import MATCH_TAIL_DOF
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 from crossview_localizer.matching.pose_search import PoseHypotheses
@@ -165,7 +166,7 @@ def matcher_replay(data: Path, seeds, frames: Frames, smoke: bool) -> dict:
     everything = {'fused': [], 'gnss_odometry': []}
     for drive in tqdm(drives, desc='matcher replay', disable=None):
         sigma_m = tail_sigma_m(
-            [errors[other] for other in errors if other != drive], SENSORS.match_tail_dof)
+            [errors[other] for other in errors if other != drive], MATCH_TAIL_DOF)
         parts = {'fused': [], 'gnss_odometry': []}
         for seed in seeds:
             rng = np.random.default_rng([seed, int(drive)])
