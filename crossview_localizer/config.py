@@ -1,14 +1,16 @@
-"""Every tunable, once: default, meaning, unit (in the name) and range.
+"""All parameters of a vehicle: default, meaning, range, and the unit in the name.
 
-The node declares its ROS parameters from these dataclasses and ``config/*.yaml`` is checked
-against them by a test, so a parameter that no code reads cannot exist.  What belongs to a trained
-network (input sizes, tile size, temperature) travels in its checkpoint: ``networks.ModelConfig``.
+The node declares its ROS parameters from these dataclasses, and a test checks ``config/*.yaml``
+against them.  What belongs to a trained network (sizes, temperature, errors of its matches) is in
+its weights file, see ``networks.checkpoint``.  What no user would change is a constant beside the
+code that uses it.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
 
 
 def tunable(default, description: str, low=None, high=None, choices=None):
+    """A dataclass field with what ``ros2 param describe`` shows."""
     return field(
         default=default,
         metadata={'description': description, 'low': low, 'high': high, 'choices': choices},
@@ -17,7 +19,7 @@ def tunable(default, description: str, low=None, high=None, choices=None):
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """What the Kalman prior believes of the sensors."""
+    """The errors that the Kalman filter expects of the sensors."""
 
     buffer_s: float = tunable(
         2.0, 'late measurements within this time are replayed in order; older ones are refused',
@@ -35,7 +37,7 @@ class FilterConfig:
     odometry_turn_bias_sigma_radps: float = tunable(
         0.0005, 'sigma of the yaw-rate bias of the odometry, a slowly varying state', 0.0, 0.1)
     idle_position_noise_m: float = tunable(
-        0.02, 'sigma added per square root of a second, moving or not', 0.0, 1.0)
+        0.02, 'position sigma added per square root of a second', 0.0, 1.0)
     idle_yaw_noise_rad: float = tunable(
         0.0005, 'yaw sigma added per square root of a second', 0.0, 0.1)
     gnss_bias_sigma_m: float = tunable(
@@ -47,13 +49,13 @@ class FilterConfig:
     course_min_speed_mps: float = tunable(
         3.0, 'a GNSS course is used at this speed and above', 0.5, 50.0)
     match_sigma_floor_m: float = tunable(
-        0.0, 'smallest position sigma believed of a match, where it is more than that in the '
-        'weights file', 0.0, 10.0)
+        0.0, 'smallest position sigma believed of a match; that in the weights file counts if it '
+        'is larger', 0.0, 10.0)
 
 
 @dataclass(frozen=True)
 class MatchConfig:
-    """How far about the prior an image is compared with the map."""
+    """How far from the prior an image is compared with the map."""
 
     window_min_m: float = tunable(15.0, 'smallest half width of the search window', 1.0, 200.0)
     window_max_m: float = tunable(
@@ -62,7 +64,7 @@ class MatchConfig:
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """Where the camera is, where /tf_static and camera_info do not say."""
+    """What /tf_static and camera_info do not say about the camera."""
 
     height_m: float = tunable(
         1.52, 'height of the camera centre above the road (an estimate)', 0.1, 5.0)
@@ -72,7 +74,7 @@ class CameraConfig:
 
 @dataclass(frozen=True)
 class LocalizerConfig:
-    """All that the Localizer reads."""
+    """The parameters of the Localizer."""
 
     filter: FilterConfig = field(default_factory=FilterConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
@@ -81,7 +83,7 @@ class LocalizerConfig:
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """What only the ROS node reads; the localizer's own tunables are parameters beside these."""
+    """The parameters of the ROS node besides those of the Localizer."""
 
     map_path: str = tunable(
         '', 'embedding map made by build_map; empty: no matching, the prior alone is published')
@@ -92,11 +94,11 @@ class NodeConfig:
     torch_threads: int = tunable(
         1, 'threads of the network on the CPU; two on two busy cores can be far slower', 1, 64)
     onnx_path: str = tunable(
-        '', 'ground branch of the same weights that export wrote: ONNX Runtime runs it, on a CPU '
-        'in less time; empty: torch')
+        '', 'ground branch of the same weights, written by export: ONNX Runtime runs it, which is '
+        'faster on a CPU; empty: torch')
     precision: str = tunable(
-        'float32', "of the dense matcher's trunk by torch; half is for GPUs, where the ground "
-        'branch is recorded as a CUDA graph', choices=('float32', 'half'))
+        'float32', 'precision of the trunk of the dense ground branch in torch; half is for GPUs',
+        choices=('float32', 'half'))
     autostart: bool = tunable(True, 'configure and activate without a lifecycle manager')
     image_transport: str = tunable(
         'raw', 'raw subscribes to image, compressed to image/compressed',

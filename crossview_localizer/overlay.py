@@ -62,7 +62,7 @@ def smoothed(nats: np.ndarray) -> np.ndarray:
 def draw(
     shot: Shot, image: CameraImage, found, pitch_rad: float, orthophoto: Orthophoto | None,
 ) -> report_figures.Figure:
-    """Camera frame, ground view and heat map of one frame; ``found`` is its Evidence."""
+    """Camera frame, ground view and heat map of one frame; ``found`` are its PeakShares."""
     import matplotlib.pyplot as plt
 
     from crossview_localizer.matching.attribution import on_image
@@ -140,7 +140,7 @@ def write_overlays(
 
     Raises ValueError or OSError with what was found and expected.
     """
-    from crossview_localizer.matching.attribution import evidence
+    from crossview_localizer.matching.attribution import peak_shares
 
     topics, config = topics or Topics(), localizer.config
     run = read_run(bag, input_bag, localizer.frame, topics, node, node_config, progress)
@@ -164,7 +164,7 @@ def write_overlays(
             shot.prior, search.half_width_m, localizer.matcher.margin_m)
         if window is None:
             raise RunError(f'the prior of {shot.label} lies outside the map')
-        found, _ = evidence(
+        found, _ = peak_shares(
             localizer.matcher, image, window, shot.prior, search, config.camera.pitch_rad)
         figure = draw(shot, image, found, config.camera.pitch_rad, orthophoto)
         paths.append(out / f'overlay_{shot.label.lower().replace(" ", "_")}.png')

@@ -712,14 +712,14 @@ def last_pose(pose_filter):
 
 def test_fixes_that_never_agreed_open_the_bias_and_leave_a_matched_pose_alone():
     pose_filter, updates = driven_with_gnss(lambda time_s: 40.0, matches_hz=2)
-    opened_s = first_with('GNSS bias opened', updates)
+    opened_s = first_with('GNSS bias widened', updates)
     assert opened_s == pytest.approx(0.2 + GATE_PATIENCE_S, abs=0.3)
     assert abs(last_pose(pose_filter).pose.y_m) < 1.0
 
 
 def test_fixes_that_never_agreed_open_an_unmatched_pose():
     pose_filter, updates = driven_with_gnss(lambda time_s: 40.0)
-    opened_s = first_with('pose opened', updates)
+    opened_s = first_with('pose widened', updates)
     assert opened_s == pytest.approx(0.2 + GATE_PATIENCE_S, abs=0.3)
     found = last_pose(pose_filter)
     assert abs(found.pose.y_m - 40.0) < 2.0 * math.sqrt(found.covariance[1, 1])
@@ -754,11 +754,11 @@ def test_gnss_that_comes_back_slowly_is_trusted_after_it_has_agreed_for_a_while(
     assert again_s == pytest.approx(inside_s + GATE_PATIENCE_S, abs=0.3)
 
 
-def test_distrust_ends_and_the_pose_is_opened(monkeypatch):
+def test_distrust_ends_and_the_pose_is_widened(monkeypatch):
     monkeypatch.setattr(gnss_integrity, 'DISTRUST_S', 15.0)
     pose_filter, updates = driven_with_gnss(
         lambda t: 50.0 if t > 20 else 0.0, 50.0)
-    assert first_with('pose opened', updates) == pytest.approx(35.2, abs=0.3)
+    assert first_with('pose widened', updates) == pytest.approx(35.2, abs=0.3)
     assert last_pose(pose_filter).pose.y_m > 35.0
 
 

@@ -1,10 +1,11 @@
-"""What a fix, a match or a course makes of a belief: used, refused, or weighed down.
+"""How fixes, courses and matches correct a belief, and when they are refused.
 
-Errors that are correlated in time: the slow GNSS error is a state (Gauss-Markov).  Matches that
-follow within the correlation lengths of one already used see the same scene; their covariance is
-divided by the share of those lengths that has passed, and so are courses by COURSE_CORRELATION_S.
-Matches have heavy tails: the farther one lies from what was predicted, the less it counts
-(Student t), up to the gate.
+Errors that are correlated in time are treated in two ways.  The slow GNSS error is a state
+(Gauss-Markov).  A match soon after another one sees the same scene: its covariance is divided by
+the share of the correlation length that has passed since.  The same holds for courses, with
+COURSE_CORRELATION_S.
+Matches have heavy tails: the farther one lies from the prediction, the less it counts (Student
+t), up to the gate.
 """
 
 from dataclasses import replace
@@ -28,7 +29,7 @@ from crossview_localizer.fusion.gnss_integrity import (
     FixVerdict,
     GATE_PATIENCE_S,
     GATE_PROBABILITY,
-    GnssTrustRules,
+    IntegrityMonitor,
 )
 from crossview_localizer.fusion.heading_initializer import START_YAW_SIGMA_RAD
 from crossview_localizer.fusion.motion_model import (
@@ -45,23 +46,23 @@ from crossview_localizer.fusion.motion_model import (
 )
 from crossview_localizer.geometry import wrap_angle
 
-# Courses lag behind by some such time: the turn meanwhile is added to their sigma.
+# Courses are late by about this time; the turn in that time is added to their sigma.
 COURSE_DELAY_S = 0.3
-# Courses closer in time than this share their errors.
+# Courses closer in time than this share their errors: their information is scaled.
 COURSE_CORRELATION_S = 1.0
-# The memory of ``gnss_integrity`` has used no fix for between once and twice this long,
+# A memory (see ``gnss_integrity``) is between once and twice this old.
 MEMORY_S = 30.0
-# and starts only from a heading as certain as this.
+# A memory is taken only if the heading is as certain as this.
 MEMORY_YAW_SIGMA_RAD = 0.03
 # Matches outside this share of the predicted distribution are refused.
 MATCH_GATE_PROBABILITY = 0.99
-# Degrees of freedom of the Student t that matches err by.
+# Degrees of freedom of the Student t distribution of the errors of matches.
 MATCH_TAIL_DOF = 4.0
-# Over this time the mean squared distance of matches is followed; where it is above one for each
-# coordinate it multiplies their covariance.
+# The squared distance of matches is averaged over this time.  A mean above one for each coordinate
+# multiplies their covariance.
 MATCH_DISTANCE_S = 5.0
-# One match that is far off, in squared sigmas a coordinate, says no more than this.
-MOST_DISTANCE2 = 25.0
+# A single match adds at most this squared distance to the mean.
+MAX_DISTANCE2 = 25.0
 
 
 class Corrector:
@@ -70,14 +71,17 @@ class Corrector:
     def __init__(self, config: FilterConfig, errors: MatchErrors):
         self._config, self._errors = config, errors
         self._ekf = PoseEkf()
-        self._trust_rules = GnssTrustRules(config)
+        self._monitor = IntegrityMonitor(config)
         self._course_gate = chdtri(1, 1.0 - GATE_PROBABILITY)
         self._match_gates = [
             chdtri(dof, 1.0 - MATCH_GATE_PROBABILITY) for dof in (1, 2, 3)]
 
     def apply(self, belief: Belief, event: Event,
               bridge_m2: np.ndarray) -> tuple[Belief, FilterUpdate]:
-        """Use an event; ``bridge_m2`` (2, 2) is what a gap of the odometry adds to positions."""
+        """Correct a belief of the event's stamp.
+
+        ``bridge_m2`` (2, 2) is the variance of a position inside a gap of the odometry.
+        """
         match event.measurement:
             case GnssFix():
                 return self._apply_gnss(belief, event, bridge_m2)
@@ -103,10 +107,10 @@ class Corrector:
         memory_distance2 = max((
             mahalanobis2(residual_of(memory), jacobian, memory.covariance, noise)
             for memory in belief.memories[:1]), default=0.0)
-        verdict, trust, reason = self._trust_rules.judge(
-            belief.trust, fix.stamp_ns, residual, noise, belief.driven_m, distance2,
+        verdict, history, reason = self._monitor.judge(
+            belief.fixes, fix.stamp_ns, residual, noise, belief.driven_m, distance2,
             memory_distance2)
-        belief = replace(belief, trust=trust)
+        belief = replace(belief, fixes=history)
         if verdict is FixVerdict.REFUSE:
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.GO_BACK:
@@ -114,13 +118,13 @@ class Corrector:
             belief = replace(
                 belief, mean=older.mean, covariance=older.covariance, memories=(older,))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
-        if verdict is FixVerdict.OPEN:
-            belief, opened = _opened(belief, float(residual @ residual))
-            reason = f'{opened} opened after {reason}'
+        if verdict is FixVerdict.WIDEN:
+            belief, widened = _widened(belief, float(residual @ residual))
+            reason = f'{widened} widened after {reason}'
         belief = replace(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise),
             fixed_ns=fix.stamp_ns)
-        belief = replace(belief, memories=()) if verdict is FixVerdict.OPEN else _remember(belief)
+        belief = replace(belief, memories=()) if verdict is FixVerdict.WIDEN else _remember(belief)
         return belief, FilterUpdate(Outcome.USED, reason, distance2)
 
     def _apply_course(self, belief: Belief, event: Event) -> tuple[Belief, FilterUpdate]:
@@ -137,7 +141,7 @@ class Corrector:
         jacobian = np.eye(STATES)[[YAW]]
         noise = event.noise + (turn_radps * COURSE_DELAY_S) ** 2
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
-        if distance2 > self._course_gate or belief.trust.distrusted_ns is not None:
+        if distance2 > self._course_gate or belief.fixes.distrusted_ns is not None:
             return belief, FilterUpdate(Outcome.GATED, 'course refused', distance2)
         share = 1.0
         if belief.course_ns is not None:
@@ -172,7 +176,7 @@ class Corrector:
         if distance2 > self._match_gates[size - 1]:
             since_ns = belief.match_refused_ns or event.stamp_ns
             reason = f'refused for {(event.stamp_ns - since_ns) * 1e-9:.1f} s'
-            if belief.trust.refused_ns is not None:
+            if belief.fixes.refused_ns is not None:
                 reason += '; GNSS is refused too'
             return (
                 replace(belief, match_refused_ns=since_ns),
@@ -195,7 +199,7 @@ class Corrector:
         return belief, FilterUpdate(Outcome.USED, '', distance2)
 
     def _new_information(self, belief: Belief) -> float:
-        """Share (0 to 1) of a match's information that the last used match did not hold."""
+        """Share (0 to 1) of the information of a match that is not in the last used match."""
         if belief.match_ns is None:
             return 1.0
         driven_m = belief.driven_m - belief.match_driven_m
@@ -207,8 +211,11 @@ class Corrector:
         return min(1.0, max(shares))
 
 
-def _opened(belief: Belief, residual_m2: float) -> tuple[Belief, str]:
-    """Widen what may explain the refused fixes: the GNSS bias where matches hold the pose."""
+def _widened(belief: Belief, residual_m2: float) -> tuple[Belief, str]:
+    """Widen what may explain the refused fixes, and name it.
+
+    It is the GNSS bias if matches were used lately, else the pose.
+    """
     matched_s = (
         math.inf if belief.match_ns is None else (belief.stamp_ns - belief.match_ns) * 1e-9)
     added = np.zeros(STATES)
@@ -223,7 +230,10 @@ def _opened(belief: Belief, residual_m2: float) -> tuple[Belief, str]:
 
 
 def _remember(belief: Belief) -> Belief:
-    """Every MEMORY_S of a settled heading a new memory takes the place of the older one."""
+    """Replace the older memory by what is known now, if MEMORY_S have passed since the newer.
+
+    The heading must be certain.
+    """
     settled = belief.covariance[YAW, YAW] < MEMORY_YAW_SIGMA_RAD**2
     if not settled or (
             belief.memories and belief.stamp_ns - belief.memories[-1].taken_ns < MEMORY_S * 1e9):
@@ -233,8 +243,8 @@ def _remember(belief: Belief) -> Belief:
 
 
 def _follow_distance(belief: Belief, stamp_ns: int, distance2: float) -> Belief:
-    """Average how far matches, used or refused, lie from the prediction; 1 is as claimed."""
+    """Update the mean squared distance of matches, used or refused; 1 is as their errors say."""
     since_s = (stamp_ns - (belief.match_seen_ns or stamp_ns)) * 1e-9
     keep = math.exp(-since_s / MATCH_DISTANCE_S)
-    mean = keep * belief.match_distance2 + (1.0 - keep) * min(distance2, MOST_DISTANCE2)
+    mean = keep * belief.match_distance2 + (1.0 - keep) * min(distance2, MAX_DISTANCE2)
     return replace(belief, match_distance2=mean, match_seen_ns=stamp_ns)

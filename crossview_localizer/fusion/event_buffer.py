@@ -1,4 +1,4 @@
-"""Measurements in the order of their stamps, each with what is known after it."""
+"""Measurements sorted by stamp, each with what is known after it."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from crossview_localizer.datatypes import (
 from crossview_localizer.fusion.belief import Belief
 
 Measurement = OdometrySample | GnssFix | PoseEstimate | GnssCourse
-# What comes first of measurements with the same stamp.
+# The order of measurements with the same stamp.
 RANKS = {OdometrySample: 0, GnssFix: 1, PoseEstimate: 2, GnssCourse: 3}
 
 
 @dataclass(frozen=True)
 class Event:
-    """A measurement, its noise (n, n) and, of a match, which n coordinates it observes."""
+    """A measurement, its noise (n, n), and for a match the indices (n,) that it observes."""
 
     measurement: Measurement
     noise: np.ndarray | None = None
@@ -41,7 +41,7 @@ class Event:
 
     @cached_property
     def order(self) -> tuple:
-        """Stamp, rank, values: a total order in which the time of arrival has no part."""
+        """Sort key: stamp, rank and values.  It does not depend on the time of arrival."""
         return (self.stamp_ns, RANKS[type(self.measurement)], *_values(self.measurement))
 
 
@@ -57,12 +57,12 @@ def _values(measurement: Measurement) -> tuple[float, ...]:
             return (measurement.course_rad,)
 
 
-# A function that takes what was known before an event to what is known after it.
+# Takes what was known before an event and the event; returns what is known after it.
 Step = Callable[[Belief, Event], tuple[Belief, FilterUpdate]]
 
 
 class EventBuffer:
-    """Events sorted by stamp since ``base``; after a late one all that follow are replayed."""
+    """Events after ``base``, sorted by stamp.  After a late event all later ones are replayed."""
 
     def __init__(self, base: Belief):
         self.base = base
@@ -70,18 +70,18 @@ class EventBuffer:
         self._beliefs: list[Belief] = []
 
     def copy(self) -> 'EventBuffer':
-        # Beliefs and events never change: the lists alone are copied.
+        # Beliefs and events are immutable: only the lists are copied.
         twin = copy(self)
         twin.events, twin._beliefs = list(self.events), list(self._beliefs)
         return twin
 
     def belief_at(self, stamp_ns: int) -> Belief:
-        """What is known after the last event up to a stamp."""
+        """What is known after the last event that is not newer than a stamp."""
         index = bisect_right(self.events, stamp_ns, key=stamp_of)
         return self._beliefs[index - 1] if index else self.base
 
     def insert(self, event: Event, step: Step, redo_from_ns: int | None = None) -> FilterUpdate:
-        """Put an event where its stamp belongs; replay from there, or from ``redo_from_ns`` on."""
+        """Insert an event by its stamp and replay from there, or from ``redo_from_ns`` on."""
         index = bisect_left(self.events, event.order, key=lambda other: other.order)
         if index < len(self.events) and self.events[index].order == event.order:
             return FilterUpdate(Outcome.INVALID, 'the same measurement has been given before')
@@ -92,7 +92,7 @@ class EventBuffer:
 
     def replay(self, step: Step, index: int = 0,
                wanted: Event | None = None) -> FilterUpdate | None:
-        """Compute the beliefs from ``index`` on; returns what became of the wanted event."""
+        """Compute the beliefs from ``index`` on; return the update of the wanted event."""
         del self._beliefs[index:]
         belief = self._beliefs[-1] if self._beliefs else self.base
         result = None
@@ -104,7 +104,10 @@ class EventBuffer:
         return result
 
     def trim(self, stamp_ns: int) -> bool:
-        """Let go of events up to a stamp, if any; the base is then that of an odometry sample."""
+        """Drop events up to a stamp; False if none was dropped.
+
+        The last one that is dropped is an odometry sample.
+        """
         drop = bisect_right(self.events, stamp_ns, key=stamp_of)
         while drop and not self.events[drop - 1].is_odometry:
             drop -= 1

@@ -1,4 +1,4 @@
-"""The way that odometry has told within the last seconds, without its jumps."""
+"""The path of the last seconds by odometry, without its jumps."""
 
 from bisect import bisect_left
 
@@ -15,7 +15,7 @@ from crossview_localizer.geometry import Pose2D
 
 
 class OdometryPath:
-    """The pose on the way at any stamp; where odometry jumps the vehicle is taken to stand."""
+    """Poses at any stamp in a frame of its own; a jump of the odometry counts as no motion."""
 
     def __init__(self, config: FilterConfig):
         self._config = config
@@ -39,7 +39,11 @@ class OdometryPath:
             del self._path[0]
 
     def pose_at(self, stamp_ns: int) -> Pose2D | None:
-        """Interpolated, or extrapolated for a while; None before the oldest sample kept."""
+        """The pose at a stamp; None before the oldest sample that is kept.
+
+        It is interpolated between samples, and extrapolated beyond the last for at most
+        ODOMETRY_MAX_GAP_S.
+        """
         if not self._path or stamp_ns < self._path[0].stamp_ns:
             return None
         if len(self._path) == 1:

@@ -1,15 +1,15 @@
-"""The Kalman prior: odometry drives the prediction, GNSS and matches correct it, in any order.
+"""The Kalman filter: odometry predicts the pose, GNSS and matches correct it, in any order.
 
-Events (odometry samples, fixes, courses, matches) of the last ``buffer_s`` are kept sorted by
-stamp with the belief after each.  One that comes late goes where its stamp belongs and all after
-it are replayed: the result depends on what was measured, not on when it arrived.  A fix or match
-between two odometry samples sees the increment interpolated at its stamp; one newer than all
-odometry is applied to a constant-velocity prediction and, once odometry has passed it, again and
-for good.
+The events (odometry samples, fixes, courses, matches) of the last ``buffer_s`` are kept, sorted by
+stamp, with the belief after each of them.  A late event is inserted by its stamp and all later
+ones are replayed: the result depends on the measurements, not on the order in which they arrive.
+A fix or match between two odometry samples is applied to the pose interpolated at its stamp.  A
+fix or match that is newer than all odometry is applied to a prediction with constant velocity,
+and once more when odometry has passed its stamp.
 
-The state and its equations are in ``motion_model``, the steps from event to event in
-``prediction`` and ``correction``, the first heading in ``heading_initializer``, whether GNSS can
-be trusted in ``gnss_integrity``.
+The state and its equations are in ``motion_model``, the prediction and the correction in files
+of those names, the first heading in ``heading_initializer``, the trust in GNSS in
+``gnss_integrity``.
 """
 
 from copy import copy, deepcopy
@@ -30,7 +30,7 @@ from crossview_localizer.datatypes import (
 from crossview_localizer.fusion.belief import Belief
 from crossview_localizer.fusion.correction import Corrector
 from crossview_localizer.fusion.event_buffer import Event, EventBuffer
-from crossview_localizer.fusion.heading_initializer import HeadingStart
+from crossview_localizer.fusion.heading_initializer import HeadingInitializer
 from crossview_localizer.fusion.motion_model import (
     BIAS,
     COAST_HOLD_SPEED_MPS,
@@ -54,13 +54,14 @@ from crossview_localizer.fusion.prediction import (
 )
 from crossview_localizer.geometry import Pose2D
 
-# Fixes and matches this much newer than the last odometry are refused.
+# Fixes and matches that are newer than the last odometry by more than this are refused.
 ODOMETRY_LOST_S = 60.0
-# A sigma of 1000 km says nothing, and larger numbers would only lose digits in S = H P H' + R.
+# A coordinate with a sigma of 1000 km is not observed.  Larger numbers would only lose digits in
+# S = H P H' + R.
 UNOBSERVED_VARIANCE = 1e12
-# A heading less certain than this is none.
+# A heading with a larger sigma counts as unknown.
 LOST_YAW_SIGMA_RAD = 0.7
-# Smallest sigmas believed of a course, and of the heading of a match.
+# Smallest sigmas that are believed of a course and of the heading of a match.
 COURSE_SIGMA_FLOOR_RAD = 0.02
 MATCH_YAW_SIGMA_FLOOR_RAD = 0.01
 
@@ -68,13 +69,12 @@ MATCH_YAW_SIGMA_FLOOR_RAD = 0.01
 class PoseFilter:
     """Pose of base_link in ``map`` from odometry, GNSS and matches.
 
-    Measurements give a :class:`FilterUpdate` and are never an error: what cannot be used is
-    INVALID, GATED, TOO_OLD, TOO_SLOW or NOT_STARTED, with a reason, and leaves the estimate as it
-    was.
+    No measurement raises an error.  What cannot be used gives a FilterUpdate that is INVALID,
+    GATED, TOO_OLD, TOO_SLOW or NOT_STARTED, with the reason, and leaves the estimate unchanged.
     """
 
     def __init__(self, config: FilterConfig, errors: MatchErrors | None = None):
-        """``errors`` are those of the matcher whose matches will be given."""
+        """``errors`` are those of the matcher that the matches come from."""
         self._config, self._errors = config, errors or MatchErrors()
         self._predictor = Predictor(config)
         self._corrector = Corrector(config, self._errors)
@@ -84,10 +84,10 @@ class PoseFilter:
         """Forget everything and wait for a start."""
         self._buffer: EventBuffer | None = None
         self._odometry = OdometryHistory()
-        self._start = HeadingStart(self._config)
+        self._start = HeadingInitializer(self._config)
 
     def copy(self) -> 'PoseFilter':
-        """Another filter that knows the same; what either is given later the other is not."""
+        """An independent filter with the same knowledge."""
         twin = copy(self)
         twin._buffer = self._buffer and self._buffer.copy()
         twin._odometry = self._odometry.copy()
@@ -100,7 +100,7 @@ class PoseFilter:
 
     @property
     def latest_stamp_ns(self) -> int | None:
-        """Stamp of the newest odometry, or of the start where that is newer; None before both."""
+        """Stamp of the newest odometry or of the start, whichever is newer; None before both."""
         stamps = [sample.stamp_ns for sample in self._odometry.samples[-1:]]
         if self._buffer is not None:
             stamps.append(self._buffer.base.stamp_ns)
@@ -122,11 +122,11 @@ class PoseFilter:
         if self._buffer is None:
             if jump or gap:
                 self._odometry = OdometryHistory([sample])
-                self._start = HeadingStart(self._config)
+                self._start = HeadingInitializer(self._config)
             update = self._try_start()
         else:
             if sample.stamp_ns > self._buffer.base.stamp_ns:
-                # The interval that the sample ends or splits begins at the odometry before it.
+                # The sample changes the interval since the odometry before it: replay from there.
                 self._buffer.insert(
                     Event(sample), self._step, previous.stamp_ns if previous else None)
             else:
@@ -155,7 +155,7 @@ class PoseFilter:
         return self._buffer.insert(Event(fix, noise), self._step)
 
     def add_course(self, course: GnssCourse) -> FilterUpdate:
-        """Fuse a direction of motion; below ``course_min_speed_mps`` it is refused as TOO_SLOW."""
+        """Fuse a direction of motion; below ``course_min_speed_mps`` it is TOO_SLOW."""
         problem = _problem(
             course.stamp_ns, (course.course_rad, *course.base_from_antenna_m),
             [[course.sigma_rad**2]], 1)
@@ -170,7 +170,10 @@ class PoseFilter:
         return self._buffer.insert(Event(course, np.array([[sigma_rad**2]])), self._step)
 
     def add_match(self, match: PoseEstimate) -> FilterUpdate:
-        """Fuse a match at its own stamp; a variance of inf (or above 1e12) is not observed."""
+        """Fuse a match at its own stamp.
+
+        A coordinate with a variance of inf, or above UNOBSERVED_VARIANCE, is not observed.
+        """
         values = match.pose.as_array()
         covariance = np.asarray(match.covariance, dtype=float)
         if covariance.shape != (3, 3):
@@ -198,7 +201,7 @@ class PoseFilter:
         return self._buffer.insert(Event(match, noise, observed), self._step)
 
     def set_pose(self, estimate: PoseEstimate) -> FilterUpdate:
-        """Start, or start again, at a pose given from outside; later events are applied to it."""
+        """Start, or start again, at a pose from outside; then apply the events after it."""
         problem = _problem(
             estimate.stamp_ns, estimate.pose.as_array(), estimate.covariance, 3)
         if not problem and estimate.covariance[2][2] > LOST_YAW_SIGMA_RAD**2:
@@ -222,10 +225,10 @@ class PoseFilter:
         return FilterUpdate(Outcome.USED)
 
     def estimate_at(self, stamp_ns: int) -> PoseEstimate | None:
-        """Pose at a stamp from all events up to it; None before the start or before the buffer.
+        """Pose at a stamp from all events up to it; None before the start or the buffer.
 
-        Past the last odometry, fix or match the pose moves on at constant velocity for
-        ODOMETRY_MAX_GAP_S and is then held, its covariance growing all the while.
+        After the last odometry, fix or match the pose moves at constant velocity for
+        ODOMETRY_MAX_GAP_S and then stays.  Its covariance grows all the time.
         """
         if self._buffer is None or stamp_ns < self._buffer.base.stamp_ns:
             return None
@@ -256,7 +259,7 @@ class PoseFilter:
         return FilterUpdate(Outcome.NOT_STARTED, reason)
 
     def _begin(self, stamp_ns: int, mean: np.ndarray, covariance: np.ndarray) -> None:
-        """Know a state at a stamp; the speed is that of the odometry.  Later events follow."""
+        """Start from a state at a stamp, with the speed of the odometry; apply later events."""
         velocity = self._odometry.velocity_at(stamp_ns)
         mean[SPEED] = math.exp(mean[SCALE]) * velocity[0]
         covariance[SPEED, SPEED] = (
@@ -268,11 +271,11 @@ class PoseFilter:
         self._buffer = EventBuffer(
             Belief(stamp_ns, mean, covariance, velocity, stamp_ns, stamp_ns))
         self._buffer.events = sorted(later, key=lambda event: event.order)
-        self._start = HeadingStart(self._config)
+        self._start = HeadingInitializer(self._config)
         self._buffer.replay(self._step)
 
     def _trim(self) -> None:
-        """Let go of what no late measurement can touch."""
+        """Drop what no late measurement can change any more."""
         if self._buffer.trim(self._buffer_begin_ns()):
             self._odometry.forget_before(self._buffer.base.stamp_ns)
 
@@ -283,16 +286,18 @@ class PoseFilter:
         return bool(self._odometry.samples) and stamp_ns < self._buffer_begin_ns()
 
     def _too_old(self, stamp_ns: int) -> FilterUpdate | None:
+        """The refusal of a measurement that is too old; None for one that is not."""
         if self._is_before_the_buffer(stamp_ns):
             late_s = (self._odometry.samples[-1].stamp_ns - stamp_ns) * 1e-9
             return FilterUpdate(
-                Outcome.TOO_OLD, f'{late_s:.2f} s before the newest odometry, of which the delay '
-                f'buffer holds {self._config.buffer_s:.2f} s; reset if the clock jumped back')
+                Outcome.TOO_OLD, f'{late_s:.2f} s before the newest odometry; the delay buffer '
+                f'holds {self._config.buffer_s:.2f} s; reset if the clock jumped back')
         if self._buffer is not None and stamp_ns < self._buffer.base.stamp_ns:
-            return FilterUpdate(Outcome.TOO_OLD, 'from before the pose that was started from')
+            return FilterUpdate(Outcome.TOO_OLD, 'older than the pose at the start')
         return None
 
     def _ahead(self, stamp_ns: int) -> str:
+        """What is wrong with a stamp that is too far ahead of the odometry, or ''."""
         latest_ns = self.latest_stamp_ns
         if latest_ns is None or stamp_ns - latest_ns <= ODOMETRY_LOST_S * 1e9:
             return ''
@@ -300,7 +305,7 @@ class PoseFilter:
                 f'most {ODOMETRY_LOST_S:.1f} s')
 
     def _check_heading(self, sample, gap_start: OdometrySample | None) -> FilterUpdate:
-        """Start anew where motion without odometry has left the heading too uncertain."""
+        """Wait for a new start if the heading has become too uncertain without odometry."""
         reason = ''
         if gap_start is not None and not is_believed(
                 self._buffer.belief_at(gap_start.stamp_ns), gap_start, sample):
@@ -314,8 +319,8 @@ class PoseFilter:
         self.reset()
         self._odometry = OdometryHistory(later)
         return FilterUpdate(
-            Outcome.NOT_STARTED,
-            f'heading sigma has grown to {yaw_sigma_rad:.1f} rad without odometry; starting anew')
+            Outcome.NOT_STARTED, f'heading sigma has grown to {yaw_sigma_rad:.1f} rad without '
+            'odometry; a new start is needed')
 
 
 def _step_text(before: OdometrySample, after: OdometrySample) -> str:

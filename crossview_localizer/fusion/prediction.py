@@ -1,4 +1,4 @@
-"""How a belief moves on: by odometry where there is some, else by its own speed."""
+"""How a belief is moved to a later stamp: by odometry, or else at its own speed."""
 
 from bisect import bisect_left, bisect_right
 from dataclasses import replace
@@ -30,8 +30,7 @@ from crossview_localizer.fusion.motion_model import (
     YAW,
 )
 
-# An increment over a gap up to this long is used where its speed is plausible, over a longer one
-# not.
+# An increment over a gap is used if the gap is at most this long and the speed is plausible.
 ODOMETRY_BRIDGE_S = 10.0
 
 
@@ -64,7 +63,7 @@ class OdometryHistory:
         del self.samples[:bisect_left(self.samples, stamp_ns, key=stamp_of)]
 
     def velocity_at(self, stamp_ns: int) -> tuple[float, float, float]:
-        """Body-frame velocity as ``body_velocity`` gives it; zero where odometry is silent."""
+        """See ``body_velocity``; zero while odometry is silent."""
         index = bisect_right(self.samples, stamp_ns, key=stamp_of)
         index = min(index, len(self.samples) - 1)
         standing = (0.0, 0.0, 0.0)
@@ -78,11 +77,12 @@ class OdometryHistory:
 
 
 def is_gap(before: OdometrySample, after: OdometrySample) -> bool:
+    """Whether odometry was silent for longer than ODOMETRY_MAX_GAP_S."""
     return after.stamp_ns - before.stamp_ns > ODOMETRY_MAX_GAP_S * 1e9
 
 
 def is_believed(belief: Belief, before: OdometrySample, after: OdometrySample) -> bool:
-    """Whether the increment between two samples is used: no jump, no long or implausible gap."""
+    """Whether the increment between two samples is used: it is no jump, and no gap or a bridge."""
     if is_jump(before, after):
         return False
     if not is_gap(before, after):
@@ -106,7 +106,7 @@ def bridge_m2(belief: Belief, odometry: OdometryHistory) -> np.ndarray:
 
 
 class Predictor:
-    """Moves beliefs from stamp to stamp."""
+    """The prediction step of the Kalman filter."""
 
     def __init__(self, config: FilterConfig):
         self._config = config
