@@ -54,7 +54,7 @@ first 5 s, outage included.
 `refined` is what the node published; `prior` the same filter without matches; `image_blind` the
 node with each image exchanged for one at least 200 m away; `raw_correlation` and `random_init`
 the offline `Localizer` with those matchers. A row that is the prior, or nearly: the heat maps were
-found not to fit the map (`match_trust.py`), and the pose went on without them.
+found not to fit the map (`matching/supervisor.py`), and the pose went on without them.
 
 {runs}"""
 

@@ -29,6 +29,7 @@ from crossview_localizer.datatypes import CameraImage, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.localizer import load_localizer
 from crossview_localizer.matching.dense_matcher import DenseMatcher
+from crossview_localizer.matching.matcher import MIN_HALF_YAW_RAD, SearchWindow
 
 WINDOW_M = 6.0               # of places about each known pose that are scored
 MAX_OFFSET_M = 4.0           # of the imagery: the rest of the window is for the view's own reach
@@ -115,7 +116,7 @@ class DenseVolumes:
 
     def __init__(self, matcher: DenseMatcher, embedding_map, config: LocalizerConfig):
         self.matcher, self.map = matcher, embedding_map
-        self.config = replace(config.match, window_min_m=WINDOW_M)
+        self.search = SearchWindow(WINDOW_M, MIN_HALF_YAW_RAD)
         self.pitch_rad = config.camera.pitch_rad
 
     def covers(self, pose: Pose2D) -> bool:
@@ -127,7 +128,7 @@ class DenseVolumes:
         prior = _known(frame.image.stamp_ns, frame.pose)
         ground = self.matcher.embed(frame.image, frame.pose.yaw_rad, self.pitch_rad)
         window = self.map.window(prior, WINDOW_M, self.matcher.margin_m)
-        heatmap = self.matcher.match(ground, window, prior, self.config)
+        heatmap = self.matcher.match(ground, window, prior, self.search)
         # The raster's cells lie where the map has them: bring the known pose to the middle.
         grid, log_p = heatmap.grid, heatmap.log_probability
         row, col = grid.row_col_from_xy(frame.pose.x_m, frame.pose.y_m)

@@ -34,6 +34,7 @@ from crossview_localizer.datatypes import CameraImage
 from crossview_localizer.evaluation import report_figures
 from crossview_localizer.evaluation.report_figures import Orthophoto, Shot
 from crossview_localizer.localizer import load_localizer, Localizer
+from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.ros.sensor_rig import SensorRig
 
 FOR_RGB, AGAINST_RGB = (255, 120, 0), (0, 110, 255)
@@ -61,7 +62,7 @@ def smoothed(nats: np.ndarray) -> np.ndarray:
 def draw(
     shot: Shot, image: CameraImage, found, pitch_rad: float, orthophoto: Orthophoto | None,
 ) -> report_figures.Figure:
-    """Camera frame, ground view and heat map of one frame; ``found`` is its Evidence."""
+    """Camera frame, ground view and heat map of one frame; ``found`` are its PeakShares."""
     import matplotlib.pyplot as plt
 
     from crossview_localizer.matching.attribution import on_image
@@ -139,7 +140,7 @@ def write_overlays(
 
     Raises ValueError or OSError with what was found and expected.
     """
-    from crossview_localizer.matching.attribution import evidence
+    from crossview_localizer.matching.attribution import peak_shares
 
     topics, config = topics or Topics(), localizer.config
     run = read_run(bag, input_bag, localizer.frame, topics, node, node_config, progress)
@@ -158,13 +159,13 @@ def write_overlays(
                 f'{input_bag} has no image on {topics.image} with the stamp {shot.stamp_ns}; '
                 'expected the bag that was played for this recording')
         image = rig.camera_image(pictures[shot.stamp_ns])
+        search = SearchWindow.around(shot.prior, config.match)
         window = localizer.embedding_map.window(
-            shot.prior, localizer.config.match.half_width_m(shot.prior.covariance),
-            localizer.matcher.margin_m)
+            shot.prior, search.half_width_m, localizer.matcher.margin_m)
         if window is None:
             raise RunError(f'the prior of {shot.label} lies outside the map')
-        found, _ = evidence(
-            localizer.matcher, image, window, shot.prior, config.match, config.camera.pitch_rad)
+        found, _ = peak_shares(
+            localizer.matcher, image, window, shot.prior, search, config.camera.pitch_rad)
         figure = draw(shot, image, found, config.camera.pitch_rad, orthophoto)
         paths.append(out / f'overlay_{shot.label.lower().replace(" ", "_")}.png')
         figure.savefig(paths[-1], dpi=DPI)

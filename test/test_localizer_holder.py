@@ -6,6 +6,7 @@ pytest.importorskip('rclpy', reason='no ROS 2')
 torch = pytest.importorskip('torch')
 
 from crossview_localizer.config import LocalizerConfig, NodeConfig
+from crossview_localizer.datatypes import MatchErrors
 from crossview_localizer.geometry import LocalFrame
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.ros import localizer_holder
@@ -18,6 +19,7 @@ class FakeMap:
 
 
 class FakeMatcher:
+    errors = MatchErrors()
     search_heatmaps = None
 
 

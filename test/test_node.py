@@ -39,7 +39,13 @@ from tf2_msgs.msg import TFMessage
 
 from crossview_localizer import node as node_module
 from crossview_localizer.config import LocalizerConfig
-from crossview_localizer.datatypes import Heatmap, Localization, Outcome, PoseEstimate
+from crossview_localizer.datatypes import (
+    Heatmap,
+    Localization,
+    MatchErrors,
+    Outcome,
+    PoseEstimate,
+)
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.node import LocalizerNode
@@ -163,6 +169,8 @@ class FakeMatcher:
     """
 
     margin_m = 0.0
+    errors = MatchErrors()
+    search_heatmaps = None
 
     def __init__(self):
         self.ambiguous = False
@@ -182,7 +190,7 @@ class FakeMatcher:
         log_p = -0.5 * distance2 / 4.0
         return Heatmap(prior.stamp_ns, window.grid, log_p - np.log(np.exp(log_p).sum()))
 
-    def estimate(self, heatmap, prior, config):
+    def estimate(self, heatmap, prior):
         if self.ambiguous:
             return None, 'two streets look alike'
         truth = true_pose(time_s_of(heatmap.stamp_ns))

@@ -6,13 +6,14 @@ import json
 import numpy as np
 import pytest
 from scipy.stats import multivariate_t
-from test_dense import gaussian_volume, PRIOR
+from test_heatmap_pose import gaussian_volume
+from test_heatmap_pose import SHARP_PRIOR as PRIOR
 import torch
 import torch.nn.functional as F
 
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.matching.dense_matcher import distance2_within, peak_pose
+from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.dense import correlate, DenseConfig, turned_views
 from training.data.datasets import World

@@ -27,12 +27,8 @@ from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.evaluation.pose_metrics import pose_errors
 from crossview_localizer.geometry import Pose2D, wrap_angle
-from crossview_localizer.matching.dense_matcher import (
-    DenseMatcher,
-    distance2_within,
-    peak_of,
-    peak_pose,
-)
+from crossview_localizer.matching.dense_matcher import DenseMatcher
+from crossview_localizer.matching.heatmap_pose import distance2_within, peak_of, peak_pose
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig, DenseNetwork, GAUSSIAN_DOF
@@ -45,7 +41,7 @@ from training.recipes.dense_groups import (
     DenseGroup,
     prior_about,
     PRIOR_M,
-    UNIFORM,
+    uniform_window,
 )
 from training.train_tiles import learning_rate_factor, pretrained_trunk
 
@@ -158,7 +154,7 @@ def answers(network: DenseNetwork, worlds: list[World], count: int) -> list[Answ
             prior = prior_about(truth, rng, PRIOR_M)
             window = blocks.window(prior, PRIOR_M, matcher.margin_m)
             ground = matcher.embed(CameraImage(0, world.images[index], world.camera), 0.0)
-            heatmap = matcher.match(ground, window, prior, UNIFORM)
+            heatmap = matcher.match(ground, window, prior, uniform_window(PRIOR_M))
             heatmap = replace(heatmap, volume=heatmap.volume.astype(np.float32))
             found.append(Answer(heatmap, prior, truth))
     return found

@@ -20,7 +20,7 @@ from benchmarks.accuracy.single_frames import Frame, Scene, summarize, WEIGHTS
 from crossview_localizer.datatypes import CameraImage
 from crossview_localizer.networks.checkpoint import load_network
 from training.data.datasets import load_world
-from training.recipes.dense_groups import prior_about, PRIOR_M, UNIFORM
+from training.recipes.dense_groups import prior_about, PRIOR_M
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -84,7 +84,7 @@ def judge(scene: Scene, indices: np.ndarray, name: str | None, severity: int) ->
         if name:
             rgb = CORRUPTIONS[name](image.rgb, severity, np.random.default_rng([index, 6]))
             image = CameraImage(0, rgb, image.camera)
-        heatmap = scene.dense_answer('dense', image, prior, UNIFORM, PRIOR_M)
+        heatmap = scene.dense_answer('dense', image, prior, PRIOR_M)
         frames.append(Frame(scene.world.name, index, 'dense', truth,
                             *scene.single_frame('dense', heatmap, prior)))
     return frames

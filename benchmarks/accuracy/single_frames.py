@@ -28,19 +28,19 @@ from tqdm import tqdm
 from benchmarks import REPOSITORY
 from benchmarks.fusion.towns import elsewhere
 from crossview_localizer.camera.views import UNSEEN
-from crossview_localizer.config import FilterConfig, MatchConfig
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.evaluation.pose_metrics import pose_errors
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 from crossview_localizer.maps.embedding_map import MapWindow
-from crossview_localizer.matching.dense_matcher import DenseMatcher, distance2_within, peak_pose
+from crossview_localizer.matching.dense_matcher import DenseMatcher
+from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
 from crossview_localizer.matching.tile_matcher import TileMatcher
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.controls import RAW_CORRELATION
 from crossview_localizer.networks.dense import GAUSSIAN_DOF
 from crossview_localizer.trajectory import Track
 from training.data.datasets import load_world, World
-from training.recipes.dense_groups import dense_map, prior_about, PRIOR_M, UNIFORM
+from training.recipes.dense_groups import dense_map, prior_about, PRIOR_M, uniform_window
 from training.simulation.robotcar_writer import smooth_warp
 
 WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
@@ -98,11 +98,11 @@ class Scene:
         return true_pose(self.world, index)
 
     def dense_answer(self, name: str, image: CameraImage, prior: PoseEstimate,
-                     config: MatchConfig, half_width_m: float):
+                     half_width_m: float):
         matcher = self.matchers[name]
         window = self.maps[name].window(prior, half_width_m, matcher.margin_m)
         ground = matcher.embed(image, prior.pose.yaw_rad)
-        return matcher.match(ground, window, prior, config)
+        return matcher.match(ground, window, prior, uniform_window(half_width_m))
 
     def single_frame(self, name: str, heatmap: Heatmap, prior: PoseEstimate):
         """Estimate, whether it is ambiguous, and the degrees of freedom that it errs by."""
@@ -111,12 +111,12 @@ class Scene:
             heatmap, prior, model.sharpening, model.min_mass, model.peak_inflation)
         return estimate, ambiguous, GAUSSIAN_DOF if ambiguous else model.peak_dof
 
-    def tile_answer(self, network, image: CameraImage, prior: PoseEstimate, config: MatchConfig):
+    def tile_answer(self, network, image: CameraImage, prior: PoseEstimate):
         """The paper's matcher on tiles TILE_STEP_PX apart, its trunk run once a shift."""
         matcher = TileMatcher(network)
         window = tile_window(network, self.coarse, prior.pose, PRIOR_M)
         ground = matcher.embed(image, prior.pose.yaw_rad)
-        return matcher.match(ground, window, prior, config)
+        return matcher.match(ground, window, prior)
 
 
 def small_images(world: World) -> World:
@@ -191,7 +191,8 @@ def full_circle(scene: Scene, image: CameraImage, prior: PoseEstimate):
         matcher = scene.matchers['dense']
         window = scene.maps['dense'].window(turned, PRIOR_M, matcher.margin_m)
         # Scores of different headings are compared as they are: the peak above the mean.
-        heatmap = matcher.match(matcher.embed(image, heading), window, turned, UNIFORM)
+        heatmap = matcher.match(
+            matcher.embed(image, heading), window, turned, uniform_window(PRIOR_M))
         peak = float(heatmap.volume.max() - np.median(heatmap.volume))
         if peak > best:
             best, found = peak, scene.single_frame('dense', heatmap, turned)
@@ -242,16 +243,16 @@ def judge(scene: Scene, trial: Trial) -> list[Frame]:
             scene.world.name, trial.index, method, scene.truth(trial.index), *answer))
 
     def add_dense(method, name, image, prior=prior, half_width_m=PRIOR_M):
-        heatmap = scene.dense_answer(name, image, prior, UNIFORM, half_width_m)
+        heatmap = scene.dense_answer(name, image, prior, half_width_m)
         add(method, *scene.single_frame(name, heatmap, prior))
 
     add('prior_centre', prior, False)
     add_dense('dense', 'dense', image)
     add_dense('shuffled_images', 'dense', scene.image(trial.blind))
     if trial.number % TILES_EVERY == 0:
-        add('paper', *peak_pose(scene.tile_answer(scene.paper, image, prior, UNIFORM), prior))
+        add('paper', *peak_pose(scene.tile_answer(scene.paper, image, prior), prior))
         add('raw_correlation', *peak_pose(
-            scene.tile_answer(scene.raw, image, prior, UNIFORM), prior))
+            scene.tile_answer(scene.raw, image, prior), prior))
         if 'random_init' in scene.matchers:
             add_dense('random_init', 'random_init', image)
     if 'blind_trained' in scene.matchers:
@@ -385,12 +386,6 @@ def filtered_frames(demo: Path, paper_weights: Path) -> list[Frame]:
 
     judged = pose_metrics.read_frames(demo / 'frames.csv')
     node_config, config = replay.read_parameters(PARAMETERS)
-    # What the file says of matches is the dense matcher's; a tile matcher's differ.
-    usual = FilterConfig()
-    config = replace(config, filter=replace(
-        config.filter, match_correlation_m=usual.match_correlation_m,
-        match_inflation=usual.match_inflation,
-        match_sigma_floor_m=usual.match_sigma_floor_m))
     network = load_network(paper_weights)
     map_path = demo / 'maps/paper.map'
     if not map_path.exists():

@@ -24,7 +24,7 @@ from benchmarks.fusion import drive_data
 from benchmarks.fusion.drive_data import Log, Path2D, stamp_ns, START_NS
 from benchmarks.fusion.estimates import Estimates, pooled
 from benchmarks.fusion.figures import draw
-from crossview_localizer.config import FilterConfig, HypothesesConfig
+from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import (
     GnssCourse,
     GnssFix,
@@ -33,6 +33,7 @@ from crossview_localizer.datatypes import (
     PoseEstimate,
 )
 from crossview_localizer.evaluation.pose_metrics import CHI2_95
+from crossview_localizer.fusion.correction import MATCH_TAIL_DOF
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 from crossview_localizer.matching.pose_search import PoseHypotheses
@@ -165,7 +166,7 @@ def matcher_replay(data: Path, seeds, frames: Frames, smoke: bool) -> dict:
     everything = {'fused': [], 'gnss_odometry': []}
     for drive in tqdm(drives, desc='matcher replay', disable=None):
         sigma_m = tail_sigma_m(
-            [errors[other] for other in errors if other != drive], SENSORS.match_tail_dof)
+            [errors[other] for other in errors if other != drive], MATCH_TAIL_DOF)
         parts = {'fused': [], 'gnss_odometry': []}
         for seed in seeds:
             rng = np.random.default_rng([seed, int(drive)])
@@ -519,7 +520,7 @@ def starts(data: Path, seed: int, smoke: bool, trials: int = 50) -> tuple[dict, 
 
 def search(world, truth: Path2D, odometry, centre_m, peak_hits: list):
     """(seconds until a winner or None, whether it is right) of one trial."""
-    hypotheses = PoseHypotheses(*centre_m, START_RADIUS_M, HypothesesConfig())
+    hypotheses = PoseHypotheses(*centre_m, START_RADIUS_M)
     for before, after in zip(odometry, odometry[1:]):
         hypotheses.move(before.odom_from_base.inverse() @ after.odom_from_base)
         time_s = (after.stamp_ns - START_NS) * 1e-9

@@ -5,12 +5,13 @@ from scipy.signal import fftconvolve
 import torch
 
 from benchmarks.speed.world import BenchWorld, percentiles_ms, repeated_s, TILE_WEIGHTS, WEIGHTS
-from crossview_localizer.config import FilterConfig, MatchConfig
+from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import Heatmap, OdometrySample, PoseEstimate
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
-from crossview_localizer.matching.dense_matcher import DenseMatcher, yaw_bins
+from crossview_localizer.matching.dense_matcher import DenseMatcher, yaw_offsets
+from crossview_localizer.matching.matcher import MIN_HALF_YAW_RAD
 from crossview_localizer.matching.tile_matcher import TileMatcher
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.controls import random_network
@@ -76,7 +77,7 @@ def tile_match(device: str, runs: int) -> dict:
     found = {
         'tiles': side * side, 'numbers': size,
         'heat map (ours)': percentiles_ms(repeated_s(
-            lambda: matcher.match(ground, window, prior(), MatchConfig()), runs)),
+            lambda: matcher.match(ground, window, prior()), runs)),
         'cosines alone (ours)': percentiles_ms(repeated_s(lambda: tiles @ ground, runs))}
     try:
         import faiss
@@ -103,7 +104,7 @@ def dense_match(device: str, runs: int) -> dict:
     raster = torch.randn(config.channels, side, side, generator=generator)
     view = torch.randn(
         1, config.channels, config.ahead_cells, config.across_cells, generator=generator)
-    yaws = torch.from_numpy(yaw_bins(prior(), MatchConfig()))[None]
+    yaws = torch.from_numpy(prior().pose.yaw_rad + yaw_offsets(MIN_HALF_YAW_RAD))[None]
     turned = turned_views(view, yaws, 0.4, config)
     patches, window = turned[0].numpy(), raster.numpy()
 
@@ -126,7 +127,7 @@ def dense_match(device: str, runs: int) -> dict:
         'turning the views (ours)': percentiles_ms(repeated_s(
             lambda: turned_views(view, yaws, 0.4, config), runs)),
         'pose of a volume (ours)': percentiles_ms(repeated_s(
-            lambda: matcher.estimate(heatmap, prior(), MatchConfig()), runs)),
+            lambda: matcher.estimate(heatmap, prior()), runs)),
         'relative_difference': float(f'{difference:.2g}')}
 
 
