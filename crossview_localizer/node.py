@@ -249,7 +249,7 @@ class LocalizerNode(LifecycleNode):
         if update.outcome not in (Outcome.USED, Outcome.SEARCHING):
             self._refuse('initialpose', update.reason or update.outcome.value)
             return
-        self.get_logger().info(f'initialpose is taken: {update.reason or "the pose starts there"}')
+        self.get_logger().info(f'initialpose is used: {update.reason or "the pose starts there"}')
         self._node_monitor.add_accepted('initialpose')
 
     def _refuse(self, topic: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""The time line of odometry: stragglers, restarts, and what other stamps are beside it."""
+"""The time line of odometry: stragglers, restarts, and how far other stamps are from it."""
 
 import pytest
 

@@ -26,7 +26,7 @@ class TimeJump:
 
 
 class OdometryTimeline:
-    """The newest odometry sample, and what other stamps are beside its stamp."""
+    """The newest odometry sample, and how far other stamps are from it."""
 
     def __init__(self, config: FilterConfig, clock_s: Callable[[], float] = time.monotonic):
         self.newest: OdometrySample | None = None
