@@ -246,11 +246,10 @@ class LocalizerNode(LifecycleNode):
         if newest is not None and abs(estimate.stamp_ns - newest.stamp_ns) > buffer_ns:
             estimate = PoseEstimate(newest.stamp_ns, estimate.pose, estimate.covariance)
         update = self.localizer.set_pose(estimate)
-        # NOT_STARTED: the heading is not known and a search for the pose has begun.
-        if update.outcome not in (Outcome.USED, Outcome.NOT_STARTED):
+        if update.outcome not in (Outcome.USED, Outcome.SEARCHING):
             self._refuse('initialpose', update.reason or update.outcome.value)
             return
-        self.get_logger().info(f'initialpose is taken: {update.reason or "the pose starts there"}')
+        self.get_logger().info(f'initialpose is used: {update.reason or "the pose starts there"}')
         self._node_monitor.add_accepted('initialpose')
 
     def _refuse(self, topic: str, reason: str) -> None:

@@ -25,7 +25,7 @@ def clock():
 
 @pytest.fixture
 def timeline(clock):
-    return OdometryTimeline(FilterConfig(odometry_lost_s=60.0), clock)
+    return OdometryTimeline(FilterConfig(), clock)
 
 
 @pytest.fixture

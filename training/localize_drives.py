@@ -37,7 +37,7 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         prog='python -m training.localize_drives', description=__doc__,
         epilog='example: python -m training.localize_drives --bag a/bag b/bag --map a.map b.map '
-        '--set filter.match_inflation=2')
+        '--set filter.match_sigma_floor_m=0.3')
     parser.add_argument('--bag', nargs='+', type=Path, required=True, help='bags with truth')
     parser.add_argument('--map', nargs='+', type=Path, required=True, help='a map for each bag')
     parser.add_argument('--weights', default=str(WEIGHTS),

@@ -22,7 +22,7 @@ from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.datatypes import CameraImage
 from crossview_localizer.networks.checkpoint import load_network
 from training.data.datasets import load_world
-from training.recipes.dense_groups import prior_about, PRIOR_M, UNIFORM
+from training.recipes.dense_groups import prior_about, PRIOR_M
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -88,7 +88,7 @@ def estimate_frames(scene: FrameScene, indices: np.ndarray, name: str | None,
         if name:
             rgb = CORRUPTIONS[name](image.rgb, severity, np.random.default_rng([index, 6]))
             image = CameraImage(0, rgb, image.camera)
-        heatmap = scene.match_dense('dense', image, prior, UNIFORM, PRIOR_M)
+        heatmap = scene.match_dense('dense', image, prior, PRIOR_M)
         found.append(FrameEstimate(scene.world.name, index, 'dense', truth,
                                    *scene.estimate('dense', heatmap, prior)))
     return found

@@ -12,7 +12,7 @@ from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.evaluation.pose_metrics import pose_errors
 from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import Pose2D
-from crossview_localizer.matching.dense_matcher import distance2_within
+from crossview_localizer.matching.heatmap_pose import distance2_within
 from crossview_localizer.networks.dense import GAUSSIAN_DOF
 from crossview_localizer.trajectory import Track
 

@@ -7,15 +7,15 @@ import cv2
 import numpy as np
 import torch
 
-from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
-from crossview_localizer.matching.dense_matcher import DenseMatcher, peak_pose
+from crossview_localizer.matching.dense_matcher import DenseMatcher
+from crossview_localizer.matching.heatmap_pose import peak_pose
 from crossview_localizer.matching.tile_matcher import TileMatcher
 from crossview_localizer.networks.dense import GAUSSIAN_DOF
 from training.data.datasets import World
-from training.recipes.dense_groups import dense_map, PRIOR_M
+from training.recipes.dense_groups import dense_map, PRIOR_M, uniform_window
 from training.simulation.robotcar_writer import smooth_warp
 
 IMAGE_PX = (231, 154)
@@ -46,11 +46,11 @@ class FrameScene:
         return true_pose(self.world, index)
 
     def match_dense(self, name: str, image: CameraImage, prior: PoseEstimate,
-                    config: MatchConfig, half_width_m: float) -> Heatmap:
+                    half_width_m: float) -> Heatmap:
         matcher = self.matchers[name]
         window = self.maps[name].window(prior, half_width_m, matcher.margin_m)
         ground = matcher.embed(image, prior.pose.yaw_rad)
-        return matcher.match(ground, window, prior, config)
+        return matcher.match(ground, window, prior, uniform_window(half_width_m))
 
     def estimate(self, name: str, heatmap: Heatmap, prior: PoseEstimate):
         """The estimate of a heat map, whether it is ambiguous, and its degrees of freedom."""
@@ -59,13 +59,12 @@ class FrameScene:
             heatmap, prior, model.sharpening, model.min_mass, model.peak_inflation)
         return estimate, ambiguous, GAUSSIAN_DOF if ambiguous else model.peak_dof
 
-    def match_tiles(self, network, image: CameraImage, prior: PoseEstimate,
-                    config: MatchConfig) -> Heatmap:
+    def match_tiles(self, network, image: CameraImage, prior: PoseEstimate) -> Heatmap:
         """The heat map of the paper's matcher, with tiles TILE_STEP_PX apart."""
         matcher = TileMatcher(network)
         window = tile_window(network, self.coarse, prior.pose, PRIOR_M)
         ground = matcher.embed(image, prior.pose.yaw_rad)
-        return matcher.match(ground, window, prior, config)
+        return matcher.match(ground, window, prior)
 
 
 def small_images(world: World) -> World:

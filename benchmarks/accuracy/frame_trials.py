@@ -19,11 +19,11 @@ from benchmarks.fusion.towns import elsewhere
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import CameraImage, PoseEstimate
 from crossview_localizer.geometry import wrap_angle
-from crossview_localizer.matching.dense_matcher import peak_pose
+from crossview_localizer.matching.heatmap_pose import peak_pose
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.controls import RAW_CORRELATION
 from training.data.datasets import load_world, World
-from training.recipes.dense_groups import prior_about, PRIOR_M, UNIFORM
+from training.recipes.dense_groups import prior_about, PRIOR_M, uniform_window
 
 PAPER_WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
 WIDE_PRIOR_M = 50.0
@@ -77,7 +77,8 @@ def match_all_headings(scene: FrameScene, image: CameraImage, prior: PoseEstimat
         matcher = scene.matchers['dense']
         window = scene.maps['dense'].window(turned, PRIOR_M, matcher.margin_m)
         # Log-likelihoods of different headings have no common zero: compare peak above median.
-        heatmap = matcher.match(matcher.embed(image, heading), window, turned, UNIFORM)
+        heatmap = matcher.match(
+            matcher.embed(image, heading), window, turned, uniform_window(PRIOR_M))
         peak = float(heatmap.volume.max() - np.median(heatmap.volume))
         if peak > best:
             best, found = peak, scene.estimate('dense', heatmap, turned)
@@ -93,16 +94,16 @@ def run_trial(scene: FrameScene, trial: Trial) -> list[FrameEstimate]:
             scene.world.name, trial.index, method, scene.truth(trial.index), *answer))
 
     def add_dense(method, name, image, prior=prior, half_width_m=PRIOR_M):
-        heatmap = scene.match_dense(name, image, prior, UNIFORM, half_width_m)
+        heatmap = scene.match_dense(name, image, prior, half_width_m)
         add(method, *scene.estimate(name, heatmap, prior))
 
     add('prior_centre', prior, False)
     add_dense('dense', 'dense', image)
     add_dense('shuffled_images', 'dense', scene.image(trial.blind))
     if trial.number % TILES_EVERY == 0:
-        add('paper', *peak_pose(scene.match_tiles(scene.paper, image, prior, UNIFORM), prior))
+        add('paper', *peak_pose(scene.match_tiles(scene.paper, image, prior), prior))
         add('raw_correlation', *peak_pose(
-            scene.match_tiles(scene.raw, image, prior, UNIFORM), prior))
+            scene.match_tiles(scene.raw, image, prior), prior))
         if 'random_init' in scene.matchers:
             add_dense('random_init', 'random_init', image)
     if 'blind_trained' in scene.matchers:

@@ -9,7 +9,6 @@ are given, is a network that was trained on grey images; ``image_blind`` is the 
 """
 
 import argparse
-from dataclasses import replace
 import hashlib
 import json
 from pathlib import Path
@@ -29,7 +28,7 @@ from benchmarks.accuracy.frame_estimates import (
     write_estimates,
 )
 from benchmarks.accuracy.frame_trials import PAPER_WEIGHTS, run_trials, WeightsFiles, world_part
-from crossview_localizer.config import FilterConfig, read_parameters
+from crossview_localizer.config import read_parameters
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.networks.checkpoint import load_network
 from training.data.datasets import load_world
@@ -56,12 +55,6 @@ def demo_estimates(demo: Path, paper_weights: Path) -> list[FrameEstimate]:
 
     judged = pose_metrics.read_comparison(demo / 'frames.csv')
     node_config, config = read_parameters(PARAMETERS)
-    # The belief in matches in that file is the dense matcher's; a tile matcher needs another.
-    usual = FilterConfig()
-    config = replace(config, filter=replace(
-        config.filter, match_correlation_m=usual.match_correlation_m,
-        match_inflation=usual.match_inflation,
-        match_sigma_floor_m=usual.match_sigma_floor_m))
     network = load_network(paper_weights)
     map_path = demo / 'maps/paper.map'
     if not map_path.exists():

@@ -17,6 +17,7 @@ from benchmarks.fusion.filter_runs import (
     SENSORS,
 )
 from crossview_localizer.evaluation.pose_metrics import CHI2_95
+from crossview_localizer.fusion.correction import MATCH_TAIL_DOF
 
 WARM_UP_S = 300.0
 
@@ -50,7 +51,7 @@ def replay_matcher(data: Path, seeds, lines: EstimateLines, smoke: bool) -> dict
     everything = {'fused': [], 'gnss_odometry': []}
     for drive in tqdm(drives, desc='matcher replay', disable=None):
         sigma_m = tail_sigma_m(
-            [errors[other] for other in errors if other != drive], SENSORS.match_tail_dof)
+            [errors[other] for other in errors if other != drive], MATCH_TAIL_DOF)
         parts = {'fused': [], 'gnss_odometry': []}
         for seed in seeds:
             rng = np.random.default_rng([seed, int(drive)])

@@ -10,7 +10,6 @@ from tqdm import tqdm
 from benchmarks.fusion import drive_data
 from benchmarks.fusion.drive_data import Path2D, START_NS
 from benchmarks.fusion.filter_runs import moving_stretch, oxford_routes
-from crossview_localizer.config import HypothesesConfig
 from crossview_localizer.datatypes import Heatmap
 from crossview_localizer.geometry import MapGrid, wrap_angle
 from crossview_localizer.matching.pose_search import PoseHypotheses
@@ -107,7 +106,7 @@ def run_starts(data: Path, seed: int, smoke: bool, trials: int = 50) -> tuple[di
 
 def search(world, truth: Path2D, odometry, centre_m, peak_hits: list):
     """One trial: the seconds until there is a winner, or None, and whether it is right."""
-    hypotheses = PoseHypotheses(*centre_m, START_RADIUS_M, HypothesesConfig())
+    hypotheses = PoseHypotheses(*centre_m, START_RADIUS_M)
     for before, after in zip(odometry, odometry[1:]):
         hypotheses.move(before.odom_from_base.inverse() @ after.odom_from_base)
         time_s = (after.stamp_ns - START_NS) * 1e-9

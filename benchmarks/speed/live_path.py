@@ -81,7 +81,7 @@ def time_forward(world: BenchWorld, device: str, runs: int, with_compile: bool) 
             'onnx': OnnxBranch(world.ground_onnx, network.fingerprint, 'cpu')}
     if device == 'cuda':
         del ways['onnx']
-        ways['half, CUDA graph'] = HalfGround(network)
+        ways['half'] = HalfGround(network)
     if with_compile:
         ways['compiled'] = torch.compile(network.ground)
     found = {}

@@ -38,7 +38,8 @@ def write_overlays(
 
     Raises ValueError or OSError with what was found and expected.
     """
-    from crossview_localizer.matching.attribution import evidence
+    from crossview_localizer.matching.attribution import peak_shares
+    from crossview_localizer.matching.matcher import SearchWindow
 
     topics, config = topics or Topics(), localizer.config
     run = read_run(bag, input_bag, localizer.frame, topics, node, node_config, progress)
@@ -51,14 +52,14 @@ def write_overlays(
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for shot in tqdm(shots, desc='draw', unit='frame', disable=None if progress else True):
-        window = shot.prior and localizer.embedding_map.window(
-            shot.prior, config.match.half_width_m(shot.prior.covariance),
-            localizer.matcher.margin_m)
+        search = shot.prior and SearchWindow.around(shot.prior, config.match)
+        window = search and localizer.embedding_map.window(
+            shot.prior, search.half_width_m, localizer.matcher.margin_m)
         if window is None:
             raise BagError(f'the prior of {shot.label} is not recorded, or lies outside the map')
         image = images[shot.stamp_ns]
-        found, _ = evidence(
-            localizer.matcher, image, window, shot.prior, config.match, config.camera.pitch_rad)
+        found, _ = peak_shares(
+            localizer.matcher, image, window, shot.prior, search, config.camera.pitch_rad)
         figure = draw_overlay(shot, image, found, config.camera.pitch_rad, orthophoto)
         paths.append(out / f'overlay_{shot.label.lower().replace(" ", "_")}.png')
         figure.savefig(paths[-1], dpi=DPI)
@@ -100,7 +101,7 @@ def _read_images(
 def draw_overlay(
     shot: Shot, image: CameraImage, found, pitch_rad: float, orthophoto: Orthophoto | None,
 ) -> Figure:
-    """Camera frame, ground view and heat map of one frame; ``found`` is its Evidence."""
+    """Camera frame, ground view and heat map of one frame; ``found`` are its PeakShares."""
     from crossview_localizer.matching.attribution import on_image
 
     shown = replace(found, nats=smoothed(found.nats))

@@ -7,7 +7,7 @@ does not matter.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import math
 
 import numpy as np
@@ -18,6 +18,7 @@ from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.datatypes import CameraImage, PoseEstimate
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.matching.dense_matcher import DenseMatcher
+from crossview_localizer.matching.matcher import MIN_HALF_YAW_RAD, SearchWindow
 
 WINDOW_M = 6.0               # of places about each known pose that are scored
 MAX_OFFSET_M = 4.0           # of the imagery: the rest of the window is for the view's own reach
@@ -103,7 +104,7 @@ class OffsetVolumes:
 
     def __init__(self, matcher: DenseMatcher, embedding_map, config: LocalizerConfig):
         self.matcher, self.map = matcher, embedding_map
-        self.config = replace(config.match, window_min_m=WINDOW_M)
+        self.search = SearchWindow(WINDOW_M, MIN_HALF_YAW_RAD)
         self.pitch_rad = config.camera.pitch_rad
 
     def covers(self, pose: Pose2D) -> bool:
@@ -115,7 +116,7 @@ class OffsetVolumes:
         prior = _known(frame.image.stamp_ns, frame.pose)
         ground = self.matcher.embed(frame.image, frame.pose.yaw_rad, self.pitch_rad)
         window = self.map.window(prior, WINDOW_M, self.matcher.margin_m)
-        heatmap = self.matcher.match(ground, window, prior, self.config)
+        heatmap = self.matcher.match(ground, window, prior, self.search)
         # The cells lie where the map has them: resample about the known pose.
         grid, log_p = heatmap.grid, heatmap.log_probability
         row, col = grid.row_col_from_xy(frame.pose.x_m, frame.pose.y_m)

@@ -75,12 +75,11 @@ class LocalizerHolder:
         try:
             replacement = self._open_map()
         except (ValueError, OSError, RuntimeError, MemoryError) as second:
-            self.localizer.matcher = None
+            self.localizer.use_matcher(None, None)
             return Status(
                 'map', Level.ERROR, f'{text}, and on the CPU: {second}; the prior alone is '
                 'published', self._values, remedies.GPU)
-        self.localizer.matcher = replacement.matcher
-        self.localizer.embedding_map = replacement.embedding_map
+        self.localizer.use_matcher(replacement.matcher, replacement.embedding_map)
         return Status(
             'map', Level.WARN, f'{text}: running on the CPU since then', self._values,
             remedies.GPU)

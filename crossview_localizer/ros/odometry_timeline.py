@@ -10,6 +10,7 @@ import time
 
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import FilterUpdate, OdometrySample, Outcome
+from crossview_localizer.fusion.pose_filter import ODOMETRY_LOST_S
 
 # So many odometry samples in a row from another time are a restart, fewer are stragglers.
 SAMPLES_TO_RESTART = 5
@@ -25,7 +26,7 @@ class TimeJump:
 
 
 class OdometryTimeline:
-    """The newest odometry sample, and what other stamps are beside its stamp."""
+    """The newest odometry sample, and how far other stamps are from it."""
 
     def __init__(self, config: FilterConfig, clock_s: Callable[[], float] = time.monotonic):
         self.newest: OdometrySample | None = None
@@ -44,7 +45,7 @@ class OdometryTimeline:
         if self.newest is None or stamp_ns <= 0:
             return None
         ahead_s = self._ahead_s(stamp_ns)
-        if -self._config.buffer_s <= ahead_s <= self._config.odometry_lost_s:
+        if -self._config.buffer_s <= ahead_s <= ODOMETRY_LOST_S:
             self._samples_of_another_time = 0
             return None
         self._samples_of_another_time += 1
@@ -66,7 +67,7 @@ class OdometryTimeline:
             return FilterUpdate(
                 Outcome.INVALID, f'stamp is {stamp_ns} ns; expected a positive time')
         ahead_s = 0.0 if self.newest is None else self._ahead_s(stamp_ns)
-        if ahead_s > self._config.odometry_lost_s:
+        if ahead_s > ODOMETRY_LOST_S:
             return FilterUpdate(
                 Outcome.INVALID, f'stamp is {ahead_s:.1f} s ahead of the last odometry')
         if ahead_s < -self._config.buffer_s:
@@ -79,7 +80,7 @@ class OdometryTimeline:
         """Whether odometry runs and will soon reach a stamp; it is silent after ``patience_s``."""
         if self.newest is None or self._clock_s() - self._received_s > patience_s:
             return False
-        return 0.0 < self._ahead_s(stamp_ns) <= self._config.odometry_lost_s
+        return 0.0 < self._ahead_s(stamp_ns) <= ODOMETRY_LOST_S
 
     def _ahead_s(self, stamp_ns: int) -> float:
         return (stamp_ns - self.newest.stamp_ns) * 1e-9

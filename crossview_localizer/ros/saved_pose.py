@@ -16,6 +16,7 @@ import numpy as np
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import GnssFix, OdometrySample, PoseEstimate
 from crossview_localizer.files import write_atomically
+from crossview_localizer.fusion.motion_model import ODOMETRY_MAX_SPEED_MPS
 from crossview_localizer.geometry import LocalFrame, Pose2D
 
 FORMAT_VERSION = 1
@@ -72,7 +73,7 @@ class SavedPose:
         """
         age_s = (sample.stamp_ns - self.stamp_ns) * 1e-9
         moved = self.odom_from_base.inverse() @ sample.odom_from_base
-        if not (0.0 <= age_s <= max_age_s and _can_be_driven(moved, age_s, config)):
+        if not (0.0 <= age_s <= max_age_s and _can_be_driven(moved, age_s)):
             return None
         driven_m = math.hypot(moved.x_m, moved.y_m)
         growth_m2 = (
@@ -86,10 +87,10 @@ class SavedPose:
             self.covariance + np.diag([growth_m2, growth_m2, growth_rad2]))
 
 
-def _can_be_driven(moved: Pose2D, age_s: float, config: FilterConfig) -> bool:
+def _can_be_driven(moved: Pose2D, age_s: float) -> bool:
     """Whether a vehicle can have made this step in this time: its distance, turn and direction."""
     driven_m = math.hypot(moved.x_m, moved.y_m)
-    fast = driven_m > config.odometry_max_speed_mps * age_s + 1.0
+    fast = driven_m > ODOMETRY_MAX_SPEED_MPS * age_s + 1.0
     tight = abs(moved.yaw_rad) > driven_m / MIN_TURN_RADIUS_M + TURN_TOLERANCE_RAD
     # Seen from where it was, a vehicle that drove on is ahead; seen from where it is, behind.
     reversed_m = max(-moved.x_m, moved.inverse().x_m)

@@ -19,17 +19,13 @@ from tqdm import tqdm
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.evaluation.pose_metrics import pose_errors
 from crossview_localizer.geometry import Pose2D, wrap_angle
-from crossview_localizer.matching.dense_matcher import (
-    DenseMatcher,
-    distance2_within,
-    peak_of,
-    peak_pose,
-)
+from crossview_localizer.matching.dense_matcher import DenseMatcher
+from crossview_localizer.matching.heatmap_pose import distance2_within, peak_of, peak_pose
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.dense import DenseNetwork, GAUSSIAN_DOF
 from crossview_localizer.trajectory import Track
 from training.data.datasets import World
-from training.recipes.dense_groups import dense_map, prior_about, PRIOR_M, UNIFORM
+from training.recipes.dense_groups import dense_map, prior_about, PRIOR_M, uniform_window
 
 SHARPENINGS = np.arange(1.0, 4.1, 0.25)
 WRONG_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -61,7 +57,7 @@ def score_frames(network: DenseNetwork, worlds: list[World], count: int) -> list
             prior = prior_about(truth, rng, PRIOR_M)
             window = blocks.window(prior, PRIOR_M, matcher.margin_m)
             ground = matcher.embed(CameraImage(0, world.images[index], world.camera), 0.0)
-            heatmap = matcher.match(ground, window, prior, UNIFORM)
+            heatmap = matcher.match(ground, window, prior, uniform_window(PRIOR_M))
             heatmap = replace(heatmap, volume=heatmap.volume.astype(np.float32))
             found.append(ScoredFrame(heatmap, prior, truth))
     return found

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from crossview_localizer.camera.views import UNSEEN
-from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.matching.tile_matcher import heatmap_from_scores, position_from_heatmap
+from crossview_localizer.matching.heatmap_pose import pose_from_heatmap
+from crossview_localizer.matching.tile_matcher import heatmap_from_scores, REFINE
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.safa import ModelConfig, SafaNetwork, views_to_tensor
 from training.data.datasets import World
@@ -191,7 +191,7 @@ def validate(network, worlds: list[World], count: int, stride: int, seed: int,
     def at(temperature):
         errors, nll = [], []
         for score, grid, (x_m, y_m) in zip(scores, grids, truths):
-            heatmap = heatmap_from_scores(score / temperature, grid, 4, 0)
+            heatmap = heatmap_from_scores(score / temperature, grid, REFINE, 0)
             row, col = heatmap.grid.row_col_from_xy(x_m, y_m)
             row = int(np.clip(np.round(row), 0, heatmap.grid.rows - 1))
             col = int(np.clip(np.round(col), 0, heatmap.grid.cols - 1))
@@ -215,7 +215,7 @@ def validate(network, worlds: list[World], count: int, stride: int, seed: int,
 
 
 def heatmap_size(grid: MapGrid) -> int:
-    fine = grid.refine(4)
+    fine = grid.refine(REFINE)
     return fine.rows * fine.cols
 
 
@@ -226,16 +226,15 @@ def mean_offset(network, worlds: list[World], count: int, stride: int, seed: int
     0 where no match was found.
     """
     rng = np.random.default_rng(seed)
-    match_config = MatchConfig()
     information, weighted = np.zeros((2, 2)), np.zeros(2)
     for world in worlds:
         for k in rng.permutation(len(world.poses))[:math.ceil(count / len(worlds))]:
             x_m, y_m, yaw = world.poses[k]
             centre = rng.normal((x_m, y_m), 2.0)
             scores, grid = scored_area(network, world, k, centre, yaw, stride)
-            heatmap = heatmap_from_scores(scores / network.config.temperature, grid, 4, 0)
+            heatmap = heatmap_from_scores(scores / network.config.temperature, grid, REFINE, 0)
             prior = PoseEstimate(0, Pose2D(*centre, yaw), np.diag([4.0, 4.0, 0.001]))
-            match, _ = position_from_heatmap(heatmap, prior, match_config)
+            match, _ = pose_from_heatmap(heatmap, prior, REFINE)
             if match is None:
                 continue
             body_from_map = Pose2D(0.0, 0.0, yaw).inverse()

@@ -1,38 +1,34 @@
-"""The dense matcher: what it lifts, where it finds a view, and what the filter gets of it."""
+"""The dense matcher and its network: where they find a view, and what the filter gets."""
 
 import math
 
 import numpy as np
 import pytest
-from scipy.stats import multivariate_t
 import torch
 import torch.nn.functional as F
 
 from crossview_localizer.camera import views
 from crossview_localizer.config import MatchConfig
-from crossview_localizer.datatypes import CameraModel, Heatmap, PoseEstimate
+from crossview_localizer.datatypes import CameraModel, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.matching.dense_matcher import (
     DenseMatcher,
-    distance2_within,
-    finer_yaws,
     ground_tensors,
-    peak_pose,
-    pose_from_volume,
     window_raster,
-    yaw_bins,
+    yaw_offsets,
+    YAW_STEP_RAD,
 )
+from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.networks.checkpoint import load_network, save_network
 from crossview_localizer.networks.controls import random_network
-from crossview_localizer.networks.dense import correlate, DenseConfig, GAUSSIAN_DOF, turned_views
+from crossview_localizer.networks.dense import correlate, DenseConfig, turned_views
 
 SMALL = DenseConfig(
     channels=4, ahead_cells=16, across_cells=16, patch_cells=20, block_px=64, margin_px=64)
 LOOKING_AHEAD = np.array(
     [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
 CAMERA = CameraModel(320, 240, 246.0, 246.0, 159.5, 119.5, LOOKING_AHEAD, 1.5)
-CONFIG = MatchConfig()
 
 
 def smooth_raster(channels: int, side: int, seed: int) -> torch.Tensor:
@@ -100,32 +96,6 @@ def test_missing_imagery_counts_as_the_rest_of_the_view():
     torch.testing.assert_close(holed[0, 0, :, :6], half_there, rtol=1e-3, atol=1e-3)
 
 
-def test_a_point_of_the_road_lies_at_its_row_and_one_above_it_higher():
-    config = DenseConfig(heights_m=(0.0, 1.5))
-    lifted = views.lifted_view(np.zeros((240, 320, 3), np.uint8), CAMERA, config)
-    assert lifted.points.shape == (2, 64, 64, 2)
-    height_px, width_px = lifted.trunk_image.shape[:2]
-    assert height_px % 32 == 0 and width_px % 32 == 0
-    # The cell 15.25 m ahead and 0.25 m to the left.
-    row, col = 64 - 31, 31
-    u_px = (lifted.points[0, row, col, 0] + 1.0) / 2.0 * width_px - 0.5
-    assert u_px == pytest.approx((width_px - 1) / 2 - 180.0 * 0.25 / 15.25, abs=0.3)
-    down_px = (lifted.points[0, row, col, 1] - lifted.points[1, row, col, 1]) / 2.0 * height_px
-    assert down_px == pytest.approx(180.0 * 1.5 / 15.25, abs=0.3)
-    # 1.5 m above the road is the camera's own height: the horizon, for every cell.
-    seen = np.abs(lifted.points[1]).max(-1) <= 1.0
-    assert np.ptp(lifted.points[1, seen, 1]) < 1e-5
-    assert (lifted.points[:, -1] == 2.0).all(), 'what is below the image is not seen'
-
-
-def test_pitching_the_camera_down_moves_the_road_up_in_the_image():
-    image = np.zeros((240, 320, 3), np.uint8)
-    level = views.lifted_view(image, CAMERA, DenseConfig())
-    down = views.lifted_view(image, CAMERA, DenseConfig(), pitch_rad=0.02)
-    seen = (np.abs(level.points[0]).max(-1) <= 1.0) & (np.abs(down.points[0]).max(-1) <= 1.0)
-    assert (down.points[0, seen, 1] < level.points[0, seen, 1]).all()
-
-
 def map_of_raster(raster: torch.Tensor, config: DenseConfig, leave_out=()) -> EmbeddingMap:
     """Blocks of a raster (C, N, N) whose north-west cell lies at (10, 50)."""
     side, count = config.block_cells, raster.shape[-1] // config.block_cells
@@ -162,7 +132,8 @@ def test_the_window_is_cut_from_the_blocks_cell_by_cell():
     assert (cut[:, missing > 0] == 0).all()
 
 
-def test_the_matcher_finds_place_and_heading_of_a_view_within_the_prior():
+@pytest.mark.parametrize('yaw_sigma_rad, turn_rad', [(0.035, 0.04), (0.2, 0.5), (0.2, -0.5)])
+def test_the_matcher_finds_place_and_heading_of_a_view_within_the_prior(yaw_sigma_rad, turn_rad):
     config = SMALL
     raster = smooth_raster(config.channels, 8 * config.block_cells, 3)
     built = map_of_raster(raster, config)
@@ -174,113 +145,25 @@ def test_the_matcher_finds_place_and_heading_of_a_view_within_the_prior():
     view = view_of_raster(
         raster, (50.0 - truth.y_m) / 0.5, (truth.x_m - 10.0) / 0.5, truth.yaw_rad, config)
     weight = torch.ones(1, 1, config.ahead_cells, config.across_cells)
-    prior = PoseEstimate(
-        5, Pose2D(74.0, -15.0, 1.06), np.diag([9.0, 9.0, math.radians(2.0) ** 2]))
-    window = built.window(prior, 9.0, matcher.margin_m)
-    heatmap = matcher.match((view, weight), window, prior, CONFIG)
+    prior = PoseEstimate(5, Pose2D(74.0, -15.0, truth.yaw_rad - turn_rad),
+                         np.diag([9.0, 9.0, yaw_sigma_rad ** 2]))
+    search = SearchWindow.around(prior, MatchConfig())
+    window = built.window(prior, search.half_width_m, matcher.margin_m)
+    heatmap = matcher.match((view, weight), window, prior, search)
     assert np.exp(heatmap.log_probability).sum() == pytest.approx(1.0)
     assert np.exp(heatmap.volume).sum() == pytest.approx(1.0)
-    match, reason = matcher.estimate(heatmap, prior, CONFIG)
+    match, reason = matcher.estimate(heatmap, prior)
     assert match is not None, reason
-    assert math.hypot(match.pose.x_m - truth.x_m, match.pose.y_m - truth.y_m) < 0.25
-    assert abs(match.pose.yaw_rad - truth.yaw_rad) < math.radians(0.7)
+    assert math.hypot(match.pose.x_m - truth.x_m, match.pose.y_m - truth.y_m) < 0.3
+    assert abs(match.pose.yaw_rad - truth.yaw_rad) < YAW_STEP_RAD
     assert np.linalg.eigvalsh(match.covariance).min() > 0.0
 
 
-def gaussian_volume(mean, covariance, prior, cell_m=0.5) -> Heatmap:
-    grid = MapGrid.around(prior.pose.x_m, prior.pose.y_m, 15.0, cell_m)
-    yaws_rad = prior.pose.yaw_rad + math.radians(1.0) * np.arange(-8, 9)
-    x_m, y_m = grid.cell_centres()
-    offset = np.stack(np.broadcast_arrays(
-        (x_m - mean[0])[None, None, :], (y_m - mean[1])[None, :, None],
-        (yaws_rad - mean[2])[:, None, None]), -1)
-    volume = -0.5 * np.einsum('krci,ij,krcj->krc', offset, np.linalg.inv(covariance), offset)
-    volume -= np.log(np.exp(volume).sum())
-    highest = volume.max(0)
-    marginal = highest + np.log(np.exp(volume - highest).sum(0))
-    return Heatmap(3, grid, marginal, yaws_rad, volume)
-
-
-PRIOR = PoseEstimate(
-    3, Pose2D(100.0, 50.0, 0.5), np.diag([4.0, 4.0, math.radians(1.5) ** 2]))
-
-
-def test_a_gaussian_volume_comes_back_with_mean_and_covariance():
-    covariance = np.array([[1.5, -0.4, 0.01], [-0.4, 1.0, 0.0], [0.01, 0.0, 0.0006]])
-    mean = np.array([101.2, 49.3, 0.52])
-    match, _ = pose_from_volume(gaussian_volume(mean, covariance, PRIOR), PRIOR, CONFIG)
-    np.testing.assert_allclose(match.pose.as_array(), mean, atol=0.03)
-    np.testing.assert_allclose(match.covariance, covariance, rtol=0.15, atol=0.03)
-
-
-def test_a_constant_volume_and_one_at_the_edge_give_no_update():
-    flat = gaussian_volume((100.0, 50.0, 0.5), np.eye(3) * 1e8, PRIOR)
-    match, reason = pose_from_volume(flat, PRIOR, CONFIG)
-    assert match is None and 'uniform' in reason
-    edge = gaussian_volume((115.0, 50.0, 0.5), np.diag([0.3, 0.3, 0.001]), PRIOR)
-    match, reason = pose_from_volume(edge, PRIOR, CONFIG)
-    assert match is None and 'edge' in reason
-
-
-def two_peaks(second: float) -> Heatmap:
-    """One peak at PRIOR's place, another 10 m north of ``second`` times its mass."""
-    covariance = np.diag([0.3, 0.5, 0.0009])
-    first = gaussian_volume((100.0, 50.0, 0.52), covariance, PRIOR)
-    other = gaussian_volume((100.0, 60.0, 0.52), covariance, PRIOR)
-    volume = np.logaddexp(first.volume, math.log(second) + other.volume)
-    return Heatmap(3, first.grid, np.log(np.exp(volume).sum(0)), first.yaws_rad, volume)
-
-
-@pytest.mark.parametrize('sharpening', [1.0, 2.5])
-def test_a_single_frame_takes_the_shape_of_its_best_peak_alone(sharpening):
-    estimate, ambiguous = peak_pose(two_peaks(0.3), PRIOR, sharpening)
-    assert not ambiguous
-    np.testing.assert_allclose(estimate.pose.as_array(), (100.0, 50.0, 0.52), atol=0.02)
-    np.testing.assert_allclose(
-        np.diag(estimate.covariance)[:2], np.array([0.3, 0.5]) / sharpening + 0.25 / 12, rtol=0.1)
-    assert estimate.covariance[2, 2] == pytest.approx(0.0009 / sharpening, rel=0.15)
-
-
-def test_a_single_frame_of_two_like_peaks_is_ambiguous_and_claims_the_window():
-    estimate, ambiguous = peak_pose(two_peaks(0.95), PRIOR, 1.0, 0.6)
-    assert ambiguous
-    np.testing.assert_allclose(estimate.pose.as_array()[:2], (100.0, 50.0), atol=0.01)
-    # About the better place, not their mean: half of 10 m squared.
-    assert estimate.covariance[1, 1] == pytest.approx(49.0, rel=0.05)
-    # A factor on log-likelihoods makes more of the difference.
-    assert peak_pose(two_peaks(0.7), PRIOR, 1.0, 0.6)[1]
-    assert not peak_pose(two_peaks(0.7), PRIOR, 3.0, 0.6)[1]
-
-
-@pytest.mark.parametrize('dof', [2.5, 5.0, GAUSSIAN_DOF])
-def test_ellipsoids_hold_their_share_of_errors_with_such_tails(dof):
-    spread = 1.0 if dof == GAUSSIAN_DOF else dof / (dof - 2.0)  # covariance over shape
-    covariance = np.array([[0.6, 0.2, 0.0], [0.2, 0.9, 0.01], [0.0, 0.01, 0.001]])
-    errors = multivariate_t(shape=covariance / spread, df=dof, seed=0).rvs(40000)
-    distances2 = (errors * np.linalg.solve(covariance, errors.T).T).sum(1)
-    for share in (0.3, 0.68, 0.95):
-        assert np.mean(distances2 <= distance2_within(share, dof)) == pytest.approx(
-            share, abs=0.01)
-
-
-def test_yaw_bins_reach_three_sigma_within_their_limits():
-    def reach(sigma_rad):
-        prior = PoseEstimate(0, Pose2D(0.0, 0.0, 1.0), np.diag([1.0, 1.0, sigma_rad ** 2]))
-        bins = yaw_bins(prior, CONFIG)
-        assert bins[len(bins) // 2] == 1.0
-        return bins[-1] - 1.0
-    assert reach(0.001) == pytest.approx(0.07)
-    assert 0.15 <= reach(0.05) <= 0.15 + CONFIG.yaw_step_rad
-    assert reach(1.0) == pytest.approx(CONFIG.yaw_max_rad)
-
-
-def test_interpolated_yaws_keep_the_values_at_the_bins():
-    yaws = np.array([0.0, 0.1, 0.2])
-    volume = np.array([1.0, 3.0, 2.0])[:, None, None] * np.ones((1, 2, 2))
-    fine_yaws, fine = finer_yaws(yaws, volume, 4)
-    np.testing.assert_allclose(fine_yaws[::4], yaws)
-    np.testing.assert_allclose(fine[::4], volume)
-    np.testing.assert_allclose(fine[2], 2.0)
+@pytest.mark.parametrize('half_yaw_rad', [0.07, 0.15, 0.6])
+def test_headings_reach_at_least_as_far_as_the_search_window(half_yaw_rad):
+    offsets = yaw_offsets(half_yaw_rad)
+    assert offsets[len(offsets) // 2] == 0.0 and offsets[0] == -offsets[-1]
+    assert half_yaw_rad - 1e-9 <= offsets[-1] < half_yaw_rad + YAW_STEP_RAD
 
 
 def test_neighbouring_blocks_of_an_area_are_those_of_the_tiles():

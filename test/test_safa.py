@@ -1,13 +1,11 @@
-"""The network computes what the paper writes, and its checkpoints are read safely."""
+"""The tile network computes what the paper writes."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 import torch
 
-from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.controls import random_network, RawCorrelation
 from crossview_localizer.networks.safa import ModelConfig, SpatialAwareAggregation, views_to_tensor
 
@@ -20,21 +18,8 @@ def network():  # channels_last, as training leaves it
     return random_network(SMALL, seed=3).eval().to(memory_format=torch.channels_last)
 
 
-@pytest.fixture
-def checkpoint(network, tmp_path):
-    path = tmp_path / 'weights.safetensors'
-    save_network(network, path, {'command': 'a test', 'seed': 3})
-    return path
-
-
 def images(shape, seed=0):
     return np.random.default_rng(seed).integers(0, 255, shape).astype(np.uint8)
-
-
-def test_the_same_weights_give_the_same_file(network, checkpoint, tmp_path):
-    for _ in range(5):  # an order by chance shows within a few
-        save_network(network, tmp_path / 'again.safetensors', {'command': 'a test', 'seed': 3})
-        assert (tmp_path / 'again.safetensors').read_bytes() == checkpoint.read_bytes()
 
 
 def test_aggregation_equals_the_formula_cell_by_cell():
@@ -101,65 +86,6 @@ def test_the_lattice_is_row_major_and_one_stride_apart(network):
     assert same < 0.5 * other
 
 
-def test_a_checkpoint_carries_its_model_config_and_provenance(network, checkpoint):
-    config, provenance = read_model_config(checkpoint)
-    assert config == SMALL and provenance['seed'] == 3
-    loaded = load_network(checkpoint)
-    view = views_to_tensor(images((64, 64, 4)), 'cpu')
-    torch.testing.assert_close(
-        loaded.embed_ground(view), network.embed_ground(view), atol=5e-3, rtol=0)
-
-
-def test_the_fingerprint_changes_with_the_weights(network, checkpoint, tmp_path):
-    other = tmp_path / 'other.safetensors'
-    save_network(random_network(SMALL, seed=4), other, {})
-    fingerprints = {load_network(path).fingerprint for path in (checkpoint, other)}
-    assert len(fingerprints) == 2
-
-
-def test_controls_take_sizes_and_temperature_from_the_weights(checkpoint):
-    control = load_network('random_init:5', like=checkpoint)
-    assert control.config == replace(SMALL, temperature=SMALL.random_temperature)
-    again = load_network('random_init:5', like=checkpoint)
-    other = load_network('random_init:6', like=checkpoint)
-    view = views_to_tensor(images((64, 64, 4)), 'cpu')
-    torch.testing.assert_close(control.embed_ground(view), again.embed_ground(view))
-    assert (control.embed_ground(view) - other.embed_ground(view)).norm() > 1e-3
-    assert len({control.fingerprint, other.fingerprint}) == 2
-
-
-def test_raw_correlation_scores_a_tile_against_its_own_pixels_highest(checkpoint):
-    control = load_network('raw_correlation', like=checkpoint)
-    tiles = images((5, SMALL.tile_px, SMALL.tile_px, 3))
-    core = tiles[3, 32:96, 32:96]
-    view = np.concatenate((core, np.full((64, 64, 1), 255, np.uint8)), -1)
-    view[:20, :, 3] = 0
-    scores = control.embed_satellite(views_to_tensor(tiles, 'cpu')) @ control.embed_ground(
-        views_to_tensor(view, 'cpu'))[0]
-    assert int(scores.argmax()) == 3
-
-
-def test_absent_foreign_truncated_and_misshapen_weights_are_named(checkpoint, tmp_path):
-    with pytest.raises(FileNotFoundError, match='no weights at'):
-        load_network(tmp_path / 'absent.safetensors')
-    foreign = tmp_path / 'foreign.safetensors'
-    save_file({'a': torch.zeros(2)}, foreign)
-    with pytest.raises(ValueError, match='expected crossview_localizer weights'):
-        load_network(foreign)
-    truncated = tmp_path / 'truncated.safetensors'
-    truncated.write_bytes(checkpoint.read_bytes()[:5000])
-    with pytest.raises(ValueError, match='not a readable safetensors file'):
-        load_network(truncated)
-    tensors = load_file(checkpoint)
-    tensors['ground.aggregation.weights1'] = torch.zeros(1, 2, 3)
-    misshapen = tmp_path / 'misshapen.safetensors'
-    from safetensors import safe_open
-    with safe_open(checkpoint, framework='pt') as file:
-        save_file(tensors, misshapen, file.metadata())
-    with pytest.raises(ValueError, match=r'ground\.aggregation\.weights1'):
-        load_network(misshapen)
-
-
 def test_with_detail_a_distance_is_the_weighted_mean_of_both_parts(network):
     weight = 0.3
     mixed = random_network(replace(SMALL, detail_weight=weight), seed=3).eval()
@@ -203,11 +129,3 @@ def test_trunk_heads_and_ground_view_are_choices(trunk, channels, view):
 def test_sizes_that_do_not_fit_each_other_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         random_network(replace(SMALL, **change), 0)
-
-
-def test_raw_correlation_is_no_control_of_a_front_cameras_network(tmp_path):
-    path = tmp_path / 'camera.safetensors'
-    save_network(random_network(replace(SMALL, ground_view='camera'), 0), path, {})
-    with pytest.raises(ValueError, match="compares bird's-eye views with tiles"):
-        load_network('raw_correlation', like=path)
-    assert load_network('random_init:1', like=path).config.ground_view == 'camera'

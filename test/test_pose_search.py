@@ -1,17 +1,21 @@
 """The search among many hypotheses, on heat maps whose answer is known."""
 
-from dataclasses import replace
 import math
 
 import numpy as np
 import pytest
 
-from crossview_localizer.config import HypothesesConfig
 from crossview_localizer.datatypes import Heatmap
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
-from crossview_localizer.matching.pose_search import PoseHypotheses
+from crossview_localizer.matching.pose_search import (
+    PoseHypotheses,
+    PoseSearch,
+    STEP_M,
+    STEP_S,
+    WIN_DISTANCE_M,
+)
 
-CONFIG = HypothesesConfig(headings=24)
+HEADINGS = 24
 GRID = MapGrid.around(0.0, 0.0, 250.0, 2.0)
 
 
@@ -40,7 +44,7 @@ def drive(hypotheses, truth, steps, increment, seen_rad=0.5, aliases=()):
 
 
 def test_the_true_pose_wins_from_a_start_without_heading():
-    hypotheses = PoseHypotheses(10.0, -20.0, 100.0, CONFIG)
+    hypotheses = PoseHypotheses(10.0, -20.0, 100.0, HEADINGS)
     truth = drive(hypotheses, Pose2D(-40.0, 30.0, 2.2), 8, Pose2D(6.0, 0.0, 0.08), 0.3)
     found = hypotheses.winner(7)
     error = found.pose.as_array() - truth.as_array()
@@ -51,13 +55,13 @@ def test_the_true_pose_wins_from_a_start_without_heading():
 
 
 def test_places_that_look_alike_all_along_do_not_win():
-    hypotheses = PoseHypotheses(0.0, 0.0, 100.0, CONFIG)
+    hypotheses = PoseHypotheses(0.0, 0.0, 100.0, HEADINGS)
     drive(hypotheses, Pose2D(-40.0, 0.0, 0.0), 12, Pose2D(6.0, 0.0, 0.0), aliases=[(0.0, 40.0)])
     assert hypotheses.winner(1) is None
 
 
 def test_places_that_look_alike_for_a_while_are_told_apart_afterwards():
-    hypotheses = PoseHypotheses(0.0, 0.0, 100.0, CONFIG)
+    hypotheses = PoseHypotheses(0.0, 0.0, 100.0, HEADINGS)
     truth = drive(
         hypotheses, Pose2D(-40.0, 0.0, 0.0), 8, Pose2D(6.0, 0.0, 0.0), aliases=[(0.0, 40.0)])
     assert hypotheses.winner(1) is None
@@ -66,26 +70,29 @@ def test_places_that_look_alike_for_a_while_are_told_apart_afterwards():
 
 
 def test_a_pose_that_has_just_come_to_lead_has_not_won_yet():
-    patient = replace(CONFIG, win_distance_m=1000.0)
-    hypotheses = PoseHypotheses(0.0, 0.0, 60.0, patient)
-    drive(hypotheses, Pose2D(-20.0, 0.0, 0.0), 12, Pose2D(6.0, 0.0, 0.0))
+    hypotheses = PoseHypotheses(0.0, 0.0, 60.0, HEADINGS)
+    truth = drive(hypotheses, Pose2D(-40.0, 0.0, 0.0), 1, Pose2D(0.0, 0.0, 0.0), 0.2)
+    truth = drive(hypotheses, truth, 1, Pose2D(WIN_DISTANCE_M - 1.0, 0.0, 0.0), 0.2)
+    truth = drive(hypotheses, truth, 1, Pose2D(WIN_DISTANCE_M - 1.0, 0.0, 0.0), 0.2)
     assert hypotheses.winner(1) is None
+    drive(hypotheses, truth, 1, Pose2D(WIN_DISTANCE_M - 1.0, 0.0, 0.0), 0.2)
+    assert hypotheses.winner(1) is not None
 
 
 def test_flat_heat_maps_and_none_leave_everything_open():
-    hypotheses = PoseHypotheses(0.0, 0.0, 60.0, CONFIG)
+    hypotheses = PoseHypotheses(0.0, 0.0, 60.0, HEADINGS)
     for step in range(10):
         hypotheses.move(Pose2D(6.0, 0.0, 0.0))
-        hypotheses.update([heatmap() if step % 2 else None] * CONFIG.headings)
+        hypotheses.update([heatmap() if step % 2 else None] * HEADINGS)
     assert hypotheses.winner(1) is None
 
 
 def test_a_hundred_frames_at_a_standstill_count_as_one():
-    standing, once = (PoseHypotheses(0.0, 0.0, 60.0, CONFIG) for _ in range(2))
+    standing, once = (PoseHypotheses(0.0, 0.0, 60.0, HEADINGS) for _ in range(2))
     for hypotheses, frames in ((standing, 100), (once, 1)):
         for _ in range(frames):
-            hypotheses.update([heatmap((10.0, 0.0))] * CONFIG.headings)
-    later = [heatmap((16.0, 0.0))] * CONFIG.headings
+            hypotheses.update([heatmap((10.0, 0.0))] * HEADINGS)
+    later = [heatmap((16.0, 0.0))] * HEADINGS
     for hypotheses in (standing, once):
         hypotheses.move(Pose2D(15.0, 0.0, 0.0))
         hypotheses.update(later)
@@ -94,7 +101,7 @@ def test_a_hundred_frames_at_a_standstill_count_as_one():
 
 
 def test_the_square_that_holds_all_hypotheses_moves_and_grows_with_the_drive():
-    hypotheses = PoseHypotheses(5.0, 5.0, 50.0, CONFIG)
+    hypotheses = PoseHypotheses(5.0, 5.0, 50.0, HEADINGS)
     x_m, y_m, half_m = hypotheses.area()
     assert (x_m, y_m) == pytest.approx((5.0, 5.0)) and half_m >= 50.0
     hypotheses.move(Pose2D(20.0, 0.0, 0.0))
@@ -102,11 +109,21 @@ def test_the_square_that_holds_all_hypotheses_moves_and_grows_with_the_drive():
 
 
 def test_heat_maps_of_another_number_of_headings_are_refused():
-    hypotheses = PoseHypotheses(0.0, 0.0, 50.0, CONFIG)
+    hypotheses = PoseHypotheses(0.0, 0.0, 50.0, HEADINGS)
     with pytest.raises(ValueError, match='3 heat maps; expected 24'):
         hypotheses.update([None] * 3)
 
 
 def test_a_radius_below_one_cell_is_refused():
     with pytest.raises(ValueError, match='radius'):
-        PoseHypotheses(0.0, 0.0, 0.5, CONFIG)
+        PoseHypotheses(0.0, 0.0, 0.5, HEADINGS)
+
+
+def test_a_frame_too_near_the_last_in_place_or_time_is_left_out_and_its_way_counted_later():
+    search = PoseSearch(0.0, 0.0, 50.0)
+    second_ns = round(STEP_S * 1e9)
+    assert search.advance(0, Pose2D(0.0, 0.0, 0.0))
+    assert not search.advance(2 * second_ns, Pose2D(STEP_M - 1.0, 0.0, 0.0))
+    assert not search.advance(second_ns // 2, Pose2D(STEP_M + 1.0, 0.0, 0.0))
+    assert search.advance(3 * second_ns, Pose2D(STEP_M + 1.0, 0.0, 0.0))
+    assert search.driven_m == pytest.approx(STEP_M + 1.0)

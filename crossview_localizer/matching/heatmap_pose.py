@@ -1,0 +1,240 @@
+"""From a heat map to a pose: the match for the filter, and what one frame says by itself.
+
+Shape legend: K headings, R, C rows and columns; d coordinates, 2 or 3.  Coordinates come in the
+order x, y, yaw, each (n,) along its own axis of an array: x along the last, y along the one before
+(row 0 is north), yaw along the first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import chdtri, fdtri
+
+from crossview_localizer.datatypes import Heatmap, PoseEstimate
+from crossview_localizer.geometry import Pose2D, wrap_angle
+from crossview_localizer.networks.dense import GAUSSIAN_DOF
+
+# A heat map is read under a Gaussian so many times wider than the prior, and wider by these
+# sigmas, which is divided out again.
+REFERENCE_INFLATION = 3.0
+REFERENCE_SIGMA_M = 1.0
+REFERENCE_SIGMA_RAD = 0.02
+# More probability than this at the edge of the search window makes a match ambiguous.
+MAX_EDGE_PROBABILITY = 0.5
+# A heat map that narrows the reference by less than this gives no match.
+MIN_GAIN_NATS = 0.05
+# Less information than this share of the reference's is none: the position it would give lies far
+# outside the window.
+MIN_INFORMATION = 0.05
+# What is claimed of such a direction instead, as a share of the reference's information.
+NO_INFORMATION = 1e-5
+YAW_REFINE = 4        # steps per heading to which a volume is interpolated
+PEAK_RADIUS_M = 3.0   # what is this near to a single frame's best place belongs to it
+
+
+def pose_from_heatmap(
+    heatmap: Heatmap, prior: PoseEstimate, edge_cells: int,
+) -> tuple[PoseEstimate | None, str]:
+    """The pose that the heat map alone supports, or None and the reason why it supports none.
+
+    Moments of a likelihood cut off by a window are drawn to the window's centre, which is the
+    prior's mean: fused as they are, they count the prior twice.  So the moments are taken under a
+    broad Gaussian reference q about the prior and the reference is divided out again, both on the
+    same cells:
+
+        P0, m0 = moments of q;  P1, m1 = moments of q times likelihood
+        R^-1 = P1^-1 - P0^-1;   z = R (P1^-1 m1 - P0^-1 m0)
+
+    (the site of assumed-density filtering; Minka 2001).  A Gaussian likelihood comes back exactly,
+    a constant one gives R^-1 = 0 whatever the window and the holes in the map.  A direction in
+    which the likelihood is broader than the reference has no information and a huge variance.
+
+    ``edge_cells`` is the width of the window's edge.  Of a heat map without headings the yaw
+    variance is inf.
+    """
+    if probability_at_edge(heatmap, edge_cells) > MAX_EDGE_PROBABILITY:
+        return None, 'the best positions lie at the edge of the search window'
+    x_m, y_m = heatmap.grid.cell_centres()
+    cell_m = heatmap.grid.cell_m
+    offsets, steps, log_likelihood = (
+        [x_m - prior.pose.x_m, y_m - prior.pose.y_m], [cell_m, cell_m], heatmap.log_probability)
+    if heatmap.volume is not None:
+        if np.exp(heatmap.volume[[0, -1]]).sum() > MAX_EDGE_PROBABILITY:
+            return None, 'the best headings lie at the edge of the search window'
+        yaws_rad, log_likelihood = finer_yaws(heatmap.yaws_rad, heatmap.volume, YAW_REFINE)
+        offsets.append(yaws_rad - prior.pose.yaw_rad)
+        steps.append(yaws_rad[1] - yaws_rad[0])
+    size = len(offsets)
+    reference = prior.covariance * REFERENCE_INFLATION ** 2 + np.diag(
+        [REFERENCE_SIGMA_M ** 2, REFERENCE_SIGMA_M ** 2, REFERENCE_SIGMA_RAD ** 2])
+    gaussian, reason = gaussian_from_likelihood(
+        log_likelihood, offsets, reference[:size, :size], np.square(steps) / 12.0)
+    if gaussian is None:
+        return None, reason
+    mean, covariance = np.zeros(3), np.diag([0.0, 0.0, np.inf])
+    mean[:size], covariance[:size, :size] = gaussian
+    pose = Pose2D(prior.pose.x_m + float(mean[0]), prior.pose.y_m + float(mean[1]),
+                  wrap_angle(prior.pose.yaw_rad + float(mean[2])))
+    return PoseEstimate(heatmap.stamp_ns, pose, covariance), ''
+
+
+def probability_at_edge(heatmap: Heatmap, width_cells: int) -> float:
+    """Probability within ``width_cells`` of the edge of the grid."""
+    inner = heatmap.log_probability[width_cells:-width_cells, width_cells:-width_cells]
+    return float(1.0 - np.exp(inner).sum())
+
+
+def gaussian_from_likelihood(
+    log_likelihood: np.ndarray, offsets: list[np.ndarray], reference: np.ndarray,
+    cell_variances: np.ndarray,
+) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
+    """Mean (d,) and covariance (d, d) of a likelihood on cells, or None and why there is none.
+
+    ``log_likelihood`` ([K,] R, C) is -inf where unknown, ``offsets`` are the d coordinates of its
+    cells from the prior's mean, ``reference`` (d, d) is the Gaussian that is multiplied in and
+    divided out again.  No result is finer than the cells, whose own variance along each axis is
+    ``cell_variances`` (d,).
+    """
+    log_q = _log_gaussian(offsets, reference)
+    log_q[~np.isfinite(log_likelihood)] = -np.inf
+    mean0, cov0 = _moments_of_log(log_q, offsets)
+    mean1, cov1 = _moments_of_log(log_q + log_likelihood, offsets)
+    precision0 = np.linalg.inv(cov0 + np.diag(cell_variances))
+    precision1 = np.linalg.inv(cov1 + np.diag(cell_variances))
+    gain_nats = 0.5 * (np.linalg.slogdet(precision1)[1] - np.linalg.slogdet(precision0)[1])
+    if gain_nats < MIN_GAIN_NATS:
+        return None, 'the heat map is nearly uniform'
+
+    # Information relative to the reference's: in its axes metres and radians are alike.
+    root = np.linalg.cholesky(precision0)
+    relative = np.linalg.solve(root, np.linalg.solve(root, precision1 - precision0).T)
+    values, vectors = np.linalg.eigh((relative + relative.T) / 2.0)
+    informed = values > MIN_INFORMATION
+    # Along a direction without information the reference's mean stands, with a huge variance.
+    values = np.where(informed, values, NO_INFORMATION)
+    axes = np.linalg.solve(root.T, vectors)                         # (d, d)
+    covariance = axes @ np.diag(1.0 / values) @ axes.T
+    pull = axes.T @ (precision1 @ mean1 - precision0 @ mean0)
+    rest = axes.T @ precision0 @ mean0
+    return (axes @ np.where(informed, pull / values, rest), covariance), ''
+
+
+def _log_gaussian(offsets: list[np.ndarray], covariance: np.ndarray) -> np.ndarray:
+    """Log-density ([K,] R, C) up to a constant; products of coordinates stay small arrays."""
+    precision = np.linalg.inv(covariance)
+    columns = [u.reshape(-1, *[1] * axis) for axis, u in enumerate(offsets)]
+    log_q = np.zeros([len(u) for u in reversed(offsets)])
+    for i, u in enumerate(columns):
+        log_q -= 0.5 * precision[i, i] * u * u
+        for j in range(i):
+            log_q -= precision[i, j] * (columns[j] * u)
+    return log_q
+
+
+def _moments_of_log(
+    log_weight: np.ndarray, offsets: list[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    return moments(np.exp(log_weight - log_weight.max()), offsets)
+
+
+def moments(weight: np.ndarray, offsets: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d,) and covariance (d, d) of cells with a weight ([K,] R, C)."""
+    weight = weight / weight.sum()
+    size = len(offsets)
+
+    def marginal(*kept: int) -> np.ndarray:
+        """The sum over all coordinates but these; the first of them along the last axis."""
+        return weight.sum(tuple(-1 - k for k in range(size) if k not in kept))
+
+    mean = np.array([marginal(i) @ u for i, u in enumerate(offsets)])
+    centred = [u - m for u, m in zip(offsets, mean)]
+    covariance = np.empty((size, size))
+    for i, u in enumerate(centred):
+        covariance[i, i] = marginal(i) @ (u * u)
+        for j in range(i):
+            covariance[i, j] = covariance[j, i] = u @ marginal(j, i) @ centred[j]
+    return mean, covariance
+
+
+def finer_yaws(
+    yaws_rad: np.ndarray, volume: np.ndarray, factor: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolate log-probabilities (K, R, C) linearly to ``factor`` times as many headings."""
+    count = len(yaws_rad)
+    places = np.arange((count - 1) * factor + 1) / factor
+    low = np.minimum(places.astype(int), count - 2)
+    share = (places - low)[:, None, None]
+    fine = volume[low] * (1.0 - share) + volume[low + 1] * share
+    return np.interp(places, np.arange(count), yaws_rad), fine
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The best place of a heat map: its cell, what lies near it (R, C), and how much."""
+
+    row: int
+    col: int
+    near: np.ndarray
+    mass: float
+
+
+def peak_of(heatmap: Heatmap, sharpening: float = 1.0) -> Peak:
+    """The highest place, summed over yaw, and the probability within PEAK_RADIUS_M of it."""
+    volume = heatmap.log_probability[None] if heatmap.volume is None else heatmap.volume
+    places = np.exp(sharpening * (volume - volume.max())).sum(0)                 # (R, C)
+    x_m, y_m = heatmap.grid.cell_centres()
+    row, col = np.unravel_index(int(places.argmax()), places.shape)
+    near = np.hypot(x_m - x_m[col], (y_m - y_m[row])[:, None]) <= PEAK_RADIUS_M
+    return Peak(int(row), int(col), near, float(places[near].sum() / places.sum()))
+
+
+def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
+              min_mass: float = 0.5, inflation: float = 1.0) -> tuple[PoseEstimate, bool]:
+    """What one frame says by itself: its best place and heading, and whether it is ambiguous.
+
+    Mean and covariance (times ``inflation``) of the probability about the highest place; where
+    that is less than ``min_mass`` of all the answer is ambiguous and the covariance is the whole
+    window's.  Log-probabilities are multiplied by ``sharpening`` first: a temperature that makes
+    room for the frames that are wrong makes the peaks of the others too wide.
+    A heat map without headings takes the prior's.  For single frames; the filter takes
+    ``pose_from_heatmap``.
+    """
+    if heatmap.volume is None:
+        yaws_rad, volume = np.array([prior.pose.yaw_rad]), heatmap.log_probability[None]
+        yaw_variance = prior.covariance[2, 2]
+    else:
+        yaws_rad, volume = finer_yaws(heatmap.yaws_rad, heatmap.volume, YAW_REFINE)
+        yaw_variance = (yaws_rad[1] - yaws_rad[0]) ** 2 / 12.0
+    weight = np.exp(sharpening * (volume - volume.max()))                       # (K, R, C)
+    x_m, y_m = heatmap.grid.cell_centres()
+    peak = peak_of(heatmap, sharpening)
+    best_m, ambiguous = np.array([x_m[peak.col], y_m[peak.row]]), peak.mass < min_mass
+    if not ambiguous:
+        rows, cols = peak.near.any(1), peak.near.any(0)
+        weight = (weight * peak.near)[:, rows][:, :, cols]
+        x_m, y_m = x_m[cols], y_m[rows]
+    mean, covariance = moments(
+        weight, [x_m - best_m[0], y_m - best_m[1], yaws_rad - prior.pose.yaw_rad])
+    if ambiguous:  # the best place stands, and the spread is about it
+        away = np.array([mean[0], mean[1], 0.0])
+        covariance += np.outer(away, away)
+        mean[:2] = 0.0
+    cell_variance = heatmap.grid.cell_m ** 2 / 12.0
+    covariance += np.diag([cell_variance, cell_variance, yaw_variance])
+    if not ambiguous:
+        covariance *= inflation
+    pose = Pose2D(float(best_m[0] + mean[0]), float(best_m[1] + mean[1]),
+                  wrap_angle(prior.pose.yaw_rad + float(mean[2])))
+    return PoseEstimate(heatmap.stamp_ns, pose, covariance), ambiguous
+
+
+def distance2_within(share: float, dof: float, dimensions: int = 3) -> float:
+    """Squared Mahalanobis distance, by the covariance, that a share of the errors keeps within.
+
+    For a multivariate Student t with ``dof`` > 2 degrees of freedom: its covariance is dof /
+    (dof - 2) times its shape matrix, and by that a distance2 / dimensions has the F distribution
+    (Kotz and Nadarajah, Multivariate t Distributions, 2004).
+    """
+    if dof >= GAUSSIAN_DOF:
+        return float(chdtri(dimensions, 1.0 - share))
+    return float(dimensions * fdtri(dimensions, dof, share) * (dof - 2.0) / dof)
