@@ -22,24 +22,35 @@ import numpy as np
 from crossview_localizer.datatypes import CameraImage, CameraModel
 from crossview_localizer.geometry import Pose2D, wrap_angle
 
-STREET_VIEW_HEIGHT_M = 2.45   # of a Street View car's camera above the road
+# Of a Street View car's camera above the road: measured in CVACT and Dayton, whose scales are known
+# (2.7 to 2.9 m), by laying the flat-ground view over the overhead picture.
+STREET_VIEW_HEIGHT_M = 2.8
 VIEW_PX = (480, 300)          # width, height of a view cut from a panorama
 VIEW_WIDTH_DEG = 80.0
 VIEW_STEP_DEG = 45.0
 HORIZON_ROW_PX = 120.0        # of the 300: the lowest row then looks 32 degrees down
 CAMERA_AXES = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # base_from_camera
+# Places measured by hand: the camera's metres east and north of where its folder has it, and how
+# well that is known.  Dayton's names are of panoramas: all views of one share their error.
+MEASURED = {
+    '2-6Pro9zN1qOxbFSTigfAg': (1.4, -1.75, 0.3), '__-DFIFxvZBCn1873qkqXA': (0.75, 2.1, 0.5),
+    'VAMM6sIEbYAY5E6ZD_RMKg': (0.0, -0.25, 0.5), 'pPfo7qQ1fP_24rXrJ2Uxog': (0.25, 0.4, 0.5),
+    '0000025': (-3.0, -0.3, 0.7), '0000027': (0.5, 3.0, 0.7), '0000035': (-5.3, 5.3, 1.0),
+    '0000037': (0.2, 2.1, 0.5), '0000039': (-1.5, -4.9, 0.7), '0000044': (-0.25, 0.5, 0.5),
+    '-0n6gItL08Q522U_x0UKaA': (-1.75, -0.75, 0.5), '4AyrBfjG-6ZbAa_uD57LcQ': (-0.75, -0.75, 0.5),
+    '3Jzl3r0yqwdVqN48Za6-Tw': (-3.5, -2.75, 0.7),
+}
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 
-CVACT_TILE_M = 1200 * 0.0609  # both sizes of CVACT's tiles show the same 73 m
-# Measured by hand: metres east and north of the tile's centre, and how well that is known.
-CVACT_MEASURED = {'2-6Pro9zN1qOxbFSTigfAg': (0.9, -3.0, 0.5)}
+CVACT_TILE_M = 1200 * 0.0609  # of the original tiles;
+CVACT_ALIGNED_SHARE = 206 / 256   # those of 256 pixels are the aligned crops (Shi et al. 2022)
 CVACT_ACCURACY_M = 2.0
 CVUSA_PX_M = 0.23             # +-12 percent: 0.2986 cos(latitude), latitude unknown
 CVUSA_DEG_PER_PX = 360.0 / 1232
 CVUSA_HORIZON_ROW = 132.0
-CVUSA_ACCURACY_M = 3.0
+CVUSA_ACCURACY_M = 4.0
 DAYTON_PX_M = 0.2295
-DAYTON_ACCURACY_M = {'exact': 0.02, 'approx': 0.4, 'unknown_range': 0.4}
+DAYTON_ACCURACY_M = 1.5       # of the panoramas' published places; see docs/real_pairs.md
 DAYTON_TYPICAL_ROW = 180.0    # where a camera of unknown range is taken to stand
 LONDON_PX_M, LONDON_ACCURACY_M = 0.5, 3.0
 NUSCENES_PX_M, NUSCENES_ACCURACY_M = 0.2985, 1.5
@@ -162,11 +173,12 @@ def image_pairs(folder: Path) -> list[tuple[str, Path, Path]]:
 
 
 def read_cvact(folder: Path) -> Iterator[View]:
-    """CVACT, panoramas that look north over tiles 73 m wide, in either size."""
+    """CVACT, panoramas that look north: native tiles 73 m wide, aligned ones of 256 px 59 m."""
     for name, ground, aerial in image_pairs(folder):
         rgb = read_rgb(aerial)
-        overhead = Overhead(name, rgb, CVACT_TILE_M / rgb.shape[1])
-        x_m, y_m, accuracy_m = CVACT_MEASURED.get(name, (0.0, 0.0, CVACT_ACCURACY_M))
+        tile_m = CVACT_TILE_M * (CVACT_ALIGNED_SHARE if rgb.shape[1] == 256 else 1.0)
+        overhead = Overhead(name, rgb, tile_m / rgb.shape[1])
+        x_m, y_m, accuracy_m = MEASURED.get(name, (0.0, 0.0, CVACT_ACCURACY_M))
         panorama = Panorama.whole(read_rgb(ground), 0.0)
         yield from _views_all_round(
             folder.name, name, panorama, overhead, (x_m, y_m), accuracy_m, 8.0)
@@ -179,8 +191,9 @@ def read_cvusa_native(folder: Path) -> Iterator[View]:
         panorama = Panorama(rgb, 0.0, (rgb.shape[1] - 1) / 2, CVUSA_HORIZON_ROW,
                             (CVUSA_DEG_PER_PX, CVUSA_DEG_PER_PX))
         overhead = Overhead(name, read_rgb(aerial), CVUSA_PX_M)
+        x_m, y_m, accuracy_m = MEASURED.get(name, (0.0, 0.0, CVUSA_ACCURACY_M))
         yield from _views_all_round(
-            folder.name, name, panorama, overhead, (0.0, 0.0), CVUSA_ACCURACY_M, 18.5)
+            folder.name, name, panorama, overhead, (x_m, y_m), accuracy_m, 18.5)
 
 
 def read_cvusa_crop(folder: Path) -> Iterator[View]:
@@ -196,8 +209,9 @@ def read_cvusa_crop(folder: Path) -> Iterator[View]:
             (CVUSA_DEG_PER_PX * 308 / width, CVUSA_DEG_PER_PX * 224 / height))
         picture = read_rgb(aerial)
         overhead = Overhead(name, picture, CVUSA_PX_M * 222 / picture.shape[1])
+        x_m, y_m, accuracy_m = MEASURED.get(name, (0.0, 0.0, CVUSA_ACCURACY_M))
         yield View(folder.name, name, panorama.cut(225.0), overhead,
-                   Pose2D(0.0, 0.0, yaw_from_heading(225.0)), CVUSA_ACCURACY_M, 8.0)
+                   Pose2D(x_m, y_m, yaw_from_heading(225.0)), accuracy_m, 8.0)
 
 
 def read_dayton(folder: Path) -> Iterator[View]:
@@ -218,11 +232,16 @@ def read_dayton(folder: Path) -> Iterator[View]:
         overhead = Overhead(name, picture, DAYTON_PX_M, _without_black_corners(picture))
         col_px = float(line['cam_px_col'] or middle)
         row_px = float(line['cam_px_row'] or DAYTON_TYPICAL_ROW)
+        stated = Pose2D(*overhead.xy_from_col_row(col_px, row_px),
+                        yaw_from_heading(heading_deg, up_deg=heading_deg))
+        east_m, north_m, accuracy_m = MEASURED.get(
+            line['pano_id'], (0.0, 0.0, DAYTON_ACCURACY_M))
+        x_m, y_m = Pose2D(stated.x_m, stated.y_m, math.radians(heading_deg)).transform(
+            np.array([east_m, north_m]))
         yield View(
             f'dayton_{quality}', name, panorama.cut(heading_deg), overhead,
-            Pose2D(*overhead.xy_from_col_row(col_px, row_px),
-                   yaw_from_heading(heading_deg, up_deg=heading_deg)),
-            DAYTON_ACCURACY_M[quality], 8.0, quality != 'unknown_range')
+            Pose2D(float(x_m), float(y_m), stated.yaw_rad), accuracy_m, 8.0,
+            quality != 'unknown_range')
 
 
 def read_london(folder: Path) -> Iterator[View]:
