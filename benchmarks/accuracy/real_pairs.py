@@ -166,11 +166,15 @@ class GradientCorrelation:
         self.fingerprint = 'gradient_correlation'
 
     def _edges(self, rgb: torch.Tensor) -> torch.Tensor:
-        """Normalised RGB (B, 3, H, W) to edge strengths (B, 1, H, W) of pixels."""
-        grey = F.pad(rgb.mean(1, keepdim=True), (1, 1, 1, 1), 'replicate')
+        """Normalised RGB (B, 3, H, W) to edge strengths (B, 1, H, W) of pixels.
+
+        The square root of the slope: one strong edge must not outweigh all others.
+        """
+        grey = F.pad(rgb.mean(1, keepdim=True), (2, 2, 2, 2), 'replicate')
+        grey = F.conv2d(grey, torch.tensor([[[[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]]]) / 16.0)
         across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
         down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
-        return torch.hypot(across, down)
+        return torch.hypot(across, down).sqrt()
 
     def satellite(self, images: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(self._edges(images), self.config.cell_px)
