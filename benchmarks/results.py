@@ -283,9 +283,8 @@ first table. World and budget {result['world_hash']}. A line a query:
 
 
 SECTIONS: dict[str, Callable[[dict], str]] = {
-    'demo': demo, 'dense': dense, 'real': real, 'corruptions': corruptions, 'fusion': fusion, 'faults': faults,
-    'endurance': endurance,
-    'paper': paper, 'paper_cpu_16': paper,
+    'demo': demo, 'dense': dense, 'real': real, 'corruptions': corruptions, 'fusion': fusion,
+    'faults': faults, 'endurance': endurance, 'paper': paper, 'paper_cpu_16': paper,
 }
 
 

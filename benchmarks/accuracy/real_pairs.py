@@ -120,7 +120,7 @@ def judge(views: list[View], row: Row) -> Iterable[list[Answer]]:
 
 
 def exchanged(views: list[View]) -> list[View | None]:
-    """For each view the same view of the set's next place; None, grey, where it is the only one."""
+    """For each view one of the set's next place; None, a grey one, where there is no other."""
     places: dict[int, list[View]] = {}
     for view in views:
         places.setdefault(id(view.overhead), []).append(view)
