@@ -122,10 +122,10 @@ def good_yaml(folder: Path) -> Path:
     return path
 
 
-def good_kept_pose(folder: Path) -> Path:
+def good_saved_pose(folder: Path) -> Path:
     import time
     path = folder / 'kept.json'
-    saved_pose.LastPose(
+    saved_pose.SavedPose(
         time.time(), 10**18, (51.76, -1.26), Pose2D(1.0, 2.0, 0.3), Pose2D(0.0, 0.0, 0.0),
         np.eye(3)).save(path)
     return path
@@ -181,7 +181,7 @@ KINDS = {
     'csv': (good_csv, read_csv),
     'distortion table': (good_lut, read_lut),
     'parameter file': (good_yaml, replay.read_parameters),
-    'kept pose': (good_kept_pose, lambda path: saved_pose.load_last_pose(path, 1e9)),
+    'saved pose': (good_saved_pose, lambda path: saved_pose.load_saved_pose(path, 1e9)),
     'bag, mcap': (good_mcap, read_bag_of),
     'bag, sqlite3': (good_db3, read_bag_of),
     'bag, metadata': (good_bag_metadata, read_bag_of),

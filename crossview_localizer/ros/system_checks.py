@@ -201,7 +201,8 @@ def observe(
 
 
 def check_input(
-    listener: Listener, role: str, observation: Observation, listen_s: float) -> Finding:
+    listener: Listener, role: str, observation: Observation, listen_s: float,
+) -> Finding:
     """Somebody publishes an input, with the right type and QoS, and it arrives."""
     (topic, kind), heard = observation.inputs[role], observation.heard[role]
     publishers = listener.node.get_publishers_info_by_topic(topic)
