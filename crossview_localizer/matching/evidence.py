@@ -8,9 +8,9 @@ filter says, and that it was taken anywhere in the window:
 with the heat map h and the prior q on the n cells of the window, and the share o of frames that
 say nothing (a van, sun in the lens), which limits the weight of one frame against the pose.  A
 flat heat map gives 0.  One with its mass about the prior gives up to log(window / prior), one with
-its mass elsewhere as little as log o.  The mean of right images at a right pose is far above 0; that
-of images of another place, or at a wrong pose, is not.  The mean is over time, not over frames: a
-camera with twice the rate gives no more evidence.
+its mass elsewhere as little as log o.  The mean of right images at a right pose is far above 0.
+That of images of another place, or at a wrong pose, is not.  The mean is over time, not over
+frames: a camera with twice the rate gives no more evidence.
 """
 
 import math

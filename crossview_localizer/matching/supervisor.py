@@ -87,7 +87,7 @@ class MatchSupervisor:
         self._evidence = MeanEvidence()
         self._odometry = OdometryPath(config)
         self._search: PoseSearch | None = None
-        self._distrusted_ns: int | None = None   # since when
+        self._distrusted_ns: int | None = None   # since when, or since a pose was set
         self._copied_ns: int | None = None       # when a filter last took over the other's state
         self._copy_is_due = False
 
@@ -126,6 +126,7 @@ class MatchSupervisor:
         update = self.add(PoseFilter.set_pose, estimate)
         if update.outcome is Outcome.USED:
             self._end_search()
+            self._distrusted_ns = estimate.stamp_ns
         return update
 
     # --- matches
