@@ -124,7 +124,7 @@ def good_yaml(folder: Path) -> Path:
 
 def good_saved_pose(folder: Path) -> Path:
     import time
-    path = folder / 'kept.json'
+    path = folder / 'saved.json'
     saved_pose.SavedPose(
         time.time(), 10**18, (51.76, -1.26), Pose2D(1.0, 2.0, 0.3), Pose2D(0.0, 0.0, 0.0),
         np.eye(3)).save(path)
