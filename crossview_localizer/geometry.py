@@ -167,7 +167,7 @@ class MapGrid:
 
     @classmethod
     def around(cls, x_m: float, y_m: float, half_width_m: float, cell_m: float) -> 'MapGrid':
-        """The smallest square grid centred on a point that reaches half_width_m each way."""
+        """The smallest square grid with a cell at a point that reaches half_width_m from it."""
         half = math.ceil(half_width_m / cell_m)
         return cls(
             2 * half + 1, 2 * half + 1, cell_m, x_m - half * cell_m, y_m + half * cell_m

@@ -1,4 +1,4 @@
-"""The pipeline: sensor records in, localization out.  Node and evaluation both use it."""
+"""The pipeline from sensor records to a localization; the node and the offline tools use it."""
 
 from pathlib import Path
 from threading import RLock
@@ -25,11 +25,11 @@ MIN_COVERAGE = 0.5
 
 
 class Localizer:
-    """A Kalman prior, the preloaded satellite embeddings around it, and the match between them.
+    """Matches images with the satellite embeddings around a Kalman prior and fuses the matches.
 
-    ``frame`` is where ``map`` lies on Earth.  Without ``embedding_map`` and ``matcher`` the prior
-    alone is published.  Calls may come from several threads, images from one at a time; the
-    network runs outside the lock.
+    ``frame`` places ``map`` on Earth.  Without ``embedding_map`` and ``matcher`` there is only the
+    prior.  Measurements may come from any thread, images from one thread at a time; the network
+    runs outside the lock.
     """
 
     def __init__(self, config: LocalizerConfig, frame: LocalFrame,
@@ -39,7 +39,7 @@ class Localizer:
         self.embedding_map = embedding_map
         self.matcher = matcher
         self._lock = RLock()
-        self._generation = 0  # counts what makes images that are being processed outdated
+        self._generation = 0  # counts resets and set poses, which supersede an image in process
         self.reset()
 
     @property
@@ -55,14 +55,14 @@ class Localizer:
         return 'searching' if state is State.LOST else state.name.lower()
 
     def reset(self) -> None:
-        """Forget everything but map and matcher and wait for a start."""
+        """Forget all measurements and wait for a start."""
         with self._lock:
             self._generation += 1
             self._supervisor = MatchSupervisor(
                 self.config.filter, self.matcher and self.matcher.errors, self._can_search)
 
     def use_matcher(self, matcher: Matcher | None, embedding_map) -> None:
-        """Go on with another matcher and its map, or with none."""
+        """Use another matcher and its map from now on, or none."""
         with self._lock:
             self.matcher, self.embedding_map = matcher, embedding_map
             self._supervisor.allow_search(self._can_search)
@@ -80,7 +80,7 @@ class Localizer:
             return self._supervisor.add_odometry(sample)
 
     def set_pose(self, estimate: PoseEstimate) -> FilterUpdate:
-        """Start at a pose; one whose heading is unknown begins a search about its position."""
+        """Start at a pose; without a heading begin a search about its position."""
         with self._lock:
             update = self._supervisor.set_pose(estimate)
             if update.outcome in (Outcome.USED, Outcome.SEARCHING):
@@ -123,7 +123,7 @@ class Localizer:
                             posterior, clock.seconds)
 
     def pass_image(self, stamp_ns: int, reason: str) -> Localization:
-        """What an image gives that cannot be matched: the prior, and why."""
+        """The result of an image that cannot be matched: the prior and the reason."""
         with self._lock:
             prior = self.estimate_at(stamp_ns)
             update = self._without_prior() if prior is None else FilterUpdate(
@@ -136,7 +136,7 @@ class Localizer:
         return FilterUpdate(outcome, self._supervisor.search_text or outcome.value)
 
     def _windows(self, tried: PoseEstimate | None):
-        """The search window about a pose and the window of the map; without one the reason."""
+        """The search window about a pose, the map there, and if there is none the reason."""
         if tried is None:
             with self._lock:
                 return None, None, self._without_prior()
@@ -159,7 +159,7 @@ class Localizer:
                 and self.matcher.search_heatmaps is not None)
 
     def _take_search_step(self, image: CameraImage, ground, generation: int) -> bool:
-        """Let an image weigh the hypotheses of a search; False where none wants it."""
+        """Weigh the hypotheses of a search by an image; False if there is no search for it."""
         with self._lock:
             if generation != self._generation or not self._can_search:
                 return False

@@ -1,4 +1,4 @@
-"""The Kalman prior on closed forms and on drives simulated with its own model."""
+"""The Kalman filter on closed forms and on drives simulated with its own model."""
 
 from dataclasses import dataclass, replace
 import math
@@ -472,7 +472,7 @@ def test_asking_for_an_estimate_changes_nothing():
     assert found.pose == expected.pose
 
 
-def test_a_fix_ahead_of_the_odometry_is_predicted_at_once_and_settled_when_odometry_passes():
+def test_a_fix_ahead_of_the_odometry_is_used_at_once_and_again_when_odometry_passes():
     ahead, behind = straight(until_s=4.0, sigma_m=3.0), straight(until_s=4.1, sigma_m=3.0)
     fix = gnss(4.07, 44.0, 1.0)
     assert ahead.add_gnss(fix).outcome is Outcome.USED
@@ -486,7 +486,7 @@ def test_a_fix_ahead_of_the_odometry_is_predicted_at_once_and_settled_when_odome
     assert np.allclose(found.covariance, expected.covariance, atol=1e-12)
 
 
-def test_what_is_older_than_the_buffer_is_refused_and_named():
+def test_a_measurement_older_than_the_buffer_is_too_old():
     pose_filter = straight(until_s=10.0)
     before = pose_filter.estimate_at(at(10.0))
     for late in (gnss(7.9, 79.0, 0.0), match(7.9, 79.0, 0.0, np.eye(3)), odometry(7.9, 79.0)):
@@ -510,7 +510,7 @@ def test_a_message_delivered_twice_counts_once():
 # --- without odometry ---------------------------------------------------------------------------
 
 
-def test_past_the_last_odometry_the_pose_moves_on_and_is_then_held_with_growing_sigma():
+def test_after_the_last_odometry_the_pose_moves_on_and_is_then_held_with_growing_sigma():
     pose_filter = straight(until_s=4.0, speed_mps=10.0, sigma_m=1.0)
     at_last = pose_filter.estimate_at(at(4.0))
     assert pose_filter.estimate_at(at(4.5)).pose.x_m == pytest.approx(45.0)
@@ -540,7 +540,7 @@ def test_a_turn_goes_on_past_the_last_odometry():
     assert np.allclose(found.as_array(), expected, atol=0.05)
 
 
-def test_fixes_still_lead_the_pose_when_odometry_has_gone():
+def test_without_odometry_fixes_still_move_the_pose():
     pose_filter = straight(until_s=4.0, speed_mps=10.0)
     for step in range(1, 30):
         time_s = 4.0 + step / 2
@@ -598,7 +598,7 @@ def test_after_a_gap_that_odometry_does_not_explain_the_pose_is_re_anchored_and_
     assert pose_filter.estimate_at(at(time_s + 0.1)).pose.x_m == pytest.approx(51.0)
 
 
-def test_fixes_alone_teach_the_speed_and_the_pose_moves_on_between_them():
+def test_without_odometry_the_speed_is_learned_from_fixes():
     pose_filter = straight(until_s=4.0, speed_mps=10.0)
     for time_s in range(5, 20):
         # Braking from 10 to 5 m/s after the last odometry.
@@ -609,7 +609,7 @@ def test_fixes_alone_teach_the_speed_and_the_pose_moves_on_between_them():
     assert moved_m == pytest.approx(0.8 * 5.0, abs=0.8)
 
 
-def test_a_yaw_rate_bias_of_the_odometry_is_learned_and_taken_off():
+def test_a_yaw_rate_bias_of_the_odometry_is_estimated_and_removed():
     def error_after_an_outage(sigma_radps):
         config = replace(CONFIG, odometry_turn_bias_sigma_radps=sigma_radps)
         pose_filter = straight(config, until_s=0.0)
@@ -624,7 +624,7 @@ def test_a_yaw_rate_bias_of_the_odometry_is_learned_and_taken_off():
     assert error_after_an_outage(0.004) < 0.25 * error_after_an_outage(0.0)
 
 
-def test_after_a_long_gap_the_heading_is_found_anew():
+def test_after_a_long_gap_the_heading_is_initialized_again():
     pose_filter = straight(until_s=4.0)
     update = pose_filter.add_odometry(odometry(24.0, 240.0))
     assert update.outcome is Outcome.NOT_STARTED and 'heading' in update.reason
@@ -710,14 +710,14 @@ def last_pose(pose_filter):
     return pose_filter.estimate_at(pose_filter.latest_stamp_ns)
 
 
-def test_fixes_that_never_agreed_open_the_bias_and_leave_a_matched_pose_alone():
+def test_fixes_that_never_agree_widen_the_bias_and_leave_a_matched_pose_alone():
     pose_filter, updates = driven_with_gnss(lambda time_s: 40.0, matches_hz=2)
     opened_s = first_with('GNSS bias widened', updates)
     assert opened_s == pytest.approx(0.2 + GATE_PATIENCE_S, abs=0.3)
     assert abs(last_pose(pose_filter).pose.y_m) < 1.0
 
 
-def test_fixes_that_never_agreed_open_an_unmatched_pose():
+def test_fixes_that_never_agree_widen_an_unmatched_pose():
     pose_filter, updates = driven_with_gnss(lambda time_s: 40.0)
     opened_s = first_with('pose widened', updates)
     assert opened_s == pytest.approx(0.2 + GATE_PATIENCE_S, abs=0.3)
@@ -729,7 +729,7 @@ def test_fixes_that_never_agreed_open_an_unmatched_pose():
 
 
 @pytest.mark.parametrize('matches_hz', [0, 2])
-def test_a_gnss_jump_is_told_and_refused_as_if_gnss_were_lost(matches_hz):
+def test_a_jump_of_gnss_is_detected_and_costs_no_more_than_an_outage(matches_hz):
     jumped, updates = driven_with_gnss(lambda t: 50.0 if t > 20 else 0.0, 60.0, matches_hz)
     lost, _ = driven_with_gnss(lambda t: None if t > 20 else 0.0, 60.0, matches_hz)
     assert first_with('GNSS jumped by 50 m', updates) == pytest.approx(20.2)
@@ -763,7 +763,7 @@ def test_distrust_ends_and_the_pose_is_widened(monkeypatch):
 
 
 @pytest.mark.parametrize('matches_hz, most_m', [(0, 6.0), (2, 0.5)])
-def test_gnss_dragged_off_sideways_is_told_and_the_pose_goes_back(matches_hz, most_m):
+def test_gnss_that_drifts_sideways_is_detected_and_the_pose_returns(matches_hz, most_m):
     config = replace(
         CONFIG, odometry_yaw_noise_rad=0.0005, odometry_turn_bias_sigma_radps=1e-4,
         gnss_bias_sigma_m=2.0, gnss_bias_tau_s=120.0)
@@ -841,7 +841,7 @@ def test_what_is_not_a_measurement_is_refused_with_a_reason_and_changes_nothing(
     assert found.pose == expected.pose and np.array_equal(found.covariance, expected.covariance)
 
 
-def test_a_pose_given_from_outside_that_is_none_is_refused():
+def test_a_given_pose_that_is_not_valid_is_refused():
     pose_filter = PoseFilter(CONFIG)
     for bad in (estimate(0.0, math.nan, 0.0, 0.0), estimate(0.0, 0.0, 0.0, 0.0, sigma_m=0.0),
                 estimate(0.0, 0.0, 0.0, 0.0, yaw_sigma_rad=math.inf),
@@ -911,7 +911,7 @@ def test_a_noise_free_start_finds_the_pose_with_the_lever_arm():
     assert pose_filter.latest_stamp_ns == at(step / 20)
 
 
-def test_before_the_start_nothing_is_estimated_and_the_reason_is_told():
+def test_before_the_start_there_is_no_estimate_but_a_reason():
     pose_filter = PoseFilter(CONFIG)
     assert not pose_filter.started and pose_filter.latest_stamp_ns is None
     update = pose_filter.add_match(match(0.0, 0.0, 0.0, np.eye(3)))
@@ -952,7 +952,7 @@ def test_paths_that_disagree_do_not_start():
     assert update.outcome is Outcome.NOT_STARTED and 'disagree' in update.reason
 
 
-def test_the_start_knows_its_own_error():
+def test_the_error_of_the_start_is_as_large_as_its_covariance():
     rng = np.random.default_rng(5)
     count, white_m, trials = 12, 0.7, 400
     times_s = np.arange(count) / 5

@@ -315,6 +315,14 @@ def test_a_pose_with_heading_ends_the_search(begun, ended):
     assert vehicle.state is ended and vehicle.supervisor.search_text == ''
 
 
+def test_after_a_pose_was_set_the_next_search_has_to_wait_again():
+    vehicle = distrusting()
+    vehicle.drive(SEARCH_AFTER_S + 1.0, WRONG_M)
+    assert vehicle.state is State.SEARCHING
+    vehicle.supervisor.set_pose(estimate(vehicle.time_s))
+    assert vehicle.drive(5.0, WRONG_M)[-1] is State.DISTRUSTED
+
+
 @pytest.mark.parametrize('begun, ended', [(lost, State.TRUSTED), (searching, State.DISTRUSTED)])
 def test_a_matcher_that_fails_ends_the_search(begun, ended):
     vehicle = begun()

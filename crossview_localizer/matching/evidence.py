@@ -1,16 +1,16 @@
 """How well the heat maps of many frames fit the pose that they were made at.
 
-The evidence of one frame, in nats, weighs "the frame was taken where the filter says" against
-"it could have been taken anywhere in the window":
+The evidence of one frame, in nats, compares two assumptions: that the frame was taken where the
+filter says, and that it was taken anywhere in the window:
 
     e = log((1 - o) b + o),    b = n sum_c h_c q_c
 
-with heat map h and prior q on the n cells of the window and the share o of frames that say nothing
-(a van, sun in the lens), which bounds what one frame can say against the pose.  A flat heat map
-gives 0, one that has its mass about the prior up to log(window / prior), one that has it elsewhere
-as little as log o.  Right images under a right pose stay far above 0 on average; images of another
-place, or under a wrong pose, do not.  The mean is over time, not over frames: a camera that is
-twice as fast is no better witness.
+with the heat map h and the prior q on the n cells of the window, and the share o of frames that
+say nothing (a van, sun in the lens), which limits the weight of one frame against the pose.  A
+flat heat map gives 0.  One with its mass about the prior gives up to log(window / prior), one with
+its mass elsewhere as little as log o.  The mean of right images at a right pose is far above 0.
+That of images of another place, or at a wrong pose, is not.  The mean is over time, not over
+frames: a camera with twice the rate gives no more evidence.
 """
 
 import math
@@ -21,8 +21,8 @@ from crossview_localizer.datatypes import Heatmap, PoseEstimate
 
 OUTLIER_SHARE = 0.05    # of right frames that say nothing, or something wrong
 MEAN_S = 5.0            # the evidence is averaged over this time
-LONGEST_STEP_S = 1.0    # a frame after a pause stands for this much time and no more
-# So many frames, over at least so long, are needed for a first judgement.
+LONGEST_STEP_S = 1.0    # a frame after a pause counts for at most this time
+# A judgement needs so many frames over so much time.
 FIRST_FRAMES, FIRST_S = 4, 1.0
 
 
@@ -60,7 +60,7 @@ class MeanEvidence:
         self._observed_s = 0.0
 
     def add(self, heatmap: Heatmap, prior: PoseEstimate) -> None:
-        """Take in one frame and the prior that it was matched with."""
+        """Add a frame, given by its heat map and the prior of its match."""
         self.frame_nats = frame_evidence_nats(heatmap, prior)
         since_s = 0.0
         if self._stamp_ns is not None:
@@ -69,7 +69,7 @@ class MeanEvidence:
         self._stamp_ns = heatmap.stamp_ns
         self._frames += 1
         self._observed_s += step_s
-        # The plain mean of all frames as long as they are few.
+        # As long as there are few frames it is their plain mean.
         share = max(1.0 - math.exp(-step_s / MEAN_S), 1.0 / self._frames)
         self.mean_nats += share * (self.frame_nats - self.mean_nats)
 

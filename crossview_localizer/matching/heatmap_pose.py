@@ -1,8 +1,8 @@
-"""From a heat map to a pose: the match for the filter, and what one frame says by itself.
+"""From a heat map to a pose: the match for the filter, and the pose of a single image.
 
-Shape legend: K headings, R, C rows and columns; d coordinates, 2 or 3.  Coordinates come in the
-order x, y, yaw, each (n,) along its own axis of an array: x along the last, y along the one before
-(row 0 is north), yaw along the first.
+Shape legend: K headings, R, C rows and columns; d coordinates, 2 or 3.  Coordinates are in the
+order x, y, yaw.  Each is an array (n,) along one axis of a volume: x along the last axis, y along
+the one before (row 0 is north), yaw along the first.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import Pose2D, wrap_angle
 from crossview_localizer.networks.dense import GAUSSIAN_DOF
 
-# A heat map is read under a Gaussian so many times wider than the prior, and wider by these
-# sigmas, which is divided out again.
+# The reference (see ``pose_from_heatmap``) is so many times wider than the prior, plus these
+# sigmas.
 REFERENCE_INFLATION = 3.0
 REFERENCE_SIGMA_M = 1.0
 REFERENCE_SIGMA_RAD = 0.02
@@ -23,13 +23,13 @@ REFERENCE_SIGMA_RAD = 0.02
 MAX_EDGE_PROBABILITY = 0.5
 # A heat map that narrows the reference by less than this gives no match.
 MIN_GAIN_NATS = 0.05
-# Less information than this share of the reference's is none: the position it would give lies far
-# outside the window.
+# A direction with less than this share of the information of the reference has none: the position
+# would lie far outside the window.
 MIN_INFORMATION = 0.05
-# What is claimed of such a direction instead, as a share of the reference's information.
+# The share of information that such a direction gets instead.
 NO_INFORMATION = 1e-5
 YAW_REFINE = 4        # steps per heading to which a volume is interpolated
-PEAK_RADIUS_M = 3.0   # what is this near to a single frame's best place belongs to it
+PEAK_RADIUS_M = 3.0   # cells this near to the best place belong to its peak
 
 
 def pose_from_heatmap(
@@ -37,20 +37,20 @@ def pose_from_heatmap(
 ) -> tuple[PoseEstimate | None, str]:
     """The pose that the heat map alone supports, or None and the reason why it supports none.
 
-    Moments of a likelihood cut off by a window are drawn to the window's centre, which is the
-    prior's mean: fused as they are, they count the prior twice.  So the moments are taken under a
-    broad Gaussian reference q about the prior and the reference is divided out again, both on the
-    same cells:
+    The moments of a likelihood that a window cuts off are biased to the centre of the window,
+    which is the mean of the prior: fused as they are, they would count the prior twice.  So the
+    moments are taken of the product with a broad Gaussian reference q about the prior, and the
+    reference is divided out again, both on the same cells:
 
         P0, m0 = moments of q;  P1, m1 = moments of q times likelihood
         R^-1 = P1^-1 - P0^-1;   z = R (P1^-1 m1 - P0^-1 m0)
 
-    (the site of assumed-density filtering; Minka 2001).  A Gaussian likelihood comes back exactly,
-    a constant one gives R^-1 = 0 whatever the window and the holes in the map.  A direction in
-    which the likelihood is broader than the reference has no information and a huge variance.
+    (the site of assumed-density filtering; Minka 2001).  A Gaussian likelihood is recovered
+    exactly.  A constant one gives R^-1 = 0, whatever the window and the holes in the map.  A
+    direction in which the likelihood is broader than the reference gets a huge variance.
 
-    ``edge_cells`` is the width of the window's edge.  Of a heat map without headings the yaw
-    variance is inf.
+    ``edge_cells`` is the width of the edge of the window.  Without headings in the heat map the
+    yaw variance is inf.
     """
     if probability_at_edge(heatmap, edge_cells) > MAX_EDGE_PROBABILITY:
         return None, 'the best positions lie at the edge of the search window'
@@ -88,12 +88,11 @@ def gaussian_from_likelihood(
     log_likelihood: np.ndarray, offsets: list[np.ndarray], reference: np.ndarray,
     cell_variances: np.ndarray,
 ) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
-    """Mean (d,) and covariance (d, d) of a likelihood on cells, or None and why there is none.
+    """Mean (d,) and covariance (d, d) of a likelihood on cells, or None and the reason.
 
-    ``log_likelihood`` ([K,] R, C) is -inf where unknown, ``offsets`` are the d coordinates of its
-    cells from the prior's mean, ``reference`` (d, d) is the Gaussian that is multiplied in and
-    divided out again.  No result is finer than the cells, whose own variance along each axis is
-    ``cell_variances`` (d,).
+    ``log_likelihood`` ([K,] R, C) is -inf where unknown.  ``offsets`` are the d coordinates of the
+    cells, from the mean of the prior.  ``reference`` (d, d) is the covariance of the reference in
+    ``pose_from_heatmap``.  ``cell_variances`` (d,) are those within a cell, added to the moments.
     """
     log_q = _log_gaussian(offsets, reference)
     log_q[~np.isfinite(log_likelihood)] = -np.inf
@@ -105,12 +104,12 @@ def gaussian_from_likelihood(
     if gain_nats < MIN_GAIN_NATS:
         return None, 'the heat map is nearly uniform'
 
-    # Information relative to the reference's: in its axes metres and radians are alike.
+    # Relative to the reference, information in metres and in radians can be compared.
     root = np.linalg.cholesky(precision0)
     relative = np.linalg.solve(root, np.linalg.solve(root, precision1 - precision0).T)
     values, vectors = np.linalg.eigh((relative + relative.T) / 2.0)
     informed = values > MIN_INFORMATION
-    # Along a direction without information the reference's mean stands, with a huge variance.
+    # A direction without information keeps the mean of the reference, with a huge variance.
     values = np.where(informed, values, NO_INFORMATION)
     axes = np.linalg.solve(root.T, vectors)                         # (d, d)
     covariance = axes @ np.diag(1.0 / values) @ axes.T
@@ -120,7 +119,7 @@ def gaussian_from_likelihood(
 
 
 def _log_gaussian(offsets: list[np.ndarray], covariance: np.ndarray) -> np.ndarray:
-    """Log-density ([K,] R, C) up to a constant; products of coordinates stay small arrays."""
+    """Log-density ([K,] R, C) up to a constant, without an array of all coordinates."""
     precision = np.linalg.inv(covariance)
     columns = [u.reshape(-1, *[1] * axis) for axis, u in enumerate(offsets)]
     log_q = np.zeros([len(u) for u in reversed(offsets)])
@@ -143,7 +142,7 @@ def moments(weight: np.ndarray, offsets: list[np.ndarray]) -> tuple[np.ndarray, 
     size = len(offsets)
 
     def marginal(*kept: int) -> np.ndarray:
-        """The sum over all coordinates but these; the first of them along the last axis."""
+        """The sum over all other coordinates; the first one kept lies along the last axis."""
         return weight.sum(tuple(-1 - k for k in range(size) if k not in kept))
 
     mean = np.array([marginal(i) @ u for i, u in enumerate(offsets)])
@@ -170,7 +169,7 @@ def finer_yaws(
 
 @dataclass(frozen=True)
 class Peak:
-    """The best place of a heat map: its cell, what lies near it (R, C), and how much."""
+    """The best place of a heat map: its cell, the cells near it (R, C), and their probability."""
 
     row: int
     col: int
@@ -179,7 +178,7 @@ class Peak:
 
 
 def peak_of(heatmap: Heatmap, sharpening: float = 1.0) -> Peak:
-    """The highest place, summed over yaw, and the probability within PEAK_RADIUS_M of it."""
+    """The place with the highest sum over yaw, and the probability within PEAK_RADIUS_M of it."""
     volume = heatmap.log_probability[None] if heatmap.volume is None else heatmap.volume
     places = np.exp(sharpening * (volume - volume.max())).sum(0)                 # (R, C)
     x_m, y_m = heatmap.grid.cell_centres()
@@ -190,14 +189,13 @@ def peak_of(heatmap: Heatmap, sharpening: float = 1.0) -> Peak:
 
 def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
               min_mass: float = 0.5, inflation: float = 1.0) -> tuple[PoseEstimate, bool]:
-    """What one frame says by itself: its best place and heading, and whether it is ambiguous.
+    """The pose of a single image at the peak of its heat map, and whether it is ambiguous.
 
-    Mean and covariance (times ``inflation``) of the probability about the highest place; where
-    that is less than ``min_mass`` of all the answer is ambiguous and the covariance is the whole
-    window's.  Log-probabilities are multiplied by ``sharpening`` first: a temperature that makes
-    room for the frames that are wrong makes the peaks of the others too wide.
-    A heat map without headings takes the prior's.  For single frames; the filter takes
-    ``pose_from_heatmap``.
+    The pose has the mean and the covariance, times ``inflation``, of the peak.  If less than
+    ``min_mass`` of the probability lies there, the image is ambiguous: the position is that of the
+    peak and the covariance that of the whole window.  Log-probabilities are multiplied by
+    ``sharpening`` first, because a temperature that allows for wrong images makes the peaks of
+    right ones too wide.  Without headings in the heat map the heading is that of the prior.
     """
     if heatmap.volume is None:
         yaws_rad, volume = np.array([prior.pose.yaw_rad]), heatmap.log_probability[None]
@@ -215,7 +213,7 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
         x_m, y_m = x_m[cols], y_m[rows]
     mean, covariance = moments(
         weight, [x_m - best_m[0], y_m - best_m[1], yaws_rad - prior.pose.yaw_rad])
-    if ambiguous:  # the best place stands, and the spread is about it
+    if ambiguous:  # the covariance is about the peak, not about the mean
         away = np.array([mean[0], mean[1], 0.0])
         covariance += np.outer(away, away)
         mean[:2] = 0.0
@@ -229,11 +227,11 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
 
 
 def distance2_within(share: float, dof: float, dimensions: int = 3) -> float:
-    """Squared Mahalanobis distance, by the covariance, that a share of the errors keeps within.
+    """Squared Mahalanobis distance, by the covariance, that a share of the errors does not exceed.
 
-    For a multivariate Student t with ``dof`` > 2 degrees of freedom: its covariance is dof /
-    (dof - 2) times its shape matrix, and by that a distance2 / dimensions has the F distribution
-    (Kotz and Nadarajah, Multivariate t Distributions, 2004).
+    The errors have a multivariate Student t distribution with ``dof`` > 2 degrees of freedom.  Its
+    covariance is dof / (dof - 2) times its shape matrix; by the latter, distance2 / dimensions has
+    an F distribution (Kotz and Nadarajah, Multivariate t Distributions, 2004).
     """
     if dof >= GAUSSIAN_DOF:
         return float(chdtri(dimensions, 1.0 - share))

@@ -1,4 +1,4 @@
-"""What every matcher offers, and how far about a prior it searches."""
+"""The interface of all matchers, and how far from a prior they search."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Any, Protocol, TYPE_CHECKING
 from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import CameraImage, Heatmap, MatchErrors, PoseEstimate
 
-if TYPE_CHECKING:  # torch comes with it, which a Localizer without a matcher does not need
+if TYPE_CHECKING:  # it imports torch, which a Localizer without a matcher does not need
     from crossview_localizer.maps.embedding_map import MapWindow
 
-WINDOW_SIGMAS = 3.0     # of the prior, each way
-MIN_HALF_YAW_RAD = 0.07
-# A start that aligns odometry and GNSS may be this uncertain of the heading, see fusion.
+WINDOW_SIGMAS = 3.0         # half of the search window, in sigmas of the prior
+MIN_HALF_YAW_RAD = 0.07     # smallest half of it in heading
+# Wide enough for a start with START_YAW_SIGMA_RAD (see ``fusion.heading_initializer``).
 MAX_HALF_YAW_RAD = 0.75
 
 
@@ -26,14 +26,14 @@ class SearchWindow:
 
     @classmethod
     def around(cls, prior: PoseEstimate, config: MatchConfig) -> 'SearchWindow':
-        """The window of three sigmas of the prior in place and heading, or somewhat more."""
+        """The window of WINDOW_SIGMAS of a prior in place and heading, or the smallest one."""
         x_m2, y_m2, yaw_rad2 = prior.covariance.diagonal()
         return cls(
             max(config.window_min_m, WINDOW_SIGMAS * math.sqrt(max(x_m2, y_m2))),
             max(MIN_HALF_YAW_RAD, WINDOW_SIGMAS * math.sqrt(yaw_rad2)))
 
     def too_wide(self, config: MatchConfig) -> str:
-        """Why the window is not searched, or ''."""
+        """Why the window is too wide to be searched; '' if it is not."""
         if self.half_width_m > config.window_max_m:
             return (f'the prior asks for a window of {self.half_width_m:.0f} m each way; at most '
                     f'{config.window_max_m:.0f} m are searched')

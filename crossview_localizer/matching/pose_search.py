@@ -1,12 +1,12 @@
-"""Many hypotheses of the pose, weighed by the heat maps of many frames until one of them wins.
+"""The search for a pose: many hypotheses, weighed by heat maps until one of them wins.
 
-For a start without a heading, after an outage, or where the Kalman prior has locked onto the wrong
-street.  Each heading has a grid of positions in log space.  Odometry carries all of them along,
-each under its own heading: a grid moves as a whole and is never resampled.  Each frame adds its
-heat map under that heading.  Once one mode has held nearly all of the probability for a while,
-``winner`` gives a pose that ``PoseFilter.set_pose`` takes.
+It is for a start without a heading, for the time after an outage, and for a filter that is in the
+wrong street.  Each heading has a grid of log-probabilities of positions.  Odometry moves each grid
+as a whole, under its own heading, so that none is resampled.  Each image adds a heat map to each
+grid.  When one mode has held nearly all of the probability for some way, it wins: ``winner`` gives
+a pose for ``PoseFilter.set_pose``.
 
-Legend: K headings, R and C rows and columns of a grid.
+Shape legend: K headings, R and C rows and columns of a grid.
 """
 
 from collections.abc import Sequence
@@ -21,22 +21,22 @@ from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 
 HEADINGS = 48           # evenly round the circle
 CELL_M = 2.0            # spacing of positions
-RADIUS_M = 100.0        # farthest that a pose is searched from where it was taken to be
-OUTLIER_SHARE = 0.2     # of the heat maps that say nothing of the true pose
+RADIUS_M = 100.0        # largest distance at which a pose is searched
+OUTLIER_SHARE = 0.2     # of heat maps that say nothing about the true pose
 CORRELATION_M = 15.0    # heat maps closer together along the road share their errors
-DRIFT_SHARE = 0.05      # blur of every hypothesis, metres of sigma for each metre driven
-MODE_RADIUS_M = 10.0    # hypotheses this near to the best, with a heading at most two steps
-MODE_HEADINGS = 2       # off, are one
-WIN_PROBABILITY = 0.95  # the best one wins once it holds this much of the probability
-WIN_DISTANCE_M = 20.0   # and has held it for this long on the road
-STEP_M, STEP_S = 4.0, 0.9   # between two frames of a search: each takes 0.3 s of a core
+DRIFT_SHARE = 0.05      # blur of the grids, metres of sigma for each metre driven
+# A mode is what lies this near to the best hypothesis, in place and in steps of heading.
+MODE_RADIUS_M, MODE_HEADINGS = 10.0, 2
+WIN_PROBABILITY = 0.95  # a mode wins that has held this share of the probability
+WIN_DISTANCE_M = 20.0   # over this distance
+STEP_M, STEP_S = 4.0, 0.9   # between two images of a search; each takes 0.3 s of a core
 
 
 class PoseHypotheses:
-    """Log-probabilities (K, R, C) of where base_link is and which way it points."""
+    """Log-probabilities (K, R, C) of poses of base_link."""
 
     def __init__(self, x_m: float, y_m: float, radius_m: float, headings: int = HEADINGS):
-        """Every heading, and every position within ``radius_m`` of a point in ``map``."""
+        """All headings, and all positions within ``radius_m`` of a point in ``map``."""
         if not radius_m >= CELL_M:
             raise ValueError(f'radius is {radius_m} m; expected at least {CELL_M} m')
         self._grid = MapGrid.around(x_m, y_m, radius_m, CELL_M)
@@ -53,11 +53,11 @@ class PoseHypotheses:
 
     @property
     def yaws_rad(self) -> np.ndarray:
-        """The headings (K,) of now."""
+        """The present headings (K,)."""
         return wrap_angle(self._start_yaws_rad + self._turned_rad)
 
     def move(self, increment: Pose2D) -> None:
-        """Carry every hypothesis along by an odometry increment in the old body frame."""
+        """Move all hypotheses by an odometry increment in the old body frame."""
         for index, yaw_rad in enumerate(self.yaws_rad):
             moved = Pose2D(0.0, 0.0, yaw_rad).transform(np.array([increment.x_m, increment.y_m]))
             self._moved_m[index] += moved
@@ -77,9 +77,9 @@ class PoseHypotheses:
 
     # log p <- log p + share * log((1 - o) h + o / n)       h: heat map, n: its known cells
     def update(self, heatmaps: Sequence[Heatmap | None]) -> None:
-        """Weigh the hypotheses under each of K headings by its heat map; None says nothing.
+        """Weigh the hypotheses by a heat map for each of K headings; None changes nothing.
 
-        Cells outside a heat map count as outliers.  Raises ValueError for another number of maps.
+        Cells outside a heat map count as outliers.  Raises ValueError for a wrong number of maps.
         """
         if len(heatmaps) != len(self._moved_m):
             raise ValueError(f'{len(heatmaps)} heat maps; expected {len(self._moved_m)}')
@@ -109,7 +109,7 @@ class PoseHypotheses:
         mean = values @ weights
         spread = values - mean[:, None]
         covariance = (weights * spread) @ spread.T
-        # A cell stands for all within it; the blur lags behind within a heading.
+        # The width of a cell and of a step of heading, and the lag of the blur.
         cell_m2 = CELL_M**2 / 12 + (MODE_RADIUS_M / 4) ** 2
         covariance += np.diag([cell_m2, cell_m2, self._heading_step_rad**2 / 12])
         return PoseEstimate(
@@ -117,7 +117,7 @@ class PoseHypotheses:
             covariance)
 
     def _best_mode(self) -> tuple[np.ndarray, ...]:
-        """Probability, x, y and yaw (n,) of the hypotheses that are one with the best."""
+        """Probability, x, y and yaw (n,) of the hypotheses of the best mode."""
         heading, row, col = np.unravel_index(np.argmax(self._log_p), self._log_p.shape)
         best_m = np.array(self._grid.xy_from_row_col(row, col)) + self._moved_m[heading]
         xs_m, ys_m = self._grid.cell_centres()
@@ -134,7 +134,7 @@ class PoseHypotheses:
         return tuple(np.concatenate(part) for part in zip(*parts))
 
     def _log_likelihood(self, index: int, heatmap: Heatmap) -> np.ndarray:
-        """Log-likelihood (R, C) of the positions under one heading; 0 where all are alike."""
+        """Log-likelihood (R, C) of the positions under one heading; 0 for a flat heat map."""
         known = np.isfinite(heatmap.log_probability)
         density = np.exp(heatmap.log_probability) * known.sum()            # 1 where uniform
         row, col = heatmap.grid.row_col_from_xy(
@@ -149,9 +149,9 @@ class PoseHypotheses:
 
 
 class PoseSearch:
-    """The hypotheses about a place over the frames of a drive.
+    """The hypotheses about a place, and which images of a drive weigh them.
 
-    Frames follow each other by STEP_M and STEP_S at least.
+    These images are at least STEP_M and STEP_S apart.
     """
 
     def __init__(self, x_m: float, y_m: float, radius_m: float):
@@ -162,7 +162,7 @@ class PoseSearch:
         self._stamp_ns = 0
 
     def advance(self, stamp_ns: int, odom_from_base: Pose2D) -> bool:
-        """Carry the hypotheses to the odometry of a frame; False where it is too near the last."""
+        """Move the hypotheses to the odometry of an image; False if it is too near the last."""
         if self._odom_from_base is not None:
             increment = self._odom_from_base.inverse() @ odom_from_base
             step_m = math.hypot(increment.x_m, increment.y_m)
@@ -178,7 +178,7 @@ def _blurred(log_p: np.ndarray, sigma_cells: float) -> np.ndarray:
     highest = log_p.max()
     if sigma_cells == 0.0 or highest == -np.inf:
         return log_p
-    # Far below the highest float32 has no digits left; such hypotheses are kept, hardly alive.
+    # float32 has no digits so far below the highest; such hypotheses keep a tiny probability.
     p = cv2.GaussianBlur(
         np.exp(np.maximum(log_p - highest, -80.0)).astype(np.float32), (0, 0), sigma_cells)
     return highest + np.log(np.maximum(p, 1e-35)).astype(float)

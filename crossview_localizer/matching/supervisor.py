@@ -1,4 +1,4 @@
-"""Whether matches may correct the published pose; where not, the search for another pose."""
+"""Decides whether matches may correct the published pose, and searches for a lost pose."""
 
 from collections.abc import Callable
 from enum import Enum
@@ -20,65 +20,61 @@ from crossview_localizer.fusion.pose_filter import LOST_YAW_SIGMA_RAD, PoseFilte
 from crossview_localizer.matching.evidence import MeanEvidence
 from crossview_localizer.matching.pose_search import PoseHypotheses, PoseSearch, RADIUS_M
 
-# Below this mean evidence the images are taken to be of another place,
+# Images with a mean evidence below this are taken to be of another place.
 DISTRUST_NATS = -0.1
-# and above this one they are trusted again.
+# They are trusted, at first or again, with a mean evidence above this.
 TRUST_NATS = 1.2
-# How often distrusted matches are tried anew from the pose without them, and how often a pose
-# that the images leave no doubt of is kept to fall back on.
+# How often one filter takes over the state of the other, see MatchSupervisor.
 RETRY_S = 10.0
-# A search begins once matches have been distrusted for this long.
+# A search begins when matches have been distrusted for this long.
 SEARCH_AFTER_S = 20.0
-# After so many metres without a winner a search begins again, or ends where no pose is known.
+# A search without a winner after so many metres begins again, or ends if there is no pose.
 SEARCH_LIMIT_M = 300.0
 
 
 class State(Enum):
     TRUSTED = 'matches correct the published pose'
-    LOST = 'there is no pose, or none certain enough, to match at: it is searched for'
+    LOST = 'as TRUSTED, but the pose is too uncertain or unknown and is searched for'
     DISTRUSTED = 'the published pose goes on without matches'
-    SEARCHING = 'as distrusted, and the pose is searched for'
+    SEARCHING = 'as DISTRUSTED, and the pose is searched for'
 
 
 class MatchSupervisor:
-    """Two filters, the evidence of the heat maps, and the search, as one state machine.
+    """Two filters, the evidence of the heat maps and the search, as one state machine.
 
-    One filter uses the matches, the other goes on without them; both get everything else.  While
-    matches are distrusted the second one is published, and the first is where they are tried.
+    One filter uses the matches, the other does not; both get all other measurements.  In TRUSTED
+    and LOST the filter with matches is published.  In DISTRUSTED and SEARCHING the filter without
+    matches is published, and the other one serves to try the matches.
 
-    =================== ======================================= ==================================
-    state               event                                   next state, and what is done
-    =================== ======================================= ==================================
-    TRUSTED, LOST       evidence is enough and below the limit  DISTRUSTED from TRUSTED,
-                        (see ``weigh``)                         SEARCHING from LOST; matches are
-                                                                tried from the pose without them
-    TRUSTED, LOST       any other evidence                      TRUSTED; the search ends; a pose
-                                                                beyond doubt is kept (RETRY_S)
-    DISTRUSTED,         evidence above TRUST_NATS               TRUSTED; the search ends
-    SEARCHING
-    DISTRUSTED,         RETRY_S since the last time             the same; matches are tried anew
-    SEARCHING                                                   from the pose without them
-    DISTRUSTED          distrusted for SEARCH_AFTER_S           SEARCHING about the pose
-                                                                without matches
-    TRUSTED             prior too wide                          LOST
-    DISTRUSTED          prior too wide                          SEARCHING
-    any                 a pose without heading is set           SEARCHING about it, in place of
-                                                                any other search; LOST if matches
-                                                                were trusted and no filter had
-                                                                started
-    LOST                a pose with heading is set              TRUSTED
-    SEARCHING           a pose with heading is set              DISTRUSTED
-    LOST, SEARCHING     SEARCH_LIMIT_M without a winner         the same, about the pose of now;
-                                                                without one as for a pose that
-                                                                is set
-    LOST, SEARCHING     searches are no longer allowed          TRUSTED from LOST, else DISTRUSTED
-    LOST, SEARCHING     the search has a winner                 DISTRUSTED; matches are tried at
-                                                                the winner, which is published
-                                                                if nothing else is known
-    =================== ======================================= ==================================
+    ================ ======================================================== ============
+    state            event                                                    next state
+    ================ ======================================================== ============
+    TRUSTED          the images do not fit                                    DISTRUSTED
+    TRUSTED          the prior is too wide for a match                        LOST
+    LOST             an image is matched, and the images fit so far           TRUSTED
+    LOST             an image is matched, and the images do not fit           SEARCHING
+    DISTRUSTED       the images fit                                           TRUSTED
+    DISTRUSTED       the prior is too wide, or SEARCH_AFTER_S have passed     SEARCHING
+    SEARCHING        the images fit                                           TRUSTED
+    LOST, SEARCHING  a hypothesis wins (it is then tried)                     DISTRUSTED
+    LOST             the search ends without a winner (see below)             TRUSTED
+    SEARCHING        the search ends without a winner                         DISTRUSTED
+    TRUSTED, LOST    a pose without heading is set before the filters start   LOST
+    any              a pose without heading is set otherwise                  SEARCHING
+    ================ ======================================================== ============
 
-    Without ``can_search`` LOST and SEARCHING are never entered; without a matcher there is one
-    filter and the state stays TRUSTED.  Calls must not overlap.
+    Whether the images fit is judged by ``weigh``.  A search ends without a winner if a pose with
+    heading is set, if the matcher is lost, or after SEARCH_LIMIT_M without any pose.  After
+    SEARCH_LIMIT_M with a pose it begins again about that pose.  A pose without heading always
+    begins a new search.  A winner becomes the pose of both filters if none has started, else of
+    the filter with matches only.
+
+    Every RETRY_S, while trusted, the filter without matches takes over the state of the other one
+    if the evidence is beyond doubt.  At the loss of trust and every RETRY_S, while distrusted, the
+    filter with matches takes over the state of the other one.
+
+    A matcher that cannot search leaves only TRUSTED and DISTRUSTED.  Without a matcher there is
+    one filter and the state is TRUSTED.  Calls must not overlap.
     """
 
     def __init__(self, config: FilterConfig, errors: MatchErrors | None, can_search: bool):
@@ -91,8 +87,8 @@ class MatchSupervisor:
         self._evidence = MeanEvidence()
         self._odometry = OdometryPath(config)
         self._search: PoseSearch | None = None
-        self._distrusted_ns: int | None = None   # since when
-        self._copied_ns: int | None = None       # when one filter last took over from the other
+        self._distrusted_ns: int | None = None   # since when, or since a pose was set
+        self._copied_ns: int | None = None       # when a filter last took over the other's state
         self._copy_is_due = False
 
     @property
@@ -107,7 +103,7 @@ class MatchSupervisor:
     # --- measurements
 
     def add(self, method: Callable[..., FilterUpdate], measurement) -> FilterUpdate:
-        """Call a method of PoseFilter for both filters; what became of it in the published one."""
+        """Call a method of PoseFilter on both filters; return the update of the published one."""
         update = method(self.published, measurement)
         if self._with_matches is not self._without_matches:
             method(self._without_matches if self._trusts_matches else self._with_matches,
@@ -119,7 +115,7 @@ class MatchSupervisor:
         return self.add(PoseFilter.add_odometry, sample)
 
     def set_pose(self, estimate: PoseEstimate) -> FilterUpdate:
-        """Set both filters; a pose whose heading is unknown begins a search (SEARCHING)."""
+        """Set the pose of both filters; without a heading begin a search (Outcome.SEARCHING)."""
         if self._can_search and _lacks_only_the_heading(estimate):
             if self.published.started:
                 self._distrust(estimate.stamp_ns)
@@ -130,12 +126,13 @@ class MatchSupervisor:
         update = self.add(PoseFilter.set_pose, estimate)
         if update.outcome is Outcome.USED:
             self._end_search()
+            self._distrusted_ns = estimate.stamp_ns
         return update
 
     # --- matches
 
     def pose_for_matching(self, stamp_ns: int) -> PoseEstimate | None:
-        """Where an image is compared with the map: while distrusted not at the published pose."""
+        """The prior for the match of an image; while distrusted it is not the published pose."""
         published = self.published.estimate_at(stamp_ns)
         if published is None or self._trusts_matches:
             return published
@@ -145,10 +142,10 @@ class MatchSupervisor:
         return tried or published
 
     def weigh(self, heatmap: Heatmap, prior: PoseEstimate) -> None:
-        """Judge by a heat map, and the pose that it was made at, whether the images belong there.
+        """Judge by the mean evidence, with this heat map and its prior, whether the images fit.
 
-        While trusted the limit is DISTRUST_NATS, but TRUST_NATS for the first judgement of all.
-        The filters follow in ``add_match``.
+        Too few frames change nothing.  The limit is DISTRUST_NATS while trusted, and TRUST_NATS
+        for the first judgement and while distrusted.  ``add_match`` must follow.
         """
         stamp_ns, trusted_before = heatmap.stamp_ns, self._trusts_matches
         proven = trusted_before and self._evidence.is_enough
@@ -174,7 +171,7 @@ class MatchSupervisor:
             self._copied_ns = stamp_ns
 
     def add_match(self, match: PoseEstimate | None, reason: str) -> FilterUpdate:
-        """Use the match of the heat map that was weighed last; None and why if it gave none."""
+        """Use the match of the heat map that was weighed last; None if it gave none, and why."""
         update = FilterUpdate(Outcome.AMBIGUOUS, reason)
         if match is not None:
             update = self._with_matches.add_match(match)
@@ -196,19 +193,19 @@ class MatchSupervisor:
     # --- the search
 
     def allow_search(self, allowed: bool) -> None:
-        """Whether a search can run from now on; one that is under way ends if not."""
+        """Say whether a search can run from now on."""
         self._can_search = allowed
         if not allowed:
             self._end_search()
 
     def search_around(self, prior: PoseEstimate) -> None:
-        """Begin a search where a prior is too wide for a match, unless one is under way."""
+        """Begin a search about a prior that is too wide for a match, unless there is one."""
         if self._can_search and self._search is None:
             radius_m = _radius_m(prior) if self._trusts_matches else RADIUS_M
             self._begin_search(prior, radius_m)
 
     def next_search_step(self, stamp_ns: int) -> PoseHypotheses | None:
-        """The hypotheses that want heat maps of the image of this stamp, if there are any."""
+        """The hypotheses that need heat maps of the image of this stamp; None if none do."""
         odom_from_base = self._odometry.pose_at(stamp_ns)
         if self._search is None or odom_from_base is None:
             return None
@@ -224,7 +221,7 @@ class MatchSupervisor:
 
     def finish_search_step(self, hypotheses: PoseHypotheses, heatmaps: list[Heatmap] | None,
                            stamp_ns: int) -> None:
-        """Weigh the hypotheses of ``next_search_step`` by their heat maps; None off the map."""
+        """Weigh the hypotheses of ``next_search_step`` by heat maps; None if outside the map."""
         if self._search is None or self._search.hypotheses is not hypotheses:
             return
         if heatmaps is not None:
@@ -242,14 +239,14 @@ class MatchSupervisor:
 
     @property
     def search_text(self) -> str:
-        """How far a search has come, or ''."""
+        """How far the search has come; '' without one."""
         if self._search is None:
             return ''
         return (f'the pose is searched for: {self._search.driven_m:.0f} m driven of at most '
                 f'{SEARCH_LIMIT_M:.0f} m')
 
     def _begin_search(self, about: PoseEstimate, radius_m: float = RADIUS_M) -> float:
-        """Begin, in place of any search so far; returns the radius in metres."""
+        """Begin a new search; return its radius in metres."""
         self._search = PoseSearch(about.pose.x_m, about.pose.y_m, radius_m)
         self.state = State.LOST if self._trusts_matches else State.SEARCHING
         return self._search.radius_m
@@ -266,6 +263,6 @@ def _lacks_only_the_heading(estimate: PoseEstimate) -> bool:
 
 
 def _radius_m(estimate: PoseEstimate) -> float:
-    """Three sigmas; the largest radius where the sigma means nothing."""
+    """Three sigmas; the largest radius if the sigma is unknown."""
     variance_m2 = max(estimate.covariance[0][0], estimate.covariance[1][1])
     return 3.0 * math.sqrt(variance_m2) if 0.0 < variance_m2 < math.inf else RADIUS_M

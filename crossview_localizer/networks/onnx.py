@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from crossview_localizer.files import write_atomically
 from crossview_localizer.networks.dense import DENSE
 
 FINGERPRINT_KEY = 'crossview_localizer_weights'
@@ -73,10 +74,9 @@ def export_branch(network, name: str, path: Path) -> None:
     """Write one branch, ``ground`` or ``satellite``, whole or not at all."""
     onnx = _required('onnx')
     module, inputs, input_names, output_names, free = branches(network)[name]
-    writing = path.with_name(path.name + '.writing')
-    try:
+    with write_atomically(path) as writing:
         with warnings.catch_warnings(), torch.no_grad():
-            # The tracing exporter: the newer one needs onnxscript and ten times as long.
+            # The tracing exporter: the newer one needs onnxscript and takes ten times as long.
             warnings.simplefilter('ignore')
             torch.onnx.export(
                 module, inputs, str(writing), input_names=input_names, dynamo=False,
@@ -84,9 +84,6 @@ def export_branch(network, name: str, path: Path) -> None:
         model = onnx.load(str(writing))
         model.metadata_props.add(key=FINGERPRINT_KEY, value=network.fingerprint)
         onnx.save(model, str(writing))
-        writing.replace(path)
-    finally:
-        writing.unlink(missing_ok=True)
 
 
 class OnnxBranch:
@@ -105,7 +102,8 @@ class OnnxBranch:
         options.inter_op_num_threads = 1
         # Threads that spin while they wait would take the cores from odometry and camera driver.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-        provider = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}[device]
+        kind = torch.device(device).type
+        provider = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}[kind]
         if provider not in runtime.get_available_providers():
             raise ValueError(f'this onnxruntime has no {provider}; expected onnxruntime-gpu, or '
                              'device: cpu')
