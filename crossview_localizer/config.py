@@ -6,7 +6,9 @@ its weights file, see ``networks.checkpoint``.  What no user would change is a c
 code that uses it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 
 
 def tunable(default, description: str, low=None, high=None, choices=None):
@@ -223,6 +225,33 @@ def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, Loca
     return node_config, config_from_flat(
         LocalizerConfig,
         {name: value for name, value in values.items() if name not in node_names})
+
+
+def read_parameters(path: str | Path) -> tuple[NodeConfig, LocalizerConfig]:
+    """The two configs of a ROS parameter file, whose parameters are those of all nodes (``/**``).
+
+    Raises OSError, or ValueError with what was found and expected.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        values = dict(_flat_items(content['/**']['ros__parameters']))
+    except (
+        yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError,
+    ) as error:
+        raise ValueError(
+            f'{path} is no parameter file ({" ".join(str(error).split())}); expected /**: '
+            'ros__parameters:') from error
+    return configs_from_parameters(values)
+
+
+def _flat_items(nested: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            yield from _flat_items(value, f'{prefix}{key}.')
+        else:
+            yield prefix + key, value
 
 
 def _fits(value, default) -> bool:

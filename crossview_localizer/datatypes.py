@@ -24,7 +24,8 @@ class Outcome(Enum):
     UNUSABLE = 'image not usable'
     DISTRUSTED = 'images do not fit the map here'
     SEARCHING = 'the pose is searched for'
-    SUPERSEDED = 'the localizer was reset, or given a pose, while the image was processed'
+    DROPPED = 'dropped before it was processed'
+    SUPERSEDED = 'a reset or a new pose came before the image was done'
 
 
 @dataclass(frozen=True)

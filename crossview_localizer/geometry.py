@@ -101,6 +101,28 @@ class LocalFrame:
         )
         self._proj = Proj(self.proj4)
 
+    @classmethod
+    def through_point(
+        cls, latlon_deg: tuple[float, float], xy_m: tuple[float, float],
+    ) -> 'LocalFrame':
+        """The frame in which a point on Earth has these coordinates.
+
+        The origin is moved by the error that is left, until it is below a micrometre; ValueError
+        where that does not happen (a few hundred kilometres from the origin).
+        """
+        frame = cls(*latlon_deg)
+        for _ in range(30):
+            error_m = np.subtract(frame.xy_from_latlon(*latlon_deg), xy_m)
+            if np.hypot(*error_m) < 1e-6:
+                return frame
+            origin_deg = frame.latlon_from_xy(*error_m)
+            if not np.isfinite(origin_deg).all():
+                break
+            frame = cls(*origin_deg)
+        raise ValueError(
+            f'no map origin gives the point {latlon_deg} deg the coordinates {xy_m} m; expected '
+            'a point within a few hundred kilometres of the origin')
+
     def xy_from_latlon(self, latitude_deg, longitude_deg):
         """Degrees (scalars or arrays) to metres (x, y); inf where the projection ends."""
         return self._proj(longitude_deg, latitude_deg)

@@ -60,6 +60,12 @@ class Localizer:
             self.matcher, self.embedding_map = matcher, embedding_map
             self._supervisor.allow_search(self._can_search)
 
+    @property
+    def match_state(self) -> str:
+        """Whether matches are used: trusted, lost, distrusted or searching (see ``State``)."""
+        with self._lock:
+            return self._supervisor.state.name.lower()
+
     def add_gnss(self, fix: GnssFix) -> FilterUpdate:
         with self._lock:
             return self._supervisor.add(PoseFilter.add_gnss, fix)

@@ -96,3 +96,12 @@ def test_a_reduced_image_keeps_the_directions_of_its_pixels():
         (900 - 643.0) / 983.0, abs=4e-4)
     assert (rows.mean() - fitting.cy_px) / fitting.fy_px == pytest.approx(
         (700 - 493.0) / 983.0, abs=4e-4)
+
+
+def test_images_in_a_gap_of_the_odometry_make_no_pair():
+    stamps_ns = np.array([0, 1, 4, 5]) * 10**9
+    poses = [Pose2D(1.5 * stamp_ns * 1e-9, 0.0, 0.0) for stamp_ns in stamps_ns]
+    motion = CameraMotion(Track.from_poses(stamps_ns, poses))
+    for second in range(6):
+        motion.add(CameraImage(second * 10**9, street(1.5 * second, 0.0, 1.5, 0.0), CAMERA))
+    assert len(motion.pitches_rad) == 2  # of the seconds 0 and 1, 4 and 5

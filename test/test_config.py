@@ -14,6 +14,7 @@ from crossview_localizer.config import (
     LocalizerConfig,
     MatchConfig,
     NodeConfig,
+    read_parameters,
     tunables,
 )
 
@@ -100,3 +101,18 @@ def test_every_tunable_of_the_filter_is_read_by_it():
     source = ''.join(path.read_text() for path in (PACKAGE / 'fusion').glob('*.py'))
     unread = [name for name in flatten(FilterConfig()) if f'onfig.{name}' not in source]
     assert not unread
+
+
+def test_the_parameter_file_of_the_node_gives_both_configs(tmp_path):
+    path = tmp_path / 'parameters.yaml'
+    path.write_text(
+        '/**:\n  ros__parameters:\n    odometry_wait_s: 0.25\n    filter:\n      buffer_s: 3.0\n')
+    node_config, config = read_parameters(path)
+    assert node_config == NodeConfig(odometry_wait_s=0.25)
+    assert config.filter.buffer_s == 3.0
+    path.write_text('/**:\n  ros__parameters:\n    filter:\n      bufer_s: 3.0\n')
+    with pytest.raises(ValueError, match=r'filter\.bufer_s'):
+        read_parameters(path)
+    path.write_text('localizer: {}\n')
+    with pytest.raises(ValueError, match='no parameter file'):
+        read_parameters(path)

@@ -10,13 +10,15 @@ import pytest
 pytest.importorskip('rclpy', reason='no ROS 2')
 
 import cv2  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402
 import recorded_drive as drive  # noqa: E402
 import torch  # noqa: E402
 
 from crossview_localizer import overlay  # noqa: E402
 from crossview_localizer.camera import views  # noqa: E402
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate  # noqa: E402
-from crossview_localizer.evaluation.report_figures import Shot  # noqa: E402
+from crossview_localizer.evaluation import overlays  # noqa: E402
+from crossview_localizer.evaluation.shots import Shot  # noqa: E402
 from crossview_localizer.geometry import MapGrid, Pose2D  # noqa: E402
 from crossview_localizer.maps.embedding_map import EmbeddingMap  # noqa: E402
 from crossview_localizer.matching.attribution import (  # noqa: E402
@@ -168,10 +170,10 @@ def test_shares_of_the_dense_matcher_add_up_to_the_peak_s_lead(image, network):
 
 def test_paint_is_strongest_at_its_reach_and_leaves_the_unknown_alone():
     rgb = np.full((1, 4, 3), 100, np.uint8)
-    shown = overlay.painted(rgb, np.array([[np.nan, 0.0, 2.0, -9.0]]), 2.0)
+    shown = overlays.painted(rgb, np.array([[np.nan, 0.0, 2.0, -9.0]]), 2.0)
     assert (shown[0, :2] == 100).all()
-    strong = overlay.STRONGEST_ALPHA
-    for pixel, colour in ((shown[0, 2], overlay.FOR_RGB), (shown[0, 3], overlay.AGAINST_RGB)):
+    strong = overlays.STRONGEST_ALPHA
+    for pixel, colour in ((shown[0, 2], overlays.FOR_RGB), (shown[0, 3], overlays.AGAINST_RGB)):
         assert pixel == pytest.approx((1 - strong) * 100 + strong * np.array(colour), abs=1)
 
 
@@ -206,7 +208,7 @@ def test_what_cannot_be_drawn_ends_with_one_line(recorded, tmp_path, capsys):
     for arguments, expected in (
             ([run, '--out', str(tmp_path)], 'give it with --map'),
             ([run, '--map', map_path, '--out', str(tmp_path)], 'give it with --weights'),
-            ([run, '--map', map_path, *weights], 'has no image'),
+            ([run, '--map', map_path, *weights], 'has no usable image'),
             ([run, '--input-bag', bag, '--map', bag, *weights], 'does not exist'),
             ([bag, '--map', map_path, *weights], '/crossview_localizer/pose')):
         assert overlay.main(arguments) == 2
@@ -226,6 +228,6 @@ def test_the_paper_s_own_view_of_the_frame_is_painted_on_that_view(image):
         on_image(found, image.camera)
     shot = Shot('Best', 0, None, np.exp(heatmap.log_probability[::-1]), (-15.0, 15.0, -15.0, 15.0),
                 np.zeros(2), 1.0, None, PRIOR, None, None)
-    figure = overlay.draw(shot, image, found, 0.0, None)
+    figure = overlays.draw_overlay(shot, image, found, 0.0, None)
     assert len(figure.axes) == 3
-    overlay.report_figures.plt.close(figure)
+    plt.close(figure)

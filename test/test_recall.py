@@ -12,7 +12,7 @@ from training.evaluation.recall import (
     noisy_centres,
     recall,
     retrieve,
-    summary,
+    summarize,
 )
 
 VALIDATION_DRIVE = '2015-08-17-10-42-18'
@@ -176,13 +176,13 @@ def test_the_summary_holds_signed_errors_in_the_axes_of_the_vehicle():
     # Northbound; the picked tile is 10 m to the east: 10 m to the right.
     satellite = on_circle(50.0, 1.0, 60.0, 70.0, 80.0, 90.0)
     found = retrieve(satellite, on_circle(0.0), TILES_M, east(0.0), 35.0)
-    lines = summary(found, np.array([np.pi / 2]), np.array([0]))
+    lines = summarize(found, np.array([np.pi / 2]), np.array([0]))
     assert lines['lateral_mean_m'] == pytest.approx(-10.0)
     assert lines['longitudinal_mean_m'] == pytest.approx(0.0, abs=1e-9)
     assert lines['median_m'] == lines['mean_m'] == lines['p95_m'] == [10.0, 10.0, 10.0]
     assert lines['recall_local'] == {1: 0.0} | dict.fromkeys(range(2, 11), 100.0)
     assert lines['n'] == lines['n_queries'] == 1
-    unknown = summary(found, np.array([np.nan]), np.array([0]))
+    unknown = summarize(found, np.array([np.nan]), np.array([0]))
     assert unknown['lateral_mean_m'] is None and unknown['median_m'] == [10.0, 10.0, 10.0]
 
 

@@ -19,7 +19,7 @@ def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, 
 
     ``city`` are ``make_world``'s settings of the town and its route.
     """
-    from crossview_localizer.robotcar_to_bag import convert, Options
+    from crossview_localizer.bags.robotcar_bag import convert, Options
     from training.prepare import prepare
     from training.simulation import make_world
 
@@ -36,9 +36,7 @@ def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, 
         convert(Options(raw / name, raw / 'models', raw / 'extrinsics', bags[-1],
                         raw / 'rtk' / name / 'rtk.csv', overwrite=True), progress=False)
     world = prepare(bags, [raw / 'orthophoto.tif'], path.stem, px_m, 2.0)
-    partial = out / f'.partial_{seed}.npz'
-    save_world(world, partial)
-    partial.replace(path)
+    save_world(world, path)
     shutil.rmtree(raw)
     print(f'{path}: {len(world.images)} images (SIMULATION)', flush=True)
     return path

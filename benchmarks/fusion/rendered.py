@@ -27,8 +27,8 @@ from benchmarks.fusion.estimates import (
 from benchmarks.fusion.towns import feed, ImageAt, Town, town_from_seed
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.datatypes import GnssFix, OdometrySample, Outcome, PoseEstimate
-from crossview_localizer.evaluation.pose_metrics import TRUTH_MAX_GAP_S
 from crossview_localizer.geometry import Pose2D, wrap_angle
+from crossview_localizer.trajectory import TRUTH_MAX_GAP_S
 
 DRIVE_S = 930.0
 OUTAGES_S = (10.0, 30.0, 60.0, 300.0)
@@ -225,7 +225,7 @@ def searches(town: Town, config: LocalizerConfig, rng) -> dict[str, tuple]:
     images = town.images
     first = int(rng.integers(30, max(len(images) - int(SEARCH_S) - 5, 31)))
     begin_ns = images[first].stamp_ns
-    truth = town.truth.pose_at(begin_ns)
+    truth = town.truth.pose_at(begin_ns, TRUTH_MAX_GAP_S)
     bearing_rad = rng.uniform(-math.pi, math.pi)
     reach_m = START_RADIUS_M * math.sqrt(rng.uniform())
     place = Pose2D(truth.x_m + reach_m * math.cos(bearing_rad),
@@ -253,7 +253,7 @@ def _searched(town: Town, config: LocalizerConfig, events, start: PoseEstimate, 
         for result in feed(localizer, [event]):
             locked = locked and result.outcome is not Outcome.DISTRUSTED
             if not locked and result.outcome is Outcome.USED:
-                true = town.truth.pose_at(event.stamp_ns)
+                true = town.truth.pose_at(event.stamp_ns, TRUTH_MAX_GAP_S)
                 error = true.inverse() @ result.posterior.pose
                 right = math.hypot(error.x_m, error.y_m) < 5.0 and (
                     abs(error.yaw_rad) < math.radians(10.0))
@@ -264,7 +264,7 @@ def _searched(town: Town, config: LocalizerConfig, events, start: PoseEstimate, 
 def noisy_start(truth, first_ns: int, rng) -> PoseEstimate:
     sigma_m, yaw_sigma_rad = rng.uniform(5.0, 25.0), math.radians(rng.uniform(0.5, 10.0))
     sigmas = np.array([sigma_m, sigma_m, yaw_sigma_rad])
-    noisy = truth.pose_at(first_ns).as_array() + sigmas * rng.standard_normal(3)
+    noisy = truth.pose_at(first_ns, TRUTH_MAX_GAP_S).as_array() + sigmas * rng.standard_normal(3)
     return PoseEstimate(
         first_ns, Pose2D(*noisy[:2], wrap_angle(float(noisy[2]))), np.diag(sigmas**2))
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import torch
 
-from benchmarks.demo.demo import PARAMETERS, REMAPS, RosRun, STARTUP_S
+from benchmarks.demo.ros_run import PARAMETERS, REMAPS, RosRun, STARTUP_S
 from benchmarks.speed.world import BenchWorld, IMAGE_TOPIC, percentiles_ms, repeated_s, WEIGHTS
 from crossview_localizer.matching.dense_matcher import ground_tensors, HalfGround
 from crossview_localizer.networks.checkpoint import load_network

@@ -19,17 +19,16 @@ from benchmarks.speed.world import (
     watched,
     WEIGHTS,
 )
-from crossview_localizer.allocator import keep_freed_memory
-from crossview_localizer.build_map import build_map, SPACING_M
+from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+from crossview_localizer.maps.builder import build_map, SPACING_M
 from crossview_localizer.maps.embedding_map import (
     CHUNK,
     EmbeddingMap,
     write_tensors,
 )
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.maps.route import read_route
 from crossview_localizer.networks.checkpoint import load_network
 
 SPEED_MPS = 30.0
@@ -66,7 +65,6 @@ class TimedNetwork:
 def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
     """All of the orthophoto, and the drive's corridor, against the forwards alone; two workers."""
     torch.set_num_threads(1)
-    keep_freed_memory()
     imagery = Imagery.open([world.orthophoto])
     route = read_route(world.traversal / 'gps/gps.csv')
     parts = []

@@ -15,6 +15,9 @@ from crossview_localizer import node
 from crossview_localizer.camera import views
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.matching import dense_matcher
+from crossview_localizer.ros import localizer_holder
+from crossview_localizer.ros.image_processor import ImageProcessor
+from crossview_localizer.ros.outputs import LocalizerOutputs
 from crossview_localizer.ros.sensor_rig import SensorRig
 
 
@@ -42,20 +45,30 @@ class Spans:
 
     def clock_images(self) -> None:
         """Begin a record with each image and end it once all is published."""
-        process = node.LocalizerNode._process
+        process, publish = ImageProcessor.process, LocalizerOutputs.publish_localization
+        records = {}        # by the time at which the image's callback was entered
 
-        def timed(shell, received):
+        def timed_process(processor, received, newest_odometry):
             self._current = {'wait': time.perf_counter() - received.entered_s}
-            process(shell, received)
-            localization = shell._localization
+            processed = process(processor, received, newest_odometry)
+            records[received.entered_s] = self._current
+            return processed
+
+        def timed_publish(outputs, localization, frame, entered_s):
+            begin_s = time.perf_counter()
+            latency_ms = publish(outputs, localization, frame, entered_s)
+            end_s = time.perf_counter()
             self.images.append({
-                **self._current, 'end_to_end': time.perf_counter() - received.entered_s,
-                'stamp_ns': localization.stamp_ns, 'outcome': localization.outcome.name})
-        node.LocalizerNode._process = timed
+                **records.pop(entered_s), 'publish': end_s - begin_s,
+                'end_to_end': end_s - entered_s, 'stamp_ns': localization.stamp_ns,
+                'outcome': localization.outcome.name})
+            return latency_ms
+        ImageProcessor.process = timed_process
+        LocalizerOutputs.publish_localization = timed_publish
 
     def clock_matcher(self) -> None:
         """Clock each stage of whatever matcher the node loads."""
-        load = node.load_localizer
+        load = localizer_holder.load_localizer
 
         def loading(*arguments, **keywords):
             localizer = load(*arguments, **keywords)
@@ -69,12 +82,11 @@ class Spans:
             self.clock(localizer.filter, 'add_match', 'filter')
             self.clock(localizer.filter, 'estimate_at', 'filter')
             return localizer
-        node.load_localizer = loading
+        localizer_holder.load_localizer = loading
         self.clock(EmbeddingMap, 'window', 'window')
         self.clock(SensorRig, 'camera_image', 'decode')
         self.clock(views, 'lifted_view', 'resize')
         self.clock(dense_matcher, 'ground_tensors', 'upload')
-        self.clock(node.LocalizerNode, '_publish_localization', 'publish')
 
 
 def main() -> int:

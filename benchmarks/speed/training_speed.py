@@ -28,53 +28,50 @@ from benchmarks.speed.world import (
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
 from training.data.datasets import load_world
-from training.recipes.dense_groups import dense_group
+from training.distributed import Ranks
+from training.loop import backward, Objective, set_training
+from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
 from training.samplers import LocalBatchSampler
-from training.train_dense import freeze, group_loss
 
-GROUP = 6
 RANK_STEPS = 16
 SAMPLER_PLACES = (1000, 10_000, 100_000, 1_000_000)
 PLACES_PER_KM2 = 10_000     # a tile every 5 m of 50 km of street
 
 
 def measure_training(world: BenchWorld, device: str, smoke: bool) -> dict:
-    """Frames a second of the dense recipe: its loader, its steps, both at once; and two ranks."""
+    """Frames per second of the dense recipe: of drawing, of computing, of both; and two ranks."""
     torch.set_num_threads(1)
     data = load_world(world.prepared)
-    network = random_network(DenseConfig(), 0)
-    freeze(network, 2)
-    groups = 2 if smoke else 6
+    ranks = Ranks(device=device)
+    network = random_network(DenseConfig(), 0).to(device, memory_format=torch.channels_last)
+    set_training(network, 2)
+    recipe = PoseLikelihoodRecipe(PoseLikelihoodConfig(), network.config, 0, [data], [data])
+    objective = Objective(network, recipe, ranks)
+    steps = range(1 if smoke else 3)
 
-    def draw(number: int):
-        return dense_group(data, number % len(data.poses), GROUP, network.config, (0, number))
-
-    def step(group) -> int:
-        network.zero_grad(set_to_none=True)
-        nll, _ = group_loss(network, group)
-        nll.mean().backward()
-        return len(nll)
-
-    kept = [draw(k) for k in range(groups)]
-    step(kept[0])
+    kept = [recipe.draw(step, ranks) for step in steps]
+    frames = sum(len(group.images) for parts in kept for group in parts)
+    backward(objective, kept[0], ranks)
     begin_s = time.perf_counter()
-    frames = sum(len(draw(k).images) for k in range(groups))
+    for step in steps:
+        recipe.draw(step, ranks)
     loader = frames / (time.perf_counter() - begin_s)
     begin_s = time.perf_counter()
-    bound = sum(step(group) for group in kept) / (time.perf_counter() - begin_s)
-    # As training does it: the next group is drawn while this one is computed.
+    for parts in kept:
+        backward(objective, parts, ranks)
+    bound = frames / (time.perf_counter() - begin_s)
+    # As training does it: the next step is drawn while this one is computed.
     begin_s = time.perf_counter()
-    frames = 0
     with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(draw, 0)
-        for k in range(groups):
-            group = waiting.result()
-            waiting = ahead.submit(draw, k + 1)
-            frames += step(group)
+        waiting = ahead.submit(recipe.draw, 0, ranks)
+        for step in steps:
+            parts = waiting.result()
+            waiting = ahead.submit(recipe.draw, step + 1, ranks)
+            backward(objective, parts, ranks)
     both = frames / (time.perf_counter() - begin_s)
     result = {
-        'device': 'cpu', 'frames_per_s': round(both, 2), 'device_bound_frames_per_s':
-        round(bound, 2), 'loader_frames_per_s': round(loader, 2),
+        'device': device, 'frames_per_s': round(both, 2),
+        'device_bound_frames_per_s': round(bound, 2), 'loader_frames_per_s': round(loader, 2),
         'share_of_bound': round(both / bound, 3),
         'sampler': measure_sampler(SAMPLER_PLACES[:2] if smoke else SAMPLER_PLACES)}
     if not smoke:

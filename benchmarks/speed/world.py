@@ -54,8 +54,8 @@ class BenchWorld:
 def make_bench_world(folder: Path, duration_s: float, jobs: int) -> BenchWorld:
     """Render, convert, enlarge, embed, export; what is there already is kept and not timed."""
     from crossview_localizer import build_map, export
+    from crossview_localizer.bags.robotcar_bag import convert, Options
     from crossview_localizer.networks.checkpoint import load_network
-    from crossview_localizer.robotcar_to_bag import convert, Options
     from training.data.datasets import save_world
     from training.prepare import prepare
     from training.simulation import make_world
@@ -100,16 +100,16 @@ def make_bench_world(folder: Path, duration_s: float, jobs: int) -> BenchWorld:
 
 def enlarge(source: Path, target: Path) -> None:
     """Copy a bag of JPEG images, each decoded and enlarged to IMAGE_PX, with its camera_info."""
-    from rosbags.highlevel import AnyReader
     from rosbags.rosbag2 import StoragePlugin, Writer
 
+    from crossview_localizer.bags.bag import Bag
     from crossview_localizer.bags.topics import COMPRESSED_IMAGE_TOPIC
     from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 
     typestore = typestore_with_geographic_msgs()
     raw = typestore.types['sensor_msgs/msg/Image']
     scale = IMAGE_PX[0] / RENDERED_PX[0]
-    with AnyReader([source], default_typestore=typestore) as reader, Writer(
+    with Bag(source) as opened, Writer(
         target, version=9, storage_plugin=StoragePlugin.MCAP,
     ) as writer:
         copies = {
@@ -117,8 +117,8 @@ def enlarge(source: Path, target: Path) -> None:
                 IMAGE_TOPIC if c.topic == COMPRESSED_IMAGE_TOPIC else c.topic,
                 raw.__msgtype__ if c.topic == COMPRESSED_IMAGE_TOPIC else c.msgtype,
                 typestore=typestore, offered_qos_profiles=c.ext.offered_qos_profiles)
-            for c in reader.connections}
-        for connection, bag_ns, data in reader.messages():
+            for c in opened.connections}
+        for connection, bag_ns, data in opened.read_raw():
             if connection.topic == COMPRESSED_IMAGE_TOPIC:
                 msg = typestore.deserialize_cdr(data, connection.msgtype)
                 pixels = cv2.resize(cv2.imdecode(msg.data, cv2.IMREAD_COLOR), IMAGE_PX)

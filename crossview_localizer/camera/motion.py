@@ -21,6 +21,7 @@ from crossview_localizer.trajectory import Track
 
 STEP_M = (0.7, 3.0)             # distance between the two images of a pair
 MAX_TURN_RAD = 0.05             # and largest turn
+MAX_ODOMETRY_GAP_S = 1.0        # in a longer gap the motion is not known
 WIDTH_PX = 640                  # larger images are resized to this width
 MIN_TRACKS = 60                 # tracked points that a pair needs
 MIN_AGREEING = 0.6              # share of them that must agree with one motion of the camera
@@ -64,13 +65,16 @@ class CameraMotion:
         gray, camera = reduced(cv2.cvtColor(image.rgb, cv2.COLOR_RGB2GRAY), image.camera)
         if self._last is not None and self._last[1].shape == gray.shape:
             stamp_ns, before = self._last
-            motion = (self._odometry.pose_at(stamp_ns).inverse()
-                      @ self._odometry.pose_at(image.stamp_ns))
-            step_m = math.hypot(motion.x_m, motion.y_m)
-            if step_m < STEP_M[0]:
-                return  # wait for an image that is far enough
-            if step_m <= STEP_M[1] and abs(motion.yaw_rad) <= MAX_TURN_RAD:
-                self._compare(before, gray, camera, motion)
+            odom_from_before, odom_from_now = (
+                self._odometry.pose_at(at_ns, MAX_ODOMETRY_GAP_S)
+                for at_ns in (stamp_ns, image.stamp_ns))
+            if odom_from_before is not None and odom_from_now is not None:
+                motion = odom_from_before.inverse() @ odom_from_now
+                step_m = math.hypot(motion.x_m, motion.y_m)
+                if step_m < STEP_M[0]:
+                    return  # wait for an image that is far enough
+                if step_m <= STEP_M[1] and abs(motion.yaw_rad) <= MAX_TURN_RAD:
+                    self._compare(before, gray, camera, motion)
         self._last = image.stamp_ns, gray
 
     def _compare(self, before: np.ndarray, after: np.ndarray, camera: CameraModel,

@@ -65,9 +65,9 @@ class DenseMatcher:
         places = 2 * math.ceil(search.half_width_m / model.cell_m) + 1
         patch_cells = patch_side(model, yaws_rad[-1] - heading)
         ahead_m = model.middle_m * np.array([math.cos(heading), math.sin(heading)])
-        raster, missing, grid = window_raster(
-            window, model.block_cells, model.cell_m, prior.pose.x_m + ahead_m[0],
-            prior.pose.y_m + ahead_m[1], places + patch_cells - 1)
+        raster, missing, grid = self.cut(
+            window, prior.pose.x_m + ahead_m[0], prior.pose.y_m + ahead_m[1],
+            places + patch_cells - 1)
         scores = self.network.scores(
             *ground, raster, torch.from_numpy(yaws_rad)[None].to(self.device), heading,
             missing, patch_cells)[0] / model.temperature                        # (K, R, C)
@@ -75,6 +75,11 @@ class DenseMatcher:
         places_grid = MapGrid(places, places, model.cell_m, grid.x0_m + middle - ahead_m[0],
                               grid.y0_m - middle - ahead_m[1])
         return scores, yaws_rad, places_grid
+
+    def cut(self, window: MapWindow, x_m: float, y_m: float, side: int):
+        """See ``window_raster``."""
+        model = self.network.config
+        return window_raster(window, model.block_cells, model.cell_m, x_m, y_m, side)
 
     @torch.inference_mode()
     def search_heatmaps(self, ground, embedding_map, yaws_rad: np.ndarray, x_m: float, y_m: float,
@@ -91,8 +96,7 @@ class DenseMatcher:
             return None
         cell_m = SEARCH_POOL * model.cell_m
         side = 2 * math.ceil((half_width_m + self.margin_m) / cell_m) * SEARCH_POOL
-        raster, _, grid = window_raster(
-            window, model.block_cells, model.cell_m, x_m, y_m, side)
+        raster, _, grid = self.cut(window, x_m, y_m, side)
         raster = F.avg_pool2d(raster, SEARCH_POOL)                      # (C, N, N)
         patches = torch.cat([
             turned_views(ground[0], torch.tensor([[yaw_rad]]).to(ground[0]), yaw_rad, model)[0]
