@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from scipy.stats import multivariate_t
-from test_dense import gaussian_volume, PRIOR
+from test_heatmap_pose import gaussian_volume
+from test_heatmap_pose import SHARP_PRIOR as PRIOR
 
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose

@@ -7,6 +7,7 @@ import torch
 from benchmarks.speed.world import BenchWorld, percentiles_ms, repeated_s, TILE_WEIGHTS, WEIGHTS
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import Heatmap, OdometrySample, PoseEstimate
+from crossview_localizer.fusion.motion_model import STATES
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
@@ -146,11 +147,10 @@ def kalman_filter(device: str, runs: int) -> dict:
         ours.add_odometry(OdometrySample(
             10**9 + round(time_s * 1e9), Pose2D(10.0 * time_s, 0.0, 0.0)))
 
-    size = len(ours._ekf.x)
-    bare = KalmanFilter(size, 2)
-    bare.Q = np.eye(size) * 1e-4
+    bare = KalmanFilter(STATES, 2)
+    bare.Q = np.eye(STATES) * 1e-4
     return {
-        'states': size,
+        'states': STATES,
         'add_odometry (ours)': percentiles_ms(repeated_s(increment, 20 * runs)),
         'bare filterpy predict': percentiles_ms(repeated_s(bare.predict, 20 * runs)),
         'bare filterpy update': percentiles_ms(repeated_s(
