@@ -23,9 +23,9 @@ class Outcome(Enum):
     NO_MATCHER = 'no matcher is loaded'
     UNUSABLE = 'image not usable'
     DISTRUSTED = 'images do not fit the map here'
-    DROPPED = 'dropped before it was processed'
     SEARCHING = 'the pose is searched for'
-    SUPERSEDED = 'the localizer was reset, or given a pose, while the image was processed'
+    DROPPED = 'dropped before it was processed'
+    SUPERSEDED = 'a reset or a new pose came before the image was done'
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,10 @@ def test_the_matchers_line_counts_outcomes_and_tells_the_last_one():
 
 
 def test_every_outcome_of_a_processed_image_has_a_remedy():
-    others = {'USED', 'TOO_SLOW', 'DROPPED', 'SEARCHING', 'SUPERSEDED'}
-    for outcome in [outcome for outcome in Outcome if outcome.name not in others]:
+    for outcome in Outcome:
+        if outcome in (Outcome.USED, Outcome.TOO_SLOW, Outcome.SEARCHING, Outcome.DROPPED,
+                       Outcome.SUPERSEDED):
+            continue
         monitor = MatcherMonitor()
         monitor.add_image(localization(outcome), None, 0.0)
         assert monitor.status(0.0, 2.0).remedy

@@ -42,7 +42,7 @@ from training.recipes.dense_groups import prior_about, uniform_window
 PRIORS = 3                 # a view
 SURE_AND_WRONG_M = 5.0     # an error above this and the label's accuracy
 NEAR_M = 2.0               # of the label, or within its accuracy where that is worse
-FLAT_SHARE = 0.05          # of answers that say nothing, as in matching/evidence.py
+FLAT_SHARE = 0.05          # of answers that say nothing, as in evidence.frame_evidence_nats
 OLD_COMMIT = '45d2a5b'     # whose weights are a row: the last before any work on real pictures
 # Columns that a row has where a view's distance along its heading is unknown.
 RANGE_FREE = ('lateral_median_m', 'heading_median_deg', 'ambiguous', 'n')
@@ -110,8 +110,7 @@ def judge(views: list[View], row: Row) -> Iterable[list[Answer]]:
         ground = matcher.embed(image, 0.0)
         answers = []
         for prior in priors_of(view):
-            heatmap = matcher.match(
-                ground, raster, prior, uniform_window(view.prior_m))
+            heatmap = matcher.match(ground, raster, prior, uniform_window(view.prior_m))
             estimate, ambiguous = peak_pose(
                 heatmap, prior, model.sharpening, model.min_mass, model.peak_inflation)
             answers.append(Answer(

@@ -22,6 +22,7 @@ from crossview_localizer.evaluation.heatmap_figures import draw_heatmap_panel
 from crossview_localizer.evaluation.run_metrics import compare_with_truth
 from crossview_localizer.evaluation.shots import choose_nearest, choose_typical, read_shots, Shot
 from crossview_localizer.localizer import Localizer
+from crossview_localizer.matching.matcher import SearchWindow
 
 FOR_RGB, AGAINST_RGB = (255, 120, 0), (0, 110, 255)
 STRONGEST_ALPHA = 0.6
@@ -39,7 +40,6 @@ def write_overlays(
     Raises ValueError or OSError with what was found and expected.
     """
     from crossview_localizer.matching.attribution import peak_shares
-    from crossview_localizer.matching.matcher import SearchWindow
 
     topics, config = topics or Topics(), localizer.config
     run = read_run(bag, input_bag, localizer.frame, topics, node, node_config, progress)

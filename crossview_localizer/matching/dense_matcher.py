@@ -77,7 +77,7 @@ class DenseMatcher:
         return scores, yaws_rad, places_grid
 
     def cut(self, window: MapWindow, x_m: float, y_m: float, side: int):
-        """The descriptors about a point, what is missing and their grid: ``window_raster``."""
+        """See ``window_raster``."""
         model = self.network.config
         return window_raster(window, model.block_cells, model.cell_m, x_m, y_m, side)
 

@@ -122,7 +122,7 @@ def polar_tiles(tiles: torch.Tensor) -> torch.Tensor:
 
 
 class SpatialAwareAggregation(nn.Module):
-    """D heads that aggregate a feature map, all of them linear (SAFA):
+    """D linear heads that aggregate a feature map (SAFA).
 
     v_i = mean_c F[i, c];  a_d = W2_d (W1_d v + b1_d) + b2_d;  g_d = sum_i a_{i,d} F[i, :]
     """

@@ -28,7 +28,7 @@ class Status:
 def image_status(stamp_ns: int, outcome: Outcome, reason: str, match_state: str) -> Status:
     """What became of one image, as ``~/status`` has it.
 
-    ``match_state`` says whether matches are used: trusted, distrusted or searching.
+    ``match_state`` is that of ``Localizer.match_state``.
     """
     reason = reason or outcome.value
     return Status(
