@@ -159,8 +159,8 @@ def page(result: dict) -> str:
     lives = '\n'.join(live(name, result[name]) for name in ('cpu', 'gpu') if name in result)
     no_gpu = '' if 'gpu' in result else (
         'Nothing was measured on a GPU. Written for one and never run there: uploads from pinned\n'
-        'memory, and `precision: half` (the trunk in half precision and channels-last, the whole\n'
-        'ground branch as a CUDA graph); `make bench DEVICE=cuda` measures both.\n')
+        'memory, and `precision: half` (the trunk in half precision); `make bench DEVICE=cuda`\n'
+        'measures both.\n')
     return f"""# Performance
 
 Made by `make bench` ([bench.json](results/bench.json)): one run on one machine, each step beside
