@@ -6,6 +6,7 @@ pytest.importorskip('rclpy', reason='no ROS 2')
 torch = pytest.importorskip('torch')
 
 from crossview_localizer.config import LocalizerConfig, NodeConfig
+from crossview_localizer.datatypes import MatchErrors
 from crossview_localizer.geometry import LocalFrame
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.ros import localizer_holder
@@ -15,6 +16,11 @@ from crossview_localizer.ros.status import Level
 
 class FakeMap:
     descriptors = [0.0] * 10
+
+
+class FakeMatcher:
+    errors = MatchErrors()
+    search_heatmaps = None
 
 
 class Loads:
@@ -28,7 +34,7 @@ class Loads:
         self.asked.append({'device': device, **options})
         if self.error is not None:
             raise self.error
-        return Localizer(config, LocalFrame(51.76, -1.26), FakeMap(), object())
+        return Localizer(config, LocalFrame(51.76, -1.26), FakeMap(), FakeMatcher())
 
 
 @pytest.fixture
