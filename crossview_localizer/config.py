@@ -130,14 +130,9 @@ class NodeConfig:
     gnss_unknown_sigma_m: float = tunable(
         5.0, 'horizontal sigma assumed of fixes whose covariance is unknown, zero or NaN',
         0.1, 100.0)
-    gnss_velocity_unknown_sigma_mps: float = tunable(
-        0.3, 'sigma on each axis assumed of GNSS velocities whose covariance is unknown, zero or '
-        'NaN', 0.01, 10.0)
     odometry_wait_s: float = tunable(
         0.1, 'an image waits this long for odometry that reaches its stamp, then it is '
         'processed with an extrapolated prior', 0.0, 1.0)
-    settle_s: float = tunable(
-        0.005, 'and this long more for GNSS of the same instant', 0.0, 0.5)
     transform_tolerance_s: float = tunable(
         0.1, 'map->odom is stamped this long after the odometry it belongs to', 0.0, 2.0)
     publish_tf: bool = tunable(True, 'publish the transform map->odom')
@@ -147,14 +142,6 @@ class NodeConfig:
         10.0, "a longer half axis of the pose's 95 % ellipse is a warning in /diagnostics",
         0.1, 1000.0)
     ellipse_error_m: float = tunable(40.0, 'and above this an error', 0.1, 10000.0)
-    gnss_sigma_warn_m: float = tunable(
-        30.0, 'fixes that claim a larger horizontal sigma are a warning in /diagnostics',
-        0.1, 10000.0)
-    image_min_contrast: float = tunable(
-        3.0, 'an image whose grey levels have a smaller standard deviation shows nothing (lens '
-        'covered, black) and is not matched', 0.0, 50.0)
-    image_max_clipped: float = tunable(
-        0.97, 'an image with a larger share of black or white pixels is not matched', 0.1, 1.0)
     last_pose_path: str = tunable(
         'auto', 'file in which the pose is kept for a node that is killed and started again; '
         "auto: below ROS_HOME (~/.ros), by the node's name; empty: none")

@@ -107,7 +107,7 @@ class LocalizerNode(LifecycleNode):
             self.get_logger().warning(f'no pose to go on from: {error}')
         self._worker = ImageWorker(
             self._processor.process, self._results_are_there.trigger,
-            self._node_config.odometry_wait_s, self._node_config.settle_s)
+            self._node_config.odometry_wait_s)
         self.diagnostics.start(time.monotonic())
         return result
 

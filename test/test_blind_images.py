@@ -10,7 +10,7 @@ PICTURE = np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
 def check() -> BlindImageCheck:
-    return BlindImageCheck(min_contrast=3.0, max_clipped=0.97)
+    return BlindImageCheck()
 
 
 def at(x_m: float) -> Pose2D:

@@ -192,7 +192,7 @@ def test_two_publishers_of_one_input_are_at_least_a_warning():
 @pytest.mark.parametrize(('sigma_m', 'is_known', 'waited_s', 'text'), [
     (2.0, True, 0.1, ''),
     (5.0, False, 0.1, 'covariance is unknown, zero or NaN: 5.0 m are assumed'),
-    (50.0, True, 0.1, 'fixes claim a sigma of 50 m; gnss_sigma_warn_m is 30 m'),
+    (50.0, True, 0.1, 'fixes claim a sigma of 50 m; expected at most 30 m'),
     (2.0, True, 2.5, 'fixes wait 2.5 s for odometry of their time'),
 ])
 def test_a_used_fix_is_remarked_on(sigma_m, is_known, waited_s, text):

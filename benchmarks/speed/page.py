@@ -160,7 +160,8 @@ def page(result: dict) -> str:
     written_gb = max(row['gb'] for row in result['map_size'] if row['written_in_full'])
     lives = '\n'.join(live(name, result[name]) for name in ('cpu', 'gpu') if name in result)
     no_gpu = '' if 'gpu' in result else (
-        'Nothing was measured on a GPU; `make bench DEVICE=cuda` does it.\n')
+        'Nothing was measured on a GPU, `precision: half` included; '
+        '`make bench DEVICE=cuda` does it.\n')
     return f"""# Performance
 
 Made by `make bench` ([bench.json](results/bench.json)): one run on one machine, each step beside

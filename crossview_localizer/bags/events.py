@@ -1,7 +1,7 @@
 """A recorded drive as a stream of records, in the order in which the node would take them.
 
 Bag time stands for the clock.  As in the node, a fix or velocity waits until odometry has reached
-its stamp, unless odometry is silent.  An image is due ``settle_s`` after odometry has reached its
+its stamp, unless odometry is silent.  An image is due SETTLE_S after odometry has reached its
 stamp: at once if it had before the image came, and after ``odometry_wait_s`` in any case.  The
 node drops images that it has no time for; the stream has all of them.
 """
@@ -19,6 +19,7 @@ from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix, Odom
 from crossview_localizer.geometry import LocalFrame, Pose2D, wrap_angle
 from crossview_localizer.ros import conversions
 from crossview_localizer.ros.gnss_queue import GnssQueue
+from crossview_localizer.ros.image_worker import SETTLE_S
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 from crossview_localizer.ros.sensor_rig import SensorRig
 
@@ -96,7 +97,7 @@ class _EventStream:
         self.fields = {getattr(topics, field): field for field in MESSAGE_TYPES
                        if getattr(topics, field)}
         self._topics, self._base_frame = topics, node_config.base_frame
-        self._wait_s, self._settle_s = node_config.odometry_wait_s, node_config.settle_s
+        self._wait_s = node_config.odometry_wait_s
         self._first_bag_ns: int | None = None
         self._now_s = 0.0  # of the bag, since its first message
         self._timeline = OdometryTimeline(config.filter, lambda: self._now_s)
@@ -125,7 +126,7 @@ class _EventStream:
             self._first_bag_ns = bag_ns if self._first_bag_ns is None else self._first_bag_ns
             now_s = (bag_ns - self._first_bag_ns) * 1e-9
         while self._images:
-            due_s = max(self._images[0].until_s, self._last_image_s) + self._settle_s
+            due_s = max(self._images[0].until_s, self._last_image_s) + SETTLE_S
             if due_s >= now_s:
                 break
             self._now_s = self._last_image_s = due_s

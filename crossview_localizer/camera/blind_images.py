@@ -10,6 +10,10 @@ from crossview_localizer.geometry import Pose2D
 SAMPLE_ROWS = 120
 # Grey levels below and above these count as clipped.
 BLACK, WHITE = 5, 250
+# An image shows nothing if its grey levels have a smaller standard deviation,
+MIN_CONTRAST = 3.0
+# or if a larger share of them is clipped.
+MAX_CLIPPED = 0.97
 # The same picture twice is a frozen camera once the vehicle has moved this far.
 FROZEN_MOVED_M = 1.0
 
@@ -19,15 +23,9 @@ class BlindImage(ValueError):
 
 
 class BlindImageCheck:
-    """Refuses blind images.
+    """Refuses blind images."""
 
-    An image shows nothing where its grey levels have a standard deviation below ``min_contrast``
-    or where a share above ``max_clipped`` of them is clipped.
-    """
-
-    def __init__(self, min_contrast: float, max_clipped: float):
-        self._min_contrast = min_contrast
-        self._max_clipped = max_clipped
+    def __init__(self):
         self._last_sample: np.ndarray | None = None
         self._last_from: Pose2D | None = None  # odometry when this very picture first came
 
@@ -37,7 +35,7 @@ class BlindImageCheck:
         sample = rgb[::step, ::step]
         grey = sample.mean(axis=2)                                           # (h, w)
         clipped = np.mean((grey < BLACK) | (grey > WHITE))
-        if grey.std() < self._min_contrast or clipped > self._max_clipped:
+        if grey.std() < MIN_CONTRAST or clipped > MAX_CLIPPED:
             kind = 'black' if grey.mean() < 64 else 'saturated' if grey.mean() > 192 else 'flat'
             raise BlindImage(
                 f'image is {kind}: mean {grey.mean():.0f}, standard deviation {grey.std():.1f}, '

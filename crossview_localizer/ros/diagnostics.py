@@ -21,6 +21,8 @@ LATENCY_WINDOW = 1000
 CONTRADICTED_S = 3.0
 # GNSS that waited longer than this for odometry of its time is remarked on.
 GNSS_WAIT_WARN_S = 2.0
+# Fixes that claim a larger horizontal sigma are remarked on.
+GNSS_SIGMA_WARN_M = 30.0
 # Squared Mahalanobis radius of the ellipse that holds 95 % of a normal distribution in the plane.
 CHI2_95_PLANE = 5.991
 
@@ -267,9 +269,9 @@ class Diagnostics:
         if not is_covariance_known:
             remark = ('covariance is unknown, zero or NaN: '
                       f'{self._config.gnss_unknown_sigma_m} m are assumed')
-        elif sigma_m > self._config.gnss_sigma_warn_m:
-            remark = (f'fixes claim a sigma of {sigma_m:.3g} m; gnss_sigma_warn_m is '
-                      f'{self._config.gnss_sigma_warn_m:g} m')
+        elif sigma_m > GNSS_SIGMA_WARN_M:
+            remark = (f'fixes claim a sigma of {sigma_m:.3g} m; expected at most '
+                      f'{GNSS_SIGMA_WARN_M:g} m')
         else:
             remark = waiting_remark('fixes', waited_s)
         self.gnss.add_update(update, remark, remedies.GNSS)

@@ -7,6 +7,9 @@ import time
 
 from crossview_localizer.datatypes import OdometrySample, Outcome
 
+# How long an image whose odometry has come waits for GNSS of the same instant.
+SETTLE_S = 0.005
+
 
 @dataclass(frozen=True)
 class Unprocessed:
@@ -32,7 +35,7 @@ class ImageWorker:
 
     def __init__(
         self, process: Callable[[object, OdometrySample | None], object],
-        notify: Callable[[], None], odometry_wait_s: float, settle_s: float,
+        notify: Callable[[], None], odometry_wait_s: float, settle_s: float = SETTLE_S,
     ):
         self._process = process
         self._notify = notify

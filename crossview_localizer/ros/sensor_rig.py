@@ -13,6 +13,9 @@ from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.ros import conversions
 
+# Assumed on each axis of GNSS velocities whose covariance is unknown, zero or NaN.
+GNSS_VELOCITY_UNKNOWN_SIGMA_MPS = 0.3
+
 
 class UnknownCalibration(ValueError):
     """The mounting of a sensor or the camera's intrinsics are not known (yet)."""
@@ -69,8 +72,7 @@ class SensorRig:
     def __init__(self, node_config: NodeConfig, camera_config: CameraConfig):
         self.static_transforms = StaticTransforms()
         self.camera_info = None
-        self._blind_image_check = BlindImageCheck(
-            node_config.image_min_contrast, node_config.image_max_clipped)
+        self._blind_image_check = BlindImageCheck()
         self._config = node_config
         self._camera_height_m = camera_config.height_m
         self._antenna_m = (0.0, 0.0)  # in map, by the last fix
@@ -99,7 +101,7 @@ class SensorRig:
                 "expected one to the east and north, with the antenna's frame_id")
         return conversions.gnss_course_from_msg(
             msg, frame, self._antenna_m, self.base_from_antenna_m(msg.header.frame_id),
-            self._config.gnss_velocity_unknown_sigma_mps)
+            GNSS_VELOCITY_UNKNOWN_SIGMA_MPS)
 
     def camera_image(self, msg, odom_from_base: Pose2D | None = None) -> CameraImage:
         """An Image or CompressedImage; the newest odometry tells whether the camera is frozen.
