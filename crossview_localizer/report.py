@@ -13,6 +13,7 @@ from crossview_localizer.bags.arguments import (
     add_run_arguments,
     topics_from_arguments,
 )
+from crossview_localizer.config import LocalizerConfig, read_parameters
 from crossview_localizer.evaluation.run_report import write_report
 
 
@@ -26,6 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_arguments(parser, ('image', 'gnss', 'truth'))
     add_imagery_argument(parser)
     parser.add_argument(
+        '--params-file', type=Path, metavar='YAML',
+        help="the node's, for the smoothed trajectory (default: the defaults)")
+    parser.add_argument(
         '--out', type=Path, metavar='DIR', help='folder to write to (default: BAG_report)')
     return parser
 
@@ -34,10 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     out = arguments.out or arguments.bag.with_name(arguments.bag.resolve().name + '_report')
     try:
+        _, config = (read_parameters(arguments.params_file) if arguments.params_file
+                     else (None, LocalizerConfig()))
         page = write_report(
             out, arguments.bag, input_bag=arguments.input_bag, map_path=arguments.map,
             imagery=arguments.imagery, topics=topics_from_arguments(arguments),
-            node=arguments.node.rstrip('/'), progress=True)
+            node=arguments.node.rstrip('/'), config=config.filter, progress=True)
     except (ValueError, OSError) as error:
         print(f'report: error: {error}', file=sys.stderr)
         return 2

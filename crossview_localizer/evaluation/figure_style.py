@@ -30,6 +30,7 @@ COLOURS = {
     'truth': '#000000', 'gnss_only': '#e69f00', 'odometry_only': '#7f7f7f', 'prior': '#0072b2',
     'before_match': '#0072b2', 'image_blind': '#cc79a7', 'refined': '#009e73',
     'raw_correlation': '#56b4e9', 'random_init': '#d55e00',
+    'smoothed': '#332288',
 }
 OUTAGE_COLOUR = '#d1495b'
 STYLE = {

@@ -36,11 +36,13 @@ UNOBSERVED_YAW_RAD2 = 1e3   # of a variance in a message
 
 def draw_trajectory(
     track: Track, values: np.ndarray, label: str, truth: Track, fixes_xy_m: np.ndarray,
-    outages_ns: Sequence[tuple[int, int]], orthophoto: Orthophoto | None, width_in: float,
+    smoothed_xy_m: np.ndarray, outages_ns: Sequence[tuple[int, int]],
+    orthophoto: Orthophoto | None, width_in: float,
 ) -> Figure:
     """Draw the published poses coloured by ``values`` (n,), with truth, fixes and outages.
 
-    ``fixes_xy_m`` is (m, 2); ``truth`` (n rows) is NaN where it is not known.
+    ``fixes_xy_m`` is (m, 2), the smoothed trajectory (k, 2); it and ``truth`` (n rows) are NaN
+    where they are not known.
     """
     xy_m = track.poses[:, :2]
     shown = np.isfinite(xy_m).all(axis=1)
@@ -67,6 +69,11 @@ def draw_trajectory(
     if len(fixes_xy_m):
         axes.plot(*fixes_xy_m[thin].T, '.', color=COLOURS['gnss_only'], ms=3, label='GNSS fixes',
                   zorder=2)
+    smoothed_xy_m = smoothed_xy_m[np.isfinite(smoothed_xy_m).all(axis=1)]
+    if len(smoothed_xy_m):
+        thin = slice(None, None, max(1, len(smoothed_xy_m) // MOST_POINTS))
+        axes.plot(*smoothed_xy_m[thin].T, color=COLOURS['smoothed'], lw=1.2, ls='--',
+                  label='smoothed', zorder=5)
     if len(true_m):
         thin = slice(None, None, max(1, len(true_m) // MOST_POINTS))
         pieces = np.insert(
@@ -119,7 +126,7 @@ def draw_errors(
     errors = {
         name: pose_metrics.pose_errors(track, comparison.truth)
         for name, track in comparison.rows.items()}
-    for name in ('gnss_only', 'prior', 'before_match', 'image_blind', 'refined'):
+    for name in ('gnss_only', 'prior', 'before_match', 'image_blind', 'smoothed', 'refined'):
         if name in errors:
             error_m = errors[name]['position_m']
             rows = envelope(error_m)

@@ -1,10 +1,15 @@
 """A recorded run as a comparison with the truth, and what can be said of it without truth."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from crossview_localizer.bags.recorded_run import RecordedRun
+from crossview_localizer.config import FilterConfig
+from crossview_localizer.datatypes import MatchErrors, OdometrySample, PoseEstimate
 from crossview_localizer.evaluation import pose_metrics
 from crossview_localizer.evaluation.pose_metrics import Comparison
+from crossview_localizer.fusion.smoother import smooth_drive
 from crossview_localizer.trajectory import Track, TRUTH_MAX_GAP_S
 
 OUTAGE_S = 3.0
@@ -24,6 +29,34 @@ def compare_with_truth(run: RecordedRun) -> Comparison:
     outcomes = {name: [''] * len(stamps_ns) for name in rows}
     outcomes['refined'] = run.outcomes().tolist()
     return Comparison(truth, evaluated, rows, outcomes)
+
+
+def with_row(comparison: Comparison, name: str, track: Track) -> Comparison:
+    """The comparison with one more row, whose images have no outcomes."""
+    return replace(
+        comparison, rows=comparison.rows | {name: track},
+        outcomes=comparison.outcomes | {name: [''] * len(track)})
+
+
+def smooth_run(
+    run: RecordedRun, config: FilterConfig, errors: MatchErrors | None, stamps_ns: np.ndarray,
+) -> Track:
+    """The smoothed poses at these stamps, from odometry, fixes and the matches that were used.
+
+    NaN where there is none, and everywhere without odometry.  ``config`` is that of the node,
+    ``errors`` are the matcher's.
+    """
+    odometry = run.odometry
+    used = {status.stamp_ns for status in run.statuses if status.outcome == 'used'}
+    measurements = [
+        OdometrySample(int(stamp_ns), odometry.pose(row))
+        for row, stamp_ns in enumerate(odometry.stamps_ns)]
+    measurements += run.fixes
+    measurements += [
+        PoseEstimate(int(stamp_ns), run.matches.pose(row), run.matches.covariances[row])
+        for row, stamp_ns in enumerate(run.matches.stamps_ns)
+        if not run.statuses or int(stamp_ns) in used]
+    return smooth_drive(measurements, config, errors, stamps_ns)
 
 
 def innovations(run: RecordedRun) -> np.ndarray:

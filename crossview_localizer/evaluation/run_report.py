@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from crossview_localizer.bags.recorded_run import NODE, read_run, RecordedRun
 from crossview_localizer.bags.topics import Topics
-from crossview_localizer.datatypes import Outcome
+from crossview_localizer.config import FilterConfig
+from crossview_localizer.datatypes import MatchErrors, Outcome
 from crossview_localizer.evaluation import (
     figure_style,
     heatmap_figures,
@@ -27,6 +28,8 @@ from crossview_localizer.evaluation.run_metrics import (
     calibration_series,
     compare_with_truth,
     outages,
+    smooth_run,
+    with_row,
 )
 from crossview_localizer.evaluation.shots import choose_typical, read_shots
 from crossview_localizer.files import write_atomically
@@ -40,6 +43,8 @@ MOST_WARNINGS = 12
 
 ROW_MEANINGS = {
     'refined': 'what the node published',
+    'smoothed': 'the best trajectory afterwards: each pose from what was measured before and after'
+    ' it',
     'before_match': "the node's prior of each image: earlier matches, but not yet this one",
     'prior': 'the same filter without any match',
     'gnss_only': "the last fix, moved on for at most 1 s by the fixes' own velocity",
@@ -78,11 +83,12 @@ def find_demo(bag: Path, poses: Track) -> Demo | None:
 def write_report(
     out: Path, bag: Path, *, input_bag: Path | None = None, map_path: Path | None = None,
     imagery: Sequence[Path] = (), demo: Demo | None = None, topics: Topics | None = None,
-    node: str = NODE, progress: bool = False,
+    node: str = NODE, config: FilterConfig | None = None, progress: bool = False,
 ) -> Path:
     """Read a recording, draw all of it into ``out`` and return the path of its page.
 
-    ``demo`` is what stands beside the recording where it is not given.  Raises ValueError or
+    ``demo`` is what stands beside the recording where it is not given; ``config`` is that of the
+    node, for the smoothed trajectory (default: its defaults).  Raises ValueError or
     OSError with what was found and expected.
     """
     topics = topics or Topics()
@@ -92,6 +98,11 @@ def write_report(
     demo = demo or find_demo(bag, run.poses)
     own = compare_with_truth(run)
     comparison = demo.comparison if demo else own
+    smoothed = smooth_run(run, config or FilterConfig(), _match_errors(run), np.union1d(
+        own.truth.stamps_ns, comparison.truth.stamps_ns))
+    if np.isfinite(smoothed.poses).any() and 'smoothed' not in comparison.rows:
+        comparison = with_row(
+            comparison, 'smoothed', smoothed.aligned(comparison.truth.stamps_ns))
     judged = bool(comparison.evaluated.any())
     fixes_ns = np.array([fix.stamp_ns for fix in run.fixes], np.int64)
     end_ns = int(run.poses.stamps_ns[-1])
@@ -104,7 +115,7 @@ def write_report(
     count = 2 + (3 if judged else len(run.poses) > 1) + sum(
         map(bool, (calibrated, shots, len(run.latency_ms))))
     draw = _Pictures(out, count, progress)
-    sections = [_trajectory(draw, run, comparison, ground, gaps_ns)]
+    sections = [_trajectory(draw, run, comparison, ground, gaps_ns, smoothed)]
     if judged:
         sections += _judged_sections(draw, comparison, gaps_ns)
     elif len(run.poses) > 1:
@@ -157,6 +168,19 @@ def write_report(
     return out / PAGE
 
 
+def _match_errors(run: RecordedRun) -> MatchErrors | None:
+    """Those of the weights that /diagnostics names, where the file is there."""
+    weights = run.diagnostics.values.get('map', {}).get('weights', '')
+    if not weights:
+        return None
+    from crossview_localizer.networks.checkpoint import read_model_config
+
+    try:
+        return read_model_config(weights)[0].match_errors
+    except (ValueError, OSError):
+        return None
+
+
 class _Pictures:
     """Draws a picture for wide and for narrow screens and says where both are."""
 
@@ -193,7 +217,7 @@ def _outage_words(gaps_ns: list) -> str:
 
 
 def _trajectory(draw, run: RecordedRun, comparison: Comparison, ground: Background,
-                gaps_ns) -> Section:
+                gaps_ns, smoothed: Track) -> Section:
     track = comparison.rows['refined']
     if comparison.evaluated.any():
         values = pose_metrics.pose_errors(track, comparison.truth)['position_m']
@@ -204,10 +228,15 @@ def _trajectory(draw, run: RecordedRun, comparison: Comparison, ground: Backgrou
         how = 'The published pose, coloured by the longer half axis of its 95 % ellipse.'
     if ground.orthophoto is None:
         how += ' No map or imagery was found, so nothing lies below it.'
+    radius_m = figure_style.long_axis_m(smoothed.covariances)
+    if np.isfinite(radius_m).any():
+        how += (' Dashed: the smoothed trajectory, in which each pose is from what was measured '
+                'before and after it; its 95 % radius is '
+                f'{np.nanmedian(radius_m):.2f} m in the median.')
     fixes_xy_m = np.array([(fix.x_m, fix.y_m) for fix in run.fixes]).reshape(-1, 2)
     return Section('Trajectory', how, *draw(
         'trajectory', pose_figures.draw_trajectory, track, values, label, comparison.truth,
-        fixes_xy_m, gaps_ns, ground.orthophoto))
+        fixes_xy_m, smoothed.poses[:, :2], gaps_ns, ground.orthophoto))
 
 
 def _judged_sections(draw, comparison: Comparison, gaps_ns) -> list[Section]:
