@@ -1,7 +1,7 @@
-"""Any recorded run of the node as one HTML page with its pictures.
+"""Make one HTML page with pictures of a recorded run of the node.
 
-The page shows what was recorded: with ground truth the errors, without it what the node claims of
-itself.  Beside the outputs of ``make demo`` it also shows the demo's controls.
+With ground truth the page shows the errors, without it the bounds that the node claims.  For a
+run of ``make demo`` it also shows the demo's controls.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A recorded run as a comparison with the truth, and what can be said of it without truth."""
+"""Compares a recorded run with the truth, or, without truth, its matches with its priors."""
 
 from dataclasses import replace
 
@@ -16,7 +16,10 @@ OUTAGE_S = 3.0
 
 
 def compare_with_truth(run: RecordedRun) -> Comparison:
-    """The published poses against the truth, where there is any: lines are the poses' stamps."""
+    """Compare the published poses with the truth; the lines are the stamps of the poses.
+
+    No line is evaluated if the recording has no truth.
+    """
     stamps_ns = run.poses.stamps_ns
     truth = run.truth.at(stamps_ns, TRUTH_MAX_GAP_S)
     settled = (stamps_ns - run.start_ns) * 1e-9 > pose_metrics.SETTLING_S
@@ -60,9 +63,10 @@ def smooth_run(
 
 
 def innovations(run: RecordedRun) -> np.ndarray:
-    """Squared Mahalanobis lengths (m,) of match minus prior, under both covariances, over (x, y).
+    """Squared Mahalanobis lengths (m,) of match minus prior over (x, y), by the summed covariance.
 
-    Chi-square with two degrees of freedom where both are honest and independent.
+    They are chi-square with two degrees of freedom if both covariances are right and the errors
+    independent.
     """
     priors = run.priors.aligned(run.matches.stamps_ns)
     difference_m = run.matches.poses[:, :2] - priors.poses[:, :2]
@@ -82,7 +86,7 @@ def outages(fixes_ns: np.ndarray, start_ns: int, end_ns: int) -> list[tuple[int,
 def calibration_series(
     run: RecordedRun, comparison: Comparison,
 ) -> dict[str, tuple[np.ndarray, int]]:
-    """Label to squared Mahalanobis lengths and their degrees of freedom, of what there is."""
+    """What the calibration plot can show: see ``pose_figures.draw_calibration``."""
     series = {}
     for name in ('refined', 'before_match'):
         if name in comparison.rows and comparison.evaluated.any():
@@ -95,7 +99,7 @@ def calibration_series(
 
 
 def peak_references(run: RecordedRun, comparison: Comparison) -> Track:
-    """For each heat map the pose that its peak is held against: the truth, else the prior."""
+    """The pose with which the peak of each heat map is compared: the truth, else the prior."""
     if not comparison.evaluated.any():
         return run.priors.aligned(run.heatmap_ns)
     used, truth = comparison.evaluated, comparison.truth
