@@ -15,13 +15,16 @@ from launch.actions import (
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 
 
+SIGTERM_AFTER_S = 5.0  # as the real one: a process that is still starting may miss SIGINT
+
+
 class Launch:
     """What runs, and what is still to be done."""
 
     def __init__(self, context: LaunchContext):
         self.context = context
         self.processes: list[tuple[subprocess.Popen, ExecuteProcess]] = []
-        self.timers: list[tuple[float, TimerAction]] = []
+        self.timers: list[tuple[float, TimerAction | None]] = []
         self.failed = False
 
     def carry_out(self, actions) -> None:
@@ -50,6 +53,8 @@ class Launch:
             self.stop(signal.SIGINT)
 
     def stop(self, number: int) -> None:
+        if not self.context.is_shutdown:
+            self.timers.append((time.monotonic() + SIGTERM_AFTER_S, None))
         self.context.is_shutdown = True
         for process, _ in self.processes:
             if process.poll() is None:
@@ -67,7 +72,10 @@ class Launch:
         due = [entry for entry in self.timers if time.monotonic() > entry[0]]
         self.timers = [entry for entry in self.timers if entry not in due]
         for _, timer in due:
-            self.carry_out(timer.actions)
+            if timer is None:
+                self.stop(signal.SIGTERM)
+            else:
+                self.carry_out(timer.actions)
 
 
 def main(argv: list[str]) -> int:
