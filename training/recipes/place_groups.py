@@ -44,10 +44,12 @@ def place_sample(place: RenderedPlace, size: int, config: DenseConfig, seed, aug
     corners (B, 2) of each frame's window in cells, target (B, 3), missing (A/2, A/2)).
     """
     rng, shot, aerial, members, poses, origin = place_group(place, size, config, seed)
-    side = WINDOW_CELLS - 1 + config.patch_cells                      # cells of a window
     reach = PRIOR_M * rng.choice([0.45, 1.0])                         # of this group's prior
+    places = 2 * math.ceil((reach + 1.5) / config.cell_m) + 1         # along a side of the window
+    side = places - 1 + config.patch_cells                            # cells of a window
     headings = poses[:, 2]
-    prior = poses[:, :2] + rng.uniform(-reach, reach, (len(poses), 2))
+    shared, own = rng.uniform(-1, 1, 2) * (reach - 4.0), rng.uniform(-4.0, 4.0, (len(poses), 2))
+    prior = poses[:, :2] + shared + own
     centre = prior + config.middle_m * np.stack((np.cos(headings), np.sin(headings)), 1)
     # The area that holds all windows, in whole cells of a raster about its own middle.
     low, high = centre.min(0), centre.max(0)
