@@ -29,13 +29,13 @@ class Pose:
 
 
 def draw_camera(rng) -> CameraModel:
-    """Height 1.2 to 2.8 m, field of view 50 to 105 degrees, pitch and roll of its mounting."""
+    """Height 1.2 to 3.1 m, field of view 50 to 105 degrees, pitch and roll of its mounting."""
     width = FRAME_WIDTH_PX
     view_rad = np.radians(rng.uniform(50.0, 105.0))
     f_px = width / 2 / np.tan(view_rad / 2)
     pitch = np.radians(rng.normal(1.0, 2.5) if rng.random() < 0.8 else rng.uniform(4.0, 14.0))
     roll = np.radians(rng.normal(0.0, 0.8))
-    height_m = rng.uniform(1.2, 2.8)
+    height_m = rng.uniform(1.2, 2.2) if rng.random() < 0.5 else rng.uniform(2.2, 3.1)
     # Rows that hold what is of use, at most as many as a 4:3 image has of that view.
     top = np.tan(np.radians(ABOVE_DEG) + pitch)
     bottom = np.tan(np.radians(BELOW_DEG) - pitch)
