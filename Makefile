@@ -10,12 +10,13 @@ REAL_LAYOUT = $(wildcard $(or $(CROSSVIEW_DATA),../shared/data)/kitti09_overhead
 DENSE_LAYOUT = $(or $(LAYOUT),$(if $(EVAL_ONLY),,$(REAL_LAYOUT)))
 FUSION_OUT = $(or $(OUT),$(if $(SMOKE)$(EVAL_ONLY),build/fusion,docs/results))
 
-.PHONY: help env demo test test-jazzy faults endurance fuzz results-dense results-fusion results-paper bench bench-map-size docs-check lint format clean
+.PHONY: help env demo test test-jazzy faults endurance fuzz results-dense results-real results-fusion results-paper bench bench-map-size docs-check lint format clean
 
 help:
 	@echo 'make demo [SEED=7] [OUT=demo] [DURATION_S=130]   a simulated drive, localized and reported'
 	@echo 'make test [PYTEST_ARGS=...]                      all tests'
 	@echo 'make results-dense [EVAL_ONLY=1 SEED= | LAYOUT= | DEMOS= BLIND=] [OUT=]   the dense matcher by itself'
+	@echo 'make results-real [REAL_PAIRS= WEIGHTS= OUT=]     the dense matcher on real street and overhead pictures'
 	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   outages, calibration, real logs, spoofing, starts'
 	@echo 'make results-paper [SMOKE=1 | EVAL_ONLY=1 SEED= | PLAN=cpu TRAIN_SEEDS="3 4"] [OUT=]   local loss against global'
 	@echo 'make bench [SMOKE=1 DEVICE=cpu|cuda OUT= BENCH_ARGS=--resume]   speed of each step, and how it grows'
@@ -41,6 +42,11 @@ results-dense: env
 	  $(if $(DENSE_LAYOUT),--layouts '$(DENSE_LAYOUT)' --layout-seed $(or $(firstword $(SEED)),1)) \
 	  $(if $(DEMOS),--demos $(DEMOS)) $(if $(BLIND),--blind-weights $(BLIND))
 	$(if $(EVAL_ONLY),,$(RUN) python -m benchmarks.results)
+
+results-real: env
+	$(RUN) python -m benchmarks.accuracy.real_pairs --out $(or $(OUT),docs/results) \
+	  $(if $(REAL_PAIRS),--pairs '$(REAL_PAIRS)') $(if $(WEIGHTS),--weights $(WEIGHTS))
+	$(if $(OUT),,$(RUN) python -m benchmarks.results)
 
 results-fusion: env
 	$(RUN) python -m benchmarks.fusion --out $(FUSION_OUT) $(if $(SMOKE),--smoke) \

@@ -13,8 +13,7 @@ INTRODUCTION = """# Results
 
 Made by `python -m benchmarks.results` from the files in `docs/results`, each of which its own
 command writes. **Everything here is simulation** unless a section says otherwise: rendered towns
-that no training saw, other days than the orthophoto's. Nothing was measured on real imagery with
-a real camera.
+that no training saw, other days than the orthophoto's.
 """
 
 
@@ -88,6 +87,33 @@ def dense(result: dict) -> str:
         'covariance the semi-major axis is of.\n\n'
         f'Device: {result["device"]}, torch {result["torch"]}; worlds ' + ', '.join(
             f'{part} {found}' for part, found in result['world_hash'].items()) + '.\n')
+    return '\n'.join(parts)
+
+
+def real(result: dict) -> str:
+    keys = ('median_m', 'lateral_median_m', 'longitudinal_median_m', 'heading_median_deg',
+            'within_2_m', 'within_5_m', 'evidence_nats', 'ambiguous', 'sure_and_wrong',
+            'coverage_95', 'n')
+    parts = ["""## Real pictures
+
+`make results-real`: single frames of real cameras (Street View cars, nuScenes) against real
+overhead pictures of the same places, which lie outside this repository. Each view has three
+priors, uniform on both axes and within 10 degrees. What the sets are, how well their places are
+known and what the columns mean: [real_pairs.md](real_pairs.md).
+"""]
+    for name, rows in result['sets'].items():
+        prior_m = rows['prior_centre']['prior_m']
+        title = name if prior_m is None else f'{name}: prior {prior_m:.1f} m off in the median'
+        parts.append(f'### {title}\n\n' + markdown(
+            ['row', 'median m', 'lateral', 'longitudinal', 'heading deg', 'within 2 m',
+             'within 5 m', 'evidence nats', 'ambiguous', 'sure and wrong', 'cov. 95', 'n'],
+            [[f'`{row}`', *(found[key] for key in keys)] for row, found in rows.items()]))
+    parts.append(
+        '`dense` has the shipped weights, which saw rendered towns only; `gradient_correlation` '
+        'has learned nothing;\n`image_blind` is shown the views of another place of the set, or '
+        'grey where the set has one place only.\n\n'
+        f'Weights {result["weights"]}, {result["device"]}. A line an answer: '
+        '[views.csv.gz](results/views.csv.gz).\n')
     return '\n'.join(parts)
 
 
@@ -257,9 +283,8 @@ first table. World and budget {result['world_hash']}. A line a query:
 
 
 SECTIONS: dict[str, Callable[[dict], str]] = {
-    'demo': demo, 'dense': dense, 'corruptions': corruptions, 'fusion': fusion, 'faults': faults,
-    'endurance': endurance,
-    'paper': paper, 'paper_cpu_16': paper,
+    'demo': demo, 'dense': dense, 'real': real, 'corruptions': corruptions, 'fusion': fusion,
+    'faults': faults, 'endurance': endurance, 'paper': paper, 'paper_cpu_16': paper,
 }
 
 

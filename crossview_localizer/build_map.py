@@ -26,8 +26,8 @@ from crossview_localizer.geometry import LocalFrame, MapGrid
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.maps.route import corridor, lattice, read_route
+from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.dense import DENSE
-from crossview_localizer.networks.safa import load_network
 
 MAX_INVALID = 0.1              # share of a tile without imagery, above which it is left out
 AREA_TILES = 24                # lattice points a side that are embedded at once, at most

@@ -364,6 +364,23 @@ def config_from_flat(cls, values: dict[str, object]):
     return _build(cls, values)
 
 
+def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, LocalizerConfig]:
+    """Split dotted parameter names between the two configs.
+
+    Raises ValueError for a name that neither has, or a value of the wrong type, range or length.
+    """
+    node_names = tunables(NodeConfig())
+    node_config = config_from_flat(
+        NodeConfig, {name: value for name, value in values.items() if name in node_names})
+    for name, length in (('camera_xyz_rpy', 6), ('antenna_xyz_m', 3)):
+        found = len(getattr(node_config, name))
+        if found not in (0, length):
+            raise ValueError(f'{name} has {found} numbers; expected {length}')
+    return node_config, config_from_flat(
+        LocalizerConfig,
+        {name: value for name, value in values.items() if name not in node_names})
+
+
 def _fits(value, default) -> bool:
     if isinstance(default, tuple):
         return isinstance(value, (list, tuple)) and all(_fits(item, 0.0) for item in value)

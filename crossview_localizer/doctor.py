@@ -176,7 +176,7 @@ def free_bytes(folder: Path) -> int | None:
 def check_device(device: str) -> Iterator[Finding]:
     if missing_modules(['torch']):
         return
-    from crossview_localizer.networks.safa import prepare_torch
+    from crossview_localizer.networks.checkpoint import prepare_torch
     try:
         found, warning = prepare_torch(device, 1)
     except (ValueError, RuntimeError) as error:
@@ -197,7 +197,7 @@ def check_weights_and_map(weights: str, map_path: str) -> Iterator[Finding]:
     if missing_modules([*LIBRARIES, *([] if weights else ROS_PACKAGES)]):
         return
     from crossview_localizer.maps.embedding_map import EmbeddingMap
-    from crossview_localizer.networks.safa import load_network
+    from crossview_localizer.networks.checkpoint import load_network
     fingerprint = None
     try:
         if not weights:

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 import sys
 
+from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.onnx import export_branch
-from crossview_localizer.networks.safa import load_network
 
 
 def main(argv: list[str] | None = None) -> int:

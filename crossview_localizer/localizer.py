@@ -254,9 +254,9 @@ def load_localizer(map_path: str | Path, weights: str | Path, config: LocalizerC
     from crossview_localizer.maps.embedding_map import EmbeddingMap
     from crossview_localizer.matching.dense_matcher import DenseMatcher, HalfGround
     from crossview_localizer.matching.tile_matcher import TileMatcher
+    from crossview_localizer.networks.checkpoint import load_network
     from crossview_localizer.networks.dense import DENSE
     from crossview_localizer.networks.onnx import OnnxBranch
-    from crossview_localizer.networks.safa import load_network
 
     network = load_network(weights, device, like)
     embedding_map = EmbeddingMap.open(map_path, device, network.fingerprint)

@@ -25,17 +25,10 @@ from geometry_msgs.msg import (
 )
 from nav_msgs.msg import OccupancyGrid, Odometry
 import numpy as np
-from rcl_interfaces.msg import (
-    FloatingPointRange,
-    IntegerRange,
-    ParameterDescriptor,
-    SetParametersResult,
-)
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
-from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
@@ -43,7 +36,6 @@ from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from crossview_localizer.config import config_from_flat, LocalizerConfig, NodeConfig, tunables
 from crossview_localizer.datatypes import (
     CameraImage,
     FilterUpdate,
@@ -59,12 +51,11 @@ from crossview_localizer.localizer import load_localizer, Localizer
 from crossview_localizer.ros import conversions
 from crossview_localizer.ros.diagnostics import InputMonitor, Latency, Level, pose_status, Status
 from crossview_localizer.ros.image_worker import ImageWorker
+from crossview_localizer.ros.parameters import NodeParameters
 from crossview_localizer.ros.process import qos_profile, run_node
 from crossview_localizer.ros.saved_pose import LastPose, load_last_pose
 from crossview_localizer.ros.sensor_rig import BlindImage, SensorRig, UnknownCalibration
 
-# Parameters that rclpy itself reads.
-ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service', 'qos_overrides')
 # /clock may wobble by less than this without having jumped back.
 CLOCK_JUMP_S = 0.1
 # A fix or velocity that waited longer than this for odometry of its time is remarked on.
@@ -147,7 +138,7 @@ class LocalizerNode(LifecycleNode):
         self._clear_state()
         super().__init__(
             'crossview_localizer', automatically_declare_parameters_from_overrides=True, **kwargs)
-        self._declare_parameters()
+        self._node_parameters = NodeParameters(self)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # A steady clock: with use_sim_time and no /clock, ROS time stands still.
         self._diagnostics_timer = self.create_timer(
@@ -160,48 +151,11 @@ class LocalizerNode(LifecycleNode):
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
-    # --- parameters
-
-    def _declare_parameters(self) -> None:
-        """Declare every tunable with its description and range; given values are checked."""
-        given = {
-            name: parameter.value
-            for name, parameter in self.get_parameters_by_prefix('').items()
-            if name.split('.')[0] not in ROS_PARAMETERS
-        }
-        for name in given:
-            self.undeclare_parameter(name)
-        node_config, config = configs_from_parameters(given)
-        for values in (node_config, config):
-            for name, (value, meta) in tunables(values).items():
-                if isinstance(value, tuple):
-                    # An empty list has no type in ROS: the parameter stays unset.
-                    value = [float(item) for item in value] or Parameter.Type.DOUBLE_ARRAY
-                self.declare_parameter(
-                    name, value, _descriptor(value, meta), ignore_override=True)
-        self.add_on_set_parameters_callback(self._refuse_changes)
-
-    def _refuse_changes(self, parameters) -> SetParametersResult:
-        changed = [p for p in parameters if p.name.split('.')[0] not in ROS_PARAMETERS]
-        if changed and self._configured:
-            return SetParametersResult(
-                successful=False,
-                reason=f'{changed[0].name} is read when the node is configured; deactivate and '
-                'clean up the node first')
-        return SetParametersResult(successful=True)
-
-    def _parameter_values(self) -> dict[str, object]:
-        return {
-            name: parameter.value
-            for name, parameter in self.get_parameters_by_prefix('').items()
-            if name.split('.')[0] not in ROS_PARAMETERS and parameter.value is not None
-        }
-
     # --- lifecycle
 
     def on_configure(self, state) -> TransitionCallbackReturn:
         try:
-            self._node_config, self._config = configs_from_parameters(self._parameter_values())
+            self._node_config, self._config = self._node_parameters.configs()
             self._rig = SensorRig(self._node_config, self._config.camera)
             self._load_localizer()
             self._create_outputs()
@@ -211,7 +165,7 @@ class LocalizerNode(LifecycleNode):
             self.report_failure(error)
             return TransitionCallbackReturn.FAILURE
         self._failure = ''
-        self._configured = True
+        self._configured = self._node_parameters.locked = True
         return super().on_configure(state)
 
     def on_activate(self, state) -> TransitionCallbackReturn:
@@ -307,7 +261,7 @@ class LocalizerNode(LifecycleNode):
             self.destroy_service(self._reset_service)
         if self._jump_handle is not None:
             self._jump_handle.unregister()
-        self._configured = False
+        self._configured = self._node_parameters.locked = False
         self._clear_state()
 
     def _load_localizer(self) -> None:
@@ -319,7 +273,7 @@ class LocalizerNode(LifecycleNode):
                 remedy=MAP_REMEDY)
             return
         # torch loads only where a network runs.
-        from crossview_localizer.networks.safa import prepare_torch
+        from crossview_localizer.networks.checkpoint import prepare_torch
         cv2.setNumThreads(config.torch_threads)
         self._device, warning = prepare_torch(config.device, config.torch_threads)
         if warning:
@@ -1014,33 +968,6 @@ def _publication(info: dict) -> tuple[bytes | None, int | None]:
     """Who published a message and which of its messages it is; None where DDS does not tell."""
     publisher = info.get('publisher_gid')
     return publisher and publisher['data'], info.get('publication_sequence_number')
-
-
-def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, LocalizerConfig]:
-    """Split dotted names between the two configs; what neither knows raises ValueError."""
-    node_names = tunables(NodeConfig())
-    node_config = config_from_flat(
-        NodeConfig, {name: value for name, value in values.items() if name in node_names})
-    for name, length in (('camera_xyz_rpy', 6), ('antenna_xyz_m', 3)):
-        found = len(getattr(node_config, name))
-        if found not in (0, length):
-            raise ValueError(f'{name} has {found} numbers; expected {length}')
-    return node_config, config_from_flat(
-        LocalizerConfig,
-        {name: value for name, value in values.items() if name not in node_names})
-
-
-def _descriptor(value, meta: dict) -> ParameterDescriptor:
-    descriptor = ParameterDescriptor(description=meta['description'])
-    if meta['choices']:
-        descriptor.additional_constraints = 'one of ' + ', '.join(meta['choices'])
-    if meta['low'] is not None and isinstance(value, float):
-        descriptor.floating_point_range = [
-            FloatingPointRange(from_value=float(meta['low']), to_value=float(meta['high']))]
-    elif meta['low'] is not None:
-        descriptor.integer_range = [IntegerRange(
-            from_value=int(meta['low']), to_value=int(meta['high']), step=1)]
-    return descriptor
 
 
 def _overridable() -> QoSOverridingOptions:

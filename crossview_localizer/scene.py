@@ -20,9 +20,10 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
+from crossview_localizer.config import configs_from_parameters
 from crossview_localizer.geometry import LocalFrame
-from crossview_localizer.node import configs_from_parameters, ROS_PARAMETERS
 from crossview_localizer.ros import conversions, scene_messages, scene_pictures
+from crossview_localizer.ros.parameters import parameter_values
 from crossview_localizer.ros.process import run_node
 from crossview_localizer.ros.sensor_rig import SensorRig
 
@@ -73,9 +74,7 @@ class SceneNode(Node):
     def __init__(self, **kwargs):
         super().__init__(
             'crossview_scene', automatically_declare_parameters_from_overrides=True, **kwargs)
-        given = {
-            name: parameter.value for name, parameter in self.get_parameters_by_prefix('').items()
-            if name.split('.')[0] not in ROS_PARAMETERS}
+        given = parameter_values(self)
         own = {name: given.pop(name, default) for name, default in OWN_PARAMETERS.items()}
         self._config, localizer_config = configs_from_parameters(given)
         self._publish_odom_tf = bool(own['publish_odom_tf'])

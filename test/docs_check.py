@@ -30,7 +30,6 @@ OUTPUTS = ('runs', 'demo', '.venv', '.git', 'build', 'install', 'log')
 PACKAGE_RUN = ('ros2', 'run', 'crossview_localizer')
 LAUNCH = ('ros2', 'launch', 'crossview_localizer', 'robotcar.launch.py')
 LAUNCH_FILE = REPOSITORY / 'launch/robotcar.launch.py'
-ROS_PARAMETERS = ('use_sim_time',)
 OWN_PACKAGES = ('crossview_localizer', 'training', 'benchmarks')
 
 
@@ -165,6 +164,7 @@ def _option_problems(module: str, arguments: list[str]) -> list[str]:
 
 def is_parameter(name: str) -> bool:
     from crossview_localizer.config import LocalizerConfig, NodeConfig, tunables
+    from crossview_localizer.ros.parameters import ROS_PARAMETERS
     from crossview_localizer.scene import OWN_PARAMETERS
     return name in {
         *tunables(NodeConfig()), *tunables(LocalizerConfig()), *OWN_PARAMETERS, *ROS_PARAMETERS}

@@ -18,8 +18,9 @@ from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.maps.route import corridor, lattice, read_route
+from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
-from crossview_localizer.networks.safa import ModelConfig, random_network
+from crossview_localizer.networks.safa import ModelConfig
 
 FRAME = LocalFrame(51.76, -1.26)
 EVERYWHERE = (-1e4, -1e4, 1e4, 1e4)

@@ -23,8 +23,9 @@ from crossview_localizer.matching.dense_matcher import (
     window_raster,
     yaw_bins,
 )
+from crossview_localizer.networks.checkpoint import load_network, save_network
+from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import correlate, DenseConfig, GAUSSIAN_DOF, turned_views
-from crossview_localizer.networks.safa import load_network, random_network, save_network
 
 SMALL = DenseConfig(
     channels=4, ahead_cells=16, across_cells=16, patch_cells=20, block_px=64, margin_px=64)

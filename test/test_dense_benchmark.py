@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from benchmarks.accuracy import single_frames
 from crossview_localizer.datatypes import CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
+from crossview_localizer.networks.checkpoint import save_network
+from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
-from crossview_localizer.networks.safa import random_network, save_network
 from training.data.datasets import save_world, World
 
 LOOKING_AHEAD = np.array(

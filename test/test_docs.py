@@ -61,7 +61,7 @@ def test_every_parameter_of_an_example_file_is_one(ros, path):
     import yaml
 
     from crossview_localizer.bags.replay import _flattened
-    from crossview_localizer.node import configs_from_parameters
+    from crossview_localizer.config import configs_from_parameters
     for block in blocks(path):
         content = yaml.safe_load(block.text) if block.language == 'yaml' else None
         if content and '/**' in content:

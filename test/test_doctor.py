@@ -50,7 +50,7 @@ def map_of_weights(path: Path, fingerprint: str) -> Path:
 
 @pytest.fixture(scope='module')
 def fingerprint(shipped_weights) -> str:
-    from crossview_localizer.networks.safa import load_network
+    from crossview_localizer.networks.checkpoint import load_network
     return load_network(shipped_weights[0]).fingerprint
 
 

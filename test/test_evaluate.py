@@ -12,7 +12,9 @@ import robotcar_drive
 
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.networks.safa import ModelConfig, OXFORD, random_network, save_network
+from crossview_localizer.networks.checkpoint import save_network
+from crossview_localizer.networks.controls import random_network
+from crossview_localizer.networks.safa import ModelConfig, OXFORD
 from training import evaluate_retrieval
 from training.data.datasets import places_of_world, save_world, World
 from training.data.places_arguments import add_places_arguments, read_places

@@ -13,8 +13,8 @@ from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
 from crossview_localizer.matching.dense_matcher import DenseMatcher, HalfGround
+from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.onnx import branches, OnnxBranch
-from crossview_localizer.networks.safa import load_network
 
 WEIGHTS = sorted((Path(__file__).resolve().parent.parent / 'config/weights').glob('*.safetensors'))
 

@@ -7,12 +7,9 @@ import torch
 
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.networks.safa import (
-    ModelConfig,
-    random_network,
-    save_network,
-    views_to_tensor,
-)
+from crossview_localizer.networks.checkpoint import save_network
+from crossview_localizer.networks.controls import random_network
+from crossview_localizer.networks.safa import ModelConfig, views_to_tensor
 from training import paper_figures
 from training.data.datasets import save_world, World
 from training.paper_figures import cells_of, ground_view_of, on_camera, score_around

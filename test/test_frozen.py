@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from crossview_localizer.networks.safa import load_network, OXFORD, random_network
+from crossview_localizer.networks.checkpoint import load_network
+from crossview_localizer.networks.controls import random_network
+from crossview_localizer.networks.safa import OXFORD
 from training.data.datasets import Places
 from training.losses import LossConfig
 from training.recipes.frozen_trunk import FrozenNetwork, stored_places

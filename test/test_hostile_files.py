@@ -32,12 +32,9 @@ from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.maps import route
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.networks.safa import (
-    ModelConfig,
-    random_network,
-    read_model_config,
-    save_network,
-)
+from crossview_localizer.networks.checkpoint import read_model_config, save_network
+from crossview_localizer.networks.controls import random_network
+from crossview_localizer.networks.safa import ModelConfig
 from crossview_localizer.ros import saved_pose
 
 LONG = os.environ.get('FUZZ_EXAMPLES')

@@ -7,16 +7,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 import torch
 
-from crossview_localizer.networks.safa import (
-    load_network,
-    ModelConfig,
-    random_network,
-    RawCorrelation,
-    read_model_config,
-    save_network,
-    SpatialAwareAggregation,
-    views_to_tensor,
-)
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
+from crossview_localizer.networks.controls import random_network, RawCorrelation
+from crossview_localizer.networks.safa import ModelConfig, SpatialAwareAggregation, views_to_tensor
 
 SMALL = ModelConfig(channels=4, heads=4, hidden=3, view_px=64, margin_px=32, temperature=0.07,
                     random_temperature=0.2)

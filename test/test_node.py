@@ -37,10 +37,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
-import yaml
 
 from crossview_localizer import node as node_module
-from crossview_localizer.config import LocalizerConfig, NodeConfig, tunables
+from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.localizer import Localizer
@@ -54,7 +53,6 @@ START_NS = 1_400_000_000_000_000_000
 ODOMETRY_HZ = 20
 LEVER_ARM = (-1.7, 0.1)
 CONFIG = LocalizerConfig()
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 # --- a drive and what its sensors say
@@ -1017,66 +1015,6 @@ def test_without_autostart_the_lifecycle_services_drive_the_node_there_and_back(
     assert change_state(bench, 'shutdown')
     state = call(bench, GetState, 'get_state', GetState.Request())
     assert state.current_state.label == 'finalized'
-
-
-def test_every_tunable_is_a_parameter_with_description_and_range(bench):
-    bench.start(autostart=False)
-    expected = {**tunables(NodeConfig()), **tunables(LocalizerConfig())}
-    for name, (_, meta) in expected.items():
-        descriptor = bench.node.describe_parameter(name)
-        assert descriptor.description == meta['description']
-        if meta['low'] is not None:
-            limits, = [*descriptor.floating_point_range, *descriptor.integer_range]
-            assert (limits.from_value, limits.to_value) == (meta['low'], meta['high'])
-    assert set(bench.node.get_parameters_by_prefix('')) - set(expected) <= {
-        'use_sim_time', 'start_type_description_service'}
-
-
-def test_parameters_are_read_when_configuring_and_refused_after(bench):
-    bench.start(autostart=False)
-    change = Parameter('filter.buffer_s', value=3.0)
-    assert bench.node.set_parameters([change])[0].successful
-    assert change_state(bench, 'configure')
-    assert bench.node._config.filter.buffer_s == 3.0
-    result, = bench.node.set_parameters([Parameter('filter.buffer_s', value=2.5)])
-    assert not result.successful
-    assert 'read when the node is configured' in result.reason
-
-
-@pytest.mark.parametrize(('name', 'value', 'complaint'), [
-    ('filter.bufer_s', 2.0, 'unknown parameter'),
-    ('filter.buffer_s', 1e9, 'expected 0.1 to 30.0'),
-    ('device', 'tpu', 'expected one of'),
-    ('camera_xyz_rpy', [1.0, 2.0], 'has 2 numbers; expected 6'),
-])
-def test_a_wrong_parameter_is_refused_with_what_was_expected(bench, name, value, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        LocalizerNode(
-            context=bench.context, parameter_overrides=[Parameter(name, value=value)])
-
-
-def test_a_whole_number_will_do_for_a_parameter_in_metres(bench):
-    bench.start(autostart=False, match__window_min_m=20, antenna_xyz_m=[1, 0, 2])
-    assert bench.node.get_parameter('match.window_min_m').value == 20.0
-    assert list(bench.node.get_parameter('antenna_xyz_m').value) == [1.0, 0.0, 2.0]
-
-
-def flattened(values: dict, prefix='') -> dict:
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flattened(value, f'{prefix}{key}.'))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def test_the_parameter_file_of_robotcar_has_only_keys_that_the_node_reads():
-    values = yaml.safe_load((REPOSITORY / 'config/robotcar.yaml').read_text())
-    parameters = flattened(values['/**']['ros__parameters'])
-    node_config, config = node_module.configs_from_parameters(parameters)
-    assert node_config.image_transport == 'compressed'
-    assert config.camera.height_m == 1.52
 
 
 # --- the process

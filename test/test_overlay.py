@@ -29,14 +29,10 @@ from crossview_localizer.matching.attribution import (  # noqa: E402
 )
 from crossview_localizer.matching.dense_matcher import DenseMatcher  # noqa: E402
 from crossview_localizer.matching.tile_matcher import heatmap_from_scores, TileMatcher  # noqa: E402
+from crossview_localizer.networks.checkpoint import load_network  # noqa: E402
+from crossview_localizer.networks.controls import random_network, RawCorrelation  # noqa: E402
 from crossview_localizer.networks.dense import DenseConfig, DenseNetwork  # noqa: E402
-from crossview_localizer.networks.safa import (  # noqa: E402
-    load_network,
-    ModelConfig,
-    random_network,
-    RawCorrelation,
-    views_to_tensor,
-)
+from crossview_localizer.networks.safa import ModelConfig, views_to_tensor  # noqa: E402
 
 SHIPPED = Path(__file__).parent.parent / 'config/weights/crossview_dense_synthetic.safetensors'
 PITCH_RAD = 0.03

@@ -19,14 +19,9 @@ from crossview_localizer.datatypes import CameraImage, CameraModel, Outcome, Pos
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.localizer import load_localizer
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.networks.safa import (
-    CVACT,
-    load_network,
-    OXFORD,
-    polar_tiles,
-    random_network,
-    save_network,
-)
+from crossview_localizer.networks.checkpoint import load_network, save_network
+from crossview_localizer.networks.controls import random_network
+from crossview_localizer.networks.safa import CVACT, OXFORD, polar_tiles
 from training.data.polar import polar_transform
 from training.import_weights import (
     import_weights,

@@ -15,15 +15,12 @@ import torch  # noqa: E402
 
 from crossview_localizer import report  # noqa: E402
 from crossview_localizer.bags import recorded_run  # noqa: E402
-from crossview_localizer.evaluation.pose_metrics import (  # noqa: E402
-    Frames,
-    pose_metrics,  # noqa: E402
-    report_figures,  # noqa: E402
-    Track,
-)
+from crossview_localizer.evaluation import pose_metrics, report_figures  # noqa: E402
+from crossview_localizer.evaluation.pose_metrics import Frames  # noqa: E402
 from crossview_localizer.evaluation.report_page import page, Section, Table  # noqa: E402
 from crossview_localizer.geometry import LocalFrame, MapGrid  # noqa: E402
 from crossview_localizer.maps.embedding_map import EmbeddingMap  # noqa: E402
+from crossview_localizer.trajectory import Track  # noqa: E402
 
 SECONDS = 20.0
 

@@ -12,13 +12,9 @@ import torch
 
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
-from crossview_localizer.networks.safa import (
-    load_network,
-    ModelConfig,
-    random_network,
-    read_model_config,
-    save_network,
-)
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
+from crossview_localizer.networks.controls import random_network
+from crossview_localizer.networks.safa import ModelConfig
 from training import train_tiles as module
 from training.data.datasets import load_world, places_of_world, save_world, World
 from training.distributed import ALONE, join_ranks, leave_ranks, Ranks

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.matching.dense_matcher import distance2_within, peak_pose
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.dense import correlate, DenseConfig, turned_views
-from crossview_localizer.networks.safa import load_network, read_model_config, save_network
 from training.data.datasets import World
 from training.distributed import Ranks
 from training.recipes.dense_groups import dense_group, WINDOW_CELLS

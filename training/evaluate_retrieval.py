@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from crossview_localizer.networks.safa import load_network, prepare_torch
+from crossview_localizer.networks.checkpoint import load_network, prepare_torch
 from training.data.datasets import Places
 from training.data.places_arguments import add_places_arguments, read_places
 from training.evaluation.recall import (

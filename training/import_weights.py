@@ -26,13 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 import torch
 
-from crossview_localizer.networks.safa import (
-    CVACT,
-    OXFORD,
-    random_network,
-    SafaNetwork,
-    save_network,
-)
+from crossview_localizer.networks.checkpoint import save_network
+from crossview_localizer.networks.controls import random_network
+from crossview_localizer.networks.safa import CVACT, OXFORD, SafaNetwork
 
 MODELS = {'oxford': OXFORD, 'cvact': CVACT}
 SCOPES = {'ground': 'grd', 'satellite': 'sat'}

@@ -26,7 +26,8 @@ from tqdm import tqdm  # noqa: E402
 from crossview_localizer.camera import views  # noqa: E402
 from crossview_localizer.datatypes import CameraModel  # noqa: E402
 from crossview_localizer.geometry import MapGrid  # noqa: E402
-from crossview_localizer.networks.safa import load_network, prepare_torch, views_to_tensor  # noqa: E402
+from crossview_localizer.networks.checkpoint import load_network, prepare_torch  # noqa: E402
+from crossview_localizer.networks.safa import views_to_tensor  # noqa: E402
 from training.data.datasets import load_world, World  # noqa: E402
 
 BLOCK_TILES = 16           # tiles a side that are embedded at once

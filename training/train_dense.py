@@ -33,13 +33,9 @@ from crossview_localizer.matching.dense_matcher import (
     peak_of,
     peak_pose,
 )
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
+from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig, DenseNetwork, GAUSSIAN_DOF
-from crossview_localizer.networks.safa import (
-    load_network,
-    random_network,
-    read_model_config,
-    save_network,
-)
 from crossview_localizer.trajectory import Track
 from training.data.datasets import load_world, World
 from training.distributed import ALONE, join_ranks, leave_ranks, Ranks

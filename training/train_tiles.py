@@ -19,15 +19,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from crossview_localizer.networks.safa import (
-    CVACT,
-    load_network,
-    ModelConfig,
-    OXFORD,
-    random_network,
-    SafaNetwork,
-    save_network,
-)
+from crossview_localizer.networks.checkpoint import load_network, save_network
+from crossview_localizer.networks.controls import random_network
+from crossview_localizer.networks.safa import CVACT, ModelConfig, OXFORD, SafaNetwork
 from crossview_localizer.networks.trunks import EfficientNetLite0
 from training.data.datasets import load_world
 from training.data.places_arguments import add_places_arguments, read_places

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from benchmarks import REPOSITORY
 from benchmarks.accuracy.single_frames import Frame, Scene, summarize, WEIGHTS
 from crossview_localizer.datatypes import CameraImage
-from crossview_localizer.networks.safa import load_network
+from crossview_localizer.networks.checkpoint import load_network
 from training.data.datasets import load_world
 from training.recipes.dense_groups import prior_about, PRIOR_M, UNIFORM
 

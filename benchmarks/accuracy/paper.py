@@ -29,14 +29,8 @@ import numpy as np
 import torch
 
 from benchmarks import REPOSITORY
-from crossview_localizer.networks.safa import (
-    load_network,
-    ModelConfig,
-    OXFORD,
-    prepare_torch,
-    read_model_config,
-    SafaNetwork,
-)
+from crossview_localizer.networks.checkpoint import load_network, prepare_torch, read_model_config
+from crossview_localizer.networks.safa import ModelConfig, OXFORD, SafaNetwork
 from training.data.datasets import load_world, Places, places_of_world, World
 from training.distributed import Ranks
 from training.evaluate_retrieval import evaluate, Queries, read_queries, write_queries

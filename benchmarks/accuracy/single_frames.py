@@ -35,8 +35,9 @@ from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 from crossview_localizer.maps.embedding_map import MapWindow
 from crossview_localizer.matching.dense_matcher import DenseMatcher, distance2_within, peak_pose
 from crossview_localizer.matching.tile_matcher import TileMatcher
+from crossview_localizer.networks.checkpoint import load_network
+from crossview_localizer.networks.controls import RAW_CORRELATION
 from crossview_localizer.networks.dense import GAUSSIAN_DOF
-from crossview_localizer.networks.safa import load_network, RAW_CORRELATION
 from crossview_localizer.trajectory import Track
 from training.data.datasets import load_world, World
 from training.recipes.dense_groups import dense_map, prior_about, PRIOR_M, UNIFORM

@@ -347,7 +347,7 @@ def offline_rows(
 ) -> dict[str, list]:
     """Row name to the localizations of the offline Localizer with that control's own map."""
     from crossview_localizer.localizer import load_localizer
-    from crossview_localizer.networks.safa import load_network
+    from crossview_localizer.networks.checkpoint import load_network
     from crossview_localizer.bags.replay import localize
 
     rows = {}
@@ -422,7 +422,7 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
     from crossview_localizer.bags import replay
     from crossview_localizer.maps.embedding_map import EmbeddingMap
     from crossview_localizer.localizer import Localizer
-    from crossview_localizer.networks.safa import load_network
+    from crossview_localizer.networks.checkpoint import load_network
 
     # Two threads on two busy cores can be far slower than one.
     torch.set_num_threads(1)

@@ -146,7 +146,7 @@ def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jo
     holds another town.
     """
     from benchmarks.demo.demo import build_corridor_map, convert
-    from crossview_localizer.networks.safa import load_network
+    from crossview_localizer.networks.checkpoint import load_network
     from training.simulation import make_world
 
     network = load_network(weights)

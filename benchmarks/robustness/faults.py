@@ -807,7 +807,7 @@ def gpu_absent(trial: Trial):
 OUT_OF_MEMORY = """
 import sys, torch
 from crossview_localizer import node
-from crossview_localizer.networks import safa
+from crossview_localizer.networks import checkpoint
 from crossview_localizer.localizer import load_localizer
 
 class Full:
@@ -825,7 +825,11 @@ def load(path, weights, config, device, **rest):
         localizer.matcher = Full(localizer.matcher)
     return localizer
 
-networks.prepare_torch = lambda device, threads: (torch.set_num_threads(threads), ('cuda', ''))[1]
+def prepare(device, threads):
+    torch.set_num_threads(threads)
+    return 'cuda', ''
+
+checkpoint.prepare_torch = prepare
 node.load_localizer = load
 sys.exit(node.main())
 """

@@ -23,7 +23,9 @@ from tf2_msgs.msg import TFMessage
 from crossview_localizer import build_map
 from crossview_localizer.config import CameraConfig
 from crossview_localizer.geometry import LocalFrame, Pose2D
-from crossview_localizer.networks.safa import ModelConfig, random_network, save_network
+from crossview_localizer.networks.checkpoint import save_network
+from crossview_localizer.networks.controls import random_network
+from crossview_localizer.networks.safa import ModelConfig
 from crossview_localizer.ros import conversions
 
 FRAME = LocalFrame(51.76, -1.26)

@@ -8,8 +8,8 @@ import torch
 from benchmarks.demo.demo import PARAMETERS, REMAPS, RosRun, STARTUP_S
 from benchmarks.speed.world import BenchWorld, IMAGE_TOPIC, percentiles_ms, repeated_s, WEIGHTS
 from crossview_localizer.matching.dense_matcher import ground_tensors, HalfGround
+from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.onnx import OnnxBranch
-from crossview_localizer.networks.safa import load_network
 
 STAGES = ('wait', 'decode', 'window', 'resize', 'upload', 'forward', 'match', 'filter', 'publish')
 START_S = 4.0      # of the drive, until the filter has its heading

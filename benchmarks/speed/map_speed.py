@@ -30,7 +30,7 @@ from crossview_localizer.maps.embedding_map import (
 )
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.maps.route import read_route
-from crossview_localizer.networks.safa import load_network
+from crossview_localizer.networks.checkpoint import load_network
 
 SPEED_MPS = 30.0
 WINDOW_HZ = 10.0

@@ -12,8 +12,10 @@ from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
 from crossview_localizer.matching.dense_matcher import DenseMatcher, yaw_bins
 from crossview_localizer.matching.tile_matcher import TileMatcher
+from crossview_localizer.networks.checkpoint import load_network
+from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import correlate, turned_views
-from crossview_localizer.networks.safa import load_network, OXFORD, random_network
+from crossview_localizer.networks.safa import OXFORD
 
 
 def prior() -> PoseEstimate:

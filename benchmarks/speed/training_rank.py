@@ -13,8 +13,8 @@ import time
 
 import torch
 
+from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
-from crossview_localizer.networks.safa import random_network
 from training import train_dense
 from training.data.datasets import load_world
 from training.distributed import join_ranks, leave_ranks, Ranks

@@ -25,8 +25,8 @@ from benchmarks.speed.world import (
     SEED,
     watched,
 )
+from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
-from crossview_localizer.networks.safa import random_network
 from training.data.datasets import load_world
 from training.recipes.dense_groups import dense_group
 from training.samplers import LocalBatchSampler

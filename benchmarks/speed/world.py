@@ -54,7 +54,7 @@ class BenchWorld:
 def make_bench_world(folder: Path, duration_s: float, jobs: int) -> BenchWorld:
     """Render, convert, enlarge, embed, export; what is there already is kept and not timed."""
     from crossview_localizer import build_map, export
-    from crossview_localizer.networks.safa import load_network
+    from crossview_localizer.networks.checkpoint import load_network
     from crossview_localizer.robotcar_to_bag import convert, Options
     from training.data.datasets import save_world
     from training.prepare import prepare

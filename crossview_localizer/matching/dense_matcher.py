@@ -64,9 +64,9 @@ class DenseMatcher:
         places = 2 * math.ceil(config.half_width_m(prior.covariance) / model.cell_m) + 1
         heading = prior.pose.yaw_rad
         ahead_m = model.middle_m * np.array([math.cos(heading), math.sin(heading)])
-        raster, missing, grid = window_raster(
-            window, model.block_cells, model.cell_m, prior.pose.x_m + ahead_m[0],
-            prior.pose.y_m + ahead_m[1], places + model.patch_cells - 1)
+        raster, missing, grid = self.cut(
+            window, prior.pose.x_m + ahead_m[0], prior.pose.y_m + ahead_m[1],
+            places + model.patch_cells - 1)
         scores = self.network.scores(
             *ground, raster, torch.from_numpy(yaws_rad)[None].to(self.device), heading,
             missing)[0] / model.temperature                                     # (K, R, C)
@@ -74,6 +74,11 @@ class DenseMatcher:
         places_grid = MapGrid(places, places, model.cell_m, grid.x0_m + middle - ahead_m[0],
                               grid.y0_m - middle - ahead_m[1])
         return scores, yaws_rad, places_grid
+
+    def cut(self, window: MapWindow, x_m: float, y_m: float, side: int):
+        """The descriptors about a point, what is missing and their grid: ``window_raster``."""
+        model = self.network.config
+        return window_raster(window, model.block_cells, model.cell_m, x_m, y_m, side)
 
     @torch.inference_mode()
     def search_heatmaps(self, ground, embedding_map, yaws_rad: np.ndarray, x_m: float, y_m: float,
@@ -90,8 +95,7 @@ class DenseMatcher:
             return None
         cell_m = SEARCH_POOL * model.cell_m
         side = 2 * math.ceil((half_width_m + self.margin_m) / cell_m) * SEARCH_POOL
-        raster, _, grid = window_raster(
-            window, model.block_cells, model.cell_m, x_m, y_m, side)
+        raster, _, grid = self.cut(window, x_m, y_m, side)
         raster = F.avg_pool2d(raster, SEARCH_POOL)                      # (C, N, N)
         patches = torch.cat([
             turned_views(ground[0], torch.tensor([[yaw_rad]]).to(ground[0]), yaw_rad, model)[0]

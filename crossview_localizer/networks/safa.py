@@ -1,38 +1,28 @@
-"""The cross-view networks and their checkpoints.
+"""The tile network: spatial-aware aggregation (SAFA) of satellite tiles and ground views.
 
 Shape legend: B batch, S image side, C channels, N = H * W cells of a feature map, D heads.
 
-``SafaNetwork`` is the paper's two-branch network with spatial-aware aggregation (Shi et al.,
-NeurIPS 2019, as used by Xia et al., RA-L 2021): two unshared trunks, per branch D fully linear
-aggregation heads, descriptors of unit length.  Trunk, heads, their hidden width and what the
-ground branch is shown are choices of ``ModelConfig``, which travels in the checkpoint with the
-temperature that turns descriptor distances into log-likelihood.  ``OXFORD`` and ``CVACT`` are the
-paper's own choices: VGG16, 8 heads, a hidden width of half the cells, 4096 numbers a descriptor.
+``SafaNetwork`` is the paper's two-branch network (Shi et al., NeurIPS 2019, as used by Xia et al.,
+RA-L 2021): two unshared trunks, per branch D fully linear aggregation heads, descriptors of unit
+length.  Trunk, heads, their hidden width and the ground view are choices of ``ModelConfig``.
+``OXFORD`` and ``CVACT`` are the paper's own choices: VGG16, 8 heads, a hidden width of half the
+cells, 4096 numbers in a descriptor.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
-import hashlib
-import json
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
-from safetensors import safe_open, SafetensorError
-from safetensors.torch import save
 import torch
 from torch import nn
 import torch.nn.functional as F
 
 from crossview_localizer.camera.views import CAMERA_VIEW_PX, GROUND_VIEWS, POLAR_VIEW_PX
-from crossview_localizer.networks.dense import DENSE, DenseConfig, DenseNetwork
 from crossview_localizer.networks.trunks import (
     EfficientNetLite0,
     normalised,
     VGG16,
     vgg_normalised,
 )
-
-RAW_CORRELATION = 'raw_correlation'
-RANDOM_INIT = 'random_init'
 
 
 @dataclass(frozen=True)
@@ -332,168 +322,7 @@ class SafaNetwork(nn.Module):
         return torch.cat((described * (1.0 - weight) ** 0.5, detail * weight ** 0.5), -1)
 
 
-class RawCorrelation(nn.Module):
-    """Control without training: grey pixels of both views, centred, as unit descriptors."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = replace(config, kind=RAW_CORRELATION)
-        self.fingerprint = _digest(self.config)
-
-    def embed_ground(self, views: torch.Tensor) -> torch.Tensor:
-        return grey_ground(views)
-
-    def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
-        margin, side = self.config.margin_px, self.config.view_px
-        return grey_tiles(tiles[:, margin:margin + side, margin:margin + side])
-
-
-def save_network(network: SafaNetwork | DenseNetwork, path: str | Path,
-                 provenance: dict[str, object], precision: torch.dtype = torch.float16):
-    """Write weights with their model config and how they were made, atomically.
-
-    The same weights give the same bytes, and so the same fingerprint.
-    """
-    path = Path(path)
-    tensors = {
-        name: (value.to(precision) if value.is_floating_point() else value).contiguous()
-        for name, value in network.state_dict().items()
-    }
-    metadata = {
-        'format': 'crossview_localizer weights 1',
-        'model': json.dumps(asdict(network.config), sort_keys=True),
-        'provenance': json.dumps(provenance, sort_keys=True),
-    }
-    partial = path.with_name(path.name + '.partial')
-    partial.write_bytes(with_sorted_header(save(tensors, metadata)))
-    partial.replace(path)
-
-
-def with_sorted_header(data: bytes) -> bytes:
-    """A safetensors file (8 bytes of length, a JSON header, tensors) with its header in order.
-
-    The library writes the metadata in an order that changes from call to call.
-    """
-    end = 8 + int.from_bytes(data[:8], 'little')
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
-    header += b' ' * (-len(header) % 8)
-    return len(header).to_bytes(8, 'little') + header + data[end:]
-
-
-def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict]:
-    """Model config and provenance of a checkpoint, without its tensors.
-
-    Raises ValueError where the file is not such a checkpoint, FileNotFoundError where absent.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'no weights at {path}; train them or give --weights FILE')
-    try:
-        with safe_open(path, framework='np') as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f'{path} is not a readable safetensors file ({error})') from error
-    if not metadata.get('format', '').startswith('crossview_localizer weights'):
-        raise ValueError(
-            f'{path} has format {metadata.get("format")!r}; '
-            'expected crossview_localizer weights 1')
-    try:
-        model = dict(json.loads(metadata['model']))
-        provenance = dict(json.loads(metadata.get('provenance', '{}')))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{path}: its model settings are damaged ({error!r})') from error
-    kind = DenseConfig if model.get('kind') == DENSE else ModelConfig
-    unknown = set(model) - {item.name for item in fields(kind)}
-    if unknown:
-        raise ValueError(f'{path}: unknown model setting {sorted(unknown)[0]!r}; newer weights?')
-    # JSON has lists where the config has tuples.
-    model = {key: tuple(value) if isinstance(value, list) else value
-             for key, value in model.items()}
-    usual = kind()
-    for key, value in model.items():
-        default = getattr(usual, key)
-        wanted = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, wanted):
-            raise ValueError(f'{path}: model setting {key} is {value!r}; expected the kind of '
-                             f'{default!r}')
-    return kind(**model), provenance
-
-
-def load_network(source: str | Path, device: str = 'cpu', like: str | Path | None = None):
-    """Load a checkpoint, or make a control network, ready for inference.
-
-    ``source`` is a weights file, ``raw_correlation`` or ``random_init:SEED``; the controls take
-    their sizes and temperature from the weights ``like``, where given.
-    Raises ValueError or FileNotFoundError with what was found and expected.
-    """
-    name, _, seed = str(source).partition(':')
-    if name in (RAW_CORRELATION, RANDOM_INIT):
-        config = read_model_config(like)[0] if like else ModelConfig()
-        if isinstance(config, ModelConfig):
-            config = replace(config, offset_forward_m=0.0, offset_left_m=0.0, detail_weight=0.0)
-        if name == RAW_CORRELATION:
-            if config.kind == DENSE:
-                raise ValueError(f'{name} compares tiles; expected weights of a tile network')
-            if config.ground_view != 'birds_eye':
-                raise ValueError(f"{name} compares bird's-eye views with tiles; expected weights "
-                                 f'with ground_view birds_eye, found {config.ground_view}')
-            raw = RawCorrelation(replace(config, temperature=config.raw_temperature))
-            return raw.to(device).eval()
-        network = random_network(
-            replace(config, temperature=config.random_temperature), int(seed or 0))
-        network.fingerprint = _digest(network.config, seed or 0)
-        return network.to(device).eval()
-    config, _ = read_model_config(source)
-    network = DenseNetwork(config) if config.kind == DENSE else SafaNetwork(config)
-    state = {}
-    with safe_open(source, framework='pt') as file:
-        expected = network.state_dict()
-        for key in file.keys():
-            state[key] = file.get_tensor(key)
-        for key, value in expected.items():
-            found = tuple(state[key].shape) if key in state else 'nothing'
-            if found != tuple(value.shape):
-                raise ValueError(
-                    f'{source}: variable {key} is {found}; expected {tuple(value.shape)}')
-            if state[key].is_floating_point() and not state[key].isfinite().all():
-                raise ValueError(f'{source}: variable {key} is not finite; the file is damaged')
-    network.load_state_dict(state)
-    network.fingerprint = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    return network.to(device).eval()
-
-
-def random_network(config: ModelConfig | DenseConfig, seed: int) -> SafaNetwork | DenseNetwork:
-    """A network with reproducible random weights; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if config.kind == DENSE:
-            return DenseNetwork(config)
-        network = SafaNetwork(config)
-        if config.ground_view == 'birds_eye':  # whose cells lie as those of the tiles do
-            for branch in (network.ground, network.satellite):
-                branch.aggregation.start_from_patches()
-    return network
-
-
 def views_to_tensor(views: np.ndarray, device: str) -> torch.Tensor:
     """uint8 views (B, S, S, K), or one (S, S, K), to a tensor with a batch axis on the device."""
     tensor = torch.from_numpy(np.ascontiguousarray(views))
     return (tensor if tensor.ndim == 4 else tensor[None]).to(device)
-
-
-def _digest(config: ModelConfig, *extra) -> str:
-    text = json.dumps(asdict(config), sort_keys=True) + ' '.join(map(str, extra))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def prepare_torch(device: str, threads: int) -> tuple[str, str]:
-    """Set the CPU threads and settle ``auto``, ``cpu`` or ``cuda`` to a device that is there.
-
-    Returns the device and, where ``cuda`` was asked for in vain, what to tell the user.
-    """
-    torch.set_num_threads(threads)
-    if device == 'cpu':
-        return 'cpu', ''
-    if torch.cuda.is_available():
-        return 'cuda', ''
-    return 'cpu', 'no GPU is available: running on the CPU' if device == 'cuda' else ''

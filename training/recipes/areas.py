@@ -16,14 +16,8 @@ from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.matching.tile_matcher import heatmap_from_scores, position_from_heatmap
-from crossview_localizer.networks.safa import (
-    load_network,
-    ModelConfig,
-    read_model_config,
-    SafaNetwork,
-    save_network,
-    views_to_tensor,
-)
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
+from crossview_localizer.networks.safa import ModelConfig, SafaNetwork, views_to_tensor
 from training.data.datasets import World
 from training.distributed import Ranks
 from training.losses import CrossViewLoss
