@@ -83,9 +83,10 @@ def place_sample(place: RenderedPlace, size: int, config: DenseConfig, seed, aug
     missing = 1.0 - cv2.resize(inside.astype(np.float32), (cells, cells),
                                interpolation=cv2.INTER_AREA)
 
+    height_spread = 0.02 if rng.random() < 0.6 else 0.05
     lifted = []
     for k in members:
-        camera = replace(shot.camera, height_m=shot.camera.height_m * rng.normal(1.0, 0.02))
+        camera = replace(shot.camera, height_m=shot.camera.height_m * rng.normal(1.0, height_spread))
         pitch = np.radians(rng.normal(0.0, 0.4))
         rgb = decode_jpeg(shot.frames[k])
         if augment:
