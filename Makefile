@@ -1,9 +1,9 @@
-# `make demo` and `make test` set up what they need in .venv first; both then only check that it is current.
+# Each target first sets up .venv, or checks that it is up to date.
 SHELL := /bin/bash
 VENV ?= .venv
 RUN := source $(VENV)/ros_env.bash &&
 
-# EVAL_ONLY=1: the shipped weights on the town SEED, the LAYOUT, or both, into OUT alone.
+# EVAL_ONLY=1: the shipped weights on the town SEED, the LAYOUT, or both; written to OUT only.
 DENSE_SEEDS = $(or $(SEED),$(if $(LAYOUT),,500))
 DENSE_WORLDS = $(if $(EVAL_ONLY),$(if $(DENSE_SEEDS),--seeds $(DENSE_SEEDS)),--seeds 400 401 402 403 404 405 --keep)
 REAL_LAYOUT = $(wildcard $(or $(CROSSVIEW_DATA),../shared/data)/kitti09_overhead)
@@ -15,7 +15,7 @@ FUSION_OUT = $(or $(OUT),$(if $(SMOKE)$(EVAL_ONLY),build/fusion,docs/results))
 help:
 	@echo 'make demo [SEED=7] [OUT=demo] [DURATION_S=130]   a simulated drive, localized and reported'
 	@echo 'make test [PYTEST_ARGS=...]                      all tests'
-	@echo 'make results-dense [EVAL_ONLY=1 SEED= | LAYOUT= | DEMOS= BLIND=] [OUT=]   the dense matcher by itself'
+	@echo 'make results-dense [EVAL_ONLY=1 SEED= | LAYOUT= | DEMOS= BLIND=] [OUT=]   the dense matcher alone'
 	@echo 'make results-real [REAL_PAIRS= WEIGHTS= OUT=]     the dense matcher on real street and overhead pictures'
 	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   outages, calibration, real logs, spoofing, starts'
 	@echo 'make results-paper [SMOKE=1 | EVAL_ONLY=1 SEED= | PLAN=cpu TRAIN_SEEDS="3 4"] [OUT=]   local loss against global'
@@ -23,7 +23,7 @@ help:
 	@echo 'make bench-map-size [GB=20]                      maps of all sizes, written in full up to GB'
 	@echo 'make docs-check                                  run the commands of the documentation'
 	@echo 'make test-jazzy [PYTEST_ARGS=...]                all tests on ROS 2 Jazzy, in .venv-jazzy'
-	@echo 'make faults | endurance                          the node in every fault; an hour of driving'
+	@echo 'make faults | endurance                          the node in each fault; an hour of driving'
 	@echo 'make fuzz [FUZZ_EXAMPLES=2000]                   damaged files of each kind, for longer'
 	@echo 'make env | lint | format | clean'
 

@@ -19,6 +19,7 @@ setup(
     maintainer_email='maintainers@crossview-localizer.example.org',
     keywords=['ROS'],
     packages=find_packages(include=[package_name, f'{package_name}.*']),
+    package_data={f'{package_name}.evaluation': ['*.jinja']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
         (share, ['package.xml']),
@@ -28,7 +29,7 @@ setup(
     ],
     python_requires='>=3.10',
     install_requires=['setuptools'],
-    extras_require={'test': ['pytest']},
+    extras_require={'onnx': ['onnx', 'onnxruntime'], 'test': ['pytest']},
     zip_safe=True,
     entry_points={
         'console_scripts': [

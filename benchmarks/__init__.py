@@ -1,4 +1,4 @@
-"""What measures the package; nothing imports it but its tests."""
+"""Benchmarks of the package; only their tests import them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""docs/results.md from the JSON files that the benchmarks wrote below docs/results."""
+"""Make docs/results.md from the JSON files that the benchmarks wrote to docs/results."""
 
 import argparse
 from collections.abc import Callable
@@ -13,8 +13,47 @@ INTRODUCTION = """# Results
 
 Made by `python -m benchmarks.results` from the files in `docs/results`, each of which its own
 command writes. **Everything here is simulation** unless a section says otherwise: rendered towns
-that no training saw, other days than the orthophoto's.
+that training never saw, on other days than the orthophoto's.
 """
+
+
+def summary(results: dict[str, dict]) -> str:
+    """The main numbers, a line for each result that is there."""
+    lines = []
+    if 'demo' in results:
+        rows = results['demo']['pooled']
+        lines.append(
+            f'whole system in three towns: {rows["refined"]["median_m"]:.2f} m in the median, '
+            f'{rows["prior"]["median_m"]:.2f} m without matches, '
+            f'{rows["gnss_only"]["median_m"]:.2f} m by GNSS alone')
+    for part, place in (('synthetic', 'unseen towns'), ('real_layout', 'a real layout, rendered')):
+        if part in results.get('dense', {}):
+            rows = results['dense'][part]
+            lines.append(
+                f'single frames, {place}: {rows["dense"]["median_m"]:.2f} m in the median from '
+                f'priors up to 18.5 m off; the paper\'s matcher {rows["paper"]["median_m"]:.2f} m')
+    if 'real' in results:
+        sets = [rows for rows in results['real']['sets'].values()
+                if rows['dense']['median_m'] is not None]
+        better = sum(rows['dense']['median_m'] < rows['prior_centre']['median_m']
+                     for rows in sets)
+        lines.append(f'single frames, real pictures: better than the centre of the prior on '
+                     f'{better} of {len(sets)} sets')
+    if 'outage' in results.get('fusion', {}):
+        rows = results['fusion']['outage']['60']
+        lines.append(
+            f'60 s without GNSS: {rows["match"]["p50_m"]:.2f} m in the median with matches, '
+            f'{rows["odometry"]["p50_m"]:.2f} m with odometry only')
+    if 'matcher_replay' in results.get('fusion', {}):
+        row = results['fusion']['matcher_replay']['representative']
+        lines.append(
+            f'real errors of a published matcher: {row["matcher_median_m"]:.2f} m in the median, '
+            f'{row["fused_median_m"]:.2f} m after fusion')
+    if 'faults' in results:
+        rows = results['faults']['rows']
+        good = sum(row['ok'] for row in rows)
+        lines.append(f'faults handled as expected: {good} of {len(rows)}')
+    return ''.join(f'- {line}\n' for line in lines)
 
 
 def cells(values, places: int = 2) -> str:
@@ -50,10 +89,10 @@ in real time through the node; two CPU cores. Position of `base_link` at every i
 first 5 s, outage included.
 
 {table}
-`refined` is what the node published; `prior` the same filter without matches; `image_blind` the
-node with each image exchanged for one at least 200 m away; `raw_correlation` and `random_init`
-the offline `Localizer` with those matchers. A row that is the prior, or nearly: the heat maps were
-found not to fit the map (`match_trust.py`), and the pose went on without them.
+`refined` is what the node published; `prior` is the same filter without matches; `image_blind` is
+the node with each image replaced by one from at least 200 m away; `raw_correlation` and
+`random_init` are the offline `Localizer` with those matchers. Where a row is (almost) the prior,
+the heat maps did not fit the map, and the pose went on without them.
 
 {runs}"""
 
@@ -62,14 +101,14 @@ def dense(result: dict) -> str:
     titles = {
         'synthetic': 'Single frames, unseen towns, prior off by up to 18.5 m on each axis and '
                      '10 degrees',
-        'warped': 'The same with imagery misregistered by a smooth 0.5 m RMS',
+        'warped': 'The same with imagery distorted smoothly by 0.5 m RMS',
         'real_layout': 'Real layouts (buildings, roads, trees and camera poses of a real suburb, '
                        'rendered)',
         'filtered': 'Through the filter: the demos above'}
     keys = ('median_m', 'mean_m', 'p95_m', 'lateral_median_m', 'longitudinal_median_m',
             'heading_median_deg', 'coverage_68', 'coverage_95', 'ambiguous', 'semi_major_m', 'n')
     parts = [
-        '## The dense matcher\n\n`make results-dense`: the matcher by itself, without the filter, '
+        '## The dense matcher\n\n`make results-dense`: the matcher alone, without the filter, '
         'on images of 231 x 154.\n']
     for name, title in titles.items():
         if name in result:
@@ -79,12 +118,12 @@ def dense(result: dict) -> str:
                 [[method, *(row[key] for key in keys)] for method, row in result[name].items()]))
     parts.append(
         '`paper` is the tile matcher with SAFA descriptors and grey pixels, tiles 1.5 m apart; '
-        '`shuffled_images` the dense\nmatcher with images from elsewhere; `blind_trained` a '
-        'network trained on grey images; `image_blind` the better of\nthose that were run; '
-        '`yaw_full_circle` searches every heading; `dense_wide_prior` has a prior of +-50 m.\n'
-        'Coverage counts all frames; an ambiguous one claims the whole window, an unambiguous one '
-        'of the shipped network\nan ellipsoid of a Student t ([method.md](method.md)), whose '
-        'covariance the semi-major axis is of.\n\n'
+        '`shuffled_images` is the\ndense matcher with images from elsewhere; `blind_trained` is a '
+        'network trained on grey images; `image_blind` is\nthe better of these two; '
+        '`yaw_full_circle` searches all headings; `dense_wide_prior` has a prior of +-50 m.\n'
+        'Coverage counts all frames: an ambiguous one claims the whole window, an unambiguous one '
+        'an ellipsoid of a\nStudent t ([method.md](method.md)), to whose covariance the '
+        'semi-major axis belongs.\n\n'
         f'Device: {result["device"]}, torch {result["torch"]}; worlds ' + ', '.join(
             f'{part} {found}' for part, found in result['world_hash'].items()) + '.\n')
     return '\n'.join(parts)
@@ -121,7 +160,7 @@ def corruptions(result: dict) -> str:
     rows = [[name, result['clean']['median_m'], *(row['median_m'] for row in steps)]
             for name, steps in result.items() if isinstance(steps, list) and name != 'worlds']
     table = markdown(['median m', 'as it is', '1', '2', '3', '4', '5'], rows)
-    return f"""## Spoiled images
+    return f"""## Corrupted images
 
 `python -m benchmarks.accuracy.corruptions --worlds ...`: single frames, severity 1 to 5.
 
@@ -133,8 +172,8 @@ def corruptions(result: dict) -> str:
 def fusion(result: dict) -> str:
     parts = ["""## Fusion: a pose one can trust
 
-`make results-fusion`; what each row is, real logs, spoofing, starts and what was missed:
-[fusion.md](fusion.md).
+`make results-fusion`; [fusion.md](fusion.md) explains the rows and has real logs, spoofing, starts
+and missed goals.
 """]
     if 'outage' in result:
         towns = ', '.join(map(str, result['rendered']['towns']))
@@ -148,17 +187,15 @@ def fusion(result: dict) -> str:
              row['n']] for method, row in found.items()]
         parts.append(f"""### GNSS outages in rendered towns (simulation)
 
-Position error after so long without GNSS, towns {towns}: with matches, and with odometry only
-from the same pose.
-
-from benchmarks import REPOSITORY
+Position error after some time without GNSS in the towns {towns}: with matches, and with odometry
+only, from the same pose.
 
 {markdown(['without GNSS', 'method', 'median m', 'p95 m', 'max m', 'n'], rows)}
 ![error against the time without GNSS](results/fusion_outage.png)
 
 ### Calibration in rendered towns (simulation)
 
-One pose from each segment of 10 s; NEES is ideal at 3, per axis at 1.
+One pose per segment of 10 s; the ideal NEES is 3, per axis 1.
 
 {markdown(['method', 'median m', 'coverage 95 %', 'NEES', 'longitudinal', 'lateral', 'heading',
            'n'], calibrated)}
@@ -170,7 +207,8 @@ One pose from each segment of 10 s; NEES is ideal at 3, per axis at 1.
                 for row in result['wrong_images']]
         parts.append(f"""### Images of another place, in rendered towns (simulation)
 
-Right for 120 s, then for 120 s each image is one from at least 200 m away, then right again.
+For 120 s the images are right, for 120 s each comes from at least 200 m away, then they are right
+again.
 
 {markdown(['town', 'distrusted before', 'noticed after s', 'distrusted meanwhile',
            'trusted again after s'], rows)}""")
@@ -184,9 +222,9 @@ Right for 120 s, then for 120 s each image is one from at least 200 m away, then
              row['coverage_95']] for drive, row in result.get('matcher_replay', {}).items()]
     table = markdown(['drive', "matcher's median m", 'GNSS + odometry m', 'fused m',
                       'coverage 95 %'], rows)
-    parts.append(f"""### The errors of a real matcher, replayed
+    parts.append(f"""### Errors of a real matcher, replayed
 
-Errors of a published matcher on KITTI (not ours), along simulated GNSS and odometry, five seeds.
+Errors of a published matcher (not ours) on KITTI, with simulated GNSS and odometry, five seeds.
 
 {table}
 ![medians of matcher, GNSS with odometry, and both](results/fusion_replay.png)
@@ -200,10 +238,10 @@ def faults(result: dict) -> str:
     missed = ', '.join(result.get('not_honest', [])) or 'none'
     return f"""## Faults
 
-`make faults`: {good} of {len(rows)} faults through real processes end as they should (diagnostic,
-honest pose or none, node running, all well afterwards), in a simulated flat world. A line each:
-[faults.json](results/faults.json). Told by `/diagnostics` (filter: ERROR, do not trust the pose)
-and not by the covariance, a known miss: {missed}.
+`make faults`: in {good} of {len(rows)} faults of a simulated flat world, with real processes, the
+node does as expected (diagnostic, honest poses or none, still running, all well afterwards); each
+has a line in [faults.json](results/faults.json). Known misses, reported on `/diagnostics` (filter:
+ERROR, do not trust the pose) but not by the covariance: {missed}.
 """
 
 
@@ -218,10 +256,10 @@ def endurance(result: dict) -> str:
         1)
     return f"""## Endurance
 
-`make endurance`: one node process in the simulated flat world. An hour of driving at ten times the
-pace (images 231 x 154 at 1 Hz, odometry 20 Hz), and three minutes at the true one (1280 x 960 at
-16 Hz, odometry 100 Hz). Dropped is what the node counts because a newer image came while it was
-busy, lost what its subscription had no room for.
+`make endurance`: one node process in the simulated flat world. It drives an hour at ten times the
+speed (images 231 x 154 at 1 Hz, odometry 20 Hz), and three minutes in real time (1280 x 960 at
+16 Hz, odometry 100 Hz). An image is dropped if a newer one came while the node was busy, and lost
+if its subscription had no room for it.
 
 {table}"""
 
@@ -236,7 +274,7 @@ def paper(result: dict) -> str:
     table = markdown(['network', 'local recall@1 %', 'global recall@1 %', 'median m', 'mean m',
                       'p95 m'], rows)
 
-    # Local recall on the validation day: by rate, by what is varied, by step.
+    # Local recall on the validation day: by rate, by variant, by step.
     steps = result['rate_steps']
     tried = [[f'rate {rate}, {steps} steps', *(result['rates'][kind][rate]
                                                for kind in ('local', 'global'))]
@@ -263,8 +301,8 @@ def paper(result: dict) -> str:
 `make results-paper PLAN={result['plan']}`: one simulated town and one route; {train_days} days
 train, {val_days} chooses rates and checkpoints, {test_days} test ({result['queries']} queries,
 {result['places']} tiles). Both losses saw {result['steps']} batches of {result['batch']} pairs of
-the same images, on ImageNet's EfficientNet-Lite0, which stays as it is: the fusion and the heads
-learn. Prior: a disc of 50 m about the truth; a tile within 5 m is right; ties are no hits.
+the same images, on a frozen EfficientNet-Lite0 of ImageNet: the fusion and the heads learn. The
+prior is a disc of 50 m around the truth; a tile within 5 m is right; ties are no hits.
 Transductive, as in the papers: the tiles of the test days are in the database.
 
 {table}
@@ -272,12 +310,12 @@ Local minus global, 95 % over seeds and {result['stretches']} stretches of 200 m
 local recall@1 {interval(difference['recall_at_1_local_points'], 'points')}, median
 {interval(difference['median_m'], 'm')}.
 The goal, {goal['points']:g} points and both outside the interval, is
-{'reached' if goal['reached'] else '**missed**'}; why, and what the plans are:
-[training.md](training.md).
+{'reached' if goal['reached'] else '**missed**'}; [training.md](training.md) has the plans and the
+reasons.
 
 {validation}
 {result['device']}, torch {result['torch']}, {result['minutes']:.0f} minutes for the runs of the
-first table. World and budget {result['world_hash']}. A line a query:
+first table. World and budget {result['world_hash']}. One line per query:
 [{result['frames']}](results/{result['frames']}).
 """
 
@@ -294,15 +332,15 @@ def main(arguments=None) -> int:
         epilog='example: python -m benchmarks.results')
     parser.add_argument('--docs', type=Path, default=DOCS)
     args = parser.parse_args(arguments)
-    parts = [INTRODUCTION]
     try:
-        for name, section in SECTIONS.items():
-            path = args.docs / 'results' / f'{name}.json'
-            if path.is_file():
-                parts.append(section(json.loads(path.read_text())))
+        paths = {name: args.docs / 'results' / f'{name}.json' for name in SECTIONS}
+        results = {name: json.loads(path.read_text())
+                   for name, path in paths.items() if path.is_file()}
+        parts = [INTRODUCTION, summary(results)]
+        parts += [SECTIONS[name](result) for name, result in results.items()]
         (args.docs / 'results.md').write_text('\n'.join(parts))
     except (OSError, ValueError, KeyError) as error:
-        print(f'benchmarks.results: {error!r}', file=sys.stderr)
+        print(f'results: {error!r}', file=sys.stderr)
         return 2
     print(args.docs / 'results.md')
     return 0

@@ -1,4 +1,4 @@
-"""The records that flow from sensor message to published pose; none of them knows ROS."""
+"""The records between sensor message and published pose, free of ROS."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,7 +9,7 @@ from crossview_localizer.geometry import MapGrid, Pose2D
 
 
 class Outcome(Enum):
-    """What became of one measurement; the text is what diagnostics show."""
+    """What became of one measurement; diagnostics show the text."""
 
     USED = 'used'
     NOT_STARTED = 'waiting for a first position and heading'
@@ -23,14 +23,17 @@ class Outcome(Enum):
     NO_MATCHER = 'no matcher is loaded'
     UNUSABLE = 'image not usable'
     DISTRUSTED = 'images do not fit the map here'
+    SEARCHING = 'the pose is searched for'
+    DROPPED = 'dropped before it was processed'
+    SUPERSEDED = 'a reset or a new pose came before the image was done'
 
 
 @dataclass(frozen=True)
 class CameraModel:
-    """Pinhole intrinsics of an undistorted image, and where the camera sits.
+    """Pinhole intrinsics of an undistorted image, and the mounting of the camera.
 
     ``base_from_camera`` (4, 4) takes points in the optical frame (x right, y down, z ahead) to
-    base_link (x ahead, y left, z up).  ``height_m`` is the camera centre's height above the road.
+    base_link (x ahead, y left, z up).  ``height_m`` is the height of the camera above the road.
     """
 
     width_px: int
@@ -43,7 +46,7 @@ class CameraModel:
     height_m: float
 
     def resized(self, width_px: int, height_px: int) -> 'CameraModel':
-        """The camera of its images resized: the centre of column u is u, its left edge u - 0.5."""
+        """The camera after its images are resized; column u reaches from u - 0.5 to u + 0.5."""
         across, down = width_px / self.width_px, height_px / self.height_px
         return CameraModel(
             width_px, height_px, self.fx_px * across, self.fy_px * down,
@@ -62,7 +65,10 @@ class CameraImage:
 
 @dataclass(frozen=True)
 class GnssFix:
-    """The antenna's position in ``map``; ``covariance`` (2, 2) in m2; lever arm in base_link."""
+    """Position of the antenna in ``map`` with ``covariance`` (2, 2) in m2.
+
+    ``base_from_antenna_m`` is the antenna in base_link.
+    """
 
     stamp_ns: int
     x_m: float
@@ -73,7 +79,7 @@ class GnssFix:
 
 @dataclass(frozen=True)
 class GnssCourse:
-    """Direction of the antenna's motion over ground: ``course_rad`` like a yaw, and its sigma."""
+    """Direction of motion of the antenna over ground; ``course_rad`` has the sense of a yaw."""
 
     stamp_ns: int
     course_rad: float
@@ -83,7 +89,7 @@ class GnssCourse:
 
 @dataclass(frozen=True)
 class OdometrySample:
-    """Pose of base_link in the drifting ``odom`` frame; only increments are used."""
+    """Pose of base_link in the frame ``odom``, which may drift: only increments are used."""
 
     stamp_ns: int
     odom_from_base: Pose2D
@@ -93,7 +99,7 @@ class OdometrySample:
 class PoseEstimate:
     """A pose of base_link in ``map`` with ``covariance`` (3, 3) in the order x_m, y_m, yaw_rad.
 
-    A diagonal entry of inf (with zero covariances) marks a coordinate that was not observed.
+    A coordinate that was not observed has a variance of inf and zero covariances.
     """
 
     stamp_ns: int
@@ -102,11 +108,27 @@ class PoseEstimate:
 
 
 @dataclass(frozen=True)
-class Heatmap:
-    """Log-probability over ``grid`` (rows, cols), -inf where unknown; exp sums to 1.
+class MatchErrors:
+    """How the errors of a matcher's matches are distributed; fitted with its weights.
 
-    A matcher that observes the heading has it for each of ``yaws_rad`` (K,) as well: ``volume``
-    (K, rows, cols), of which ``log_probability`` is the sum over yaw.
+    Matches within ``correlation_m`` along the road and within ``correlation_s`` share errors: the
+    information of a match is scaled by the larger share of these that has passed since the last.
+    Covariances are multiplied by ``inflation``; the position sigma is then at least
+    ``sigma_floor_m``.
+    """
+
+    correlation_m: float = 15.0
+    correlation_s: float = 5.0
+    inflation: float = 1.0
+    sigma_floor_m: float = 0.3
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Log-probability of positions on ``grid`` (rows, cols), -inf if unknown; exp sums to 1.
+
+    A matcher that observes the heading gives ``volume`` (K, rows, cols) as well: log-probabilities
+    of poses with the headings ``yaws_rad`` (K,).
     """
 
     stamp_ns: int
@@ -118,7 +140,7 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class FilterUpdate:
-    """What the filter did with a measurement; ``mahalanobis2`` is the gate's squared distance."""
+    """What the filter did with a measurement; ``mahalanobis2`` is its squared distance."""
 
     outcome: Outcome
     reason: str = ''
@@ -127,7 +149,11 @@ class FilterUpdate:
 
 @dataclass(frozen=True)
 class Localization:
-    """All that one image gave; ``posterior`` is None only before the filter has started."""
+    """The result of one image.
+
+    ``prior`` and ``posterior`` are None before the start of the filter, for an image older than
+    its buffer, and for one that is SUPERSEDED.
+    """
 
     stamp_ns: int
     outcome: Outcome

@@ -1,10 +1,10 @@
-"""Frames, grids and the one place where their conventions are written down.
+"""Frames, poses and grids, and the conventions for all of them.
 
-World frame ``map``: a transverse Mercator plane about the map's own origin (x east, y north at
-the origin, metres, scale 1 at the origin).  Vehicle frame ``base_link``: x forward, y left, z up
-(REP-103).  Angles: ``yaw_rad`` counter-clockwise from the map's x axis, in [-pi, pi).  Compass
-bearings (``bearing_deg``, clockwise from true north) exist only where a file format has them and
-are turned by :meth:`LocalFrame.convergence_rad`, there and nowhere else.
+World frame ``map``: a transverse Mercator plane about the origin of the map (metres; x east, y
+north and scale 1 at the origin).  Vehicle frame ``base_link``: x forward, y left, z up (REP-103).
+Angles: ``yaw_rad`` is counter-clockwise from the x axis of the map, in [-pi, pi).  Compass
+bearings (``bearing_deg``, clockwise from true north) are used only in file formats that have them,
+and only ``LocalFrame`` converts them.
 
 Transforms: ``a_from_b`` takes coordinates in b to coordinates in a, so neighbours cancel:
 ``map_from_odom = map_from_base @ odom_from_base.inverse()``.
@@ -23,7 +23,7 @@ def wrap_angle(angle_rad):
 
 @dataclass(frozen=True)
 class Pose2D:
-    """A planar pose, or the planar rigid transform ``a_from_b`` of frame b placed in frame a."""
+    """A planar pose, or the planar transform ``a_from_b``, which is the pose of b in a."""
 
     x_m: float
     y_m: float
@@ -59,7 +59,7 @@ class Pose2D:
 
 
 def interpolate_pose(start: Pose2D, end: Pose2D, fraction: float) -> Pose2D:
-    """Linear in position and, along the shorter way, in yaw; 0 gives start, 1 gives end."""
+    """Interpolate position and, the shorter way, yaw; 0 gives start, 1 gives end."""
     turn_rad = wrap_angle(end.yaw_rad - start.yaw_rad)
     return Pose2D(
         start.x_m + fraction * (end.x_m - start.x_m),
@@ -69,7 +69,7 @@ def interpolate_pose(start: Pose2D, end: Pose2D, fraction: float) -> Pose2D:
 
 
 def body_axes_error(error_xy_m: np.ndarray, yaw_rad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split map-frame error vectors (..., 2) into signed (longitudinal, lateral) parts.
+    """Split error vectors (..., 2) in map into (longitudinal, lateral) parts.
 
     Longitudinal is positive ahead of a vehicle with heading ``yaw_rad``, lateral to its left.
     """
@@ -79,10 +79,10 @@ def body_axes_error(error_xy_m: np.ndarray, yaw_rad: np.ndarray) -> tuple[np.nda
 
 
 class LocalFrame:
-    """The ``map`` plane: WGS84 latitude and longitude to and from metres east and north.
+    """The plane ``map``: WGS84 latitude and longitude to and from metres.
 
-    A transverse Mercator projection (pyproj ``tmerc``, k = 1) about the origin; it is free of
-    altitude and its scale is within 0.13 mm/m of 1 out to 100 km.
+    A transverse Mercator projection (pyproj ``tmerc``, k = 1) about the origin.  Altitude plays no
+    part.  The scale is within 0.13 mm/m of 1 up to 100 km from the origin.
     """
 
     def __init__(self, latitude_deg: float, longitude_deg: float):
@@ -101,8 +101,30 @@ class LocalFrame:
         )
         self._proj = Proj(self.proj4)
 
+    @classmethod
+    def through_point(
+        cls, latlon_deg: tuple[float, float], xy_m: tuple[float, float],
+    ) -> 'LocalFrame':
+        """The frame in which a point on Earth has these coordinates.
+
+        The origin is moved by the error that is left, until it is below a micrometre; ValueError
+        where that does not happen (a few hundred kilometres from the origin).
+        """
+        frame = cls(*latlon_deg)
+        for _ in range(30):
+            error_m = np.subtract(frame.xy_from_latlon(*latlon_deg), xy_m)
+            if np.hypot(*error_m) < 1e-6:
+                return frame
+            origin_deg = frame.latlon_from_xy(*error_m)
+            if not np.isfinite(origin_deg).all():
+                break
+            frame = cls(*origin_deg)
+        raise ValueError(
+            f'no map origin gives the point {latlon_deg} deg the coordinates {xy_m} m; expected '
+            'a point within a few hundred kilometres of the origin')
+
     def xy_from_latlon(self, latitude_deg, longitude_deg):
-        """Degrees (scalars or arrays) to metres (x, y); inf outside the projection."""
+        """Degrees (scalars or arrays) to metres (x, y); inf where the projection ends."""
         return self._proj(longitude_deg, latitude_deg)
 
     def latlon_from_xy(self, x_m, y_m):
@@ -111,30 +133,30 @@ class LocalFrame:
         return latitude_deg, longitude_deg
 
     def convergence_rad(self, x_m: float, y_m: float) -> float:
-        """Bearing of the map's y axis at a point, clockwise from true north.
+        """Bearing of the y axis of the map at a point, clockwise from true north.
 
-        true_bearing = grid_bearing + convergence, and yaw_map = pi/2 - grid_bearing.
+        true_bearing = grid_bearing + convergence and yaw_map = pi/2 - grid_bearing.
         """
         latitude_deg, longitude_deg = self.latlon_from_xy(x_m, y_m)
         factors = self._proj.get_factors(longitude_deg, latitude_deg)
         return math.radians(factors.meridian_convergence)
 
     def yaw_from_bearing(self, true_bearing_deg: float, x_m: float, y_m: float) -> float:
-        """Compass bearing of a direction at a point (x_m, y_m) to ``yaw_rad`` in map."""
+        """Compass bearing at a point to ``yaw_rad`` in map."""
         return wrap_angle(
             math.pi / 2 - math.radians(true_bearing_deg) + self.convergence_rad(x_m, y_m)
         )
 
     def bearing_from_yaw(self, yaw_rad: float, x_m: float, y_m: float) -> float:
-        """``yaw_rad`` in map to compass bearing in degrees, [0, 360)."""
+        """``yaw_rad`` in map to the compass bearing at a point, degrees in [0, 360)."""
         return math.degrees(math.pi / 2 - yaw_rad + self.convergence_rad(x_m, y_m)) % 360.0
 
 
 @dataclass(frozen=True)
 class MapGrid:
-    """A north-up raster in ``map``; whole row and column numbers are cell centres.
+    """A north-up raster in ``map``: row 0 is north, column 0 west.
 
-    Row 0 is north and column 0 west; (x0_m, y0_m) is the centre of cell (0, 0).
+    Whole row and column numbers are cell centres; (x0_m, y0_m) is the centre of cell (0, 0).
     """
 
     rows: int
@@ -145,7 +167,7 @@ class MapGrid:
 
     @classmethod
     def around(cls, x_m: float, y_m: float, half_width_m: float, cell_m: float) -> 'MapGrid':
-        """The smallest odd square grid centred on a point that reaches half_width_m each way."""
+        """The smallest square grid with a cell at a point that reaches half_width_m from it."""
         half = math.ceil(half_width_m / cell_m)
         return cls(
             2 * half + 1, 2 * half + 1, cell_m, x_m - half * cell_m, y_m + half * cell_m
@@ -155,24 +177,24 @@ class MapGrid:
         return self.x0_m + np.multiply(col, self.cell_m), self.y0_m - np.multiply(row, self.cell_m)
 
     def row_col_from_xy(self, x_m, y_m):
-        """Fractional (row, col); round for the cell that holds the point."""
+        """Fractional (row, col); rounded they are the cell of the point."""
         return (self.y0_m - np.asarray(y_m)) / self.cell_m, (
             np.asarray(x_m) - self.x0_m) / self.cell_m
 
     def cell_centres(self) -> tuple[np.ndarray, np.ndarray]:
-        """x_m of every column (cols,), y_m of every row (rows,)."""
+        """x_m of all columns (cols,) and y_m of all rows (rows,)."""
         return (
             self.x0_m + self.cell_m * np.arange(self.cols),
             self.y0_m - self.cell_m * np.arange(self.rows),
         )
 
     def crop(self, row: int, col: int, rows: int, cols: int) -> 'MapGrid':
-        """The sub-grid whose cell (0, 0) is this grid's (row, col)."""
+        """The part of the grid that begins at a row and a column."""
         x0_m, y0_m = self.xy_from_row_col(row, col)
         return MapGrid(rows, cols, self.cell_m, float(x0_m), float(y0_m))
 
     def refine(self, factor: int) -> 'MapGrid':
-        """The same span of cell centres with ``factor`` steps a cell."""
+        """A grid between the same outer cell centres with cells ``factor`` times smaller."""
         return MapGrid(
             (self.rows - 1) * factor + 1, (self.cols - 1) * factor + 1, self.cell_m / factor,
             self.x0_m, self.y0_m,

@@ -31,10 +31,10 @@ ARGUMENTS = {
     'use_sim_time': ('', 'time from /clock; empty: true if a bag is given'),
     'device': ('', 'auto, cpu or cuda; empty: as in params_file'),
     'namespace': ('', 'namespace of the node and of its input topics'),
-    'autostart': ('true', 'configure and activate the node at once'),
+    'autostart': ('true', 'configure and activate the node at its start'),
     'log_level': ('info', 'debug, info, warn, error or fatal'),
 }
-# Input of the node -> topic, the same in robotcar_to_bag.
+# Inputs of the node and the topics that robotcar_to_bag writes.
 INPUTS = {
     'image': 'camera/image',
     'image/compressed': 'camera/image/compressed',
@@ -58,63 +58,91 @@ RECORDED = ('^(/tf|/tf_static|/diagnostics|/ground_truth/.*'
 def start(context):
     """Return what to start for the arguments as given."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    namespace = given['namespace'].strip('/')
-    sim_time = given['use_sim_time'] or str(bool(given['bag']))
+    given['namespace'] = given['namespace'].strip('/')
+    given['use_sim_time'] = given['use_sim_time'] or str(bool(given['bag']))
+    actions = [localizer(given)]
+    if is_true(given['scene'] or given['rviz']):
+        actions.append(scene(given))
+    if given['record']:
+        actions.append(recorder(given))
+    if given['bag']:
+        actions.append(player(given))
+    if is_true(given['rviz']):
+        actions.append(rviz(given))
+    return actions
+
+
+def localizer(given):
+    """Return the node with its parameters."""
     parameters = {
-        'use_sim_time': is_true(sim_time),
-        'autostart': is_true(given['autostart']),
-    }
+        'use_sim_time': is_true(given['use_sim_time']), 'autostart': is_true(given['autostart'])}
     for argument, parameter in (
             ('map', 'map_path'), ('weights', 'weights_path'), ('device', 'device')):
         if given[argument]:
             parameters[parameter] = given[argument]
-
-    actions = [Node(
+    return Node(
         package='crossview_localizer', executable='localizer_node', name='crossview_localizer',
-        namespace=namespace, output='screen', parameters=[given['params_file'], parameters],
-        remappings=list(INPUTS.items()), ros_arguments=['--log-level', given['log_level']])]
-    if is_true(given['scene'] or given['rviz']):
-        # Bags hold the odometry's messages and not its transform.
-        of_scene = {
-            'publish_odom_tf': bool(given['bag']), 'use_sim_time': is_true(sim_time),
-            'heatmap_picture': is_true(given['heatmap_picture'])}
-        if given['map']:
-            of_scene['map_path'] = given['map']
-        actions.append(Node(
-            package='crossview_localizer', executable='scene', name='crossview_scene',
-            namespace=namespace, output='screen', parameters=[given['params_file'], of_scene],
-            remappings=[*INPUTS.items(), ('ground_truth', '/ground_truth/geopose')],
-            ros_arguments=['--log-level', given['log_level']]))
-    if given['record']:
-        command = ['ros2', 'bag', 'record', '--storage', 'mcap', '--output', given['record'],
-                   '--regex', RECORDED]
-        command += ['--use-sim-time'] if is_true(sim_time) else []
-        actions.append(ExecuteProcess(cmd=command, output='screen'))
-    if given['bag']:
-        command = ['ros2', 'bag', 'play', given['bag'], '--clock', '100', '--rate', given['rate'],
-                   '--start-offset', given['start_offset'], '--delay', given['delay']]
-        command += ['--loop'] if is_true(given['loop']) else []
-        if namespace:
-            command += ['--remap', *(f'/{t}:=/{namespace}/{t}' for t in INPUTS.values())]
-        actions.append(ExecuteProcess(cmd=command, output='screen'))
-    if is_true(given['rviz']):
-        # The topics in robotcar.rviz are those without a namespace.
-        moved = [(topic, f'/{namespace}{topic}') for topic in RVIZ_TOPICS] if namespace else []
-        actions.append(Node(
-            package='rviz2', executable='rviz2', arguments=['-d', str(CONFIG / 'robotcar.rviz')],
-            parameters=[{'use_sim_time': is_true(sim_time)}], remappings=moved))
-    return actions
+        namespace=given['namespace'], output='screen',
+        parameters=[given['params_file'], parameters], remappings=list(INPUTS.items()),
+        ros_arguments=['--log-level', given['log_level']])
+
+
+def scene(given):
+    """Return the node that publishes what RViz shows."""
+    parameters = {
+        # Bags hold the messages of the odometry and not its transform.
+        'publish_odom_tf': bool(given['bag']),
+        'use_sim_time': is_true(given['use_sim_time']),
+        'heatmap_picture': is_true(given['heatmap_picture'])}
+    if given['map']:
+        parameters['map_path'] = given['map']
+    return Node(
+        package='crossview_localizer', executable='scene', name='crossview_scene',
+        namespace=given['namespace'], output='screen',
+        parameters=[given['params_file'], parameters],
+        remappings=[*INPUTS.items(), ('ground_truth', '/ground_truth/geopose')],
+        ros_arguments=['--log-level', given['log_level']])
+
+
+def recorder(given):
+    """Return the process that records the results."""
+    command = ['ros2', 'bag', 'record', '--storage', 'mcap', '--output', given['record'],
+               '--regex', RECORDED]
+    if is_true(given['use_sim_time']):
+        command.append('--use-sim-time')
+    return ExecuteProcess(cmd=command, output='screen')
+
+
+def player(given):
+    """Return the process that replays the bag."""
+    command = ['ros2', 'bag', 'play', given['bag'], '--clock', '100', '--rate', given['rate'],
+               '--start-offset', given['start_offset'], '--delay', given['delay']]
+    if is_true(given['loop']):
+        command.append('--loop')
+    if namespace := given['namespace']:
+        command += ['--remap', *(f'/{t}:=/{namespace}/{t}' for t in INPUTS.values())]
+    return ExecuteProcess(cmd=command, output='screen')
+
+
+def rviz(given):
+    """Return RViz; the topics in robotcar.rviz are those without a namespace."""
+    namespace = given['namespace']
+    return Node(
+        package='rviz2', executable='rviz2', arguments=['-d', str(CONFIG / 'robotcar.rviz')],
+        parameters=[{'use_sim_time': is_true(given['use_sim_time'])}],
+        remappings=[(topic, f'/{namespace}{topic}') for topic in RVIZ_TOPICS if namespace])
 
 
 def is_true(text: str) -> bool:
+    """Read a truth value as launch files write it; raises ValueError for anything else."""
     if text.lower() not in ('true', 'false', '1', '0'):
         raise ValueError(f'expected true or false, found {text!r}')
     return text.lower() in ('true', '1')
 
 
 def generate_launch_description():
-    # With the defaults of Fast DDS an image of 3.7 MB does not arrive. A profile already chosen
-    # stays. The second name is the one that distributions up to Jazzy read.
+    # With the defaults of Fast DDS an image of 3.7 MB does not arrive. A profile that the user has
+    # set is kept. Distributions up to Jazzy read the second name.
     profile = os.environ.get(
         'FASTDDS_DEFAULT_PROFILES_FILE', str(CONFIG / 'fastdds_large_images.xml'))
     names = ['FASTDDS_DEFAULT_PROFILES_FILE']

@@ -15,11 +15,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, NavSatFix
 from std_msgs.msg import Float64
 from tf2_msgs.msg import TFMessage
 
-from crossview_localizer.datatypes import Heatmap, PoseEstimate
+from crossview_localizer.bags.installed_types import register_installed_type
+from crossview_localizer.datatypes import Heatmap, Outcome, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
-from crossview_localizer.record_bag import register_installed_type
 from crossview_localizer.ros import conversions
-from crossview_localizer.ros.diagnostics import Level, Status
+from crossview_localizer.ros.status import image_status, Level, Status
 
 START_NS = 1_400_000_000_000_000_000
 FRAME = LocalFrame(51.7606, -1.261)
@@ -73,15 +73,17 @@ def diagnostics_msg(time_s: float, stamp_ns: int) -> DiagnosticArray:
         [camera, gnss], stamp_ns, 'crossview_localizer')
 
 
-def output_messages(seconds: float, rate_hz: float = 4.0, cells: int = 41, gated=(), unmatched=()):
-    """(topic, time in s, message); ``gated`` and ``unmatched`` number poses."""
+def output_messages(
+    seconds: float, rate_hz: float = 4.0, cells: int = 41, gated=(), unmatched=(), distrusted=(),
+):
+    """(topic, time in s, message); ``gated``, ``unmatched`` and ``distrusted`` number poses."""
     for number in range(int(seconds * rate_hz)):
         time_s = number / rate_hz
         stamp_ns = START_NS + round(time_s * 1e9)
         pose = true_pose(time_s)
         prior = estimate(pose, stamp_ns, left_m=PRIOR_LEFT_M)
         refined = estimate(pose, stamp_ns, AHEAD_M, LEFT_M)
-        if number in gated or number in unmatched:
+        if number in gated or number in unmatched or number in distrusted:
             refined = prior
         for name, message in (
                 ('prior', conversions.pose_msg_from_estimate(prior, 'map')),
@@ -89,6 +91,14 @@ def output_messages(seconds: float, rate_hz: float = 4.0, cells: int = 41, gated
                 ('geopose', conversions.geopose_msg_from_estimate(refined, FRAME)),
                 ('latency', Float64(data=30.0 + number % 10))):
             yield f'/crossview_localizer/{name}', time_s, message
+        outcome = next((outcome for outcome, numbers in (
+            (Outcome.GATED, gated), (Outcome.AMBIGUOUS, unmatched),
+            (Outcome.DISTRUSTED, distrusted)) if number in numbers), Outcome.USED)
+        yield '/crossview_localizer/status', time_s, conversions.status_msg_from_status(
+            image_status(
+                stamp_ns, outcome, f'{outcome.name} at {number}',
+                'distrusted' if outcome is Outcome.DISTRUSTED else 'trusted'),
+            'crossview_localizer')
         if number not in unmatched:
             match = estimate(pose @ Pose2D(0.0, 1.0, 0.0), stamp_ns)
             yield '/crossview_localizer/match', time_s, conversions.pose_msg_from_estimate(

@@ -26,7 +26,6 @@ RTK_HEADER = (
     'timestamp,latitude,longitude,altitude,northing,easting,down,utm_zone,velocity_north,'
     'velocity_east,velocity_down,roll,pitch,yaw'
 )
-INS_HEADER = RTK_HEADER.replace('timestamp,', 'timestamp,ins_status,')
 GPS_HEADER = (
     'timestamp,num_satellites,latitude,longitude,altitude,latitude_sigma,longitude_sigma,'
     'altitude_sigma,northing,easting,down,utm_zone'
@@ -119,15 +118,6 @@ def rtk_line(stamp_us, t_s):
     )
 
 
-def ins_line(stamp_us, t_s):
-    ins = vehicle_pose(t_s) @ VEHICLE_FROM_INS
-    roll, pitch, yaw = rpy(ins[:3, :3])
-    return (
-        f'{stamp_us},INS_SOLUTION_GOOD,{position_fields(ins[:3, 3])},0,0,0,{roll:.12f},'
-        f'{pitch:.12f},{yaw:.12f}'
-    )
-
-
 def gps_line(stamp_us, t_s):
     antenna = (vehicle_pose(t_s) @ VEHICLE_FROM_INS)[:3, 3]
     latitude, longitude, altitude = latlon_from_ned(antenna)
@@ -207,9 +197,6 @@ def write_drive(root, image=None):
     rtk_us = range(START_US - 507_000, end_us + 500_000, 20_000)
     rows = [(stamp_us, seconds(stamp_us)) for stamp_us in rtk_us]
     write_lines(drive.rtk, [RTK_HEADER, *(rtk_line(*row) for row in rows)])
-    write_lines(
-        drive.traversal / 'gps/ins.csv', [INS_HEADER, *(ins_line(*row) for row in rows)]
-    )
     gps_us = range(START_US + 31_000, end_us, 200_000)
     write_lines(
         drive.traversal / 'gps/gps.csv',

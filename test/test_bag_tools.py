@@ -28,7 +28,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
-from crossview_localizer.record_bag import register_installed_type
+from crossview_localizer.bags.installed_types import register_installed_type
 
 START_NS = 1_400_000_000_000_000_000
 NO_TIME = QosTime(0, 0)
@@ -165,7 +165,7 @@ def test_clock_ticks_in_bag_time_at_its_rate(tmp_path, recorder):
     assert np.median(np.diff(stamps_ns)) == pytest.approx(4 * 10e6, rel=0.2)
 
 
-def test_recording_in_simulated_time_has_the_bags_stamps(tmp_path, recorder):
+def test_recording_in_simulated_time_has_the_stamps_of_the_bag(tmp_path, recorder):
     latched = ('/tf_static', 0.0, TFMessage())
     bag = write_bag(
         tmp_path / 'bag', [latched, *strings(11, 0.1)], {'/tf_static': qos(latched=True)})
@@ -179,7 +179,7 @@ def test_recording_in_simulated_time_has_the_bags_stamps(tmp_path, recorder):
     assert abs(recorded['/tf_static'][0][0] - START_NS) < 3e9
 
 
-def test_a_latched_topic_is_told_although_the_start_is_after_it(tmp_path, recorder):
+def test_a_latched_topic_is_published_although_the_start_is_after_it(tmp_path, recorder):
     first, second = TFMessage(), TFMessage()
     bag = write_bag(
         tmp_path / 'bag',
@@ -237,7 +237,7 @@ def test_recorded_topics_carry_type_hash_definition_and_offered_qos(tmp_path, re
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_two_interrupts_end_a_looping_player_well(tmp_path, number):
+def test_two_interrupts_end_a_looping_player_without_an_error(tmp_path, number):
     bag = write_bag(tmp_path / 'bag', strings(5, 0.05))
     player = subprocess.Popen(
         command('play_bag', bag, '--loop', '--clock'), stdout=subprocess.PIPE,
@@ -314,7 +314,7 @@ def test_the_player_refuses_in_one_line(small_bag, options, said, capfd, signal_
     assert said in capfd.readouterr().err.strip().splitlines()[-1]
 
 
-def test_the_player_refuses_a_bag_that_is_none(small_bag, tmp_path, capfd, signal_handlers):
+def test_the_player_refuses_what_is_no_bag(small_bag, tmp_path, capfd, signal_handlers):
     from crossview_localizer.play_bag import main
     cut = tmp_path / 'cut.mcap'
     (whole,) = small_bag.glob('*.mcap')

@@ -10,20 +10,23 @@ import rasterio
 from rasterio.transform import Affine
 import torch
 
-from crossview_localizer import build_map as module
-from crossview_localizer.build_map import build_map, main
+from crossview_localizer import build_map as command_module
+from crossview_localizer.bags.route_file import read_route
+from crossview_localizer.build_map import main
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import LocalFrame, Pose2D
+from crossview_localizer.maps import builder
+from crossview_localizer.maps import tiles as tiles_module
+from crossview_localizer.maps.builder import build_map
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.maps.route import corridor, lattice, read_route
+from crossview_localizer.maps.route import lattice
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
 from crossview_localizer.networks.safa import ModelConfig
 
 FRAME = LocalFrame(51.76, -1.26)
-EVERYWHERE = (-1e4, -1e4, 1e4, 1e4)
 
 
 class MeanColours:
@@ -87,55 +90,6 @@ def route_csv(tmp_path_factory):
     return path
 
 
-def test_corridor_holds_exactly_the_points_within_its_distance():
-    route_m = np.array([[0.3, 0.1], [40.0, 3.0], [40.0, 3.0], [45.0, 60.0], [20.0, 61.0]])
-    grid, wanted = corridor(route_m, 11.0, 2.5, EVERYWHERE)
-    # All lattice points around, against densely sampled segments (every 2 cm).
-    x_m, y_m = np.meshgrid(np.arange(-20, 65, 2.5), np.arange(-20, 80, 2.5))
-    share = np.linspace(0.0, 1.0, 3000)[:, None]
-    nearest_m = np.full(x_m.shape, np.inf)
-    for start, end in zip(route_m[:-1], route_m[1:]):
-        line = start + share * (end - start)
-        for point in np.ndindex(x_m.shape):
-            distance_m = np.hypot(line[:, 0] - x_m[point], line[:, 1] - y_m[point]).min()
-            nearest_m[point] = min(nearest_m[point], distance_m)
-    assert np.abs(nearest_m - 11.0).min() > 1e-3        # no point is on the edge
-    expected = {(float(x), float(y)) for x, y in zip(
-        x_m[nearest_m < 11.0], y_m[nearest_m < 11.0])}
-    found = np.stack(grid.xy_from_row_col(*np.nonzero(wanted)), axis=1)
-    assert {(float(x), float(y)) for x, y in found} == expected
-    assert wanted[0].any() and wanted[-1].any() and wanted[:, 0].any() and wanted[:, -1].any()
-
-
-def test_corridor_of_one_fix_is_a_disc_and_fixes_far_apart_are_not_joined():
-    lines = []
-    grid, wanted = corridor(
-        np.array([[0.0, 0.0], [600.0, 0.0]]), 5.0, 2.5, EVERYWHERE, lines.append)
-    assert wanted.sum() == 2 * 13
-    assert grid.cols == 245
-    assert lines == ['1 gaps of more than 500 m are not joined']
-
-
-def test_corridor_keeps_to_the_imagery_and_reports_what_is_outside():
-    lines = []
-    route_m = np.array([[-50.0, 0.0], [50.0, 0.0], [np.inf, 0.0]])
-    grid, wanted = corridor(route_m, 10.0, 2.0, (-100.0, -4.0, 7.0, 100.0), lines.append)
-    x_m, y_m = grid.cell_centres()
-    assert x_m[-1] == 6.0 and y_m[-1] == -4.0 and wanted[-1].any()
-    assert lines == ['2 of 3 fixes are outside the imagery']
-    with pytest.raises(ValueError, match='none of the 3 fixes'):
-        corridor(route_m, 10.0, 2.0, (200.0, 200.0, 300.0, 300.0))
-
-
-def test_lattice_points_are_multiples_of_the_spacing_in_any_box():
-    grid = lattice((-7.4, 2.6, 9.9, 7.6), 2.5)
-    x_m, y_m = grid.cell_centres()
-    assert x_m.tolist() == [-5.0, -2.5, 0.0, 2.5, 5.0, 7.5]
-    assert y_m.tolist() == [7.5, 5.0]
-    with pytest.raises(ValueError, match='widen --spacing-m'):
-        lattice((0.0, 0.0, 1e5, 1e5), 2.5)
-
-
 @pytest.mark.parametrize('network, spacing_m, largest_batch', [
     (MeanColours(), 2.7, 7),          # every tile cropped for itself
     (MeanColours(), 2.5, 7),          # tiles cut from areas, 4 pixels apart
@@ -143,7 +97,7 @@ def test_lattice_points_are_multiples_of_the_spacing_in_any_box():
 ])
 def test_a_window_gives_the_descriptors_of_crops_at_its_tiles_positions(
         orthophoto, route_csv, monkeypatch, network, spacing_m, largest_batch):
-    monkeypatch.setattr(module, 'AREA_TILES', 5)
+    monkeypatch.setattr(tiles_module, 'AREA_TILES', 5)
     imagery = Imagery.open(orthophoto, FRAME)
     built = build_map(
         imagery, network, spacing_m, read_route(route_csv), corridor_m=12.0, batch=7)
@@ -182,7 +136,7 @@ def test_the_area_that_a_tile_is_cut_from_changes_neither_tiles_nor_count(
     imagery = Imagery.open(orthophoto, FRAME)
     lines = []
     for side in (3, 7):
-        monkeypatch.setattr(module, 'AREA_TILES', side)
+        monkeypatch.setattr(tiles_module, 'AREA_TILES', side)
         lines.append([])
         built = build_map(imagery, SharedTrunk(), 3.0, report=lines[-1].append)
         centres_m = {(float(x_m), float(y_m)) for x_m, y_m in built.tile_xy_m}
@@ -203,7 +157,7 @@ def test_a_full_square_is_described_in_one_and_a_corridor_in_as_few_pixels_as_it
     grid = lattice((-100.0, -100.0, 100.0, 100.0), network.lattice_spacing_m)
 
     def ratio(wanted):
-        areas = module._AreaByArea(imagery, network, grid, wanted, 1)
+        areas = tiles_module.TileAreas(imagery, network, grid, wanted, 1)
         assert sorted(np.concatenate(areas.jobs)) == list(range(np.count_nonzero(wanted)))
         described = sum(math.prod(areas.crop(job)[1].shape[:2]) for job in areas.jobs)
         return described / (np.count_nonzero(wanted) * config.block_px ** 2), len(areas.jobs)
@@ -268,6 +222,18 @@ def test_tiles_without_enough_imagery_are_left_out_and_counted(orthophoto):
     assert missing >= 21
 
 
+def test_the_map_is_not_put_on_the_device_that_embeds_it(orthophoto, route_csv):
+    class OnAnotherDevice(MeanColours):
+        def embed_satellite(self, tiles):
+            assert tiles.device.type == 'meta'                  # a device without memory
+            return torch.ones(len(tiles), 8)
+
+    built = build_map(
+        Imagery.open(orthophoto, FRAME), OnAnotherDevice(), 5.0, read_route(route_csv),
+        device='meta')
+    assert built.descriptors.device.type == built.index.device.type == 'cpu'
+
+
 def test_too_many_tiles_or_none_at_all_are_refused_with_what_to_do(orthophoto, route_csv):
     imagery, network = Imagery.open(orthophoto, FRAME), MeanColours()
     with pytest.raises(ValueError, match=r'tiles are wanted; expected at most 9: .*--spacing-m'):
@@ -300,7 +266,7 @@ def fake_network(monkeypatch, tmp_path):
 
     def load(path, device):
         return networks.pop(0) if networks else MeanColours()
-    monkeypatch.setattr(module, 'load_network', load)
+    monkeypatch.setattr(command_module, 'load_network', load)
     return networks
 
 
@@ -313,7 +279,7 @@ def command(orthophoto, route_csv, out, *more):
 @pytest.mark.parametrize('spacing_m', ['3', '2.5'])
 def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
         orthophoto, route_csv, tmp_path, fake_network, monkeypatch, capsys, spacing_m):
-    monkeypatch.setattr(module, 'AREA_TILES', 4)                # of 2.5 m: 4 pixels
+    monkeypatch.setattr(tiles_module, 'AREA_TILES', 4)                # of 2.5 m: 4 pixels
     spacing = ('--spacing-m', spacing_m)
     assert command(orthophoto, route_csv, tmp_path / 'whole.map', *spacing) == 0
     tiles = len(EmbeddingMap.open(tmp_path / 'whole.map').descriptors)
@@ -353,16 +319,46 @@ def test_shared_work_gives_the_same_bytes_whatever_the_number_of_processes(
     assert sorted(path.suffix for path in tmp_path.glob('shared*')) == ['.map']
 
 
-def test_a_share_that_never_comes_is_given_up_with_what_to_do(
+def test_a_process_that_writes_nothing_is_given_up_with_what_to_do(
         orthophoto, route_csv, tmp_path, fake_network, monkeypatch, capsys):
-    monkeypatch.setattr(module, 'SILENT_S', 0.2)
+    monkeypatch.setattr(builder, 'SILENT_S', 0.2)
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('RANK', '0')
     assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
     assert 'parts are missing' in capsys.readouterr().err
 
 
-def test_what_another_command_left_is_not_used(
+def test_each_process_of_a_machine_embeds_on_a_gpu_of_its_own(
+        orthophoto, route_csv, tmp_path, fake_network, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    devices = []
+
+    def note_device(path, device):
+        devices.append(device)
+        raise ValueError('seen')
+    monkeypatch.setattr(command_module, 'load_network', note_device)
+    for local_rank in ('0', '1', '2'):
+        monkeypatch.setenv('LOCAL_RANK', local_rank)
+        assert command(orthophoto, route_csv, tmp_path / 'a.map', '--device', 'cuda') == 2
+    assert devices == ['cuda:0', 'cuda:1', 'cuda:0']
+
+
+def test_a_build_leaves_the_files_of_others_alone(
+        orthophoto, route_csv, tmp_path, fake_network, capsys):
+    mine = [tmp_path / name for name in ('a.map.partial_old', 'a.map.partial.7', 'a.map.writing')]
+    for path in mine:
+        path.write_text('mine')
+    assert command(orthophoto, route_csv, tmp_path / 'a.map') == 0
+    assert [path.read_text() for path in mine] == ['mine'] * 3
+    (tmp_path / 'a.map.partial').write_text('mine')
+    capsys.readouterr()
+    assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
+    assert 'a.map.partial was not written by build_map' in capsys.readouterr().err
+    assert (tmp_path / 'a.map.partial').read_text() == 'mine'
+
+
+def test_an_unfinished_build_with_other_arguments_is_not_continued(
         orthophoto, route_csv, tmp_path, fake_network, capsys):
     assert command(orthophoto, route_csv, tmp_path / 'whole.map', '--spacing-m', '4') == 0
     fake_network.append(MeanColours(interrupt_after=3))
@@ -405,36 +401,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert list(tmp_path.glob('a.map*')) == []
 
 
-def test_weights_that_are_none_are_refused(orthophoto, route_csv, tmp_path, capsys):
+def test_missing_weights_are_refused(orthophoto, route_csv, tmp_path, capsys):
     assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
     assert capsys.readouterr().err.startswith('build_map: no weights at w')
-
-
-def test_the_route_of_a_bag_is_that_of_its_fixes(tmp_path):
-    from rosbags.rosbag2 import StoragePlugin, Writer
-    from rosbags.typesys import get_typestore, Stores
-    store = get_typestore(Stores.ROS2_JAZZY)
-    types = store.types
-    fixes = [(51.7, -1.2, 0), (51.8, -1.3, -1), (51.9, -1.4, 2), (float('nan'), 0.0, 0)]
-    path = tmp_path / 'drive'
-    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        topics = [
-            writer.add_connection(name, 'sensor_msgs/msg/NavSatFix', typestore=store)
-            for name in ('/gnss/fix', '/other/fix')
-        ]
-        for number, (latitude, longitude, status) in enumerate(fixes):
-            stamp = types['builtin_interfaces/msg/Time'](number, 0)
-            message = types['sensor_msgs/msg/NavSatFix'](
-                types['std_msgs/msg/Header'](stamp, 'antenna'),
-                types['sensor_msgs/msg/NavSatStatus'](status, 1),
-                latitude, longitude, 60.0, np.zeros(9), 0)
-            data = store.serialize_cdr(message, message.__msgtype__)
-            writer.write(topics[0], number * 10**9, data)
-        writer.write(topics[1], 10**10, data)
-    assert read_route(path, '/gnss/fix').tolist() == [[51.7, -1.2], [51.9, -1.4]]
-    with pytest.raises(ValueError, match=r'2 NavSatFix topics \(/gnss/fix, /other/fix\).*--topic'):
-        read_route(path)
-    with pytest.raises(ValueError, match='0 NavSatFix topics'):
-        read_route(path, '/none')
-    with pytest.raises(ValueError, match='no valid fix'):
-        read_route(path, '/other/fix')

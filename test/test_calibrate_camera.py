@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from crossview_localizer import calibrate_camera
-from crossview_localizer.calibrate_camera import fit_offset, fitted_camera, Frame, Offset, summary
+from crossview_localizer.bags.camera_calibration import fitted_camera, summary
 from crossview_localizer.camera.motion import MotionFit
 from crossview_localizer.config import CameraConfig
 from crossview_localizer.geometry import Pose2D
+from crossview_localizer.matching.imagery_offset import fit_offset, Offset, PosedImage
 
 CELL_M, REACH = 0.5, 10
 TRUE_M = np.array([0.7, -0.45])  # the imagery's offset east and north
@@ -17,11 +18,11 @@ CAMERA = CameraConfig(1.52, 0.0)
 
 
 def frames(count):
-    return [Frame(None, Pose2D(10.0 * k, 0.0, 0.0)) for k in range(count)]
+    return [PosedImage(None, Pose2D(10.0 * k, 0.0, 0.0)) for k in range(count)]
 
 
 def gaussian_volume(noise_m=0.0, true_m=TRUE_M):
-    """Log-likelihoods whose maximum lies at ``true_m``, moved by each frame's own noise."""
+    """Log-likelihoods whose maximum lies at ``true_m``, moved by the noise of each frame."""
     def volume(frame):
         rng = np.random.default_rng(round(frame.pose.x_m))
         x_m, y_m = true_m + noise_m * rng.standard_normal(2)
@@ -74,8 +75,9 @@ def test_the_offset_is_fitted_with_the_camera_that_was_found():
     assert fitted_camera(motion(1.70, 0.010), CAMERA) == CameraConfig(1.70, 0.010)
     assert fitted_camera(motion(1.55, 0.010), CAMERA) == CameraConfig(1.52, 0.010)
     assert fitted_camera(None, CAMERA) == fitted_camera(motion(math.nan, 0.0), CAMERA) == CAMERA
-    offset = Offset(TRUE_M, np.array([0.05, 0.06]), 40, 0.2, False, True)
+    offset = Offset(TRUE_M, np.array([0.05, 0.06]), 40, 0.2, False, True, without_pose=7)
     said = summary(None, offset, CAMERA)
+    assert '7 images left out for want of a known pose' in said
     assert '0.70 m east +- 0.05' in said and '-0.45 m north' in said and 'the filter' in said
 
 

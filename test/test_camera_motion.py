@@ -72,12 +72,12 @@ def test_height_and_pitch_are_those_that_the_images_were_made_with(height_m, pit
     assert (found.sigmas < (0.07, math.radians(0.2))).all()
 
 
-def test_a_height_beyond_what_is_tried_is_not_known():
+def test_a_height_outside_the_range_that_is_tried_is_unknown():
     found = drive(MIN_PAIRS + 3, 0.75, 0.0).fit(CAMERA.height_m)
     assert math.isnan(found.values[0]) and abs(found.values[1]) < math.radians(0.3)
 
 
-def test_few_pairs_and_images_without_texture_tell_nothing():
+def test_few_pairs_and_images_without_texture_give_no_result():
     assert drive(5, 1.5, 0.0).fit(CAMERA.height_m) is None
     motion = CameraMotion(Track.from_poses([0, 10**9], [Pose2D(0, 0, 0), Pose2D(60.0, 0, 0)]))
     for k in range(40):
@@ -96,3 +96,12 @@ def test_a_reduced_image_keeps_the_directions_of_its_pixels():
         (900 - 643.0) / 983.0, abs=4e-4)
     assert (rows.mean() - fitting.cy_px) / fitting.fy_px == pytest.approx(
         (700 - 493.0) / 983.0, abs=4e-4)
+
+
+def test_images_in_a_gap_of_the_odometry_make_no_pair():
+    stamps_ns = np.array([0, 1, 4, 5]) * 10**9
+    poses = [Pose2D(1.5 * stamp_ns * 1e-9, 0.0, 0.0) for stamp_ns in stamps_ns]
+    motion = CameraMotion(Track.from_poses(stamps_ns, poses))
+    for second in range(6):
+        motion.add(CameraImage(second * 10**9, street(1.5 * second, 0.0, 1.5, 0.0), CAMERA))
+    assert len(motion.pitches_rad) == 2  # of the seconds 0 and 1, 4 and 5

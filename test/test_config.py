@@ -14,6 +14,7 @@ from crossview_localizer.config import (
     LocalizerConfig,
     MatchConfig,
     NodeConfig,
+    read_parameters,
     tunables,
 )
 
@@ -26,15 +27,15 @@ def test_flattening_and_building_again_gives_the_same_config(cls):
 
 
 def test_a_changed_value_survives_the_round_trip():
-    config = LocalizerConfig(filter=replace(FilterConfig(), buffer_s=5.5, start_distance_m=12.0))
+    config = LocalizerConfig(filter=replace(FilterConfig(), buffer_s=5.5, gnss_bias_tau_s=12.0))
     flat = flatten(config)
     assert flat['filter.buffer_s'] == 5.5
     assert config_from_flat(LocalizerConfig, flat) == config
 
 
 def test_what_is_not_given_keeps_its_default():
-    config = config_from_flat(LocalizerConfig, {'match.refine': 8})
-    assert config == LocalizerConfig(match=replace(MatchConfig(), refine=8))
+    config = config_from_flat(LocalizerConfig, {'match.window_max_m': 80.0})
+    assert config == LocalizerConfig(match=replace(MatchConfig(), window_max_m=80.0))
     assert config_from_flat(LocalizerConfig, {}) == LocalizerConfig()
 
 
@@ -58,25 +59,26 @@ def test_a_name_must_be_the_full_dotted_one(name):
 @pytest.mark.parametrize('name, value, expected', [
     ('filter.buffer_s', 0.01, '0.1 to 30.0'),
     ('filter.buffer_s', 31.0, '0.1 to 30.0'),
-    ('filter.gnss_gate_probability', 1.01, '0.5 to 1.0'),
+    ('match.window_max_m', 501.0, '5.0 to 500.0'),
     ('filter.buffer_s', math.nan, '0.1 to 30.0'),
     ('filter.buffer_s', '2', 'a number'),
     ('filter.buffer_s', True, 'a number'),
-    ('match.refine', 2.5, 'a whole number'),
-    ('match.refine', 0, '1 to 16'),
+    ('torch_threads', 2.5, 'a whole number'),
+    ('torch_threads', 0, '1 to 64'),
 ])
 def test_a_value_out_of_range_or_of_another_kind_is_an_error_that_says_what_fits(
     name, value, expected
 ):
     with pytest.raises(ValueError, match=re.escape(f'{name} is {value!r}; expected {expected}')):
-        config_from_flat(LocalizerConfig, {name: value})
+        config_from_flat(LocalizerConfig if '.' in name else NodeConfig, {name: value})
 
 
 @pytest.mark.parametrize('name, bound', [
-    ('filter.buffer_s', 0.1), ('filter.buffer_s', 30.0), ('match.refine', 1),
-    ('match.refine', 16)])
+    ('filter.buffer_s', 0.1), ('filter.buffer_s', 30.0), ('torch_threads', 1),
+    ('torch_threads', 64)])
 def test_the_bounds_themselves_are_allowed(name, bound):
-    assert flatten(config_from_flat(LocalizerConfig, {name: bound}))[name] == bound
+    cls = LocalizerConfig if '.' in name else NodeConfig
+    assert flatten(config_from_flat(cls, {name: bound}))[name] == bound
 
 
 @pytest.mark.parametrize('name, value', [('device', 'tpu'), ('image_transport', 'theora')])
@@ -99,3 +101,18 @@ def test_every_tunable_of_the_filter_is_read_by_it():
     source = ''.join(path.read_text() for path in (PACKAGE / 'fusion').glob('*.py'))
     unread = [name for name in flatten(FilterConfig()) if f'onfig.{name}' not in source]
     assert not unread
+
+
+def test_the_parameter_file_of_the_node_gives_both_configs(tmp_path):
+    path = tmp_path / 'parameters.yaml'
+    path.write_text(
+        '/**:\n  ros__parameters:\n    odometry_wait_s: 0.25\n    filter:\n      buffer_s: 3.0\n')
+    node_config, config = read_parameters(path)
+    assert node_config == NodeConfig(odometry_wait_s=0.25)
+    assert config.filter.buffer_s == 3.0
+    path.write_text('/**:\n  ros__parameters:\n    filter:\n      bufer_s: 3.0\n')
+    with pytest.raises(ValueError, match=r'filter\.bufer_s'):
+        read_parameters(path)
+    path.write_text('localizer: {}\n')
+    with pytest.raises(ValueError, match='no parameter file'):
+        read_parameters(path)

@@ -3,17 +3,15 @@
 from functools import partial
 import json
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
 from benchmarks import ros_domain
-from benchmarks.demo import demo
-from crossview_localizer.datatypes import Outcome
+from benchmarks.demo import demo, exchanged_images, ros_run, stages, summary
 from crossview_localizer.evaluation import pose_metrics
-from crossview_localizer.evaluation.pose_metrics import Frames
+from crossview_localizer.evaluation.pose_metrics import Comparison
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.trajectory import Track
 
@@ -27,54 +25,54 @@ SEED = 3
 @pytest.fixture(scope='module')
 def smoke(ros, shipped_weights, tmp_path_factory):
     """A short drive at a low resolution through the whole demo."""
-    from crossview_localizer import report
+    from crossview_localizer.evaluation import run_report
     from training import simulation
 
     folder = tmp_path_factory.mktemp('demo')
-    parameters = yaml.safe_load(demo.PARAMETERS.read_text())
+    parameters = yaml.safe_load(ros_run.PARAMETERS.read_text())
     # On a busy machine a late odometry must not turn into an extrapolated prior.
     parameters['/**']['ros__parameters']['odometry_wait_s'] = 1.0
     (folder / 'parameters.yaml').write_text(yaml.safe_dump(parameters))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, 'PARAMETERS', folder / 'parameters.yaml')
+        patch.setattr(ros_run, 'PARAMETERS', folder / 'parameters.yaml')
         patch.setattr(simulation, 'make_world', partial(simulation.make_world, city_size_m=300.0))
-        patch.setattr(demo, 'IMAGE_SIZE_PX', (320, 240))
-        patch.setattr(demo, 'RATE_HZ', 2.0)
-        patch.setattr(demo, 'ORTHO_PX_M', 0.4)
-        patch.setattr(demo, 'PLAY_RATE', 2.0)
+        patch.setattr(stages, 'IMAGE_SIZE_PX', (320, 240))
+        patch.setattr(stages, 'RATE_HZ', 2.0)
+        patch.setattr(stages, 'ORTHO_PX_M', 0.4)
+        patch.setattr(ros_run, 'PLAY_RATE', 2.0)
         # For a machine that is busy with other things.
-        patch.setattr(demo, 'STARTUP_S', 240.0)
-        patch.setattr(demo, 'SHUTDOWN_S', 60.0)
-        patch.setattr(report, 'DPI', dict.fromkeys(report.WIDTHS_IN, 30))
+        patch.setattr(ros_run, 'STARTUP_S', 240.0)
+        patch.setattr(ros_run, 'SHUTDOWN_S', 60.0)
+        patch.setattr(run_report, 'DPI', dict.fromkeys(run_report.WIDTHS_IN, 30))
         # So short a drive has no picture 200 m away.
-        patch.setattr(demo, 'BLIND_MIN_M', 15.0)
+        patch.setattr(exchanged_images, 'BLIND_MIN_M', 15.0)
         demo.run_demo(folder / 'out', SEED, DURATION_S, shipped_weights[0], keep=False)
     return folder / 'out'
 
 
 def test_the_summary_has_the_rows_and_numbers_that_are_promised(smoke):
-    summary = json.loads((smoke / 'summary.json').read_text())
-    assert list(summary) == [
+    written = json.loads((smoke / 'summary.json').read_text())
+    assert list(written) == [
         'gnss_only', 'odometry_only', 'prior', 'image_blind', 'refined', 'raw_correlation',
         'random_init', 'latency_ms', 'seconds', 'world_seed', 'weights', 'matcher', 'notes']
-    stamps_ns = pose_metrics.read_frames(smoke / 'frames.csv').truth.stamps_ns
+    stamps_ns = pose_metrics.read_comparison(smoke / 'frames.csv').truth.stamps_ns
     assert len(stamps_ns) == 2.0 * DURATION_S
     for name in pose_metrics.ROWS:
-        assert list(summary[name]) == list(pose_metrics.METRICS)
-        assert summary[name]['n_expected'] == (stamps_ns > stamps_ns[0] + 5_000_000_000).sum()
-    assert list(summary['latency_ms']) == ['p50', 'p95', 'p99']
-    assert summary['world_seed'] == 9000 + SEED
-    assert summary['refined']['n'] >= 20
-    assert summary['random_init']['n'] >= 20
-    assert summary['gnss_only']['heading_median_deg'] is None
-    assert summary['odometry_only']['median_m'] < 3.0
+        assert list(written[name]) == list(pose_metrics.METRICS)
+        assert written[name]['n_expected'] == (stamps_ns > stamps_ns[0] + 5_000_000_000).sum()
+    assert list(written['latency_ms']) == ['p50', 'p95', 'p99']
+    assert written['world_seed'] == 9000 + SEED
+    assert written['refined']['n'] >= 20
+    assert written['random_init']['n'] >= 20
+    assert written['gnss_only']['heading_median_deg'] is None
+    assert written['odometry_only']['median_m'] < 3.0
 
 
-def test_the_frames_give_the_summary_s_numbers_again(smoke):
-    summary = json.loads((smoke / 'summary.json').read_text())
-    again = pose_metrics.evaluate(pose_metrics.read_frames(smoke / 'frames.csv'))
+def test_the_frames_give_the_numbers_of_the_summary(smoke):
+    written = json.loads((smoke / 'summary.json').read_text())
+    again = pose_metrics.metrics_by_row(pose_metrics.read_comparison(smoke / 'frames.csv'))
     for name in pose_metrics.ROWS:
-        assert again[name] == pytest.approx(summary[name])
+        assert again[name] == pytest.approx(written[name])
 
 
 def test_the_demo_ends_with_a_report_that_shows_its_controls(smoke):
@@ -85,15 +83,18 @@ def test_the_demo_ends_with_a_report_that_shows_its_controls(smoke):
     assert 'raw correlation' in page and 'image blind' in page
 
 
-def test_the_offline_localizer_gives_the_node_s_poses(smoke, shipped_weights):
+def test_the_offline_localizer_gives_the_poses_of_the_node(smoke, shipped_weights):
     from crossview_localizer.bags import replay
+    from crossview_localizer.bags.recorded_run import read_run
+    from crossview_localizer.config import read_parameters
     from crossview_localizer.localizer import load_localizer
 
-    node_config, config = replay.read_parameters(demo.PARAMETERS)
+    node_config, config = read_parameters(ros_run.PARAMETERS)
     localizer = load_localizer(smoke / 'maps/trained.map', shipped_weights[0], config)
     results = list(replay.localize(smoke / 'bag', localizer, node_config))
     offline = replay.posteriors(results)
-    node = replay.read_outputs(smoke / 'run').poses
+    recorded = read_run(smoke / 'run')
+    node = recorded.poses
     assert np.isin(node.stamps_ns, offline.stamps_ns).all()
     # A dropped image is missing in the node's filter too: later poses may then differ.
     first_drop = np.flatnonzero(~np.isin(offline.stamps_ns, node.stamps_ns))
@@ -101,29 +102,33 @@ def test_the_offline_localizer_gives_the_node_s_poses(smoke, shipped_weights):
     assert len(offline.stamps_ns[same])
     assert node.poses[same] == pytest.approx(offline.poses[same], abs=1e-6)
     assert node.covariances[same] == pytest.approx(offline.covariances[same], abs=1e-6)
-    used = {result.stamp_ns for result in results if result.outcome is Outcome.USED}
-    assert used & set(node.stamps_ns.tolist())
+    # The node says of each image what the offline Localizer says, as far as the poses agree.
+    said = recorded.outcomes(node.stamps_ns[same]).tolist()
+    expected = {result.stamp_ns: result.outcome.name.lower() for result in results}
+    assert said == [expected[stamp_ns] for stamp_ns in node.stamps_ns[same].tolist()]
+    assert 'used' in said
 
 
 def test_the_recording_holds_what_a_user_would_look_at(smoke):
-    from crossview_localizer.bags.replay import messages
+    from crossview_localizer.bags.bag import Bag
 
-    found = {topic for topic, _, _ in messages(smoke / 'run')}
+    with Bag(smoke / 'run') as bag:
+        found = bag.topics
     assert {'/crossview_localizer/pose', '/crossview_localizer/odometry', '/tf', '/diagnostics',
-            '/crossview_localizer/geopose', demo.TRUTH_TOPIC} <= found
+            '/crossview_localizer/geopose', ros_run.TRUTH_TOPIC} <= found
 
 
 # --- its parts
 
 
-def test_another_folder_s_content_is_never_cleared(tmp_path):
+def test_the_content_of_another_folder_is_never_cleared(tmp_path):
     (tmp_path / 'thesis.txt').write_text('years of work')
     with pytest.raises(ValueError, match='not of an earlier demo'):
         demo.prepare(tmp_path, {'world_seed': 9001}, keep=False)
     assert (tmp_path / 'thesis.txt').exists()
 
 
-def test_keep_saves_the_drive_only_for_the_same_arguments(tmp_path):
+def test_keep_leaves_the_drive_only_for_the_same_arguments(tmp_path):
     arguments = {'world_seed': 9001, 'duration_s': 130.0}
     demo.prepare(tmp_path / 'out', arguments, keep=False)
     (tmp_path / 'out/world').mkdir()
@@ -134,36 +139,34 @@ def test_keep_saves_the_drive_only_for_the_same_arguments(tmp_path):
     assert not (tmp_path / 'out/world').exists()
 
 
-def test_a_process_that_dies_ends_the_run_with_its_last_words(tmp_path):
-    with demo.RosRun('run', tmp_path) as run:
+def test_a_process_that_dies_ends_the_run_and_its_log_is_shown(tmp_path):
+    with ros_run.RosRun('run', tmp_path) as run:
         run.start('node', 'crossview_localizer.no_such_module')
-        with pytest.raises(demo.DemoError, match='no_such_module'):
+        with pytest.raises(ros_run.RosRunError, match='no_such_module'):
             run.wait_for_log('node', ['ready'], deadline_s=30.0)
 
 
 def test_a_node_that_goes_on_without_its_map_ends_the_demo(tmp_path):
-    run = demo.RosRun('run', tmp_path)
+    run = ros_run.RosRun('run', tmp_path)
     run.log('node').write_text('[INFO] [1.0] [crossview_localizer]: loaded\n')
     run.require_no_error('node')
     run.log('node').write_text('[ERROR] [1.0] [crossview_localizer]: no map; the prior alone\n')
-    with pytest.raises(demo.DemoError, match='the prior alone'):
+    with pytest.raises(ros_run.RosRunError, match='the prior alone'):
         run.require_no_error('node')
 
 
-def test_dropped_images_are_told_from_those_before_the_start():
+def test_dropped_images_are_counted_apart_from_those_before_the_start():
     stamps_ns = np.arange(100)
-    outputs = SimpleNamespace(poses=Track.empty(np.arange(10, 100)))
-    assert '10 came before the filter had started and 0 were' in demo.silence(
-        'refined', stamps_ns, outputs)
-    outputs = SimpleNamespace(poses=Track.empty(np.setdiff1d(stamps_ns, [3, 50, 51, 52])))
-    note = demo.silence('refined', stamps_ns, outputs)
+    assert '10 came before the filter had started and 0 were' in summary.count_missing(
+        'refined', stamps_ns, Track.empty(np.arange(10, 100)))
+    note = summary.count_missing(
+        'refined', stamps_ns, Track.empty(np.setdiff1d(stamps_ns, [3, 50, 51, 52])))
     assert '0 came before' in note and '4 were dropped' in note and 'too busy' in note
-    assert 'no pose' in demo.silence('refined', stamps_ns, SimpleNamespace(poses=Track.empty([])))
 
 
 def test_no_process_outlives_its_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        with demo.RosRun('run', tmp_path) as run:
+        with ros_run.RosRun('run', tmp_path) as run:
             run.start('player', 'http.server', '0', '--bind', '127.0.0.1')
             raise KeyboardInterrupt
     assert run.processes['player'].poll() is not None
@@ -181,7 +184,7 @@ def test_a_pool_prints_the_table_over_the_frames_of_all_drives(tmp_path, capsys)
     for number in (1, 2):
         folder = tmp_path / f'drive{number}'
         folder.mkdir()
-        pose_metrics.write_frames(folder / 'frames.csv', made_up_drive())
+        pose_metrics.write_comparison(folder / 'frames.csv', made_up_drive())
         (folder / 'summary.json').write_text(json.dumps({
             'latency_ms': {'p50': 40.0, 'p99': 90.0}, 'seconds': {'total': 400.0},
             'world_seed': 9000 + number, 'weights': 'made_up'}))
@@ -211,15 +214,15 @@ def made_up_drive(count=80):
             stamps_ns, true_poses + wander_m * [1.0, 1.0, 0.005],
             np.tile(covariance, (count, 1, 1)))
     outcomes = {name: ['used'] * count for name in rows}
-    return Frames(truth, pose_metrics.settled(truth), rows, outcomes)
+    return Comparison(truth, pose_metrics.settled(truth), rows, outcomes)
 
 
-def test_the_goals_compare_what_the_issue_compares():
+def test_the_goals_compare_medians_percentiles_and_coverage():
     def row(median_m, longitudinal_m, p95_m, coverage):
         return {'median_m': median_m, 'longitudinal_median_m': longitudinal_m, 'p95_m': p95_m,
                 'coverage_95': coverage}
 
-    lines = demo.goals({
+    lines = summary.goals({
         'refined': row(1.5, 2.0, 3.9, 0.86), 'prior': row(4.0, 3.0, 9.0, 0.9),
         'image_blind': row(2.9, 4.0, 9.0, 0.9), 'gnss_only': row(4.0, 3.0, 9.0, 0.4)})
     reached = [line.startswith('reached') for line in lines]
@@ -248,18 +251,18 @@ def brightness(message) -> int:
 
 
 @pytest.mark.parametrize('apart_m', [60.0, 30.0])
-def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tmp_path, apart_m):
-    from crossview_localizer.bags import replay
+def test_the_blind_bag_has_the_same_messages_with_pictures_from_far_away(ros, tmp_path, apart_m):
+    from crossview_localizer.bags.bag import read_messages
 
     bag, stamps_ns = brightness_bag(tmp_path / 'drive', 20)
     elsewhere_bag, _ = brightness_bag(tmp_path / 'elsewhere', 30)
     along_m = apart_m * np.arange(len(stamps_ns))
     truth = Track.from_poses(stamps_ns, [Pose2D(x_m, 0.0, 0.0) for x_m in along_m])
-    note = demo.exchange_images(bag, tmp_path / 'blind', truth, elsewhere_bag, seed=5)
+    note = exchanged_images.exchange_images(bag, tmp_path / 'blind', truth, elsewhere_bag, seed=5)
 
-    before, after = (list(replay.messages(path)) for path in (bag, tmp_path / 'blind'))
+    before, after = (list(read_messages(path)) for path in (bag, tmp_path / 'blind'))
     assert [entry[:2] for entry in before] == [entry[:2] for entry in after]
-    levels = [brightness(msg) for topic, _, msg in after if topic == demo.IMAGE_TOPIC]
+    levels = [brightness(msg) for topic, _, msg in after if topic == ros_run.IMAGE_TOPIC]
     for x_m, level in zip(along_m, levels):
         if level % 20 == 0:
             assert abs(along_m[level // 20 - 1] - x_m) >= 200.0
@@ -271,7 +274,7 @@ def test_a_blind_bag_holds_the_same_messages_with_pictures_from_far_away(ros, tm
     assert ('for 4 the drive has none' in note) == (apart_m == 30.0)
 
 
-def test_runs_at_once_never_share_a_domain(monkeypatch):
+def test_runs_at_the_same_time_never_share_a_domain(monkeypatch):
     monkeypatch.setattr(ros_domain, 'MARK', f'test_{os.getpid()}')
     taken = [ros_domain.lone_domain() for _ in range(101)]
     assert {domain for domain, _ in taken} == set(range(1, 102))

@@ -1,4 +1,4 @@
-"""The doctor on a bare, a broken and a healthy installation, and on a running system."""
+"""The doctor on an empty, a broken and a healthy installation, and on a running system."""
 
 from array import array
 import gc
@@ -11,6 +11,8 @@ import threading
 import pytest
 
 from crossview_localizer import doctor
+from crossview_localizer.ros import installation_checks, system_checks
+from crossview_localizer.ros.installation_checks import PROFILE_VARIABLES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARAMETERS = REPOSITORY / 'config/robotcar.yaml'
@@ -19,7 +21,7 @@ NOT_LISTENING = ('--listen', '0')
 
 
 def said(capsys, *arguments) -> tuple[int, dict[str, str]]:
-    """Exit code, and for each part its verdict, text and remedy on one line."""
+    """Exit code, and for each part its severity, text and remedy on one line."""
     code = doctor.main([str(argument) for argument in arguments])
     return code, parts_of(capsys.readouterr().out)
 
@@ -30,9 +32,9 @@ def parts_of(output: str) -> dict[str, str]:
         if line.startswith(' '):
             found[part] += ' ' + line.strip()
             continue
-        verdict, text = line[:8].strip(), line[8:]
+        severity, text = line[:8].strip(), line[8:]
         part = text.partition(': ')[0]
-        found[part] = f'{verdict} {text.partition(": ")[2]}'
+        found[part] = f'{severity} {text.partition(": ")[2]}'
     return found
 
 
@@ -57,7 +59,7 @@ def fingerprint(shipped_weights) -> str:
 # --- the installation
 
 
-def test_a_bare_python_is_told_what_is_missing_and_how_to_get_it():
+def test_without_any_package_the_doctor_says_what_is_missing_and_how_to_get_it():
     """Without site-packages there is neither ROS 2 nor any library."""
     result = subprocess.run(
         [sys.executable, '-S', '-m', 'crossview_localizer.doctor'], text=True, timeout=240,
@@ -71,7 +73,7 @@ def test_a_bare_python_is_told_what_is_missing_and_how_to_get_it():
     assert result.stdout.endswith('2 problems found\n')
 
 
-def test_libraries_that_are_there_and_cannot_be_loaded_are_named(ros, tmp_path):
+def test_libraries_that_are_installed_but_cannot_be_loaded_are_named(ros, tmp_path):
     """ROS 2 is whole; torch is missing and pyproj is of another numpy."""
     (tmp_path / 'torch.py').write_text("raise ModuleNotFoundError('torch')")
     (tmp_path / 'pyproj.py').write_text("raise AttributeError('_ARRAY_API not found')")
@@ -89,7 +91,7 @@ def test_a_healthy_installation_has_no_problem(
         ros, capsys, monkeypatch, tmp_path, fingerprint):
     monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', str(PROFILE))
     monkeypatch.setenv('FASTRTPS_DEFAULT_PROFILES_FILE', str(PROFILE))
-    monkeypatch.setattr(doctor, 'free_bytes', lambda path: 2**30)
+    monkeypatch.setattr(installation_checks, 'free_bytes', lambda path: 2**30)
     code, parts = said(
         capsys, '--map', map_of_weights(tmp_path / 'a.map', fingerprint), '--params-file',
         PARAMETERS, '--device', 'cpu', *NOT_LISTENING)
@@ -104,7 +106,7 @@ def test_a_healthy_installation_has_no_problem(
 def test_every_fault_of_a_broken_installation_is_named_with_its_remedy(
         ros, capsys, monkeypatch, tmp_path, shipped_weights):
     """Truncated weights, a map of other weights, a mistyped parameter, a profile that is gone."""
-    for variable in doctor.PROFILE_VARIABLES:
+    for variable in PROFILE_VARIABLES:
         monkeypatch.setenv(variable, str(tmp_path / 'gone.xml'))
     weights = tmp_path / 'half.safetensors'
     weights.write_bytes(shipped_weights[0].read_bytes()[:100_000])
@@ -127,34 +129,6 @@ def test_a_map_of_other_weights_is_a_problem(ros, capsys, tmp_path):
     assert code == 1 and 'bbbbbbbbbbbb' in parts['map']
 
 
-@pytest.mark.parametrize('content, text', [
-    ('<dds', 'cannot be read'),
-    ('<dds><segment_size>524288</segment_size></dds>', 'gives 0 MiB'),
-    ('<dds/>', 'gives none'),
-])
-def test_a_profile_without_room_for_large_images_is_a_problem(
-        monkeypatch, tmp_path, content, text):
-    profile = tmp_path / 'profile.xml'
-    profile.write_text(content)
-    for variable in doctor.PROFILE_VARIABLES:
-        monkeypatch.setenv(variable, str(profile))
-    finding = doctor.check_dds_profile()
-    assert finding.verdict is doctor.Verdict.PROBLEM and text in finding.text
-
-
-def test_little_shared_memory_and_the_other_distributions_variable_are_problems(monkeypatch):
-    for variable in doctor.PROFILE_VARIABLES:
-        monkeypatch.setenv(variable, str(PROFILE))
-    monkeypatch.setattr(doctor, 'free_bytes', lambda path: 2**20)
-    finding = doctor.check_dds_profile()
-    assert finding.verdict is doctor.Verdict.PROBLEM and '/dev/shm has 1 MiB' in finding.text
-    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
-    monkeypatch.delenv('FASTRTPS_DEFAULT_PROFILES_FILE')
-    finding = doctor.check_dds_profile()
-    assert finding.verdict is doctor.Verdict.PROBLEM
-    assert 'jazzy reads FASTRTPS' in finding.text
-
-
 def test_wrong_usage_is_exit_code_2(capsys):
     with pytest.raises(SystemExit) as ended:
         doctor.main(['--no-such-option'])
@@ -165,7 +139,7 @@ def test_wrong_usage_is_exit_code_2(capsys):
 
 
 class Vehicle:
-    """Sensors at 20 Hz and the localizer, served by a thread of their own."""
+    """Sensors at 20 Hz and the localizer, spun in a thread of their own."""
 
     def __init__(self):
         import rclpy
@@ -207,7 +181,8 @@ class Vehicle:
             publisher.publish(msg)
         self.sensors.create_timer(0.05, publish)
 
-    def latch_transforms(self, *children):
+    def latch_transforms(self, *children, w=1.0):
+        """Latch transforms from base_link; ``w`` 0 makes their rotations invalid."""
         from geometry_msgs.msg import TransformStamped
         from rclpy.qos import DurabilityPolicy, QoSProfile
         from tf2_msgs.msg import TFMessage
@@ -215,7 +190,7 @@ class Vehicle:
         for child in children:
             transform = TransformStamped(child_frame_id=child)
             transform.header.frame_id = 'base_link'
-            transform.transform.rotation.w = 1.0
+            transform.transform.rotation.w = w
             message.transforms.append(transform)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.sensors.create_publisher(TFMessage, '/tf_static', latched).publish(message)
@@ -235,12 +210,12 @@ class Vehicle:
 
 @pytest.fixture
 def vehicle(ros, own_domain, monkeypatch):
-    # Checked above; here they would only take time.
+    # These are tested above and would only take time here.
     monkeypatch.setattr(doctor, 'check_weights_and_map', lambda weights, map_path: iter(()))
     monkeypatch.setattr(doctor, 'check_device', lambda device: iter(()))
-    # For a machine that is busy with other things.
-    monkeypatch.setattr(doctor, 'DISCOVERY_S', 10.0)
-    monkeypatch.setattr(doctor, 'STALE_STAMP_S', 30.0)
+    # Long, for a busy machine.
+    monkeypatch.setattr(system_checks, 'DISCOVERY_S', 10.0)
+    monkeypatch.setattr(system_checks, 'STALE_STAMP_S', 30.0)
     vehicle = Vehicle()
     yield vehicle
     vehicle.close()
@@ -295,6 +270,30 @@ def test_every_fault_of_a_running_system_is_named_with_its_remedy(vehicle, capsy
     assert 'is published on /receiver/velocity' in parts['gnss_velocity']
 
 
+def test_a_transform_that_is_not_valid_is_a_problem_and_the_doctor_goes_on(vehicle, capsys):
+    from sensor_msgs.msg import NavSatFix
+    vehicle.latch_transforms('antenna', w=0.0)
+    vehicle.send(NavSatFix, 'gnss', 'antenna', latitude=51.76, longitude=-1.26)
+    vehicle.start()
+    code, parts = said(capsys, '--listen', '1.0')
+    assert code == 1
+    assert parts['/tf_static'].startswith('PROBLEM a transform is not valid: antenna')
+    assert 'not a rotation' in parts['/tf_static'] and 'quaternion' in parts['/tf_static']
+    assert parts['antenna extrinsics'].startswith('PROBLEM')
+    assert parts['node says of node'].startswith('note /tf_static: antenna')
+
+
+def test_what_other_nodes_say_in_diagnostics_is_no_finding(vehicle, capsys):
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+    publisher = vehicle.sensors.create_publisher(DiagnosticArray, '/diagnostics', 10)
+    other = DiagnosticArray(status=[DiagnosticStatus(name='motor: 1', level=b'\x02')])
+    vehicle.sensors.create_timer(0.02, lambda: publisher.publish(other))
+    vehicle.start()
+    _, parts = said(capsys, '--listen', '2.0')
+    assert 'node says of gnss' in parts
+    assert not any('motor' in part for part in parts)
+
+
 def test_a_node_that_waits_for_a_clock_or_to_be_configured_is_a_problem(vehicle, capsys):
     vehicle.start(autostart=False, use_sim_time=True)
     code, parts = said(capsys, '--listen', '1.0')
@@ -304,6 +303,6 @@ def test_a_node_that_waits_for_a_clock_or_to_be_configured_is_a_problem(vehicle,
 
 
 def test_without_a_running_node_that_is_only_a_note(ros, own_domain, capsys, monkeypatch):
-    monkeypatch.setattr(doctor, 'DISCOVERY_S', 0.2)
+    monkeypatch.setattr(system_checks, 'DISCOVERY_S', 0.2)
     code, parts = said(capsys, '--listen', '0.3')
     assert code == 0 and parts['node'].startswith('note /crossview_localizer is not running')

@@ -14,7 +14,6 @@ import pytest
 import rasterio
 
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.maps.route import read_route
 from training import download_imagery
 from training.download_imagery import (
     check_template,
@@ -197,7 +196,7 @@ def test_failures_that_may_pass_are_tried_again_with_growing_waits(server, tmp_p
         3: lambda handler: handler.connection.close(),
     }
     url = tile_url(source(server), tiles_of_box(source(server), ZOOM, *OXFORD), 5, 6, '')
-    picture = fetcher(time, attempts=5).picture(url, 256)
+    picture = fetcher(time, attempts=5).fetch(url, 256)
     np.testing.assert_allclose(picture, np.rint(tile_picture(ZOOM, 5, 6)), atol=1)
     np.testing.assert_allclose(time.sleeps_s, [1.0, 2.0, 4.0, 8.0])
 
@@ -205,11 +204,11 @@ def test_failures_that_may_pass_are_tried_again_with_growing_waits(server, tmp_p
 def test_a_server_that_throttles_is_given_the_time_it_asks_for(server):
     time = Time()
     server.faults = {0: lambda handler: handler.answer(b'', 429, Retry_After='7')}
-    assert fetcher(time).picture(f'{server.base}/3/1/2.png', 256) is not None
+    assert fetcher(time).fetch(f'{server.base}/3/1/2.png', 256) is not None
     assert time.sleeps_s == [7.0]
     server.faults = {2: lambda handler: handler.answer(b'', 429, Retry_After='3600')}
     with pytest.raises(DownloadError, match='asks to wait 3600 s'):
-        fetcher(time).picture(f'{server.base}/3/1/2.png', 256)
+        fetcher(time).fetch(f'{server.base}/3/1/2.png', 256)
     assert len(server.requests) == 3
 
 
@@ -217,7 +216,7 @@ def test_requests_are_no_faster_than_the_rate(server):
     time = Time()
     slow = fetcher(time, rate_hz=4.0)
     for column in range(5):
-        slow.picture(f'{server.base}/3/{column}/2.png', 256)
+        slow.fetch(f'{server.base}/3/{column}/2.png', 256)
     assert time.now_s == pytest.approx(1.0)
 
 
@@ -238,10 +237,10 @@ def test_a_server_that_stalls_is_not_waited_for_longer_than_the_timeout(server, 
 
     server.faults = {0: stall}
     patient = Fetcher(1e6, 2, 2.0)
-    assert patient.picture(f'{server.base}/3/1/2.png', 256) is not None
+    assert patient.fetch(f'{server.base}/3/1/2.png', 256) is not None
     server.faults = {2: stall, 3: stall}
     with pytest.raises(DownloadError, match='answer within 2 s at try 2'):
-        patient.picture(f'{server.base}/3/1/2.png', 256)
+        patient.fetch(f'{server.base}/3/1/2.png', 256)
 
 
 def test_a_run_that_was_stopped_goes_on_without_asking_twice(server, tmp_path, capsys):
@@ -259,11 +258,20 @@ def test_a_run_that_was_stopped_goes_on_without_asking_twice(server, tmp_path, c
     assert sorted(asked.values()) == [1] * (wanted - 1) + [3]
 
 
-def test_leftovers_of_another_zoom_are_not_mixed_in(server, tmp_path):
+def test_tiles_of_another_zoom_are_not_mixed_in(server, tmp_path):
     folder = tmp_path / 'tiles'
     download(source(server), tiles_of_box(source(server), 17, *OXFORD), folder, fetcher())
     with pytest.raises(ValueError, match='another source or zoom'):
         download(source(server), tiles_of_box(source(server), 18, *OXFORD), folder, fetcher())
+
+
+def test_a_folder_of_the_user_is_neither_used_nor_deleted(server, tmp_path, capsys):
+    folder = tmp_path / 'area.tif.tiles'
+    folder.mkdir()
+    (folder / 'mine.txt').write_text('mine')
+    assert main(arguments(server, tmp_path / 'area.tif', '--accept-terms')) == 2
+    assert 'was not made by download_imagery' in capsys.readouterr().err
+    assert (folder / 'mine.txt').read_text() == 'mine' and not server.requests
 
 
 def test_where_the_source_has_no_imagery_the_result_is_transparent(server, tmp_path):
@@ -294,7 +302,7 @@ def test_what_will_not_pass_is_not_tried_again_and_does_not_show_the_key(server,
     answer, expected = REFUSALS[refusal]
     server.faults = {0: answer}
     with pytest.raises(DownloadError, match=expected) as caught:
-        fetcher(key='se/cret').picture(f'{server.base}/3/1/2.png?key=se%2Fcret', 256)
+        fetcher(key='se/cret').fetch(f'{server.base}/3/1/2.png?key=se%2Fcret', 256)
     assert len(server.requests) == 1 and 'cret' not in str(caught.value)
 
 
@@ -416,21 +424,3 @@ def test_bad_arguments_are_one_clear_line(tmp_path, capsys, fault):
 
 def test_a_template_with_coordinates_of_the_centre_is_one_too():
     check_template('https://x/?c={lat},{lon}&z={z}&k={key}')
-
-
-@pytest.mark.parametrize('name, text', [
-    ('gps.csv', 'timestamp,num_satellites,latitude,longitude\n1,9,51.75,-1.26\n2,9,51.76,-1.25\n'),
-    ('other.csv', '\ufeff"Lat";"Lon"\r\n51.75;-1.26\r\n51.76;-1.25\r\n'),
-    ('track.gpx', '<gpx xmlns="http://www.topografix.com/GPX/1/1"><trk><trkseg>'
-     '<trkpt lat="51.75" lon="-1.26"><ele>60</ele></trkpt><trkpt lat="51.76" lon="-1.25"/>'
-     '</trkseg></trk></gpx>')])
-def test_routes_of_others_are_read(tmp_path, name, text):
-    (tmp_path / name).write_text(text, encoding='utf-8')
-    assert read_route(tmp_path / name).tolist() == [[51.75, -1.26], [51.76, -1.25]]
-
-
-def test_a_gpx_file_that_is_none_is_refused(tmp_path):
-    for text in ('<gpx><trkpt lat="51"/></gpx>', '<gpx', '<gpx></gpx>'):
-        (tmp_path / 'track.gpx').write_text(text)
-        with pytest.raises(ValueError, match='track.gpx'):
-            read_route(tmp_path / 'track.gpx')

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from crossview_localizer import export
-from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
 from crossview_localizer.matching.dense_matcher import DenseMatcher, HalfGround
+from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.onnx import branches, OnnxBranch
 
@@ -85,7 +85,8 @@ def test_the_dense_matcher_gives_the_same_heat_map_whatever_runs_its_network(exp
 
     def volume(ground):
         matcher = DenseMatcher(network, ground=ground)
-        return matcher.match(matcher.embed(image, 0.3), window, prior, MatchConfig()).volume
+        return matcher.match(
+            matcher.embed(image, 0.3), window, prior, SearchWindow(15.0, 0.1)).volume
 
     expected = volume(None)
     assert np.abs(volume(OnnxBranch(path, network.fingerprint)) - expected).max() < 1e-3

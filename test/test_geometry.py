@@ -92,6 +92,19 @@ def test_latitude_and_longitude_come_back():
     assert np.allclose(frame.xy_from_latlon(*OXFORD), (0.0, 0.0), atol=1e-9)
 
 
+@pytest.mark.parametrize('xy_m', [(0.0, 0.0), (-8_000.0, 12_000.0), (3.0, -90_000.0)])
+def test_a_frame_is_found_from_one_point_in_both_worlds(xy_m):
+    frame = LocalFrame(*OXFORD)
+    found = LocalFrame.through_point(frame.latlon_from_xy(*xy_m), xy_m)
+    origin_m = frame.xy_from_latlon(found.latitude_deg, found.longitude_deg)
+    assert np.hypot(*origin_m) < 1e-5
+
+
+def test_a_point_that_no_frame_has_is_refused():
+    with pytest.raises(ValueError, match='no map origin'):
+        LocalFrame.through_point(OXFORD, (3e7, 0.0))
+
+
 def test_x_is_east_and_y_is_north_in_ground_metres():
     frame = LocalFrame(*OXFORD)
     latitude_rad = math.radians(OXFORD[0])

@@ -25,11 +25,13 @@ from hypothesis import given, HealthCheck, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from crossview_localizer.bags import replay, robotcar
+from crossview_localizer.bags import robotcar, robotcar_images
+from crossview_localizer.bags.bag import read_messages
+from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
+from crossview_localizer.config import read_parameters
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
-from crossview_localizer.maps import route
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.networks.checkpoint import read_model_config, save_network
@@ -99,7 +101,7 @@ def good_csv(folder: Path) -> Path:
 
 def read_csv(path: Path) -> None:
     robotcar.read_gps(path)
-    route.read_route(path)
+    read_route(path)
 
 
 def good_lut(folder: Path) -> Path:
@@ -112,8 +114,8 @@ def good_lut(folder: Path) -> Path:
 
 
 def read_lut(path: Path) -> None:
-    intrinsics = robotcar.read_intrinsics(path.parent)
-    robotcar.fit_plumb_bob(intrinsics, 16, 12)
+    intrinsics = robotcar_images.read_intrinsics(path.parent)
+    robotcar_images.fit_plumb_bob(intrinsics, 16, 12)
 
 
 def good_yaml(folder: Path) -> Path:
@@ -122,10 +124,10 @@ def good_yaml(folder: Path) -> Path:
     return path
 
 
-def good_kept_pose(folder: Path) -> Path:
+def good_saved_pose(folder: Path) -> Path:
     import time
-    path = folder / 'kept.json'
-    saved_pose.LastPose(
+    path = folder / 'saved.json'
+    saved_pose.SavedPose(
         time.time(), 10**18, (51.76, -1.26), Pose2D(1.0, 2.0, 0.3), Pose2D(0.0, 0.0, 0.0),
         np.eye(3)).save(path)
     return path
@@ -154,9 +156,9 @@ def write_bag(path: Path, storage: StoragePlugin) -> Path:
 
 def read_bag_of(path: Path) -> None:
     """The bag whose one file was changed."""
-    for _ in replay.messages(path.parent):
+    for _ in read_messages(path.parent):
         pass
-    route.read_route(path.parent)
+    read_route(path.parent)
 
 
 def good_mcap(folder: Path) -> Path:
@@ -172,7 +174,7 @@ def good_bag_metadata(folder: Path) -> Path:
 
 
 def read_time_list(path: Path) -> None:
-    robotcar.list_stereo_images(path.parent)
+    robotcar_images.list_stereo_images(path.parent)
 
 
 KINDS = {
@@ -180,8 +182,8 @@ KINDS = {
     'GeoTIFF': (good_tif, read_tif),
     'csv': (good_csv, read_csv),
     'distortion table': (good_lut, read_lut),
-    'parameter file': (good_yaml, replay.read_parameters),
-    'kept pose': (good_kept_pose, lambda path: saved_pose.load_last_pose(path, 1e9)),
+    'parameter file': (good_yaml, read_parameters),
+    'saved pose': (good_saved_pose, lambda path: saved_pose.load_saved_pose(path, 1e9)),
     'bag, mcap': (good_mcap, read_bag_of),
     'bag, sqlite3': (good_db3, read_bag_of),
     'bag, metadata': (good_bag_metadata, read_bag_of),
@@ -347,7 +349,7 @@ def test_a_parameter_file_runs_no_code(tmp_path):
     path = tmp_path / 'parameters.yaml'
     marker = tmp_path / 'ran'
     path.write_text(f"!!python/object/apply:os.system ['touch {marker}']\n")
-    refused(replay.read_parameters, path)
+    refused(read_parameters, path)
     assert not marker.exists()
 
 
@@ -357,7 +359,7 @@ def test_a_parameter_file_that_multiplies_itself_is_refused(tmp_path):
         f'a{k}: &a{k} [{", ".join([f"*a{k - 1}"] * 10)}]' for k in range(1, 10)]
     path = tmp_path / 'parameters.yaml'
     path.write_text('/**:\n  ros__parameters:\n' + ''.join(f'    {line}\n' for line in lines))
-    assert 'unknown parameter' in refused(replay.read_parameters, path)
+    assert 'unknown parameter' in refused(read_parameters, path)
 
 
 def test_no_module_unpickles():

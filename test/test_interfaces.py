@@ -42,7 +42,7 @@ def test_the_live_type_hash_is_the_official_one(node, wait_until, message):
 def test_a_recorded_definition_has_the_official_hash(message):
     from rosbags.typesys import get_typestore, Stores
 
-    from crossview_localizer.record_bag import register_installed_type
+    from crossview_localizer.bags.installed_types import register_installed_type
     package = message.__module__.split('.')[0]
     msgtype = f'{package}/msg/{message.__name__}'
     typestore = get_typestore(Stores.EMPTY)

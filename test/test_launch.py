@@ -26,7 +26,7 @@ from rosbags.typesys import get_typestore, Stores
 from sensor_msgs.msg import CameraInfo, CompressedImage, NavSatFix, NavSatStatus
 from tf2_msgs.msg import TFMessage
 
-from crossview_localizer.record_bag import register_installed_type
+from crossview_localizer.bags.installed_types import register_installed_type
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LAUNCH_FILE = REPOSITORY / 'launch/robotcar.launch.py'
@@ -39,7 +39,7 @@ ARGUMENTS = (
 
 @pytest.fixture
 def launch():
-    """launch(*arguments) starts a launch file; what it started is ended with the test."""
+    """launch(*arguments) starts a launch file; its processes end with the test."""
     environment = dict(os.environ)
     if importlib.util.find_spec('launch_ros'):
         command = ['ros2', 'launch']
@@ -71,7 +71,7 @@ def node(ros, own_domain):
 
 
 def drive_bag(path, seconds: float):
-    """A straight drive at 10 m/s to the east: what the node needs to give a pose, and images."""
+    """A straight drive at 10 m/s to the east, with all inputs of the node."""
     _, jpeg = cv2.imencode('.jpg', np.full((48, 64, 3), 90, np.uint8))
     typestore = get_typestore(Stores.EMPTY)
     connections = {}
@@ -118,7 +118,7 @@ def drive_bag(path, seconds: float):
 def parameter_values(node, name: str, keys: list[str]):
     client = node.create_client(GetParameters, f'{name}/get_parameters')
     assert client.wait_for_service(timeout_sec=60)
-    for _ in range(10):  # an answer that overtakes the discovery of who asked is lost
+    for _ in range(10):  # an answer that is sent before the client is discovered is lost
         future = client.call_async(GetParameters.Request(names=keys))
         rclpy.spin_until_future_complete(node, future, timeout_sec=10)
         if future.done():
@@ -162,7 +162,7 @@ def test_a_bag_is_replayed_through_the_node_and_its_poses_recorded(
     def enough_poses():
         rclpy.spin_once(node, timeout_sec=0.1)
         if node.count_subscribers(f'{prefix}/crossview_localizer/pose') < 3:
-            poses.clear()  # scene and recorder are to hear as many
+            poses.clear()  # count from when scene and recorder have subscribed
         shown = paths and len(paths[-1].poses) > 1
         return len(poses) >= 30 and shown or process.poll() is not None
     wait_until(enough_poses, 150)

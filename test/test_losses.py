@@ -14,7 +14,6 @@ from training.losses import (
     local_triplet_loss,
     LossConfig,
     safa_triplet_loss,
-    soft_target_loss,
 )
 
 GAMMA, SIGMA_M, HOLE_M, RADIUS_M = 10.0, 4.0, 2.5, 30.0
@@ -30,7 +29,7 @@ def problem(tiles=40, images=7, seed=0):
 
 
 def triplets_by_loop(case, weight, counted, scale=lambda metres: 1.0, epsilon=0.001):
-    """Mean of w softplus(gamma s (p - D)) over the counted pairs that are no positives, halved."""
+    """Half the mean of w softplus(gamma s (p - D)) over counted pairs that are not positive."""
     satellite, ground, positive, distance = (x.numpy() for x in case)
 
     def descriptor(i, j):
@@ -38,14 +37,14 @@ def triplets_by_loop(case, weight, counted, scale=lambda metres: 1.0, epsilon=0.
 
     sums, counts = [0.0, 0.0], [0, 0]
     for j in range(len(ground)):
-        own = descriptor(positive[j], j)
+        right = descriptor(positive[j], j)
         for side, pairs in enumerate((
                 [(i, j) for i in range(len(satellite))],
                 [(positive[j], k) for k in range(len(ground))])):
             for i, k in pairs:
                 metres = distance[i, k]
                 if counted(metres) and positive[k] != i:
-                    margin = GAMMA * scale(metres) * (own - descriptor(i, k))
+                    margin = GAMMA * scale(metres) * (right - descriptor(i, k))
                     sums[side] += weight(metres) * math.log(1.0 + math.exp(margin))
                     counts[side] += 1
     return 0.5 * sum(total / (count + epsilon) for total, count in zip(sums, counts))
@@ -110,65 +109,42 @@ def test_the_weights_are_those_of_the_papers(distance_power, metres, weight):
     assert float(loss) * 2 * 1.001 / math.log(2) == pytest.approx(weight, abs=5e-4)
 
 
-def cross_entropy_by_loop(case, scale, targets, allowed):
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_info_nce_equals_the_loop(smoothing):
+    case = problem()
     satellite, ground, positive, distance = (x.numpy() for x in case)
+    assert len(set(positive.tolist())) < len(positive)  # two images share a tile here
     halves = []
     for lines in ([[(i, j) for i in range(len(satellite))] for j in range(len(ground))],
                   [[(positive[j], k) for k in range(len(ground))] for j in range(len(ground))]):
         total = 0.0
         for line in lines:
-            line = [(i, k) for i, k in line if allowed(distance[i, k], i, k)]
-            scores = np.array([scale * float(satellite[i] @ ground[k]) for i, k in line])
+            line = [(i, k) for i, k in line if distance[i, k] >= HOLE_M or positive[k] == i]
+            scores = np.array([math.exp(2.0) * float(satellite[i] @ ground[k]) for i, k in line])
             log_p = scores - math.log(np.exp(scores - scores.max()).sum()) - scores.max()
-            wanted = targets(line, distance)
-            total -= float(wanted @ log_p)
+            right = np.array([float(positive[k] == i) for i, k in line])
+            target = (1.0 - smoothing) * right / right.sum() + smoothing / len(line)
+            total -= float(target @ log_p)
         halves.append(total / len(lines))
-    return sum(halves) / 2
-
-
-@pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_info_nce_equals_the_loop(smoothing):
-    case = problem()
-    positive = case[2].numpy()
-    assert len(set(positive.tolist())) < len(positive)  # two images share a tile here
-
-    def targets(line, distance):
-        own = np.array([float(positive[k] == i) for i, k in line])
-        return (1.0 - smoothing) * own / own.sum() + smoothing / len(line)
-
     loss = info_nce_loss(*case, torch.tensor(2.0).double(), HOLE_M, smoothing)
-    expected = cross_entropy_by_loop(
-        case, math.exp(2.0), targets, lambda m, i, k: m >= HOLE_M or positive[k] == i)
-    np.testing.assert_allclose(float(loss), expected, rtol=1e-12)
-
-
-def test_soft_targets_equal_the_loop():
-    case = problem()
-
-    def targets(line, distance):
-        likely = np.array([math.exp(-distance[i, k] ** 2 / (2 * 100.0)) for i, k in line])
-        return likely / likely.sum()
-
-    loss = soft_target_loss(*case, torch.tensor(2.0).double(), 10.0)
-    expected = cross_entropy_by_loop(case, math.exp(2.0), targets, lambda m, i, k: True)
-    np.testing.assert_allclose(float(loss), expected, rtol=1e-12)
+    np.testing.assert_allclose(float(loss), sum(halves) / 2, rtol=1e-12)
 
 
 def test_pairs_in_the_hole_and_beyond_the_radius_do_not_count():
     satellite, ground, positive, distance = problem()
-    case, tunables = (satellite, ground, positive, distance), (GAMMA, SIGMA_M, HOLE_M, RADIUS_M)
-    loss = local_triplet_loss(*case, *tunables)
+    case, settings = (satellite, ground, positive, distance), (GAMMA, SIGMA_M, HOLE_M, RADIUS_M)
+    loss = local_triplet_loss(*case, *settings)
     idle = (distance < HOLE_M) | (distance > RADIUS_M)
     idle[positive, torch.arange(len(positive))] = False
     alone = idle.all(1)  # tiles that no image competes with
     alone[positive] = False
     satellite[alone] = -satellite[alone]
-    same = local_triplet_loss(*case, *tunables)
+    same = local_triplet_loss(*case, *settings)
     assert float(same) == float(loss)
     active = ~idle.all(1)
     active[positive] = False
     satellite[active] = -satellite[active]
-    other = local_triplet_loss(*case, *tunables)
+    other = local_triplet_loss(*case, *settings)
     assert float(other) != float(loss)
 
 

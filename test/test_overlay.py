@@ -10,24 +10,26 @@ import pytest
 pytest.importorskip('rclpy', reason='no ROS 2')
 
 import cv2  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402
 import recorded_drive as drive  # noqa: E402
 import torch  # noqa: E402
 
 from crossview_localizer import overlay  # noqa: E402
 from crossview_localizer.camera import views  # noqa: E402
-from crossview_localizer.config import MatchConfig  # noqa: E402
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate  # noqa: E402
-from crossview_localizer.evaluation.report_figures import Shot  # noqa: E402
+from crossview_localizer.evaluation import overlays  # noqa: E402
+from crossview_localizer.evaluation.shots import Shot  # noqa: E402
 from crossview_localizer.geometry import MapGrid, Pose2D  # noqa: E402
 from crossview_localizer.maps.embedding_map import EmbeddingMap  # noqa: E402
 from crossview_localizer.matching.attribution import (  # noqa: E402
-    Evidence,
-    evidence,
     on_image,
     peak_contrast,
+    peak_shares,
+    PeakShares,
     road_points,
 )
 from crossview_localizer.matching.dense_matcher import DenseMatcher  # noqa: E402
+from crossview_localizer.matching.matcher import SearchWindow  # noqa: E402
 from crossview_localizer.matching.tile_matcher import heatmap_from_scores, TileMatcher  # noqa: E402
 from crossview_localizer.networks.checkpoint import load_network  # noqa: E402
 from crossview_localizer.networks.controls import random_network, RawCorrelation  # noqa: E402
@@ -37,6 +39,7 @@ from crossview_localizer.networks.safa import ModelConfig, views_to_tensor  # no
 SHIPPED = Path(__file__).parent.parent / 'config/weights/crossview_dense_synthetic.safetensors'
 PITCH_RAD = 0.03
 PRIOR = PoseEstimate(0, Pose2D(1.3, -0.4, 0.7), np.diag([4.0, 4.0, 0.01]))
+SEARCH = SearchWindow(15.0, 0.3)
 SMALL = ModelConfig(channels=8, heads=4, hidden=4, view_px=64, margin_px=0, temperature=0.02)
 
 
@@ -84,7 +87,7 @@ def test_evidence_on_the_road_is_painted_where_it_lies(image):
     nats = np.zeros((97, 97))
     nats[round(48 - north_m / 0.25), round(48 + east_m / 0.25)] = 1.0
     shown = on_image(
-        Evidence(nats, np.zeros((97, 97, 3), np.uint8), 0.25, raster_from_base), image.camera)
+        PeakShares(nats, np.zeros((97, 97, 3), np.uint8), 0.25, raster_from_base), image.camera)
     u_px, v_px = views.image_points(image.camera, np.array([8.0]), np.array([1.0]), 0.0)
     row, col = np.unravel_index(np.nanargmax(shown), shown.shape)
     assert abs(col - u_px[0]) <= 3.0 and abs(row - v_px[0]) <= 1.5
@@ -104,10 +107,9 @@ def test_the_contrast_of_a_peak_sums_to_nothing_and_lies_between_its_tiles():
 
 
 def test_shares_of_plain_correlation_add_up_to_the_peak_s_lead(image):
-    matcher = TileMatcher(RawCorrelation(SMALL))
+    matcher = TileMatcher(RawCorrelation(SMALL), refine=1)
     window = map_of(32 * 32).window(PRIOR, 15.0)
-    config = MatchConfig(refine=1)
-    found, heatmap = evidence(matcher, image, window, PRIOR, config)
+    found, heatmap = peak_shares(matcher, image, window, PRIOR, SEARCH)
     assert found.nats.shape == (32, 32) and found.cell_m == pytest.approx(0.75)
     assert found.nats.sum() == pytest.approx(share_of_the_peak(heatmap, 1), rel=1e-3)
     # What the camera does not see says nothing.
@@ -117,9 +119,8 @@ def test_shares_of_plain_correlation_add_up_to_the_peak_s_lead(image):
 
 def test_shares_of_safa_are_the_slopes_of_its_score(image):
     network = random_network(SMALL, 1).eval()
-    matcher, window = TileMatcher(network), map_of(32).window(PRIOR, 15.0)
-    config = MatchConfig(refine=1)
-    found, heatmap = evidence(matcher, image, window, PRIOR, config)
+    matcher, window = TileMatcher(network, refine=1), map_of(32).window(PRIOR, 15.0)
+    found, heatmap = peak_shares(matcher, image, window, PRIOR, SEARCH)
     view = views.birds_eye_view(image.rgb, image.camera, PRIOR.pose.yaw_rad, 64, SMALL.px_m)
     with torch.no_grad():
         features = network.ground_features(views_to_tensor(view, 'cpu'))
@@ -141,8 +142,8 @@ def test_shares_of_safa_are_the_slopes_of_its_score(image):
 def test_the_detail_part_has_its_share_beside_safa(image):
     model = replace(SMALL, detail_weight=0.5)
     window = map_of(32 + 32 * 32).window(PRIOR, 15.0)
-    both, _ = evidence(
-        TileMatcher(random_network(model, 1).eval()), image, window, PRIOR, MatchConfig())
+    both, _ = peak_shares(
+        TileMatcher(random_network(model, 1).eval()), image, window, PRIOR, SEARCH)
     assert both.nats.shape == (32, 32) and np.isfinite(both.nats).all() and both.nats.any()
 
 
@@ -161,8 +162,7 @@ def test_shares_of_the_dense_matcher_add_up_to_the_peak_s_lead(image, network):
     block_m = model.block_px * model.px_m
     made = map_of(model.channels * model.block_cells**2, math.ceil(140.0 / block_m), block_m)
     window = made.window(PRIOR, 8.0, matcher.margin_m)
-    config = MatchConfig(window_min_m=6.0)
-    found, heatmap = evidence(matcher, image, window, PRIOR, config)
+    found, heatmap = peak_shares(matcher, image, window, PRIOR, SearchWindow(6.0, 0.1))
     assert found.nats.shape == (model.ahead_cells, model.across_cells)
     lead = heatmap.volume.max() - heatmap.volume.mean()
     assert found.nats.sum() == pytest.approx(lead, rel=1e-3, abs=1e-4)
@@ -170,10 +170,10 @@ def test_shares_of_the_dense_matcher_add_up_to_the_peak_s_lead(image, network):
 
 def test_paint_is_strongest_at_its_reach_and_leaves_the_unknown_alone():
     rgb = np.full((1, 4, 3), 100, np.uint8)
-    shown = overlay.painted(rgb, np.array([[np.nan, 0.0, 2.0, -9.0]]), 2.0)
+    shown = overlays.painted(rgb, np.array([[np.nan, 0.0, 2.0, -9.0]]), 2.0)
     assert (shown[0, :2] == 100).all()
-    strong = overlay.STRONGEST_ALPHA
-    for pixel, colour in ((shown[0, 2], overlay.FOR_RGB), (shown[0, 3], overlay.AGAINST_RGB)):
+    strong = overlays.STRONGEST_ALPHA
+    for pixel, colour in ((shown[0, 2], overlays.FOR_RGB), (shown[0, 3], overlays.AGAINST_RGB)):
         assert pixel == pytest.approx((1 - strong) * 100 + strong * np.array(colour), abs=1)
 
 
@@ -208,7 +208,7 @@ def test_what_cannot_be_drawn_ends_with_one_line(recorded, tmp_path, capsys):
     for arguments, expected in (
             ([run, '--out', str(tmp_path)], 'give it with --map'),
             ([run, '--map', map_path, '--out', str(tmp_path)], 'give it with --weights'),
-            ([run, '--map', map_path, *weights], 'has no image'),
+            ([run, '--map', map_path, *weights], 'has no usable image'),
             ([run, '--input-bag', bag, '--map', bag, *weights], 'does not exist'),
             ([bag, '--map', map_path, *weights], '/crossview_localizer/pose')):
         assert overlay.main(arguments) == 2
@@ -220,14 +220,14 @@ def test_what_cannot_be_drawn_ends_with_one_line(recorded, tmp_path, capsys):
 def test_the_paper_s_own_view_of_the_frame_is_painted_on_that_view(image):
     model = replace(SMALL, ground_view='camera')
     window = map_of(32).window(PRIOR, 15.0)
-    found, heatmap = evidence(
-        TileMatcher(random_network(model, 1).eval()), image, window, PRIOR, MatchConfig())
+    found, heatmap = peak_shares(
+        TileMatcher(random_network(model, 1).eval()), image, window, PRIOR, SEARCH)
     assert found.view.shape == (154, 231, 3) and found.raster_from_base is None
     assert found.nats.any() and np.isfinite(found.nats).all()
     with pytest.raises(ValueError, match='does not lie on the road'):
         on_image(found, image.camera)
     shot = Shot('Best', 0, None, np.exp(heatmap.log_probability[::-1]), (-15.0, 15.0, -15.0, 15.0),
                 np.zeros(2), 1.0, None, PRIOR, None, None)
-    figure = overlay.draw(shot, image, found, 0.0, None)
+    figure = overlays.draw_overlay(shot, image, found, 0.0, None)
     assert len(figure.axes) == 3
-    overlay.report_figures.plt.close(figure)
+    plt.close(figure)

@@ -101,6 +101,11 @@ def test_there_is_no_project_table_that_breaks_colcon():
     assert not any(line.startswith('[project') for line in text.splitlines())
 
 
+def test_the_optional_packages_of_setup_py_are_those_that_the_tests_install():
+    wanted = {name for names in setup_arguments()['extras_require'].values() for name in names}
+    assert wanted <= set((REPOSITORY / 'requirements-dev.txt').read_text().split())
+
+
 def test_every_module_of_the_package_is_installed():
     folders = {path.parent for path in (REPOSITORY / 'crossview_localizer').rglob('*.py')}
     names = {'.'.join(folder.relative_to(REPOSITORY).parts) for folder in folders}
@@ -117,6 +122,8 @@ def test_colcon_builds_it_and_installs_executables_launch_and_configuration(ros,
     prefix = tmp_path / 'install/crossview_localizer'
     executables = {path.name for path in (prefix / 'lib/crossview_localizer').iterdir()}
     assert executables == set(COMMANDS)
+    [template] = prefix.rglob('report.html.jinja')
+    assert template.parent.name == 'evaluation'
     for names in dict(setup_arguments()['data_files']).values():
         for name in names:
             if not name.startswith('resource/'):

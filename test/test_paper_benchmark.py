@@ -69,10 +69,11 @@ def test_the_difference_of_two_losses_is_that_of_their_hits_and_medians():
 
 def test_both_losses_differ_in_loss_sampler_and_rate_alone():
     plan = paper.PLANS['cpu']
-    local, other = (paper.train_config(plan, kind, 1e-3, 4, 10) for kind in ('local', 'global'))
-    assert local.data.sampler == 'local' and other.data.sampler == 'random'
-    assert replace(other, data=local.data, loss=local.loss) == local
-    assert replace(other.data, sampler='local') == local.data
+    (local, training), (other, other_training) = (
+        paper.settings_of_run(plan, kind, 1e-3, 4, 10) for kind in ('local', 'global'))
+    assert local.sampler == 'local' and other.sampler == 'random'
+    assert replace(other, sampler='local', loss=local.loss) == local
+    assert training == other_training
     # The papers' local loss, and all pairs.
     assert (local.loss.kind, local.loss.sigma_m, local.loss.hole_m, local.loss.radius_m) == (
         'local', 10.0, 5.0, 50.0) and other.loss.kind == 'global'

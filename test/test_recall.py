@@ -12,7 +12,7 @@ from training.evaluation.recall import (
     noisy_centres,
     recall,
     retrieve,
-    summary,
+    summarize,
 )
 
 VALIDATION_DRIVE = '2015-08-17-10-42-18'
@@ -59,7 +59,7 @@ def test_a_tie_is_not_a_hit_and_costs_the_farthest():
     assert found.error_m[:, 0].tolist() == [29.0, -31.0]
 
 
-def test_descriptors_that_only_rounding_tells_apart_are_tied():
+def test_descriptors_that_differ_only_by_rounding_are_tied():
     rng = np.random.default_rng(0)
     constant = rng.normal(size=4096)
     constant = np.tile((constant / np.linalg.norm(constant)).astype(np.float32), (301, 1))
@@ -100,7 +100,7 @@ def test_noisy_centres_have_their_sigma_and_repeat_with_the_seed():
     np.testing.assert_allclose((centres - queries).std(0), 10.0, rtol=0.05)
 
 
-def test_tolerance_zero_takes_the_own_place_and_its_twins():
+def test_tolerance_zero_takes_the_same_place_and_its_twins():
     tiles = np.concatenate((east(0.0, 0.0, 7.0),))
     satellite = on_circle(5.0, 1.0, 3.0)
     found = retrieve(satellite, on_circle(0.0), tiles, east(0.0), 100.0, 0.0)
@@ -176,13 +176,13 @@ def test_the_summary_holds_signed_errors_in_the_axes_of_the_vehicle():
     # Northbound; the picked tile is 10 m to the east: 10 m to the right.
     satellite = on_circle(50.0, 1.0, 60.0, 70.0, 80.0, 90.0)
     found = retrieve(satellite, on_circle(0.0), TILES_M, east(0.0), 35.0)
-    lines = summary(found, np.array([np.pi / 2]), np.array([0]))
+    lines = summarize(found, np.array([np.pi / 2]), np.array([0]))
     assert lines['lateral_mean_m'] == pytest.approx(-10.0)
     assert lines['longitudinal_mean_m'] == pytest.approx(0.0, abs=1e-9)
     assert lines['median_m'] == lines['mean_m'] == lines['p95_m'] == [10.0, 10.0, 10.0]
     assert lines['recall_local'] == {1: 0.0} | dict.fromkeys(range(2, 11), 100.0)
     assert lines['n'] == lines['n_queries'] == 1
-    unknown = summary(found, np.array([np.nan]), np.array([0]))
+    unknown = summarize(found, np.array([np.nan]), np.array([0]))
     assert unknown['lateral_mean_m'] is None and unknown['median_m'] == [10.0, 10.0, 10.0]
 
 

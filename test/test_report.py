@@ -1,26 +1,30 @@
-"""The run report: what it reads, how it judges, and the page that it writes."""
+"""The run report: how it judges a recording, its pictures, and the page that it writes."""
 
 import json
 import re
 import shutil
-import tracemalloc
 
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='no ROS 2')
 
-import recorded_drive as drive  # noqa: E402
-import torch  # noqa: E402
+import recorded_drive as drive
+import torch
 
-from crossview_localizer import report  # noqa: E402
-from crossview_localizer.bags import recorded_run  # noqa: E402
-from crossview_localizer.evaluation import pose_metrics, report_figures  # noqa: E402
-from crossview_localizer.evaluation.pose_metrics import Frames  # noqa: E402
-from crossview_localizer.evaluation.report_page import page, Section, Table  # noqa: E402
-from crossview_localizer.geometry import LocalFrame, MapGrid  # noqa: E402
-from crossview_localizer.maps.embedding_map import EmbeddingMap  # noqa: E402
-from crossview_localizer.trajectory import Track  # noqa: E402
+from crossview_localizer import report
+from crossview_localizer.bags import recorded_run
+from crossview_localizer.bags.topics import Topics
+from crossview_localizer.evaluation import figure_style, pose_figures, pose_metrics, run_report
+from crossview_localizer.evaluation.background import orthophoto_of
+from crossview_localizer.evaluation.pose_metrics import Comparison
+from crossview_localizer.evaluation.report_page import render_page, Section, Table
+from crossview_localizer.evaluation.run_metrics import compare_with_truth, innovations, outages
+from crossview_localizer.evaluation.run_report import find_demo, outcome_tables, results_table
+from crossview_localizer.evaluation.shots import choose_typical, read_shots
+from crossview_localizer.geometry import LocalFrame, MapGrid
+from crossview_localizer.maps.embedding_map import EmbeddingMap
+from crossview_localizer.trajectory import Track
 
 SECONDS = 20.0
 
@@ -29,7 +33,8 @@ SECONDS = 20.0
 def bags(ros, tmp_path_factory):
     """A recording with truth, the same without, and the input bag."""
     folder = tmp_path_factory.mktemp('bags')
-    outputs = list(drive.output_messages(SECONDS, gated={10}, unmatched={0, 1, 30}))
+    outputs = list(drive.output_messages(
+        SECONDS, gated={10}, unmatched={0, 1, 30}, distrusted={20, 21}))
     return {
         'run': drive.write_bag(folder / 'run', [*outputs, *drive.truth_messages(SECONDS)]),
         'bare': drive.write_bag(folder / 'bare', outputs),
@@ -42,114 +47,42 @@ def run(bags):
     return recorded_run.read_run(bags['run'], bags['input'])
 
 
-# --- reading
-
-
-@pytest.mark.parametrize('away_m', [(0.0, 0.0), (-8_000.0, 12_000.0), (3.0, -90_000.0)])
-def test_the_frame_of_the_map_is_found_from_one_pose_in_both_worlds(away_m):
-    latlon_deg = drive.FRAME.latlon_from_xy(*away_m)
-    found = recorded_run.frame_through(away_m, latlon_deg)
-    origin_m = drive.FRAME.xy_from_latlon(found.latitude_deg, found.longitude_deg)
-    assert np.hypot(*origin_m) < 1e-5
-
-
-def test_a_recording_is_read_into_map_without_a_map_file(run):
-    assert len(run.poses) == SECONDS * 4
-    assert run.image_count == SECONDS * 4 and run.first_image_ns == drive.START_NS
-    pose = drive.true_pose(5.0)
-    stamp_ns = drive.START_NS + 5_000_000_000
-    assert run.truth.pose_at(stamp_ns).as_array() == pytest.approx(pose.as_array(), abs=1e-5)
-    fix = next(fix for fix in run.fixes if fix.stamp_ns == stamp_ns)
-    assert (fix.x_m, fix.y_m) == pytest.approx((pose.x_m + 4.0, pose.y_m), abs=1e-5)
-
-
-def test_the_peak_of_each_heat_map_is_kept_and_the_rest_is_not(run):
-    row = int(np.searchsorted(run.heatmap_ns, drive.START_NS + 5_000_000_000))
-    pose = drive.true_pose(5.0)
-    expected_m = (pose.x_m + drive.PEAK_EAST_M, pose.y_m)
-    assert run.peaks_m[row] == pytest.approx(expected_m, abs=1e-5)
-
-
-def test_memory_does_not_grow_with_the_heat_maps(ros, tmp_path):
-    cells, count = 601, 60
-    bag = drive.write_bag(
-        tmp_path / 'large', drive.output_messages(count / 4.0, cells=cells))
-    tracemalloc.start()
-    recorded_run.read_run(bag)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert cells**2 * count > 21e6
-    assert peak < 8e6
-
-
-def test_what_became_of_each_match_is_told_from_prior_match_and_pose(run):
-    outcomes = run.outcomes()
-    assert [i for i, what in enumerate(outcomes) if what == recorded_run.GATED] == [10]
-    assert [i for i, what in enumerate(outcomes) if what == recorded_run.NO_MATCH] == [0, 1, 30]
-    assert (outcomes == recorded_run.USED).sum() == len(outcomes) - 4
-
-
-def test_diagnostics_are_series_of_levels_ages_and_counts(run):
-    said = run.diagnostics
-    silent = (said.times_ns > drive.START_NS + 8.5e9) & (said.times_ns < drive.START_NS + 12.5e9)
-    assert (said.levels['gnss'][silent] == 2).all() and (said.levels['gnss'][~silent] == 0).all()
-    assert said.ages_s['gnss'][silent] == pytest.approx([1.0, 2.0, 3.0, 4.0])
-    assert said.counts['gnss']['refused'][-1] == 3
-    [(part, text, remedy, count)] = said.warnings
-    assert (part, remedy, count) == ('gnss', 'look at it', 4)
-    assert text == 'nothing received for 4.0 s'
-
-
-def test_a_bag_recorded_years_later_has_its_diagnostics_on_the_clock_of_the_poses(ros, tmp_path):
-    bag = drive.write_bag(tmp_path / 'late', drive.output_messages(5.0), bag_delay_s=3e8)
-    late = recorded_run.read_run(bag)
-    assert late.diagnostics.times_ns[0] == pytest.approx(drive.START_NS, abs=1e6)
-    assert late.latency_ns[-1] == pytest.approx(late.poses.stamps_ns[-1], abs=1e6)
-
-
-def test_single_messages_are_found_by_their_stamp(bags):
-    stamps_ns = [drive.START_NS, drive.START_NS + 5_000_000_000, 7]
-    found = recorded_run.messages_stamped(bags['input'], '/camera/image/compressed', stamps_ns)
-    assert sorted(found) == stamps_ns[:2]
-    assert found[stamps_ns[1]].format.startswith('rgb8')
-
-
 # --- judging
 
 
 def test_errors_are_those_that_were_put_in(run):
-    frames = report.judge(run)
-    errors = pose_metrics.pose_errors(frames.rows['refined'], frames.truth)
-    used = frames.evaluated & (run.outcomes() == recorded_run.USED)
+    comparison = compare_with_truth(run)
+    errors = pose_metrics.pose_errors(comparison.rows['refined'], comparison.truth)
+    used = comparison.evaluated & (run.outcomes() == 'used')
     assert used.sum() > 40
     assert errors['longitudinal_m'][used] == pytest.approx(drive.AHEAD_M, abs=1e-3)
     assert errors['lateral_m'][used] == pytest.approx(drive.LEFT_M, abs=1e-3)
-    before = pose_metrics.pose_errors(frames.rows['before_match'], frames.truth)
+    before = pose_metrics.pose_errors(comparison.rows['before_match'], comparison.truth)
     assert before['lateral_m'][used] == pytest.approx(drive.PRIOR_LEFT_M, abs=1e-3)
-    seconds = (frames.truth.stamps_ns - drive.START_NS) * 1e-9
-    assert seconds[frames.evaluated].min() == pose_metrics.SETTLING_S + 0.25
+    seconds = (comparison.truth.stamps_ns - drive.START_NS) * 1e-9
+    assert seconds[comparison.evaluated].min() == pose_metrics.SETTLING_S + 0.25
 
 
 def test_innovations_are_held_against_both_covariances(run):
     # Match 1 m left of the truth, prior 2 m right, each with a variance of 1 m2.
-    assert report.innovations(run) == pytest.approx(3.0**2 / 2.0, abs=1e-6)
+    assert innovations(run) == pytest.approx(3.0**2 / 2.0, abs=1e-6)
 
 
 def test_an_outage_is_found_from_the_fixes_alone():
     fixes_ns = np.array([0.5, 1.5, 2.5, 22.5, 23.5]) * 1e9
-    assert report.outages(fixes_ns, 0, 24_000_000_000) == [(2_500_000_000, 22_500_000_000)]
-    assert report.outages(np.array([]), 0, 24_000_000_000) == [(0, 24_000_000_000)]
+    assert outages(fixes_ns, 0, 24_000_000_000) == [(2_500_000_000, 22_500_000_000)]
+    assert outages(np.array([]), 0, 24_000_000_000) == [(0, 24_000_000_000)]
 
 
 def test_the_shots_are_the_frames_nearest_to_and_farthest_from_the_truth(bags, run):
     moved = np.array(run.peaks_m)
-    moved[40] = run.truth.pose_at(int(run.heatmap_ns[40])).as_array()[:2]
+    moved[40] = run.truth.pose_at(int(run.heatmap_ns[40]), 1.0).as_array()[:2]
     moved[50, 0] += 20.0
     changed = recorded_run.RecordedRun(**{**vars(run), 'peaks_m': moved})
-    frames = report.judge(changed)
-    shots = report.read_shots(
-        changed, frames, report.choose_frames(changed, frames), bags['run'], bags['input'],
-        report.Topics(), report.NODE)
+    comparison = compare_with_truth(changed)
+    shots = read_shots(
+        changed, comparison, choose_typical(changed, comparison), bags['run'], bags['input'],
+        Topics(), recorded_run.NODE)
     assert [shot.label for shot in shots] == ['Best', 'Median', 'Worst']
     distances_m = [shot.distance_m for shot in shots]
     assert distances_m == pytest.approx([0.0, 3.0, 23.0], abs=1e-3)
@@ -165,13 +98,13 @@ def test_a_thinned_series_keeps_its_extremes():
     values = np.sin(np.arange(100_000) / 500.0)
     values[54_321], values[12_345] = 9.0, -9.0
     values[70_000:80_000] = np.nan
-    rows = report_figures.envelope(values, most=1000)
+    rows = figure_style.envelope(values, most=1000)
     assert len(rows) <= 1000 and (np.diff(rows) > 0).all()
     assert {54_321, 12_345} <= set(rows.tolist())
-    assert report_figures.envelope(np.arange(10.0)).tolist() == list(range(10))
+    assert figure_style.envelope(np.arange(10.0)).tolist() == list(range(10))
 
 
-def hour_of_frames(count=36_000):
+def hour_of_poses(count=36_000) -> Comparison:
     stamps_ns = drive.START_NS + np.arange(count) * 100_000_000
     angle_rad = np.arange(count) / 500.0
     poses = np.stack((60 * np.sin(angle_rad), -60 * np.cos(angle_rad), angle_rad), -1)
@@ -182,19 +115,20 @@ def hour_of_frames(count=36_000):
         name: Track(stamps_ns, poses + generator.standard_normal((count, 3)) * [1, 1, 0.02],
                     covariances)
         for name in ('before_match', 'refined')}
-    return Frames(truth, pose_metrics.settled(truth), rows, {name: [''] * count for name in rows})
+    outcomes = {name: [''] * count for name in rows}
+    return Comparison(truth, pose_metrics.settled(truth), rows, outcomes)
 
 
 def test_an_hour_is_drawn_with_no_more_points_than_a_picture_can_show():
-    frames = hour_of_frames()
-    track = frames.rows['refined']
+    comparison = hour_of_poses()
+    track = comparison.rows['refined']
     figures = [
-        report_figures.errors_over_time(frames, [], 10.5),
-        report_figures.trajectory(
-            track, np.ones(len(track)), '', frames.truth, track.poses[:, :2], [], None, 10.5),
-        report_figures.claims_over_time(track, frames.rows['before_match'], [], 4.3),
+        pose_figures.draw_errors(comparison, [], 10.5),
+        pose_figures.draw_trajectory(
+            track, np.ones(len(track)), '', comparison.truth, track.poses[:, :2], [], None, 10.5),
+        pose_figures.draw_claims(track, comparison.rows['before_match'], [], 4.3),
     ]
-    most = 2 * report_figures.MOST_POINTS
+    most = 2 * figure_style.MOST_POINTS
     for figure in figures:
         for axes in figure.axes:
             assert all(len(line.get_xdata()) <= most for line in axes.lines)
@@ -202,23 +136,23 @@ def test_an_hour_is_drawn_with_no_more_points_than_a_picture_can_show():
                 len(collection.get_paths()) <= most and
                 all(len(path.vertices) <= 2 * most + 3 for path in collection.get_paths())
                 for collection in axes.collections)
-        report_figures.plt.close(figure)
+        pose_figures.plt.close(figure)
 
 
 def test_errors_drawn_from_their_covariance_lie_on_the_calibration_line():
-    frames = hour_of_frames(5000)
-    errors = pose_metrics.pose_errors(frames.rows['refined'], frames.truth)
-    figure = report_figures.calibration({'refined': (errors['nees'], 3)}, 6.0)
+    comparison = hour_of_poses(5000)
+    errors = pose_metrics.pose_errors(comparison.rows['refined'], comparison.truth)
+    figure = pose_figures.draw_calibration({'refined': (errors['nees'], 3)}, 6.0)
     curve = figure.axes[0].lines[1]
     assert curve.get_ydata() == pytest.approx(curve.get_xdata(), abs=0.03)
-    report_figures.plt.close(figure)
+    pose_figures.plt.close(figure)
 
 
 def test_an_orthophoto_is_redrawn_where_it_lies():
     rgb = np.zeros((40, 60, 3), np.uint8)
     rgb[10:20, 30:50] = 200
     grid = MapGrid(40, 60, 0.5, 100.0, 50.0)
-    draw = report.drawn_from(rgb, grid)
+    draw = orthophoto_of(rgb, grid)
     assert np.array_equal(draw(grid), rgb)
     part = draw(grid.crop(10, 30, 5, 5))
     assert (part == 200).all()
@@ -232,13 +166,13 @@ def test_an_orthophoto_is_redrawn_where_it_lies():
 
 
 def test_the_page_holds_everything_and_asks_for_nothing(bags, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, 'DPI', dict.fromkeys(report.WIDTHS_IN, 30))
+    monkeypatch.setattr(run_report, 'DPI', dict.fromkeys(run_report.WIDTHS_IN, 30))
     out = tmp_path / 'report'
     assert report.main([str(bags['run']), '--input-bag', str(bags['input']), '--out',
                         str(out)]) == 0
     text = (out / 'index.html').read_text()
     for title in ('Trajectory', 'Results', 'Errors over time', 'Calibration', 'Latency',
-                  'Heat maps of single frames', 'Inputs, gate and diagnostics over time'):
+                  'Heat maps of single frames', 'Inputs, outcomes and diagnostics over time'):
         assert f'<h2>{title}</h2>' in text
     sources = re.findall(r'(?:src|srcset|href)="([^"]{0,30})', text)
     assert sources and all(source.startswith(('data:image/png;base64,', '#'))
@@ -254,10 +188,10 @@ def test_the_page_holds_everything_and_asks_for_nothing(bags, tmp_path, monkeypa
 @pytest.fixture
 def drawn_once(monkeypatch):
     """Every picture is drawn, but once and coarsely."""
-    monkeypatch.setattr(report, 'WIDTHS_IN', {'': 4.3})
-    monkeypatch.setattr(report, 'DPI', {'': 20})
-    draw = report._Pictures.__call__
-    monkeypatch.setattr(report._Pictures, '__call__', lambda *args, **options: (
+    monkeypatch.setattr(run_report, 'WIDTHS_IN', {'': 4.3})
+    monkeypatch.setattr(run_report, 'DPI', {'': 20})
+    draw = run_report._Pictures.__call__
+    monkeypatch.setattr(run_report._Pictures, '__call__', lambda *args, **options: (
         draw(*args, **options) * 2))
 
 
@@ -280,21 +214,32 @@ def test_a_recording_without_geopose_is_reported_too(ros, tmp_path, drawn_once):
 
 
 def test_the_controls_beside_a_recording_are_shown_only_if_they_are_of_it(bags, run, tmp_path):
-    frames = report.judge(run)
-    frames.rows['image_blind'] = frames.rows['before_match']
-    frames.outcomes['image_blind'] = frames.outcomes['refined']
+    comparison = compare_with_truth(run)
+    comparison.rows['image_blind'] = comparison.rows['before_match']
+    comparison.outcomes['image_blind'] = comparison.outcomes['refined']
     (tmp_path / 'summary.json').write_text(json.dumps({'world_seed': 9001}))
-    pose_metrics.write_frames(tmp_path / 'frames.csv', frames)
-    beside = report.demo_beside(tmp_path / 'run', run.poses)
+    pose_metrics.write_comparison(tmp_path / 'frames.csv', comparison)
+    beside = find_demo(tmp_path / 'run', run.poses)
     assert beside.summary['world_seed'] == 9001
-    assert 'image blind' in [row[0] for row in report.results_table(beside.frames).rows]
+    assert 'image blind' in [row[0] for row in results_table(beside.comparison).rows]
     other = Track(run.poses.stamps_ns, run.poses.poses + 0.1, run.poses.covariances)
-    assert report.demo_beside(tmp_path / 'run', other) is None
-    assert report.demo_beside(bags['run'], run.poses) is None
+    assert find_demo(tmp_path / 'run', other) is None
+    assert find_demo(bags['run'], run.poses) is None
+
+
+def test_the_tables_name_outcomes_as_the_node_does(run):
+    outcomes, states = outcome_tables(run)
+    rows = {row[0]: row[1:] for row in outcomes.rows}
+    assert rows['used'] == ('74', '92.5%', 'used', 'USED at 79')
+    assert rows['distrusted'] == (
+        '2', '2.5%', 'images do not fit the map here', 'DISTRUSTED at 21')
+    assert rows['gated'][:3] == ('1', '1.2%', 'refused by the gate')
+    assert rows['ambiguous'][0] == '3' and 'no word' not in rows
+    assert states.rows == [('trusted', '78', '97.5%'), ('distrusted', '2', '2.5%')]
 
 
 def test_text_is_escaped_and_tables_scroll():
-    text = page('<run>', 'a & b', '', [('1', '<m>')], [Section(
+    text = render_page('<run>', 'a & b', '', [('1', '<m>')], [Section(
         'T', '<how>', tables=[Table(('', '<h>'), [('<r>', '<c>')])], folded=True)], ['<n>'])
     assert '<run>' not in text and '&lt;run&gt;' in text and 'a &amp; b' in text
     for name in ('m', 'how', 'h', 'r', 'c', 'n'):

@@ -1,4 +1,4 @@
-"""A RobotCar traversal becomes a bag whose every number is the drive's."""
+"""A RobotCar traversal becomes a bag with the numbers of the drive."""
 
 import importlib
 import math
@@ -14,19 +14,18 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosDurability, QosReliability
 from scipy.spatial.transform import Rotation
 
-from crossview_localizer import robotcar_to_bag
-from crossview_localizer.bags import robotcar
-from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
-from crossview_localizer.robotcar_to_bag import (
+from crossview_localizer.bags import robotcar_bag, robotcar_images, robotcar_tracks
+from crossview_localizer.bags.topics import (
     CAMERA_INFO_TOPIC,
     COMPRESSED_IMAGE_TOPIC,
     GNSS_TOPIC,
     IMAGE_TOPIC,
-    main,
     ODOMETRY_TOPIC,
     TF_STATIC_TOPIC,
     TRUTH_TOPIC,
 )
+from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
+from crossview_localizer.robotcar_to_bag import main
 
 NED_FROM_ENU = np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
 FRD_FROM_FLU = np.diag([1, -1, -1])
@@ -65,7 +64,8 @@ def spoiled(tmp_path):
     return made.write_drive(tmp_path)
 
 
-# --- ground truth -------------------------------------------------------------------------------
+# --- ground truth
+
 
 def truth_errors(topics):
     """Largest position (m) and orientation (rad) error of the ground truth, at the images too."""
@@ -95,24 +95,25 @@ def test_the_truth_is_the_pose_of_base_link_at_every_row_and_image(drive, bag):
 
 
 def without_yaw_offset(monkeypatch):
-    monkeypatch.setattr(robotcar, 'RTK_YAW_OFFSET_RAD', 0.0)
+    monkeypatch.setattr(robotcar_tracks, 'RTK_YAW_OFFSET_RAD', 0.0)
 
 
 def without_roll_sign(monkeypatch):
-    monkeypatch.setattr(robotcar, 'RTK_ROLL_SIGN', 1.0)
+    monkeypatch.setattr(robotcar_tracks, 'RTK_ROLL_SIGN', 1.0)
 
 
 def without_lever_arm(monkeypatch):
-    monkeypatch.setattr(robotcar, 'base_link_track', lambda track, vehicle_from_ins: track)
+    monkeypatch.setattr(robotcar_tracks, 'base_link_track', lambda track, vehicle_from_ins: track)
 
 
 def without_grid_convergence(monkeypatch):
-    monkeypatch.setattr(robotcar, 'grid_convergence_rad', lambda track: np.zeros(len(track)))
+    monkeypatch.setattr(
+        robotcar_tracks, 'grid_convergence_rad', lambda track: np.zeros(len(track)))
 
 
 def without_interpolation(monkeypatch):
     monkeypatch.setattr(
-        robotcar, 'interpolation_fraction',
+        robotcar_tracks, 'interpolation_fraction',
         lambda stamp_ns, lower_ns, upper_ns: (stamp_ns - lower_ns) // (upper_ns - lower_ns + 1),
     )
 
@@ -154,7 +155,8 @@ def test_images_beyond_the_truth_are_counted_and_get_none(spoiled, tmp_path, cap
     assert stamp_ns(truth[-1][1]) < 1000 * spoiled.image_us[6]
 
 
-# --- the other topics ---------------------------------------------------------------------------
+# --- the other topics
+
 
 def test_odometry_is_the_true_motion_of_base_link(drive, bag):
     topics, _ = bag
@@ -228,7 +230,8 @@ def test_fixes_without_satellites_or_sigmas_say_so(spoiled, tmp_path, capsys):
     assert '1 of 12 rows are no fix' in capsys.readouterr().out
 
 
-# --- images -------------------------------------------------------------------------------------
+# --- images
+
 
 def spot_image(u, v):
     """A picture of the lens with a bright spot at the pinhole image's (u, v)."""
@@ -270,7 +273,7 @@ def test_a_point_is_in_the_picture_where_camera_info_puts_it(tmp_path, options):
     assert not info.d.any()
 
 
-def test_a_picture_left_distorted_has_the_lens_in_camera_info(tmp_path):
+def test_camera_info_has_the_lens_of_a_picture_left_distorted(tmp_path):
     u = made.FX_PX * -POINT[1] / POINT[0] + made.CX_PX
     v = made.FX_PX * -POINT[2] / POINT[0] + made.CY_PX
     drive = made.write_drive(tmp_path, spot_image(u, v))
@@ -286,9 +289,9 @@ def test_a_picture_left_distorted_has_the_lens_in_camera_info(tmp_path):
     assert info.distortion_model == 'plumb_bob'
 
 
-def test_the_default_crop_is_the_papers_scaled_to_the_image():
-    assert robotcar_to_bag.scaled_paper_crop(1280, 960) == (40, 0, 1200, 800)
-    assert robotcar_to_bag.scaled_paper_crop(640, 480) == (20, 0, 600, 400)
+def test_the_default_crop_is_that_of_the_paper_scaled_to_the_image():
+    assert robotcar_images.scaled_paper_crop(1280, 960) == (40, 0, 1200, 800)
+    assert robotcar_images.scaled_paper_crop(640, 480) == (20, 0, 600, 400)
 
 
 def test_uncompressed_images_are_bgr8(drive, tmp_path):
@@ -316,7 +319,8 @@ def test_corrupt_images_are_left_out_and_counted(spoiled, tmp_path, capsys):
     ]
 
 
-# --- the bag as a whole -------------------------------------------------------------------------
+# --- the bag as a whole
+
 
 def test_messages_are_in_time_order_with_the_frames_first(bag):
     _, out = bag
@@ -382,11 +386,11 @@ def test_the_geographic_messages_are_those_of_ros(name, digest):
     assert typestore.hash_rihs01(f'geographic_msgs/msg/{name}') == f'RIHS01_{digest}'
 
 
-def test_the_predicted_size_comes_first_and_is_near_the_bags(drive, tmp_path, capsys):
+def test_the_predicted_size_is_printed_first_and_is_near_that_of_the_bag(drive, tmp_path, capsys):
     assert main(drive.arguments(tmp_path / 'bag', '--compress', 'none')) == 0
     assert capsys.readouterr().out.startswith('10 images 60x40, undistorted, predicted size')
-    conversion = robotcar_to_bag.Conversion(
-        robotcar_to_bag.Options(
+    conversion = robotcar_bag.Conversion(
+        robotcar_bag.Options(
             drive.traversal, drive.root / 'models', drive.root / 'extrinsics',
             tmp_path / 'other', drive.rtk, compress='none',
         )
@@ -395,14 +399,15 @@ def test_the_predicted_size_comes_first_and_is_near_the_bags(drive, tmp_path, ca
     assert 0.5 * size < conversion.predicted_bytes() < 3 * size
 
 
-# --- what goes wrong ----------------------------------------------------------------------------
+# --- what goes wrong
+
 
 def test_an_interrupted_run_leaves_nothing(drive, tmp_path, monkeypatch, capsys):
     real, calls = cv2.imencode, []
 
     def interrupted(*arguments):
         calls.append(arguments)
-        if len(calls) > robotcar_to_bag.SAMPLED_IMAGES + 3:
+        if len(calls) > robotcar_bag.SAMPLED_IMAGES + 3:
             assert not (tmp_path / 'bag').exists()
             raise KeyboardInterrupt
         return real(*arguments)
@@ -413,7 +418,7 @@ def test_an_interrupted_run_leaves_nothing(drive, tmp_path, monkeypatch, capsys)
     assert 'nothing written' in capsys.readouterr().err
 
 
-def test_a_killed_runs_rest_is_cleared_by_the_next(drive, tmp_path):
+def test_what_a_killed_run_left_is_cleared_by_the_next(drive, tmp_path):
     (tmp_path / '.bag.partial').mkdir()
     (tmp_path / '.bag.partial/half').touch()
     assert main(drive.arguments(tmp_path / 'bag')) == 0
@@ -449,7 +454,7 @@ def test_a_folder_that_is_no_bag_is_never_replaced(drive, tmp_path, capsys):
         ('../rtk/2015-08-17-10-42-18/rtk.csv', 'expected a RobotCar rtk.csv'),
     ],
 )
-def test_what_is_absent_is_one_clear_line(spoiled, tmp_path, capsys, absent, hint):
+def test_a_missing_file_ends_with_one_clear_line(spoiled, tmp_path, capsys, absent, hint):
     path = Path(spoiled.traversal / absent)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert main(spoiled.arguments(tmp_path / 'bag')) == 2

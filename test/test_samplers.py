@@ -1,4 +1,4 @@
-"""The papers' batches: who is in them, how many there are, and how soon."""
+"""The samplers: which places a batch holds, how many batches there are, and how fast."""
 
 import time
 
@@ -34,7 +34,7 @@ def test_the_original_rule_gives_the_original_number_of_batches(oxford):
         assert np.mean([batch.has_ground.sum() for batch in batches]) == pytest.approx(58.2, abs=1)
 
 
-def test_without_its_quirk_an_epoch_uses_more_of_the_places(oxford):
+def test_where_a_failed_centre_uses_up_nothing_an_epoch_has_more_batches(oxford):
     sampler = LocalBatchSampler(*oxford)
     for seed in range(3):
         assert 237 <= len(list(sampler.epoch(seed))) <= 249
@@ -109,7 +109,7 @@ def test_without_a_positive_reach_each_image_keeps_its_own_tile_and_no_twin_comp
         assert (batch.ground[1:] // 2 != batch.ground[0] // 2).all()
 
 
-def test_a_lonely_place_gives_no_batch():
+def test_a_place_without_neighbours_gives_no_batch():
     positions = np.concatenate((street(8), [[700_000.0, 5_734_746.0]]))
     batches = list(LocalBatchSampler(positions, np.ones(9, bool), 4, 50.0, 0.0).epoch(0))
     assert len(batches) == 2

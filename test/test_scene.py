@@ -1,4 +1,4 @@
-"""What RViz shows: the messages of the scene, and every display held against the live graph."""
+"""What RViz shows: the messages of the scene, and every display compared with the live graph."""
 
 from array import array
 import gc
@@ -33,7 +33,7 @@ from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import EmbeddingMap, read_orthophoto
 from crossview_localizer.node import LocalizerNode
 from crossview_localizer.ros import conversions, scene_messages, scene_pictures
-from crossview_localizer.scene import frame_with, SceneNode, Trail
+from crossview_localizer.scene import SceneNode
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RVIZ = REPOSITORY / 'config/robotcar.rviz'
@@ -54,21 +54,21 @@ WITHOUT_TOPIC = {'Grid', 'TF'}
 
 
 def smooth_picture(rows: int, cols: int) -> np.ndarray:
-    """Red grows to the east, green to the south: JPEG keeps it, and a pixel tells its place."""
+    """Red grows to the east, green to the south: smooth enough for JPEG, no two places alike."""
     picture = np.full((rows, cols, 3), 60, np.uint8)
     picture[..., 0] = np.linspace(0, 255, cols)[None, :]
     picture[..., 1] = np.linspace(0, 255, rows)[:, None]
     return picture
 
 
-def heatmap_msg(*summits) -> OccupancyGrid:
-    """Gaussian summits of 2 m at (x_m, y_m, height) in a window of 61 m; none: a cleared one."""
+def heatmap_msg(*peaks) -> OccupancyGrid:
+    """Gaussian peaks of 2 m at (x_m, y_m, height) in a window of 61 m; cleared without any."""
     grid = MapGrid.around(10.0, 20.0, 30.0, 0.5)
     x_m, y_m = grid.cell_centres()
     log_p = np.full((grid.rows, grid.cols), -np.inf)
-    if summits:
+    if peaks:
         p = sum(height * np.exp(-((x_m[None] - x) ** 2 + (y_m[:, None] - y) ** 2) / 8.0)
-                for x, y, height in summits)
+                for x, y, height in peaks)
         log_p = np.log(p + 1e-9)
     return conversions.heatmap_msg_from_heatmap(Heatmap(STAMP_NS, grid, log_p), 'map')
 
@@ -77,7 +77,7 @@ def heatmap_msg(*summits) -> OccupancyGrid:
 
 
 def test_each_ground_tile_puts_its_pixels_where_they_are(ros):
-    """A point of the map found in a tile, through its texture coordinates, has its own colour."""
+    """The texture coordinates of a map point in a tile lead to the colour of that point."""
     grid = MapGrid(700, 1200, 0.5, -100.0, 50.0)
     rgb = smooth_picture(grid.rows, grid.cols)
     tiles = [message.markers[0] for message in scene_messages.ground_tiles(rgb, grid, 'map')]
@@ -104,13 +104,13 @@ def test_each_ground_tile_puts_its_pixels_where_they_are(ros):
 
 
 def test_the_heat_map_uses_only_the_blue_to_red_part_of_the_colours(ros):
-    shown = np.asarray(scene_messages.shown_heatmap(heatmap_msg((10.0, 20.0, 1.0))).data)
+    shown = np.asarray(scene_messages.costmap_from_heatmap(heatmap_msg((10.0, 20.0, 1.0))).data)
     assert shown.max() == 98 and shown.min() == 0
-    assert not np.asarray(scene_messages.shown_heatmap(heatmap_msg()).data).any()
+    assert not np.asarray(scene_messages.costmap_from_heatmap(heatmap_msg()).data).any()
 
 
-def test_summits_are_found_highest_first_and_not_twice(ros):
-    found = scene_messages.peaks(
+def test_peaks_are_found_highest_first_and_not_twice(ros):
+    found = scene_messages.find_peaks(
         heatmap_msg((0.0, 10.0, 0.5), (25.0, 35.0, 1.0), (26.5, 35.0, 0.9), (-15.0, 40.0, 0.1)))
     assert [percent for *_, percent in found] == [100, pytest.approx(27, abs=3)]
     np.testing.assert_allclose(found[1][:2], (0.0, 10.0), atol=0.51)
@@ -137,24 +137,6 @@ def test_the_ellipse_holds_95_percent_of_the_distribution(ros):
     assert abs(along).max() == pytest.approx(radius_m.max(), rel=0.01)
 
 
-def test_a_trail_is_thinned_and_starts_anew_when_time_goes_back():
-    trail = Trail()
-    for k in range(3 * Trail.MAX_POINTS):
-        trail.add(STAMP_NS + k * 10**8, 1.0 * k, 0.0)
-    assert Trail.MAX_POINTS / 4 < len(trail.xy_m) <= Trail.MAX_POINTS
-    assert trail.xy_m[0] == (0.0, 0.0) and trail.xy_m[-1][0] > 3 * Trail.MAX_POINTS - 20
-    trail.add(STAMP_NS, 5.0, 5.0)
-    assert trail.xy_m == [(5.0, 5.0)]
-
-
-@pytest.mark.parametrize('x_m, y_m', [(0.0, 0.0), (812.0, -455.0), (-30_000.0, 20_000.0)])
-def test_the_map_frame_is_found_from_one_pose_and_its_geopose(x_m, y_m):
-    frame = frame_with(FRAME.latlon_from_xy(x_m, y_m), (x_m, y_m))
-    for point in ((0.0, 0.0), (500.0, 700.0)):
-        found = frame.xy_from_latlon(*FRAME.latlon_from_xy(*point))
-        np.testing.assert_allclose(found, point, atol=1e-3)
-
-
 # --- pictures
 
 
@@ -169,10 +151,10 @@ def test_the_road_is_projected_as_a_pinhole_camera_sees_it():
     assert far[0, 1] == pytest.approx(149.5 - 300 * math.tan(0.1), abs=0.01)
 
 
-def test_the_frame_picture_draws_horizon_and_marks_where_they_belong():
+def test_the_camera_picture_draws_horizon_and_marks_where_they_belong():
     image = CameraImage(STAMP_NS, np.zeros((300, 400, 3), np.uint8), CAMERA)
-    picture = scene_pictures.frame_picture(image)
-    assert picture.shape == (300, scene_pictures.FRAME_WIDTH_PX, 3)
+    picture = scene_pictures.camera_picture(image)
+    assert picture.shape == (300, scene_pictures.CAMERA_WIDTH_PX, 3)
     rows = np.nonzero(picture[:, 200].any(axis=1))[0]
     expected = [149.5] + [149.5 + 300 * 1.5 / ahead_m for ahead_m in (40, 20, 10, 5)]
     np.testing.assert_allclose(
@@ -181,7 +163,7 @@ def test_the_frame_picture_draws_horizon_and_marks_where_they_belong():
 
 
 @pytest.mark.parametrize('yaw_rad', [0.0, 0.7, -2.0])
-def test_the_satellite_half_is_turned_so_that_ahead_is_up(yaw_rad):
+def test_the_satellite_view_is_turned_so_that_ahead_is_up(yaw_rad):
     grid = MapGrid(600, 600, 0.25, -75.0, 75.0)
     rgb = smooth_picture(600, 600)
     pose = Pose2D(5.0, -8.0, yaw_rad)
@@ -202,7 +184,7 @@ def test_the_satellite_half_is_turned_so_that_ahead_is_up(yaw_rad):
 
 
 def map_with_orthophoto(path: Path) -> Path:
-    """One tile and a picture of 64 m; no network made it."""
+    """A map of one tile with a picture of 64 m, made without a network."""
     picture_grid = MapGrid(128, 128, 0.5, -31.75, 31.75)
     jpeg = cv2.imencode('.jpg', smooth_picture(128, 128)[..., ::-1])[1].tobytes()
     EmbeddingMap(
@@ -212,7 +194,7 @@ def map_with_orthophoto(path: Path) -> Path:
     return path
 
 
-def test_the_heat_map_is_painted_over_the_satellite_image_and_again_about_its_peak():
+def test_the_heat_map_is_painted_over_the_satellite_image_whole_and_around_its_peak():
     percent, grid = scene_messages.percent_from_heatmap(heatmap_msg((25.0, 5.0, 1.0)))
     assert grid == MapGrid.around(10.0, 20.0, 30.0, 0.5)
     blue = np.zeros((200, 200, 3), np.uint8)
@@ -225,7 +207,7 @@ def test_the_heat_map_is_painted_over_the_satellite_image_and_again_about_its_pe
     whole, near = picture[-side:, :side].astype(int), picture[-side:, side:].astype(int)
     # 15 m to the east and to the south of the middle of 60.5 m.
     middle, reach = side // 2, round(15.0 / 60.5 * side)
-    away = 5                    # below the cross and the ellipse, within the summit
+    away = 5                    # below the cross and the ellipse, within the peak
     row, col = middle + reach + away, middle + reach
     assert whole[row, col, 0] > 60 and tuple(whole[middle - reach, middle - reach]) == (0, 0, 200)
     assert near[middle + 3 * away, middle, 0] > 150
@@ -348,7 +330,7 @@ def stamped(msg, frame_id='map', seconds=0.0):
     return msg
 
 
-def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path, monkeypatch):
+def test_the_messages_of_localizer_and_sensors_are_shown(stage, tmp_path, monkeypatch):
     """Poses, heat map, fixes, truth and images of four instants; then an image without a match."""
     # Nothing that is sent once is lost.
     monkeypatch.setattr('crossview_localizer.scene.BEST_EFFORT', QoSProfile(depth=20))
@@ -375,9 +357,8 @@ def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path, monkey
             'path/prior': PathMsg, 'path/refined': PathMsg, 'path/ground_truth': PathMsg}.items()}
     transforms = stage.collect(TFMessage, '/tf')
     stage.wait(lambda: all(p.get_subscription_count() for p in publishers.values())
-               and scene._views_publisher.get_subscription_count()
-               and scene._heatmap_picture_publisher.get_subscription_count()
-               and scene._tf_publisher.get_subscription_count())
+               and all(scene.count_subscribers(name) for name in (
+                   '/crossview_scene/views', '/crossview_scene/heatmap_picture', '/tf')))
 
     mounting = TransformStamped(child_frame_id='camera')
     mounting.header.frame_id = 'base_link'
@@ -386,7 +367,7 @@ def test_what_the_localizer_and_the_sensors_say_is_shown(stage, tmp_path, monkey
     publishers['/tf_static'].publish(TFMessage(transforms=[mounting]))
     publishers['camera_info'].publish(CameraInfo(
         width=64, height=48, k=[50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]))
-    stage.wait(lambda: scene._rig.camera_info and scene._rig.static_transforms.lookup(
+    stage.wait(lambda: scene.rig.camera_info and scene.rig.static_transforms.lookup(
         'base_link', 'camera') is not None)
 
     def instant(k: int, matched=True):
@@ -469,13 +450,13 @@ def test_the_messages_of_a_scene_are_drawn_into_one_picture(tmp_path):
     tiles = scene_messages.ground_tiles(smooth_picture(128, 128), grid, 'map')
     draw({
         'ground': [tile.markers[0] for tile in tiles], 'markers': markers,
-        'heatmap': scene_messages.shown_heatmap(heatmap),
+        'heatmap': scene_messages.costmap_from_heatmap(heatmap),
         'path/refined': scene_messages.path_msg([STAMP_NS], [(10.0, 20.0)], 'map'),
         'camera': scene_messages.image_msg(smooth_picture(30, 40), STAMP_NS, 'camera'),
     }, tmp_path / 'scene.png')
     picture = cv2.imread(str(tmp_path / 'scene.png'))
     assert picture.shape == (600, 1100, 3)
-    # The ground grows greener to the south, the heat map is red at its summit.
+    # The ground grows greener to the south, the heat map is red at its peak.
     plan = picture[:, :590, ::-1].astype(int)
     assert plan[560, 60, 1] > plan[60, 60, 1] + 100
     red, green, _ = plan[250:350, 250:350].reshape(-1, 3).T

@@ -1,52 +1,26 @@
-"""Training the dense matcher: samples whose truth lies where they say, a run that resumes."""
+"""Training the dense matcher: samples whose truth lies where they say, their loss, the command."""
 
 from dataclasses import replace
-import json
 
 import numpy as np
 import pytest
-from scipy.stats import multivariate_t
-from test_dense import gaussian_volume, PRIOR
 import torch
 import torch.nn.functional as F
+from training_runs import DENSE_MODEL as MODEL
+from training_runs import dense_world, LIKELIHOOD
 
-from crossview_localizer.datatypes import CameraModel
-from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.matching.dense_matcher import distance2_within, peak_pose
-from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
-from crossview_localizer.networks.dense import correlate, DenseConfig, turned_views
-from training.data.datasets import World
-from training.distributed import Ranks
+from crossview_localizer.networks.checkpoint import read_model_config, save_network
+from crossview_localizer.networks.dense import correlate, turned_views
+from training import train_dense
+from training.data.datasets import save_world, World
+from training.initial import initial_network
 from training.recipes.dense_groups import dense_group, WINDOW_CELLS
-from training.train_dense import (
-    Answer,
-    beginning,
-    DenseTrainConfig,
-    fit_peaks,
-    fit_tails,
-    fit_temperature,
-    group_loss,
-    train,
-)
-
-LOOKING_AHEAD = np.array(
-    [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
-MODEL = DenseConfig(channels=4, width=8, ahead_cells=32, across_cells=32, patch_cells=40)
+from training.recipes.pose_likelihood import group_loss
 
 
 @pytest.fixture(scope='module')
 def world() -> World:
-    """A drive east over smooth random imagery, with blank images."""
-    rng = np.random.default_rng(0)
-    coarse = rng.uniform(0, 255, (75, 75, 3)).astype(np.float32)
-    imagery = F.interpolate(
-        torch.from_numpy(coarse).permute(2, 0, 1)[None], size=(600, 600), mode='bicubic')
-    imagery = imagery[0].permute(1, 2, 0).clamp(0, 255).byte().numpy()
-    poses = np.stack((np.linspace(-30.0, 30.0, 9), np.full(9, 3.0), np.full(9, 0.1)), 1)
-    camera = CameraModel(96, 64, 80.0, 80.0, 47.5, 31.5, LOOKING_AHEAD, 1.5)
-    images = rng.integers(0, 255, (9, 64, 96, 3), dtype=np.uint8)
-    return World('w', imagery, MapGrid(600, 600, 0.25, -75.0, 75.0), images, camera, poses,
-                 np.zeros(9, int))
+    return dense_world()
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -106,117 +80,28 @@ def test_the_loss_is_the_interpolated_likelihood_at_the_truth(world):
     assert nll.numpy() == pytest.approx(np.log(4 * WINDOW_CELLS ** 2), abs=1e-4)
 
 
-def test_a_killed_run_goes_on_with_the_same_loss_curve(world, tmp_path):
-    config = DenseTrainConfig(steps=4, groups=1, group_size=2, validate_every=2,
-                              validation_groups=1, warmup_steps=1)
-
-    def run(name, *stops):
-        out = tmp_path / f'{name}.safetensors'
-        for steps in stops:
-            # The schedule is that of the whole run: stopping is what differs.
-            train(beginning(MODEL, 0, True, None), config, [world], [world], out, {},
-                  stop_after=steps)
-        return [json.loads(line) for line in out.with_suffix('.jsonl').read_text().splitlines()]
-
-    whole, resumed = run('whole', 4), run('resumed', 2, 4)
-    assert [line['step'] for line in resumed] == [2, 4]
-    for ours, theirs in zip(whole, resumed):
-        assert ours['train_nll'] == pytest.approx(theirs['train_nll'], abs=1e-6)
-        assert ours['nll'] == pytest.approx(theirs['nll'], abs=1e-6)
-    model, provenance = read_model_config(tmp_path / 'whole.safetensors')
-    assert model == replace(MODEL, temperature=model.temperature)
-    assert provenance['train']['seed'] == 0 and provenance['step'] in (2, 4)
-    assert load_network(tmp_path / 'whole.safetensors').config == model
-
-
 def test_a_run_begins_with_earlier_weights_of_the_same_model_only(tmp_path):
     path = tmp_path / 'first.safetensors'
-    first = beginning(MODEL, 3, True, None)
+    first = initial_network(MODEL, 3, random_trunk=True)
     first.config = replace(MODEL, temperature=2.0)
     save_network(first, path, {})
-    again = beginning(MODEL, 0, True, path)
+    again = initial_network(MODEL, 0, path)
     assert again.config == MODEL  # the temperature is fitted anew
     for ours, theirs in zip(again.state_dict().values(), first.state_dict().values()):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)  # files are half precision
     with pytest.raises(ValueError, match='expected'):
-        beginning(replace(MODEL, width=12), 0, True, path)
+        initial_network(replace(MODEL, width=12), 0, path)
 
 
-@pytest.mark.parametrize('wrong', [0, 6])
-def test_temperature_and_sharpening_are_those_of_the_errors(wrong):
-    """Volumes four times too wide in variance; some peaks in the wrong place altogether."""
-    rng = np.random.default_rng(0)
-    covariance = np.diag([0.6, 0.9, 0.0008])
-    found = []
-    for k in range(80):
-        mean = np.array([100.0, 50.0, 0.5])
-        truth = rng.multivariate_normal(mean, covariance)
-        if k < wrong:
-            truth[:2] += (9.0, -8.0)
-        heatmap = gaussian_volume(mean, 4.0 * covariance, PRIOR)
-        found.append(Answer(heatmap, PRIOR, Pose2D(*truth)))
-    factor, _ = fit_temperature(found)
-    sharpening, min_mass = fit_peaks(found, factor)
-    assert 0.5 < min_mass <= 1.0
-    if wrong:  # one factor makes room for what is wrong; the peaks are as narrow as before
-        assert factor < 1.0 and sharpening > 2.5
-    else:
-        assert factor == pytest.approx(4.0, rel=0.2) and sharpening == pytest.approx(1.0, abs=0.25)
-
-
-@pytest.mark.parametrize('dof, wrong', [(1e6, 0), (4.0, 0), (1e6, 24)])
-def test_both_ellipsoids_hold_their_share_of_all_frames(dof, wrong):
-    """Errors twice as large as the peaks are wide, with tails or without, or some elsewhere."""
-    covariance, mean = np.diag([0.6, 0.9, 0.0008]), np.array([100.0, 50.0, 0.5])
-    heatmap = gaussian_volume(mean, covariance, PRIOR)
-    errors = multivariate_t(shape=4.0 * covariance, df=dof, seed=1).rvs(400)
-    errors[:wrong, :2] += (9.0, -8.0)
-    found = [Answer(heatmap, PRIOR, Pose2D(*(mean + error))) for error in errors]
-    inflation, fitted = fit_tails(found, 1.0, 0.5)
-    if dof > 100.0 and not wrong:
-        assert fitted > 20.0 and inflation == pytest.approx(4.0, rel=0.2)
-    else:
-        assert 2.1 <= fitted < 8.0
-    estimate, _ = peak_pose(heatmap, PRIOR, 1.0, 0.5, inflation)
-    off = estimate.pose.as_array() - mean - errors
-    distances2 = (off * np.linalg.solve(estimate.covariance, off.T).T).sum(1)
-    for share in (0.68, 0.95):
-        held = np.mean(distances2 <= distance2_within(share, fitted))
-        assert held == pytest.approx(share, abs=0.02)
-
-
-def test_two_ranks_share_the_groups_of_a_step(world, tmp_path):
-    """What one process sums over its groups is what the ranks sum over theirs."""
-    config = DenseTrainConfig(steps=1, groups=2, group_size=2, validate_every=1,
-                              validation_groups=1, warmup_steps=1)
-    shares = []
-
-    class Half(Ranks):
-        """One of two ranks that notes its gradients instead of exchanging them."""
-
-        def sum_(self, tensor):
-            return tensor
-
-        def sum_gradients(self, parameters):
-            shares.append([p.grad.clone() for p in parameters])
-
-    for rank in range(2):
-        out = tmp_path / f'{rank}.safetensors'
-        train(beginning(MODEL, 0, True, None), config, [world], [world], out, {}, Half(rank, 2))
-
-    class Whole(Ranks):
-        def sum_gradients(self, parameters):
-            shares.append([p.grad.clone() for p in parameters])
-
-    train(beginning(MODEL, 0, True, None), config, [world], [world],
-          tmp_path / 'whole.safetensors', {}, Whole())
-    first, second, whole = shares
-    for a, b, both in zip(first, second, whole):
-        torch.testing.assert_close(a + b, both, rtol=1e-5, atol=1e-7)
-
-
-def test_more_ranks_than_groups_are_refused(world, tmp_path):
-    config = DenseTrainConfig(steps=1, groups=2)
-    with pytest.raises(ValueError, match='at most 2'):
-        train(beginning(MODEL, 0, True, None), config, [world], [world],
-              tmp_path / 'w.safetensors', {}, Ranks(0, 3))
+def test_the_command_trains_and_fits_what_the_scores_claim(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_dense, 'DenseConfig', lambda: MODEL)
+    monkeypatch.setattr(train_dense, 'PoseLikelihoodConfig', lambda: LIKELIHOOD)
+    save_world(world, tmp_path / 'world.npz')
+    out = tmp_path / 'weights.safetensors'
+    files = ['--train', str(tmp_path / 'world.npz'), '--val', str(tmp_path / 'world.npz')]
+    assert train_dense.main(
+        [*files, '--out', str(out), '--random-trunk', '--steps', '1', '--image-blind']) == 0
+    model, provenance = read_model_config(out)
+    assert model.temperature != 1.0 and provenance['image_blind'] and provenance['step'] == 1
+    assert train_dense.main([*files, '--out', str(out), '--seed', '1', '--random-trunk']) == 2
+    assert 'other settings' in capsys.readouterr().err

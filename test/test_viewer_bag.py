@@ -15,6 +15,7 @@ import recorded_drive as drive  # noqa: E402
 from rosbags.highlevel import AnyReader  # noqa: E402
 
 from crossview_localizer import viewer_bag  # noqa: E402
+from crossview_localizer.bags.viewer_file import ellipse_points  # noqa: E402
 from crossview_localizer.ros.conversions import (  # noqa: E402
     quaternion_msg_from_yaw,
     stamp_msg_from_ns,
@@ -95,23 +96,30 @@ def test_every_topic_of_the_layout_is_in_the_bag_with_a_type_that_its_panel_draw
     assert written[diagnostics['topicToRender']][0] == 'diagnostic_msgs/msg/DiagnosticArray'
 
 
-def test_every_plotted_field_is_in_its_message(written):
-    panels = json.loads(LAYOUT.read_text())['configById']
-    paths = [path['value'] for name, panel in panels.items() if name.startswith('Plot!')
-             for path in panel['paths']]
-    assert len(paths) == 3
-    # Each viewer reads a title under a key of its own.
-    for panel in (panel for name, panel in panels.items() if name.startswith('Plot!')):
-        assert panel['lichtblickPanelTitle'] == panel['foxglovePanelTitle'] != ''
-    for path in paths:
-        topic, *fields = path.split('.')
+def shown_values(written, panel: dict) -> list:
+    """What the paths of a panel lead to in the first message of their topics."""
+    found = []
+    for path in panel['paths']:
+        topic, *fields = path['value'].split('.')
         value = written[topic][1][0][1]
         for field in fields:
             name, _, index = field.rstrip(']').partition('[')
             value = getattr(value, name)
             if index:
                 value = value[int(index)]
-        assert math.isfinite(value)
+        found.append(value)
+    return found
+
+
+def test_every_plotted_field_is_in_its_message(written):
+    panels = json.loads(LAYOUT.read_text())['configById']
+    plots = [panel for name, panel in panels.items() if name.startswith('Plot!')]
+    assert all(math.isfinite(value) for panel in plots for value in shown_values(written, panel))
+    transitions = panels['StateTransitions!images']
+    assert shown_values(written, transitions) == ['used', 'trusted']
+    # Each viewer reads a title under a key of its own.
+    for panel in (*plots, transitions):
+        assert panel['lichtblickPanelTitle'] == panel['foxglovePanelTitle'] != ''
 
 
 def test_the_layout_arranges_the_panels_that_it_configures():
@@ -125,7 +133,7 @@ def test_the_layout_arranges_the_panels_that_it_configures():
     assert sorted(leaves(layout['layout'])) == sorted(layout['configById'])
 
 
-def test_the_frame_that_is_followed_hangs_together_with_the_map(written):
+def test_the_frame_that_is_followed_is_joined_to_the_map(written):
     followed = json.loads(LAYOUT.read_text())['configById']['3D!scene']['followTf']
     transforms = [t for _, msg in written['/tf'][1] for t in msg.transforms]
     assert {(t.header.frame_id, t.child_frame_id) for t in transforms} == {('odom', followed)}
@@ -164,7 +172,7 @@ def test_each_pose_has_the_outline_of_its_95_percent_ellipse(written):
 
 def test_an_ellipse_leans_as_its_covariance():
     covariance = np.array([[5.0, 3.0, 0.0], [3.0, 5.0, 0.0], [0.0, 0.0, 1.0]])
-    points = viewer_bag.ellipse_points(np.array([1.0, 2.0, 0.0]), covariance)
+    points = ellipse_points(np.array([1.0, 2.0, 0.0]), covariance)
     farthest = points[np.argmax(np.hypot(*(points - [1.0, 2.0]).T))] - [1.0, 2.0]
     assert abs(math.degrees(math.atan2(*farthest[::-1])) % 180.0 - 45.0) < 6.0
 

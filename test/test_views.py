@@ -18,6 +18,9 @@ BASE_FROM_OPTICAL = np.array(
     [[0, 0, 1, 0.0], [-1, 0, 0, 0.0], [0, -1, 0, 0.0], [0, 0, 0, 1.0]], dtype=float)
 
 
+QVGA_CAMERA = CameraModel(320, 240, 246.0, 246.0, 159.5, 119.5, BASE_FROM_OPTICAL, 1.5)
+
+
 def camera_at(x_m=0.0, y_m=0.0, z_m=0.0, pitch_rad=0.0):
     """A 600x400 camera on base_link, nose down by pitch, 1.5 m above the road."""
     pose = BASE_FROM_OPTICAL.copy()
@@ -117,3 +120,29 @@ def test_a_camera_that_was_moved_gives_another_lifted_view():
     assert not np.array_equal(first.points, moved.points)
     assert np.array_equal(first.points, again.points)
     assert np.array_equal(first.road, again.road)
+
+
+def test_a_point_of_the_road_lies_at_its_row_and_one_above_it_higher():
+    config = DenseConfig(heights_m=(0.0, 1.5))
+    lifted = lifted_view(np.zeros((240, 320, 3), np.uint8), QVGA_CAMERA, config)
+    assert lifted.points.shape == (2, 64, 64, 2)
+    height_px, width_px = lifted.trunk_image.shape[:2]
+    assert height_px % 32 == 0 and width_px % 32 == 0
+    # The cell 15.25 m ahead and 0.25 m to the left.
+    row, col = 64 - 31, 31
+    u_px = (lifted.points[0, row, col, 0] + 1.0) / 2.0 * width_px - 0.5
+    assert u_px == pytest.approx((width_px - 1) / 2 - 180.0 * 0.25 / 15.25, abs=0.3)
+    down_px = (lifted.points[0, row, col, 1] - lifted.points[1, row, col, 1]) / 2.0 * height_px
+    assert down_px == pytest.approx(180.0 * 1.5 / 15.25, abs=0.3)
+    # 1.5 m above the road is the camera's own height: the horizon, for every cell.
+    seen = np.abs(lifted.points[1]).max(-1) <= 1.0
+    assert np.ptp(lifted.points[1, seen, 1]) < 1e-5
+    assert (lifted.points[:, -1] == 2.0).all(), 'what is below the image is not seen'
+
+
+def test_pitching_the_camera_down_moves_the_road_up_in_the_image():
+    image = np.zeros((240, 320, 3), np.uint8)
+    level = lifted_view(image, QVGA_CAMERA, DenseConfig())
+    down = lifted_view(image, QVGA_CAMERA, DenseConfig(), pitch_rad=0.02)
+    seen = (np.abs(level.points[0]).max(-1) <= 1.0) & (np.abs(down.points[0]).max(-1) <= 1.0)
+    assert (down.points[0, seen, 1] < level.points[0, seen, 1]).all()

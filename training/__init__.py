@@ -1,1 +1,1 @@
-"""Commands that train and prepare, and what they share; the package imports none of it."""
+"""Training: commands at the top with what they share; the installed package imports none of it."""

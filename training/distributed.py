@@ -1,78 +1,97 @@
-"""One training over several processes: what each has to know of the others.
+"""One training run on several processes: this process's place among them.
 
-``torchrun`` starts the processes and sets their environment.  Every rank has the same weights and
-takes its share of each step's images; gradients are summed before the optimizer's step, so that
-all weights stay the same.
+``torchrun`` starts the processes ("ranks") and sets their environment. Every rank holds the same
+weights and computes its share of each step; ``DistributedDataParallel`` exchanges the gradients.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 import os
 
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
 
-TIMEOUT = timedelta(hours=2)  # the others wait while rank 0 validates
+TIMEOUT = timedelta(hours=2)  # the other ranks wait this long for rank 0 to validate
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among ``count``, and where and how it computes."""
+    """This process, number ``rank`` of ``count``, and where and how it computes."""
 
     rank: int = 0
     count: int = 1
     device: str = 'cpu'
     mixed_precision: bool = False
 
+    def share(self, count: int) -> range:
+        """The numbers below ``count`` that this rank computes; ValueError if a rank gets none."""
+        if count < self.count:
+            raise ValueError(f'a step has {count} parts for {self.count} ranks; start at most '
+                             f'{count} ranks')
+        return range(self.rank, count, self.count)
+
     def autocast(self) -> AbstractContextManager:
-        """bfloat16 where it is safe; it needs no scaling of gradients."""
+        """Compute in bfloat16 where that is safe, if asked for; gradients need no scaling."""
         return torch.autocast(
             torch.device(self.device).type, torch.bfloat16, enabled=self.mixed_precision)
 
-    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over all ranks, in place."""
-        if self.count > 1:
-            distributed.all_reduce(tensor)
-        return tensor
-
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Every rank's gradients become their sum; one exchange for all of them."""
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over all ranks at each backward pass."""
         if self.count == 1:
-            return
-        flat = torch.cat([
-            (torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-        self.sum_(flat)
-        for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters])):
-            p.grad = gradient.view_as(p)
+            return module
+        return DistributedDataParallel(module, broadcast_buffers=False)
 
-    def tell(self, value: bool) -> bool:
-        """Rank 0's value, on every rank."""
+    def exchange(self, module: nn.Module, now: bool) -> AbstractContextManager:
+        """Forward and backward passes inside exchange the gradients only if ``now``."""
+        return nullcontext() if now or self.count == 1 else module.no_sync()
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, on every rank; gradients pass through it."""
+        return tensor if self.count == 1 else all_reduce(tensor)
+
+    def from_first(self, value: bool) -> bool:
+        """Rank 0's value, on every rank; a rank waits here for the others."""
         flag = torch.tensor([float(value and self.rank == 0)], device=self.device)
-        return bool(self.sum_(flag).item())
+        return bool(self.sum(flag).item())
 
 
 ALONE = Ranks()
 
 
-def join_ranks(device: str, mixed_precision: bool) -> Ranks:
-    """This process's place among those that ``torchrun`` started; alone without it.
+@contextmanager
+def joined_ranks(device: str, mixed_precision: bool = False) -> Iterator[Ranks]:
+    """Join the processes that ``torchrun`` started, and leave them at the end.
 
-    ``device`` is auto, cpu or cuda; several GPU ranks take one GPU each.
+    Without torchrun this process is alone. ``device`` is auto, cpu or cuda; a rank on GPUs takes
+    the one of its number on this machine (LOCAL_RANK).
     """
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('no CUDA device was found; use --device cpu')
+    local_rank = int(os.environ.get('LOCAL_RANK', '0'))
     count = int(os.environ.get('WORLD_SIZE', '1'))
+    device = rank_device(device, local_rank)
     if count == 1:
-        return Ranks(device=device, mixed_precision=mixed_precision)
-    if device == 'cuda':
-        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', '0')))
-    distributed.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=TIMEOUT)
-    return Ranks(distributed.get_rank(), count, device, mixed_precision)
-
-
-def leave_ranks() -> None:
-    if distributed.is_initialized():
+        yield Ranks(device=device, mixed_precision=mixed_precision)
+        return
+    if device != 'cpu':
+        torch.cuda.set_device(device)
+    distributed.init_process_group('gloo' if device == 'cpu' else 'nccl', timeout=TIMEOUT)
+    try:
+        yield Ranks(distributed.get_rank(), count, device, mixed_precision)
+    finally:
         distributed.destroy_process_group()
+
+
+def rank_device(device: str, local_rank: int) -> str:
+    """The torch device of the rank of that number on this machine, such as ``cuda:1``."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == 'cpu' or (device == 'auto' and gpus == 0):
+        return 'cpu'
+    if gpus == 0:
+        raise ValueError('no CUDA device was found; use --device cpu')
+    if local_rank >= gpus:
+        raise ValueError(f'rank {local_rank} of this machine has no GPU of its own: {gpus} found; '
+                         f'start {gpus} processes per machine, or use --device cpu')
+    return f'cuda:{local_rank}'

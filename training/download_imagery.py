@@ -1,9 +1,9 @@
-"""Download aerial or satellite imagery of a region or of a route's corridor into one GeoTIFF.
+"""Download aerial or satellite imagery of a region, or along a route, into one GeoTIFF.
 
-From any server of Web Mercator tiles (``{z}/{x}/{y}``, or WMTS with a GoogleMapsCompatible matrix
-set) or from the Google Static API with the user's own key.  Nothing is fetched before the terms of
-the source were shown and accepted.  Tiles are kept beside the result until it is written, so a run
-that was killed or refused goes on where it stopped.
+The source is any server of Web Mercator tiles (``{z}/{x}/{y}``, or WMTS with a
+GoogleMapsCompatible matrix set), or the Google Static API with the user's own key. Nothing is
+fetched before the user has accepted the terms of the source. Tiles are kept beside the result
+until it is written, so that a run that was stopped or refused goes on where it stopped.
 """
 
 import argparse
@@ -27,7 +27,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from crossview_localizer.maps.route import read_route
+from crossview_localizer.bags.route_file import read_route
+from crossview_localizer.files import write_atomically
 from training.data.datasets import read_rgb
 
 # Half the circumference of Web Mercator's sphere, m (EPSG:3857).
@@ -40,7 +41,7 @@ MAX_TILE_BYTES = 20_000_000
 READ_BYTES = 65_536
 MAX_TILES = 20_000
 MAX_ZOOM = 23
-# Worth another try: too many requests, and what a server says when it is overloaded.
+# Worth another try: too many requests, or a server that is overloaded.
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 # The server says that it has no imagery there.
 NO_IMAGERY = {204, 404, 410}
@@ -49,7 +50,7 @@ MAX_WAIT_S = 120.0
 
 GOOGLE_URL = ('https://maps.googleapis.com/maps/api/staticmap?center={lat},{lon}&zoom={z}'
               '&size=640x640&maptype=satellite&format=png&key={key}')
-# Of each 640 px picture the middle is kept; the margin holds the marks at the lower edge.
+# The middle of each 640 px picture is kept; the margin holds the marks at the lower edge.
 GOOGLE_REQUEST_PX = 640
 GOOGLE_TILE_PX = 600
 GOOGLE_ATTRIBUTION = 'Imagery (c) Google and its suppliers'
@@ -61,18 +62,18 @@ GOOGLE_TERMS = (
 
 
 class DownloadError(OSError):
-    """A tile could not be fetched; the message says which and why."""
+    """A tile could not be fetched; the message says which one and why."""
 
 
 @dataclass(frozen=True)
 class Source:
     """A server of square pictures on the Web Mercator plane.
 
-    ``url`` holds the fields {z} {x} {y} (or {-y}, counted from the south; WMTS spellings
-    {TileMatrix} {TileCol} {TileRow} too), or {lat} {lon} of the picture's centre; {key} is the
-    user's key.  ``request_px`` is what the server sends, ``tile_px`` the middle that is kept.
-    A numbered tile is 1/2^z of the world whatever its pixels; a picture about a centre has the
-    pixels of 256 px tiles.
+    ``url`` holds the fields {z} {x} {y} (or {-y}, counted from the south, or the names of WMTS:
+    {TileMatrix} {TileCol} {TileRow}), or {lat} {lon} of the picture's centre; {key} is the user's
+    key. The server sends ``request_px`` a side, of which the middle ``tile_px`` are kept. A
+    numbered tile is 1/2^z of the world a side; a picture around a centre has the resolution of
+    tiles of 256 px.
     """
 
     url: str
@@ -117,7 +118,7 @@ def latlon_from_mercator(x_m: float, y_m: float) -> tuple[float, float]:
 
 def tiles_of_box(source: Source, zoom: int, south_deg: float, west_deg: float, north_deg: float,
                  east_deg: float) -> TileRange:
-    """All tiles that a box of latitude and longitude touches.
+    """All tiles that a box in latitude and longitude touches.
 
     Raises ValueError for a box that is not one, and for more than MAX_TILES tiles.
     """
@@ -134,8 +135,10 @@ def tiles_of_box(source: Source, zoom: int, south_deg: float, west_deg: float, n
 
 def tiles_of_route(source: Source, zoom: int, route_deg: np.ndarray,
                    corridor_m: float) -> TileRange:
-    """All tiles within ``corridor_m`` of the fixes (N, 2) latitude, longitude and the lines
-    between them (squares about points; lines longer than 500 m are gaps and are left out)."""
+    """All tiles within ``corridor_m`` of the fixes (N, 2) latitude, longitude and lines between.
+
+    Distances are taken along each axis; lines longer than 500 m are gaps and are left out.
+    """
     if not 0.0 < corridor_m < 10e3:
         raise ValueError(f'the corridor is {corridor_m} m; expected 0 to 10 km')
     x_m, y_m = mercator_from_latlon(*np.asarray(route_deg, float).T)
@@ -153,7 +156,7 @@ def tiles_of_route(source: Source, zoom: int, route_deg: np.ndarray,
 
 
 def _tiles_of_boxes(boxes_m: np.ndarray, zoom: int, side_m: float) -> TileRange:
-    """Tiles that boxes (N, 4) of x_min, y_min, x_max, y_max touch."""
+    """The tiles that boxes (N, 4) of x_min, y_min, x_max, y_max touch."""
     last = math.ceil(2 * HALF_WORLD_M / side_m) - 1
     corners = np.column_stack((
         boxes_m[:, 0] + HALF_WORLD_M, boxes_m[:, 2] + HALF_WORLD_M,       # columns
@@ -173,7 +176,7 @@ def _tiles_of_boxes(boxes_m: np.ndarray, zoom: int, side_m: float) -> TileRange:
 
 
 def check_template(url: str) -> None:
-    """Raise ValueError where the template has unknown fields or does not tell tiles apart."""
+    """Raise ValueError if the template has unknown fields or lacks those of the place."""
     fields = set(re.findall(r'\{([^{}]*)\}', url))
     known = {'z', 'x', 'y', '-y', 'TileMatrix', 'TileCol', 'TileRow', 'lat', 'lon', 'key'}
     if fields - known:
@@ -203,9 +206,9 @@ def tile_url(source: Source, tiles: TileRange, column: int, row: int, key: str) 
 class Fetcher:
     """Fetches pictures one after the other, never faster than ``rate_hz``.
 
-    A transient failure is tried ``attempts`` times in all, after waits that double from
-    FIRST_WAIT_S or are as long as the server asks for (Retry-After).  A request may take
-    ``timeout_s`` as a whole, however slowly the server drips.
+    After a failure that may pass it tries again, ``attempts`` times in all; the waits double from
+    FIRST_WAIT_S, or are as long as the server asks for (Retry-After). A request may take
+    ``timeout_s`` as a whole.
     """
 
     rate_hz: float
@@ -216,13 +219,13 @@ class Fetcher:
     clock: Callable[[], float] = time.monotonic
     _next_s: float = -math.inf
 
-    def picture(self, url: str, size_px: int) -> np.ndarray | None:
-        """(S, S, 3) RGB; None where the server has no imagery.  Raises DownloadError."""
+    def fetch(self, url: str, size_px: int) -> np.ndarray | None:
+        """A picture (S, S, 3) RGB; None where the server has no imagery. Raises DownloadError."""
         for attempt in range(1, self.attempts + 1):
-            self._keep_the_rate()
+            self._wait_for_turn()
             try:
-                answer = self._answer(url)
-                return None if answer is None else self._decoded(*answer, size_px)
+                answer = self._request(url)
+                return None if answer is None else self._decode(*answer, size_px)
             except _FinalError as error:
                 raise DownloadError(f'{self._without_key(url)}: {error}') from error
             except _TransientError as error:
@@ -234,13 +237,13 @@ class Fetcher:
                         'command again later, it goes on where it stopped') from error
                 self.sleep(asked_s or min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
 
-    def _keep_the_rate(self) -> None:
+    def _wait_for_turn(self) -> None:
         now_s = self.clock()
         if now_s < self._next_s:
             self.sleep(self._next_s - now_s)
         self._next_s = max(now_s, self._next_s) + 1.0 / self.rate_hz
 
-    def _answer(self, url: str) -> tuple[str, bytes] | None:
+    def _request(self, url: str) -> tuple[str, bytes] | None:
         """Content type and body; None where the server has no imagery."""
         request = urllib.request.Request(url, headers={'User-Agent': USER_AGENT})
         end_s = self.clock() + self.timeout_s
@@ -272,7 +275,7 @@ class Fetcher:
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
             raise _TransientError(str(getattr(error, 'reason', None) or error)) from error
 
-    def _decoded(self, kind: str, body: bytes, size_px: int) -> np.ndarray:
+    def _decode(self, kind: str, body: bytes, size_px: int) -> np.ndarray:
         picture = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR) if body else None
         if picture is None and not kind.startswith('image/'):
             raise _FinalError(f'the server sent {kind}, {len(body)} bytes; expected an image')
@@ -288,11 +291,11 @@ class Fetcher:
 
 
 class _FinalError(Exception):
-    """Will not go better next time."""
+    """A failure that another try would not cure."""
 
 
 class _TransientError(Exception):
-    """May go better next time; ``retry_after_s`` is what the server asked for, if it did."""
+    """A failure that may pass; ``retry_after_s`` is the wait that the server asked for, if any."""
 
     def __init__(self, reason: str, retry_after_s: float | None = None):
         super().__init__(reason)
@@ -310,13 +313,16 @@ def _retry_after_s(headers) -> float | None:
 
 
 def download(source: Source, tiles: TileRange, folder: Path, fetcher: Fetcher) -> int:
-    """Fetch what ``folder`` does not hold yet; returns how many tiles have no imagery.
+    """Fetch the tiles that ``folder`` does not hold yet; returns how many have no imagery.
 
-    The folder belongs to one source, zoom and tile size: ValueError where it is another's.
+    Raises ValueError if the folder holds tiles of another source, zoom or size, or other files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     job = {'url': source.url, 'zoom': tiles.zoom, 'tile_px': source.tile_px}
     job_path = folder / 'job.json'
+    if not job_path.exists() and any(folder.iterdir()):
+        raise ValueError(f'{folder} was not made by download_imagery, which keeps its tiles '
+                         'there; move it away or choose another --out')
     if job_path.exists() and json.loads(job_path.read_text()) != job:
         raise ValueError(
             f'{folder} holds tiles of another source or zoom; expected {job}: delete the folder '
@@ -330,20 +336,19 @@ def download(source: Source, tiles: TileRange, folder: Path, fetcher: Fetcher) -
         path = folder / f'{row}_{column}.png'
         if not path.exists():
             url = tile_url(source, tiles, column, row, fetcher.key)
-            picture = fetcher.picture(url, source.request_px)
+            picture = fetcher.fetch(url, source.request_px)
             data = b''
             if picture is not None:
                 middle = picture[margin:margin + source.tile_px, margin:margin + source.tile_px]
                 data = cv2.imencode('.png', cv2.cvtColor(middle, cv2.COLOR_RGB2BGR))[1].tobytes()
-            partial = path.with_suffix('.partial')
-            partial.write_bytes(data)
-            partial.replace(path)
+            with write_atomically(path) as writing:
+                writing.write_bytes(data)
         empty += path.stat().st_size == 0
     return empty
 
 
 def write_geotiff(source: Source, tiles: TileRange, folder: Path, out: Path) -> None:
-    """Join the tiles to a GeoTIFF in EPSG:3857; what has no imagery is transparent."""
+    """Join the tiles to a GeoTIFF in EPSG:3857, transparent where there is no imagery."""
     import rasterio
     from rasterio.windows import Window
 
@@ -360,8 +365,7 @@ def write_geotiff(source: Source, tiles: TileRange, folder: Path, out: Path) -> 
         'crs': 'EPSG:3857', 'transform': transform, 'tiled': True, 'compress': 'deflate',
         'predictor': 2, 'photometric': 'RGB', 'alpha': 'YES', 'sparse_ok': True,
         'bigtiff': 'IF_SAFER'}
-    partial = out.with_name('.partial_' + out.name)
-    with rasterio.open(partial, 'w', **profile) as file:
+    with write_atomically(out) as writing, rasterio.open(writing, 'w', **profile) as file:
         file.update_tags(TIFFTAG_COPYRIGHT=source.attribution,
                          TIFFTAG_IMAGEDESCRIPTION=f'Web Mercator zoom {tiles.zoom}')
         for row, column in zip(tiles.rows.tolist(), tiles.columns.tolist()):
@@ -372,11 +376,10 @@ def write_geotiff(source: Source, tiles: TileRange, folder: Path, out: Path) -> 
             rgba = np.dstack((rgb, np.full(rgb.shape[:2], 255, np.uint8)))
             file.write(np.moveaxis(rgba, 2, 0), window=Window(
                 (column - col0) * side_px, (row - row0) * side_px, side_px, side_px))
-    partial.replace(out)
 
 
-def summary(source: Source, tiles: TileRange, rate_hz: float) -> str:
-    """What will be fetched, from whom, and under which terms."""
+def describe_download(source: Source, tiles: TileRange, rate_hz: float) -> str:
+    """What would be fetched, from whom, and under which terms."""
     middle_m = HALF_WORLD_M - (tiles.rows.mean() + 0.5) * tiles.side_m
     latitude_deg, _ = latlon_from_mercator(0.0, middle_m)
     # The plane is stretched by 1 / cos(latitude).
@@ -386,8 +389,8 @@ def summary(source: Source, tiles: TileRange, rate_hz: float) -> str:
         f'attribution  {source.attribution}\n'
         f'terms        {source.terms}\n'
         f'to fetch     {len(tiles)} tiles of {source.tile_px} px at zoom {tiles.zoom}: '
-        f'{ground_m:.3f} m a pixel on the ground\n'
-        f'             at {rate_hz:g} a second {len(tiles) / rate_hz / 60:.1f} minutes')
+        f'{ground_m:.3f} m per pixel on the ground\n'
+        f'             at {rate_hz:g} per second: {len(tiles) / rate_hz / 60:.1f} minutes')
 
 
 def main(arguments=None) -> int:
@@ -399,28 +402,31 @@ def main(arguments=None) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument('--box', nargs=4, type=float, metavar=('SOUTH', 'WEST', 'NORTH', 'EAST'),
                        help='region in degrees')
-    where.add_argument('--route', type=Path, help='CSV with latitude and longitude, or a bag')
+    where.add_argument('--route', type=Path, metavar='FILE',
+                       help='CSV with latitude and longitude, GPX file, or bag')
     parser.add_argument('--corridor-m', type=float, default=80.0,
-                        help='half width of the corridor about the route (default 80)')
-    parser.add_argument('--topic', help="the bag's NavSatFix topic, where it has several")
+                        help='half width of the corridor around the route (default 80)')
+    parser.add_argument('--topic', help='NavSatFix topic of the bag, if it has several')
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument('--url', help='template with {z} {x} {y} or {TileMatrix} {TileCol} '
-                        '{TileRow}, and {key} where a key is needed')
+                        '{TileRow}, and {key} if a key is needed')
     origin.add_argument('--google', action='store_true', help='the Google Static API')
-    parser.add_argument('--attribution', help='what the licence wants to be named (with --url)')
+    parser.add_argument('--attribution',
+                        help='the credit that the licence requires (with --url)')
     parser.add_argument('--terms-url', help='where the terms of use are (with --url)')
     parser.add_argument('--tile-px', type=int, default=TILE_PX,
                         help='size of the pictures that the server of --url sends (256 or 512)')
     parser.add_argument('--zoom', type=int, default=20,
-                        help='level of 256 px tiles (default 20: 0.09 m a pixel at 52 degrees)')
+                        help='level of 256 px tiles (default 20: 0.09 m per pixel at 52 degrees)')
     parser.add_argument('--key-file', type=Path,
                         help=f'file with the key (default: the variable {KEY_VARIABLE})')
-    parser.add_argument('--rate-hz', type=float, default=2.0, help='requests a second (default 2)')
-    parser.add_argument('--attempts', type=int, default=6, help='tries of a tile (default 6)')
+    parser.add_argument('--rate-hz', type=float, default=2.0,
+                        help='requests per second (default 2)')
+    parser.add_argument('--attempts', type=int, default=6, help='tries per tile (default 6)')
     parser.add_argument('--timeout-s', type=float, default=30.0, help='for one answer')
     parser.add_argument('--out', type=Path, required=True, help='GeoTIFF to write')
     parser.add_argument('--accept-terms', action='store_true',
-                        help='you have read the terms that are shown and keep to them')
+                        help='say that you have read the terms that are shown and keep to them')
     parser.add_argument('--keep-tiles', action='store_true', help='do not delete OUT.tiles')
     args = parser.parse_args(arguments)
     try:
@@ -456,7 +462,7 @@ def _run(args) -> int:
         route_deg = read_route(args.route, args.topic)
         tiles = tiles_of_route(source, args.zoom, route_deg, args.corridor_m)
 
-    print(summary(source, tiles, args.rate_hz), flush=True)
+    print(describe_download(source, tiles, args.rate_hz), flush=True)
     key = os.environ.get(KEY_VARIABLE, '')
     if args.key_file:
         key = args.key_file.read_text(encoding='utf-8').strip()

@@ -1,17 +1,17 @@
-"""Retrieval over the papers' data: recalls and errors of one network, with its controls.
+"""Recalls and errors of one tile network on the papers' data, with controls.
 
-Every satellite tile is described once, every query of a split once, and ``recall`` compares them.
-The rows:
+The network describes every satellite tile and every query of a split once, and
+``evaluation.recall`` compares them. The rows:
 
 - ``match``: the network;
-- ``image_blind``: the same, each query described by an image from at least 200 m away: what the
-  map and the prior give without the right image;
-- ``prior_centre``: no network; the prior's centre is taken for the position;
-- ``chance``: a tile drawn evenly from within the prior.
+- ``image_blind``: the same network, but each query is described by an image taken at least 200 m
+  away: what the map and the prior give without the right image;
+- ``prior_centre``: no network; the centre of the prior is the estimate;
+- ``chance``: a tile drawn at random from within the prior.
 
-Other networks as controls (``random_init:SEED``, ``raw_correlation``, a global baseline) are runs
-of their own.  With ``--prior-sigma-m`` 0 the prior's centre is the truth, as in the papers: then
-``prior_centre`` has no error by construction.
+Run other networks as further controls (``random_init:SEED``, ``raw_correlation``, a global
+baseline). With ``--prior-sigma-m 0`` the centre of the prior is the truth, as in the papers, and
+``prior_centre`` has no error.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from training.evaluation.recall import (
     noisy_centres,
     Retrieval,
     retrieve,
-    summary,
+    summarize,
 )
 
 BLIND_MIN_M = 200.0
@@ -48,7 +48,7 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Queries:
-    """Where and when the queries were taken, (Q,), and the prior's centres (Q, 2)."""
+    """Where and when the queries were taken, (Q,), and the centres of their priors (Q, 2)."""
 
     place: np.ndarray
     stamp_us: np.ndarray
@@ -59,9 +59,9 @@ class Queries:
     centre_m: np.ndarray
 
 
-def describe(embed, read, numbers: np.ndarray, name: str, device: str,
-             batch: int = 16) -> np.ndarray:
-    """Descriptors (n, K) float32 of the images of places."""
+def describe_images(embed, read, numbers: np.ndarray, name: str, device: str,
+                    batch: int = 16) -> np.ndarray:
+    """Descriptors (n, K) float32 of the images of these places."""
     found = []
     for first in tqdm(range(0, len(numbers), batch), desc=name, unit_scale=batch, unit=' images',
                       mininterval=2.0):
@@ -71,10 +71,10 @@ def describe(embed, read, numbers: np.ndarray, name: str, device: str,
 
 
 def images_elsewhere(positions_m: np.ndarray) -> np.ndarray:
-    """For each query (Q,) another, at least BLIND_MIN_M away; the farthest where none is.
+    """For each query (Q,) another one at least BLIND_MIN_M away, else the farthest.
 
-    Each image is used about as often as any other: the one half the list away, or the next to it
-    that is far enough.
+    It is the query half the list away, or the next one that is far enough, so that each image is
+    used about equally often.
     """
     count = len(positions_m)
     chosen = np.empty(count, np.int64)
@@ -88,7 +88,7 @@ def images_elsewhere(positions_m: np.ndarray) -> np.ndarray:
 
 def evaluate(network, places: Places, split: str, radius_m: float, tolerance_m: float,
              prior_sigma_m: float, seed: int, device: str) -> tuple[Queries, dict[str, Retrieval]]:
-    """Describe everything and retrieve; rows ``match`` and ``image_blind``.
+    """The queries of a split, and the rows ``match`` and ``image_blind``.
 
     Raises ValueError where the split has no query, or an image cannot be read.
     """
@@ -102,24 +102,22 @@ def evaluate(network, places: Places, split: str, radius_m: float, tolerance_m: 
         numbers, places.stamp_us[numbers], drive,
         blocks_along(truth_m, drive) if in_order else blocks_on_grid(truth_m), truth_m,
         places.yaw_rad[numbers], centre_m)
-    # The places' tiles are as the network's satellite branch takes them: polar views are polar.
+    # Where the network takes polar views, the tiles of the places are polar views already.
     embed_tile = network.embed_satellite
     if network.config.ground_view == 'polar':
         embed_tile = torch.no_grad()(network.satellite_descriptors)
-    tiles = describe(
+    tiles = describe_images(
         embed_tile, places.read_satellite, np.arange(len(places)), 'tiles', device)
-    ground = describe(network.embed_ground, places.read_ground, numbers, 'queries', device)
-
-    def found(described):
-        return retrieve(tiles, described, places.positions_m, truth_m, radius_m, tolerance_m,
-                        centre_m, network.config.temperature)
-
+    ground = describe_images(network.embed_ground, places.read_ground, numbers, 'queries', device)
     return queries, {
-        'match': found(ground), 'image_blind': found(ground[images_elsewhere(truth_m)])}
+        name: retrieve(tiles, described, places.positions_m, truth_m, radius_m, tolerance_m,
+                       centre_m, network.config.temperature)
+        for name, described in (
+            ('match', ground), ('image_blind', ground[images_elsewhere(truth_m)]))}
 
 
 def write_queries(path: Path, queries: Queries, rows: dict[str, Retrieval]) -> None:
-    """A line a query and method (``rows`` by their names), gzipped csv."""
+    """Write a gzipped CSV with one line per query and row; ``rows`` are keyed by name."""
     with gzip.open(path, 'wt', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
@@ -141,7 +139,7 @@ def write_queries(path: Path, queries: Queries, rows: dict[str, Retrieval]) -> N
 
 
 def read_queries(path: Path) -> tuple[Queries, dict[str, Retrieval]]:
-    """What ``write_queries`` wrote; ValueError where the file is something else."""
+    """What ``write_queries`` wrote; ValueError for any other file."""
     try:
         with gzip.open(path, 'rt', newline='', encoding='utf-8') as file:
             lines = list(csv.DictReader(file))
@@ -171,13 +169,13 @@ def read_queries(path: Path) -> tuple[Queries, dict[str, Retrieval]]:
 
 
 def results(queries: Queries, rows: dict[str, Retrieval]) -> dict[str, object]:
-    """All numbers, over all queries and a traversal; made from the lines of the file alone."""
+    """The metrics of all rows, over all queries and for each traversal."""
     traversals = list(dict.fromkeys(queries.drive.tolist()))
     lines = {}
     for name in (['all', *traversals] if len(traversals) > 1 else ['all']):
         mine = np.ones(len(queries.drive), bool) if name == 'all' else queries.drive == name
         part = {
-            row: summary(_select(found, mine), queries.yaw_rad[mine], queries.block[mine])
+            row: summarize(_select(found, mine), queries.yaw_rad[mine], queries.block[mine])
             for row, found in rows.items()}
         centre_m = np.linalg.norm(queries.centre_m - queries.truth_m, axis=1)[mine]
         part['prior_centre'] = {
@@ -195,7 +193,7 @@ def _select(found: Retrieval, chosen: np.ndarray) -> Retrieval:
 
 
 def table(lines: dict[str, object]) -> str:
-    """The numbers of all queries as text; intervals are 95 %."""
+    """The metrics over all queries as text; intervals are 95 %."""
     def interval(values):
         return f'{values[1]:6.2f} [{values[0]:.2f}, {values[2]:.2f}]' if values else '-'
 
@@ -224,14 +222,14 @@ def main(arguments=None) -> int:
                         help='checkpoint, raw_correlation or random_init:SEED')
     parser.add_argument('--like', type=Path, help='checkpoint whose sizes a control takes')
     parser.add_argument('--split', choices=('train', 'val', 'test'), default='test',
-                        help='whose ground images are the queries (default test)')
+                        help='the split whose ground images are the queries (default test)')
     parser.add_argument('--radius-m', type=float, default=50.0,
-                        help='of the prior (default 50; the papers take 100 for CVACT)')
+                        help='radius of the prior (default 50; in the papers 100 for CVACT)')
     parser.add_argument('--tolerance-m', type=float, default=5.0,
-                        help='a tile this near is right (default 5; 0 for CVACT: its own)')
+                        help='a tile this near is right (default 5; for CVACT 0)')
     parser.add_argument('--prior-sigma-m', type=float, default=0.0,
-                        help="Gaussian error of the prior's centre on each axis (default 0)")
-    parser.add_argument('--seed', type=int, default=0, help='of that error')
+                        help='error of the centre of the prior, sigma on each axis (default 0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of that error')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--threads', type=int, default=1, help='torch threads')
     parser.add_argument('--out', type=Path, required=True,
@@ -253,7 +251,7 @@ def main(arguments=None) -> int:
         write_queries(args.out / 'queries.csv.gz', queries, rows)
         lines = results(*read_queries(args.out / 'queries.csv.gz'))
     except (ValueError, OSError) as error:
-        print(f'evaluate: {error}', file=sys.stderr)
+        print(f'evaluate_retrieval: {error}', file=sys.stderr)
         return 2
     (args.out / 'results.json').write_text(json.dumps({
         'data': places.name, 'split': args.split, 'weights': str(args.weights),

@@ -1,15 +1,15 @@
-"""Bring weights from elsewhere into a checkpoint of this package.
+"""Convert weights from elsewhere to a weights file of this package.
 
-Three sources are read: an ``.npz`` of arrays under the names of the authors' TensorFlow 1
-variables, a TensorFlow checkpoint (where TensorFlow can be imported), and the state dict of
-torchvision's or timm's VGG16 (``.pth``, ``.pt``, ``.safetensors``; trunks only).  The authors'
+Three kinds of source are read: an ``.npz`` of arrays named as the authors' TensorFlow 1
+variables, a TensorFlow checkpoint (if TensorFlow is installed), and the state dict of
+torchvision's or timm's VGG16 (``.pth``, ``.pt``, ``.safetensors``; only the trunks). The authors'
 variables, with X = grd or sat:
 
     VGG_X/conv{b}_{k}/weights, biases       (kH, kW, in, out) and (out,), of BGR images
     spatial_X/weights1, biases1             (N, N / 2, D) and (1, N / 2, D)
     spatial_X/weights2, biases2             (N / 2, N, D) and (1, N, D)
 
-Whatever else such a file holds (an optimizer's slots) is left aside.
+Everything else in such a file (the slots of an optimizer) is ignored.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SCOPES = {'ground': 'grd', 'satellite': 'sat'}
 
 
 def variable_names(network: SafaNetwork, trunk_only: bool = False) -> dict[str, str]:
-    """Each variable's name in the authors' files, by its name in our state dict."""
+    """The name of each variable in the authors' files, keyed by its name in our state dict."""
     names = {}
     for branch, scope in SCOPES.items():
         for conv in getattr(network, branch).trunk.convolutions:
@@ -49,9 +49,9 @@ def variable_names(network: SafaNetwork, trunk_only: bool = False) -> dict[str, 
 
 def load_variables(network: SafaNetwork, variables: Mapping[str, np.ndarray],
                    trunk_only: bool = False) -> list[str]:
-    """Put the authors' variables into the network; returns the names that were left aside.
+    """Put the authors' variables into the network; returns the names that were ignored.
 
-    Raises ValueError naming the first variable that is missing, misshapen or not finite.
+    Raises ValueError with the first variable that is missing, misshapen or not finite.
     """
     found = {name.removesuffix(':0'): name for name in variables}
     names = variable_names(network, trunk_only)
@@ -84,7 +84,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_tensorflow(prefix: Path) -> dict[str, np.ndarray]:
-    """All numeric variables of a TensorFlow checkpoint, given as ``model.ckpt`` (no ending)."""
+    """All numeric variables of a TensorFlow checkpoint; ``prefix`` is ``model.ckpt``, say."""
     try:
         import tensorflow
     except ImportError as error:
@@ -111,7 +111,7 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_vgg16(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict of VGG16, alone or in a checkpoint, as torchvision and timm name it."""
+    """A state dict of VGG16 with the names of torchvision and timm, alone or in a checkpoint."""
     state = load_safetensors(path) if path.suffix == '.safetensors' else read_torch(path)
     for key in ('state_dict', 'model'):
         if isinstance(state.get(key), dict):
@@ -128,9 +128,9 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def import_weights(source: Path, model: str, heads: int | None = None, trunk_only: bool = False,
                    seed: int = 0) -> tuple[SafaNetwork, dict]:
-    """The network of ``source`` and its provenance; what the file has not is drawn from ``seed``.
+    """The network of ``source`` and its provenance; what the file lacks is drawn from ``seed``.
 
-    Without ``heads`` their number is the file's, 8 where it has none.
+    Without ``heads``, the network has as many as the file, or 8 if the file has none.
     Raises ValueError or OSError with what was found and what was expected.
     """
     config = MODELS[model]
@@ -155,9 +155,9 @@ def import_weights(source: Path, model: str, heads: int | None = None, trunk_onl
     if heads is None and not trunk_only and first is not None and first.ndim == 3:
         heads = first.shape[2]
     network = random_network(replace(config, heads=heads or config.heads), seed)
-    aside = load_variables(network, variables, trunk_only)
+    ignored = load_variables(network, variables, trunk_only)
     taken = 'VGG trunks; the heads are random' if trunk_only else 'all'
-    return network, provenance | {'variables': taken, 'left aside': len(aside)}
+    return network, provenance | {'variables': taken, 'ignored': len(ignored)}
 
 
 def main(arguments=None) -> int:
@@ -170,12 +170,13 @@ def main(arguments=None) -> int:
                         'of a TensorFlow checkpoint (model.ckpt of model.ckpt.index)')
     parser.add_argument('--model', choices=sorted(MODELS), required=True)
     parser.add_argument('--out', type=Path, required=True, help='.safetensors file to write')
-    parser.add_argument('--heads', type=int, help="(default: the file's, else 8)")
-    parser.add_argument('--trunk-only', action='store_true', help='take the VGG trunks alone, as '
-                        'the papers start on Oxford; the heads are random')
-    parser.add_argument('--seed', type=int, default=0, help='of what is random (default 0)')
-    parser.add_argument('--temperature', type=float, default=0.1, help='that turns distances to '
-                        'log-likelihood in the node; fit it on validation drives (default 0.1)')
+    parser.add_argument('--heads', type=int, metavar='N',
+                        help='heads of the aggregation (default: as many as in the file, else 8)')
+    parser.add_argument('--trunk-only', action='store_true', help='take only the VGG trunks, with '
+                        'which the papers begin on Oxford; the heads are random')
+    parser.add_argument('--seed', type=int, default=0, help='seed of what is random (default 0)')
+    parser.add_argument('--temperature', type=float, default=0.1, help='divides distances to give '
+                        'log-likelihoods in the node; fit it on validation drives (default 0.1)')
     args = parser.parse_args(arguments)
     try:
         if args.heads is not None and args.heads < 1:

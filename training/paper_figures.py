@@ -1,9 +1,9 @@
-"""The papers' figures: heat maps of 100 m and 1 km, and what of a ground image the network uses.
+"""The papers' figures: heat maps of 100 m and 1 km, and what a network uses of a ground image.
 
-``heatmaps`` shows how similar every place around the truth is to one image, two networks side by
-side.  ``overlays`` lays two maps over the ground image: how strongly each cell of the ground
+``heatmaps`` shows how similar every place around the truth is to one image, for two networks side
+by side. ``overlays`` draws two maps over the ground image: how strongly each cell of the ground
 branch enters the descriptor, and what it adds to the similarity with the right tile.
-Both read prepared worlds (``training.prepare``).  Shape legend: R, C rows and columns of tiles.
+Both read prepared worlds (``training.prepare``). Shape legend: R, C rows and columns of tiles.
 """
 
 import argparse
@@ -30,26 +30,26 @@ from crossview_localizer.networks.checkpoint import load_network, prepare_torch 
 from crossview_localizer.networks.safa import views_to_tensor  # noqa: E402
 from training.data.datasets import load_world, World  # noqa: E402
 
-BLOCK_TILES = 16           # tiles a side that are embedded at once
+BLOCK_TILES = 16           # tiles per side that are embedded at once
 DPI = 130
 MIN_GROUND_M = 1.0         # road nearer than this to the camera is under the bonnet
 
 
 @dataclass(frozen=True)
-class Scored:
+class TileDistances:
     """Squared descriptor distances (R, C), 0 to 4, of the tiles centred on the cells of a grid."""
 
     distance: np.ndarray
     grid: MapGrid
 
     def best_m(self) -> tuple[float, float]:
-        """Centre of the most similar tile."""
+        """The centre of the most similar tile."""
         row, col = np.unravel_index(self.distance.argmin(), self.distance.shape)
         x_m, y_m = self.grid.xy_from_row_col(row, col)
         return float(x_m), float(y_m)
 
     def extent_m(self) -> tuple[float, float, float, float]:
-        """West, east, south, north edges."""
+        """The west, east, south and north edges."""
         half_m = self.grid.cell_m / 2
         east_m, south_m = self.grid.xy_from_row_col(self.grid.rows - 1, self.grid.cols - 1)
         return (self.grid.x0_m - half_m, east_m + half_m, south_m - half_m,
@@ -57,27 +57,27 @@ class Scored:
 
 
 def ground_view_of(network, world: World, image: int) -> np.ndarray:
-    """What the network is given of an image, under the true heading."""
+    """What the network is shown of an image, for its true heading."""
     config = network.config
     return views.ground_view(config.ground_view, world.images[image], world.camera,
                              world.poses[image, 2], config.view_px, config.px_m)
 
 
 def require_resolution(network, world: World) -> None:
-    """Raise ValueError where the world was prepared at another resolution than the network's."""
+    """Raise ValueError if the world was prepared at another resolution than the network's."""
     if abs(world.grid.cell_m / network.config.px_m - 1.0) > 0.01:
         raise ValueError(
-            f'{world.name} has {world.grid.cell_m:.4f} m a pixel, the network '
+            f'{world.name} has {world.grid.cell_m:.4f} m per pixel, the network '
             f'{network.config.px_m:.4f}; prepare it with --px-m {network.config.px_m:.6g}')
 
 
 def score_around(network, world: World, image: int, size_m: float, spacing_m: float,
-                 device: str = 'cpu') -> Scored:
-    """Compare one image with all tiles within a square about its true position.
+                 device: str = 'cpu') -> TileDistances:
+    """Compare one image with all tiles in a square around its true position.
 
-    Tiles lie on a lattice of about ``spacing_m``; only those whose described part is wholly inside
-    the imagery are compared, so the square may be cut.  Raises ValueError where no tile is left,
-    or as ``require_resolution`` does.
+    The tiles are about ``spacing_m`` apart. Only tiles whose described part is wholly inside the
+    imagery are compared, so the square may be cut. Raises ValueError if no tile is left, or if
+    world and network differ in resolution.
     """
     config = network.config
     require_resolution(network, world)
@@ -88,8 +88,8 @@ def score_around(network, world: World, image: int, size_m: float, spacing_m: fl
     reach = size_m / 2 / config.px_m
     # First pixels of the described parts; in the padded imagery those of the whole tiles.
     middle = (config.view_px - 1) / 2
-    tops = _firsts(row - middle, reach, step, world.grid.rows - config.view_px)
-    lefts = _firsts(col - middle, reach, step, world.grid.cols - config.view_px)
+    tops = _first_pixels(row - middle, reach, step, world.grid.rows - config.view_px)
+    lefts = _first_pixels(col - middle, reach, step, world.grid.cols - config.view_px)
     if not len(tops) or not len(lefts):
         raise ValueError(
             f'no tile about image {image} of {world.name} lies wholly inside its imagery')
@@ -115,12 +115,12 @@ def score_around(network, world: World, image: int, size_m: float, spacing_m: fl
                 for top in rows.tolist()])
         cosine[r:r + len(rows), c:c + len(cols)] = (described @ ground).double().cpu().numpy()
     x0_m, y0_m = world.grid.xy_from_row_col(tops[0] + middle, lefts[0] + middle)
-    return Scored(2.0 - 2.0 * cosine, MapGrid(
+    return TileDistances(2.0 - 2.0 * cosine, MapGrid(
         len(tops), len(lefts), step * config.px_m, float(x0_m), float(y0_m)))
 
 
-def _firsts(centre: float, reach: float, step: int, last: int) -> np.ndarray:
-    """First pixels of tiles, ``step`` apart, about ``centre`` within ``reach`` and 0..last."""
+def _first_pixels(centre: float, reach: float, step: int, last: int) -> np.ndarray:
+    """First pixels of tiles, ``step`` apart, within ``reach`` of ``centre`` and in 0..last."""
     count = int(reach // step)
     firsts = round(centre) + step * np.arange(-count, count + 1)
     return firsts[(firsts >= 0) & (firsts <= last)]
@@ -128,7 +128,7 @@ def _firsts(centre: float, reach: float, step: int, last: int) -> np.ndarray:
 
 def heatmaps(networks: dict[str, object], world: World, images: list[int],
              sizes_m: list[float], spacing_m: float, label: str, device: str = 'cpu') -> Figure:
-    """One row an image: the image, then for each size the networks side by side.
+    """One row per image: the image, then for each size the networks side by side.
 
     ``label`` says in the title what the data are.
     """
@@ -164,13 +164,13 @@ def _show_camera(panel: Axes, world: World, image: int) -> None:
     panel.set_axis_off()
 
 
-def _show_heat(panel: Axes, scored: Scored, world: World, image: int, size_m: float):
-    """Returns the picture that the colour bar is of."""
+def _show_heat(panel: Axes, scored: TileDistances, world: World, image: int, size_m: float):
+    """Draw a heat map; returns what a colour bar needs."""
     similarity = np.exp(-scored.distance)
     low, high = similarity.min(), similarity.max()
     scaled = (similarity - low) / max(high - low, 1e-12)
     extent_m = scored.extent_m()
-    _backdrop(panel, world, extent_m)
+    _show_imagery(panel, world, extent_m)
     shown = panel.imshow(scaled, extent=extent_m, cmap='inferno', vmin=0.0, vmax=1.0,
                          alpha=0.25 + 0.5 * scaled, interpolation='bilinear')
     truth_m = world.poses[image, :2]
@@ -187,7 +187,7 @@ def _show_heat(panel: Axes, scored: Scored, world: World, image: int, size_m: fl
     return shown
 
 
-def _backdrop(panel: Axes, world: World, extent_m) -> None:
+def _show_imagery(panel: Axes, world: World, extent_m) -> None:
     grid = world.grid
     top, left = grid.row_col_from_xy(extent_m[0], extent_m[3])
     bottom, right = grid.row_col_from_xy(extent_m[1], extent_m[2])
@@ -198,12 +198,12 @@ def _backdrop(panel: Axes, world: World, extent_m) -> None:
 
 
 @dataclass(frozen=True)
-class Cells:
-    """What each cell of the ground branch does for one image, (rows, cols).
+class CellShares:
+    """What each cell (rows, cols) of the ground branch contributes for one image.
 
-    ``strength`` is how much it enters the descriptor: the sum over the heads of the length of its
-    weighted features.  ``similarity`` is what it adds to the cosine with the right tile: the cells
-    sum to that cosine.  (SAFA's part alone, without the grey detail part.)
+    ``strength`` is its part in the descriptor: the sum over the heads of the length of its
+    weighted features. ``similarity`` is its part in the cosine with the right tile; the cells add
+    up to that cosine. Both are of SAFA's descriptor without the grey detail.
     """
 
     strength: np.ndarray
@@ -211,8 +211,8 @@ class Cells:
 
 
 @torch.no_grad()
-def cells_of(network, view: np.ndarray, tile: np.ndarray) -> Cells:
-    """``view`` as ``ground_view_of`` gives it, ``tile`` (tile_px, tile_px, 3) the right one."""
+def cell_shares(network, view: np.ndarray, tile: np.ndarray) -> CellShares:
+    """``view`` is what ``ground_view_of`` gives, ``tile`` (tile_px, tile_px, 3) the right one."""
     if not hasattr(network, 'ground_features'):
         raise ValueError('this network aggregates no features; expected weights of a SAFA network')
     features = network.ground_features(views_to_tensor(view, 'cpu'))         # (1, C, rows, cols)
@@ -224,14 +224,16 @@ def cells_of(network, view: np.ndarray, tile: np.ndarray) -> Cells:
     towards = flat[0] @ target.view(attention.shape[1], -1).T                # (N, D)
     similarity = (attention * towards).sum(1) / descriptor.norm()
     strength = attention.abs().sum(1) * flat[0].norm(dim=1)
-    return Cells(*(values.view(rows, cols).double().numpy() for values in (strength, similarity)))
+    return CellShares(*(
+        values.view(rows, cols).double().numpy() for values in (strength, similarity)))
 
 
-def on_camera(values: np.ndarray, network, camera: CameraModel, yaw_rad: float) -> np.ndarray:
-    """Values of cells (rows, cols) as the camera sees them (H, W); NaN where it sees none.
+def project_to_camera(values: np.ndarray, network, camera: CameraModel,
+                      yaw_rad: float) -> np.ndarray:
+    """Values of cells (rows, cols) at the camera's pixels (H, W); NaN where no cell is seen.
 
-    A bird's-eye view's cells lie on the flat road, turned by the heading; a front camera's are
-    stretched over what ``views.camera_view`` takes of the frame.
+    The cells of a bird's-eye view lie on the flat road, turned by the heading; those of a front
+    camera cover what ``views.camera_view`` takes of the frame.
     """
     rows, cols = values.shape
     v_px, u_px = np.mgrid[0:camera.height_px, 0:camera.width_px].astype(np.float64)
@@ -266,7 +268,7 @@ def on_camera(values: np.ndarray, network, camera: CameraModel, yaw_rad: float) 
 
 
 def overlays(network, world: World, images: list[int], label: str) -> Figure:
-    """One row an image: strength and similarity over it, similarity over the view, the tile.
+    """One row per image: strength and similarity over it, similarity over the view, the tile.
 
     ``label`` says in the title what the data are.
     """
@@ -278,19 +280,19 @@ def overlays(network, world: World, images: list[int], label: str) -> Figure:
     for line, image in zip(axes, images):
         view = ground_view_of(network, world, image)
         tile, _ = world.area(*world.poses[image, :2], config.tile_px)
-        cells = cells_of(network, view, tile)
+        cells = cell_shares(network, view, tile)
         total = cells.similarity.sum()
         reach = np.abs(cells.similarity).max()
         norm = TwoSlopeNorm(0.0, -reach, reach)
         yaw_rad = world.poses[image, 2]
         frame = world.images[image]
-        strong = on_camera(cells.strength, network, world.camera, yaw_rad)
-        alike = on_camera(cells.similarity, network, world.camera, yaw_rad)
+        strength = project_to_camera(cells.strength, network, world.camera, yaw_rad)
+        similarity = project_to_camera(cells.similarity, network, world.camera, yaw_rad)
         line[0].imshow(frame)
-        first = line[0].imshow(strong, cmap='inferno', alpha=0.55, vmin=0.0,
+        first = line[0].imshow(strength, cmap='inferno', alpha=0.55, vmin=0.0,
                                vmax=cells.strength.max())
         line[1].imshow(frame)
-        second = line[1].imshow(alike, cmap='RdBu_r', norm=norm, alpha=0.55)
+        second = line[1].imshow(similarity, cmap='RdBu_r', norm=norm, alpha=0.55)
         line[2].imshow(view[..., :3])
         line[2].imshow(cells.similarity, cmap='RdBu_r', norm=norm, alpha=0.5,
                        extent=(-0.5, view.shape[1] - 0.5, view.shape[0] - 0.5, -0.5),
@@ -298,14 +300,13 @@ def overlays(network, world: World, images: list[int], label: str) -> Figure:
         margin = config.margin_px
         line[3].imshow(tile[margin:margin + config.view_px, margin:margin + config.view_px])
         for panel, title in zip(line, (
-                f'image {image}: strength', f'part in the similarity, in all {total:.2f}',
+                f'image {image}: strength', f'part in the similarity of {total:.2f}',
                 "the same over the network's view", 'the right tile')):
             panel.set_title(title, fontsize=9)
             panel.set_axis_off()
         figure.colorbar(first, ax=line[0], shrink=0.8, pad=0.01)
         figure.colorbar(second, ax=line[1], shrink=0.8, pad=0.01)
-    figure.suptitle(f'{label} ({world.name}): what of the image the descriptor is made of',
-                    fontsize=11)
+    figure.suptitle(f'{label} ({world.name}): what the network uses of the image', fontsize=11)
     return figure
 
 
@@ -316,8 +317,8 @@ def main(arguments=None) -> int:
         '--weights local.safetensors --baseline global.safetensors --sizes-m 100 1000 '
         '--out heatmaps.png')
     commands = parser.add_subparsers(dest='command', required=True)
-    heat = commands.add_parser('heatmaps', help='how similar the places about the truth are')
-    over = commands.add_parser('overlays', help='what of the ground image is used')
+    heat = commands.add_parser('heatmaps', help='how similar the places around the truth are')
+    over = commands.add_parser('overlays', help='what the network uses of the ground image')
     for command in (heat, over):
         command.add_argument('--world', type=Path, required=True,
                              help='prepared world (python -m training.prepare)')
@@ -325,18 +326,18 @@ def main(arguments=None) -> int:
                              help='checkpoint, raw_correlation or random_init:SEED')
         command.add_argument('--like', type=Path, help='checkpoint whose sizes a control takes')
         command.add_argument('--images', nargs='+', type=int, metavar='NUMBER',
-                             help='images of the world (default: three, evenly spaced)')
+                             help='images of the world (default: three at even intervals)')
         command.add_argument('--label', default='Simulation',
                              help='what the data are, for the title (default: Simulation)')
         command.add_argument('--out', type=Path, required=True, help='picture to write (.png)')
     heat.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     heat.add_argument('--baseline', help='a second network, such as the global baseline')
     heat.add_argument('--names', nargs=2, default=('ours', 'baseline'), metavar='NAME',
-                      help='what the panels call the two (default: ours baseline)')
+                      help='names of the two in the panels (default: ours baseline)')
     heat.add_argument('--sizes-m', nargs='+', type=float, default=[100.0, 1000.0],
                       help='sides of the squares (default: 100 1000)')
-    heat.add_argument('--spacing-m', type=float, default=5.0,
-                      help='of the tiles, for networks that describe tile by tile (default 5)')
+    heat.add_argument('--spacing-m', type=float, default=5.0, help='distance between tiles, for '
+                      'networks that describe tile by tile (default 5)')
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
@@ -365,7 +366,7 @@ def main(arguments=None) -> int:
         figure.savefig(args.out, dpi=DPI)
         plt.close(figure)
     except (ValueError, OSError) as error:
-        print(f'figures: {error}', file=sys.stderr)
+        print(f'paper_figures: {error}', file=sys.stderr)
         return 2
     print(args.out)
     return 0

@@ -1,10 +1,11 @@
 """Turn bags and the imagery beneath them into one training file: ``python -m training.prepare``.
 
-Images come through the node's own path (decode, undistort, camera model), poses from the bag's
-ground truth, imagery through the map plane that ``build_map`` uses.
+Images are decoded and undistorted as in the node, poses are the ground truth of the bag, and the
+imagery lies in the map plane that ``build_map`` uses.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 import sys
 
@@ -12,44 +13,22 @@ import numpy as np
 from tqdm import tqdm
 
 from crossview_localizer.camera.views import sampling_image
-from crossview_localizer.config import LocalizerConfig
-from crossview_localizer.datatypes import CameraImage
+from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid
 from crossview_localizer.networks.safa import ModelConfig
 from training.data.datasets import save_world, World
 
 
-class _Collector:
-    """Takes the Localizer's place in a replay and keeps the images."""
-
-    def __init__(self, frame):
-        self.frame = frame
-        self.config = LocalizerConfig()
-
-    def add_gnss(self, fix):
-        pass
-
-    def add_odometry(self, sample):
-        pass
-
-    def add_course(self, course):
-        pass
-
-    def process_image(self, image: CameraImage) -> CameraImage:
-        return image
-
-    def pass_image(self, stamp_ns: int, reason: str) -> None:
-        return None
-
-
 def prepare(bags: list[Path], imagery_paths: list[Path], name: str, px_m: float,
-            spacing_m: float) -> World:
-    """Read the bags' images that are ``spacing_m`` apart, with their true poses.
+            spacing_m: float, report: Callable[[str], None] = print) -> World:
+    """Read the images of the bags that are ``spacing_m`` apart, with their true poses.
 
-    Raises ValueError where a bag holds no truth or its cameras differ.
+    Images whose true pose is not known (before the first, after the last, or in a gap of the
+    ground truth) are left out, and reported.  Raises ValueError where a bag holds no truth or its
+    cameras differ.
     """
     # Bags and projections are needed here only, not where this module is merely loaded.
-    from crossview_localizer.bags import replay
+    from crossview_localizer.bags.drive import read_drive, read_posed_images
     from crossview_localizer.maps.imagery import Imagery
 
     imagery = Imagery.open(imagery_paths)
@@ -59,18 +38,16 @@ def prepare(bags: list[Path], imagery_paths: list[Path], name: str, px_m: float,
     raster, _ = imagery.raster(grid)
     images, poses, drive, camera = [], [], [], None
     for number, bag in enumerate(bags):
-        truth = replay.read_drive(bag, imagery.frame).truth
+        truth = read_drive(bag, imagery.frame).truth
         if not len(truth):
             raise ValueError(f'{bag} holds no ground truth; convert it with --rtk')
-        last_m = None
-        collected = replay.localize(bag, _Collector(imagery.frame))
-        for image in tqdm(collected, desc=Path(bag).parent.name, unit=' images'):
-            if image is None:
+        last_m, without_pose = None, 0
+        posed = read_posed_images(bag, imagery.frame, truth)
+        for image, pose in tqdm(posed, desc=Path(bag).parent.name, unit=' images'):
+            if pose is None:
+                without_pose += 1
                 continue
-            pose = truth.pose_at(image.stamp_ns)
             position_m = np.array([pose.x_m, pose.y_m])
-            if not np.isfinite(position_m).all():
-                continue
             if last_m is not None and np.hypot(*(position_m - last_m)) < spacing_m:
                 continue
             small, small_camera = sampling_image(image.rgb, image.camera)
@@ -81,6 +58,8 @@ def prepare(bags: list[Path], imagery_paths: list[Path], name: str, px_m: float,
             images.append(small)
             poses.append((pose.x_m, pose.y_m, pose.yaw_rad))
             drive.append(number)
+        if without_pose:
+            report(f'{bag}: {without_pose} images without a known true pose are left out')
     if not images:
         raise ValueError(f'no image with a true pose in {", ".join(map(str, bags))}')
     return World(name, raster, grid, np.stack(images), camera, np.array(poses), np.array(drive))
@@ -95,15 +74,14 @@ def main(arguments=None) -> int:
     parser.add_argument('--imagery', nargs='+', type=Path, required=True, help='GeoTIFFs')
     parser.add_argument('--out', type=Path, required=True, help='.npz to write')
     parser.add_argument('--px-m', type=float, default=ModelConfig().px_m,
-                        help="metres a pixel of the imagery (default: the network's)")
+                        help='metres per pixel of the imagery (default: that of the network)')
     parser.add_argument('--spacing-m', type=float, default=2.0,
                         help='smallest distance between two images of a drive')
     args = parser.parse_args(arguments)
     try:
         world = prepare(args.bags, args.imagery, args.out.stem, args.px_m, args.spacing_m)
-        partial = args.out.with_name('.partial_' + args.out.name)
-        save_world(world, partial)
-        partial.replace(args.out)
+        with write_atomically(args.out) as partial:
+            save_world(world, partial)
     except (ValueError, OSError) as error:
         print(f'prepare: {error}', file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
-"""Which images are seen together in a training step.
+"""Samplers: which images a training step sees together.
 
-``LocalBatchSampler`` is the papers' sampler over places with a satellite tile each,
-``RandomBatchSampler`` that of their global baseline; ``LocalGroupSampler`` draws groups that share
-one satellite area.  Shape legend: N places, B pairs of a batch.
+``LocalBatchSampler`` is the papers' sampler over places that have a satellite tile each,
+``RandomBatchSampler`` that of their global baseline; ``LocalGroupSampler`` draws groups of images
+that share one satellite area. Shape legend: N places, B pairs of a batch.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from scipy.spatial import cKDTree
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Ground images, and for each a satellite tile near it that need not be its own.
+    """Ground images, each with a satellite tile near it (of the same place or of a neighbour).
 
-    ``ground`` and ``satellite`` (B,) number places.  ``has_ground`` (B,) is False where the ground
-    image is held out: its place takes part with its tile alone, as a negative.  ``distance_m``
-    (B, B) float64 leads from tile i to ground image j.
+    ``ground`` and ``satellite`` (B,) are numbers of places. ``has_ground`` (B,) is False where
+    the ground image is missing or held out: only the tile of that place takes part, as a negative.
+    ``distance_m`` (B, B) float64 is the distance from tile i to ground image j.
     """
 
     ground: np.ndarray
@@ -28,7 +28,7 @@ class PairBatch:
 
 
 class _Neighbours:
-    """Places within a reach of each place, without itself, by distance classes."""
+    """For each place the others that are farther than ``above_m`` and at most ``up_to_m`` away."""
 
     def __init__(self, tree: cKDTree, above_m: float, up_to_m: float):
         pairs = tree.query_pairs(up_to_m, output_type='ndarray')               # (P, 2), i < j
@@ -43,8 +43,8 @@ class _Neighbours:
         return self._others[self._first[place]:self._first[place + 1]]
 
 
-class _Pairing:
-    """Gives each place of a batch a tile within ``positive_m`` of it, drawn evenly."""
+class _PairMaker:
+    """Gives each place of a batch a tile within ``positive_m`` of it, drawn uniformly."""
 
     def __init__(self, positions_m: np.ndarray, has_ground: np.ndarray, positive_m: float):
         self.positions_m = np.asarray(positions_m, np.float64)
@@ -56,11 +56,11 @@ class _Pairing:
                 'expected (N, 2) and (N,)')
         if not np.isfinite(self.positions_m).all():
             raise ValueError('a position is not finite; expected metres')
-        # Exact to 1e-12 of the extent whatever the false northing.
+        # Centred, so that a large false northing costs no precision.
         self.tree = cKDTree(self.positions_m - self.positions_m.mean(0))
         self._positives = _Neighbours(self.tree, -1.0, positive_m)
 
-    def batch(self, ground: np.ndarray, rng: np.random.Generator) -> PairBatch:
+    def make_batch(self, ground: np.ndarray, rng: np.random.Generator) -> PairBatch:
         satellite = np.empty_like(ground)
         for k, place in enumerate(ground):
             near = self._positives.of(place)
@@ -72,21 +72,19 @@ class _Pairing:
 
 
 class LocalBatchSampler:
-    """The papers' geographically local batches: a random place, and others near it.
+    """The papers' geographically local batches: a random place and others near it.
 
-    Walks the places in random order.  Each that is still free becomes a centre and takes the next
-    ``size`` - 1 free ones of the order that are farther than ``positive_m`` and at most
-    ``radius_m`` from it; those are used up, the centre is not asked for again.  A centre that
-    finds too few gives no batch.  Places without a ground image (``has_ground`` (N,) False) take
-    part like the others: their satellite tiles are negatives, so the tiles of the test drives are
-    known in training, as in the papers (the transductive setting).  A batch of such places
-    alone would teach nothing and is left out.
+    The sampler walks the places in random order. Each place that is still free becomes a centre;
+    its batch is the centre and the next ``size`` - 1 free places of the order that are farther
+    than ``positive_m`` and at most ``radius_m`` from it, which are then no longer free. A centre
+    with too few such places gives no batch. Places without a ground image (``has_ground`` (N,)
+    False) take part too, with their satellite tiles as negatives: training knows the tiles of the
+    test drives, as in the papers (the transductive setting). A batch without any ground image is
+    left out.
 
-    With ``original_epoch_end`` a centre that finds too few uses up what it found, as the authors'
-    code does towards the end of its list (its test for the end compares with the full count and
-    never stops before); here those places stay free for later centres.  On the 12 Oxford drives
-    with published times, 18 765 places, this makes 240 to 246 batches of 64 instead of 228 to 233.
-    The neighbourhoods are found once: that takes a second there, an epoch a tenth of one.
+    With ``original_epoch_end``, the places that a centre with too few of them found are no longer
+    free either, as in the authors' code. On the 12 Oxford drives with published times (18 765
+    places) that gives 228 to 233 batches of 64 per epoch, without it 240 to 246.
     Raises ValueError where shapes do not fit or a position is not finite.
     """
 
@@ -95,15 +93,15 @@ class LocalBatchSampler:
                  original_epoch_end: bool = False):
         if size < 2:
             raise ValueError(f'batch size is {size}; expected at least 2')
-        self._pairing = _Pairing(positions_m, has_ground, positive_m)
-        self._near = _Neighbours(self._pairing.tree, positive_m, radius_m)
+        self._pair_maker = _PairMaker(positions_m, has_ground, positive_m)
+        self._near = _Neighbours(self._pair_maker.tree, positive_m, radius_m)
         self.size = size
         self.original_epoch_end = original_epoch_end
 
     def epoch(self, seed: int) -> Iterator[PairBatch]:
-        """Yield the batches of one epoch; the same seed gives the same batches."""
+        """Yield the batches of one epoch, the same for the same seed."""
         rng = np.random.default_rng(seed)
-        count = len(self._pairing.positions_m)
+        count = len(self._pair_maker.positions_m)
         order = rng.permutation(count)
         rank = np.empty(count, np.int64)
         rank[order] = np.arange(count)
@@ -122,27 +120,27 @@ class LocalBatchSampler:
             chosen = near[np.argsort(rank[near])[:self.size - 1]]
             free[chosen] = False
             batch = np.concatenate(([centre], chosen))
-            if self.original_epoch_end or self._pairing.has_ground[batch].any():
-                yield self._pairing.batch(batch, rng)
+            if self.original_epoch_end or self._pair_maker.has_ground[batch].any():
+                yield self._pair_maker.make_batch(batch, rng)
 
 
 class RandomBatchSampler:
-    """The baseline's batches: ground images in random order, wherever they are.
+    """The global baseline's batches: ground images in random order, wherever they are.
 
-    Only places with a ground image take part; what does not fill a batch is left out.
+    Only places with a ground image take part; the last images, if too few for a batch, do not.
     """
 
     def __init__(self, positions_m: np.ndarray, has_ground: np.ndarray, size: int,
                  positive_m: float = 5.0):
-        self._pairing = _Pairing(positions_m, has_ground, positive_m)
+        self._pair_maker = _PairMaker(positions_m, has_ground, positive_m)
         self.size = size
 
     def epoch(self, seed: int) -> Iterator[PairBatch]:
-        """Yield the batches of one epoch; the same seed gives the same batches."""
+        """Yield the batches of one epoch, the same for the same seed."""
         rng = np.random.default_rng(seed)
-        order = rng.permutation(np.flatnonzero(self._pairing.has_ground))
+        order = rng.permutation(np.flatnonzero(self._pair_maker.has_ground))
         for first in range(0, len(order) - self.size + 1, self.size):
-            yield self._pairing.batch(order[first:first + self.size], rng)
+            yield self._pair_maker.make_batch(order[first:first + self.size], rng)
 
 
 @dataclass(frozen=True)
@@ -155,11 +153,11 @@ class LocalGroup:
 
 
 class LocalGroupSampler:
-    """An epoch of local groups: every image is once the centre, its companions are near.
+    """Groups of images that are near each other; in an epoch each image is once a group's first.
 
-    ``positions`` holds, a world, the images' (N, 2) metres.  A group's companions are drawn from
-    the images within ``half_width_m`` of the jittered centre on both axes; a place with fewer than
-    ``size`` images gives a smaller group, never fewer than two.
+    ``positions`` holds the image positions (N, 2), metres, of each world. The area of a group is
+    centred at most ``jitter_m`` off its first image on each axis; the others are drawn from the
+    images within ``half_width_m`` of that centre on both axes. A group has 2 to ``size`` images.
     """
 
     def __init__(self, positions: list[np.ndarray], size: int, half_width_m: float,
@@ -174,7 +172,7 @@ class LocalGroupSampler:
         return len(self._starts)
 
     def epoch(self, seed: int):
-        """Yield the groups of one epoch; the same seed gives the same groups."""
+        """Yield the groups of one epoch, the same for the same seed."""
         rng = np.random.default_rng(seed)
         for start in rng.permutation(len(self._starts)):
             world, image = self._starts[start]

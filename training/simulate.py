@@ -1,7 +1,7 @@
-"""Render simulated worlds and prepare them for training, each through the RobotCar formats.
+"""Render simulated worlds and prepare them for training, by way of the RobotCar formats.
 
-A world is rendered, its traversals are converted to bags and prepared to one ``.npz``; the raw
-files are deleted.  Worlds that are there already are skipped, so a killed run goes on.
+A world is rendered, its traversals are converted to bags and prepared as one ``.npz``; then the
+raw files are deleted. Existing worlds are skipped, so that a stopped run goes on.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from training.data.datasets import save_world
 def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, duration_s: float,
              traversals: int, jobs: int, px_m: float, layout: Path | None = None,
              **city) -> Path:
-    """Make ``out/world_SEED.npz`` unless it is there; returns its path.
+    """Make ``out/world_SEED.npz`` unless it exists; returns its path.
 
-    ``city`` are ``make_world``'s settings of the town and its route.
+    ``city`` are the settings of the town and its route for ``make_world``.
     """
-    from crossview_localizer.robotcar_to_bag import convert, Options
+    from crossview_localizer.bags.robotcar_bag import convert, Options
     from training.prepare import prepare
     from training.simulation import make_world
 
@@ -36,9 +36,7 @@ def simulate(seed: int, out: Path, image_size: tuple[int, int], rate_hz: float, 
         convert(Options(raw / name, raw / 'models', raw / 'extrinsics', bags[-1],
                         raw / 'rtk' / name / 'rtk.csv', overwrite=True), progress=False)
     world = prepare(bags, [raw / 'orthophoto.tif'], path.stem, px_m, 2.0)
-    partial = out / f'.partial_{seed}.npz'
-    save_world(world, partial)
-    partial.replace(path)
+    save_world(world, path)
     shutil.rmtree(raw)
     print(f'{path}: {len(world.images)} images (SIMULATION)', flush=True)
     return path
@@ -51,16 +49,17 @@ def main(arguments=None) -> int:
     parser.add_argument('--seeds', nargs=2, type=int, required=True, metavar=('FIRST', 'END'),
                         help='worlds FIRST to END - 1')
     parser.add_argument('--out', type=Path, required=True, help='folder of the .npz files')
-    parser.add_argument('--image-size', default='320x240', help='raw images, 4:3')
-    parser.add_argument('--rate-hz', type=float, default=2.0, help='images a second')
-    parser.add_argument('--duration-s', type=float, default=130.0, help='of each traversal')
-    parser.add_argument('--traversals', type=int, default=2, help='days a world')
+    parser.add_argument('--image-size', default='320x240', help='size of the raw images, 4:3')
+    parser.add_argument('--rate-hz', type=float, default=2.0, help='images per second')
+    parser.add_argument('--duration-s', type=float, default=130.0, help='length of each drive')
+    parser.add_argument('--traversals', type=int, default=2,
+                        help='drives per world, on different days')
     parser.add_argument('--jobs', type=int, default=2, help='rendering processes')
     parser.add_argument('--px-m', type=float, default=0.375,
-                        help="metres a pixel of the imagery: the network's (default 0.375)")
+                        help='metres per pixel of the imagery for the network (default 0.375)')
     parser.add_argument('--layout', type=Path,
                         help='folder of a land-cover raster and a trajectory, as for '
-                             'training.simulation: the towns differ in all that it does not say')
+                             'training.simulation; towns differ in all that it leaves open')
     args = parser.parse_args(arguments)
     try:
         width, _, height = args.image_size.partition('x')

@@ -1,1 +1,1 @@
-"""How accurate single frames are, with controls."""
+"""Errors of single frames, with controls."""

@@ -1,8 +1,8 @@
-"""How the dense matcher fails: error and calibration against the severity of what spoils an image.
+"""How the dense matcher fails: its errors and calibration on corrupted images.
 
-Six corruptions at five severities on single frames of unseen simulated cities, in the protocol of
-``benchmarks.accuracy.single_frames``; the same frames and
-priors for each.  Severity 0 is the image as it is.
+Six corruptions with five severities on single frames of simulated cities that it never saw, by
+the protocol of ``benchmarks.accuracy.single_frames``, with the same frames and priors for each.
+Severity 0 is the image as it is.
 """
 
 import argparse
@@ -16,27 +16,29 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import REPOSITORY
-from benchmarks.accuracy.single_frames import Frame, Scene, summarize, WEIGHTS
+from benchmarks.accuracy.frame_estimates import FrameEstimate, summarize
+from benchmarks.accuracy.frame_scene import FrameScene
+from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.datatypes import CameraImage
 from crossview_localizer.networks.checkpoint import load_network
 from training.data.datasets import load_world
-from training.recipes.dense_groups import prior_about, PRIOR_M, UNIFORM
+from training.recipes.dense_groups import prior_about, PRIOR_M
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def blur(rgb: np.ndarray, severity: int, rng) -> np.ndarray:
-    """Defocus: a Gaussian of 0.6 pixels (of 231) a step."""
+    """Defocus: a Gaussian of 0.6 pixels (of 231) per step."""
     return cv2.GaussianBlur(rgb, (0, 0), 0.6 * severity)
 
 
 def noise(rgb: np.ndarray, severity: int, rng) -> np.ndarray:
-    """Sensor noise of 8 grey levels a step."""
+    """Sensor noise of 8 grey levels per step."""
     return as_image(rgb + rng.normal(0.0, 8.0 * severity, rgb.shape))
 
 
 def darkness(rgb: np.ndarray, severity: int, rng) -> np.ndarray:
-    """Dusk: half the light a step, with the noise of a camera that turns its gain up."""
+    """Dusk: half the light per step, with the noise of a camera that turns its gain up."""
     return as_image(rgb * 0.5 ** severity + rng.normal(0.0, 1.5, rgb.shape))
 
 
@@ -48,7 +50,7 @@ def fog(rgb: np.ndarray, severity: int, rng) -> np.ndarray:
 
 
 def dirt(rgb: np.ndarray, severity: int, rng) -> np.ndarray:
-    """Drops and dirt on the lens: 6 dark blurred discs a step."""
+    """Drops and dirt on the lens: 6 dark blurred discs per step."""
     height, width = rgb.shape[:2]
     mask = np.zeros((height, width), np.float32)
     for _ in range(6 * severity):
@@ -59,7 +61,7 @@ def dirt(rgb: np.ndarray, severity: int, rng) -> np.ndarray:
 
 
 def occlusion(rgb: np.ndarray, severity: int, rng) -> np.ndarray:
-    """A vehicle ahead: a grey box that covers 12 % of the width a step, from the road up."""
+    """A vehicle ahead: a grey box that covers 12 % of the width per step, from the road up."""
     height, width = rgb.shape[:2]
     side = round(0.12 * severity * width)
     left = int(rng.integers(width - side + 1))
@@ -75,8 +77,10 @@ def as_image(values: np.ndarray) -> np.ndarray:
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
 
 
-def judge(scene: Scene, indices: np.ndarray, name: str | None, severity: int) -> list[Frame]:
-    frames = []
+def estimate_frames(scene: FrameScene, indices: np.ndarray, name: str | None,
+                    severity: int) -> list[FrameEstimate]:
+    """Estimates of these frames with one corruption, or with the images as they are."""
+    found = []
     for index in indices.tolist():
         rng = np.random.default_rng([index, 5])
         truth, image = scene.truth(index), scene.image(index)
@@ -84,10 +88,10 @@ def judge(scene: Scene, indices: np.ndarray, name: str | None, severity: int) ->
         if name:
             rgb = CORRUPTIONS[name](image.rgb, severity, np.random.default_rng([index, 6]))
             image = CameraImage(0, rgb, image.camera)
-        heatmap = scene.dense_answer('dense', image, prior, UNIFORM, PRIOR_M)
-        frames.append(Frame(scene.world.name, index, 'dense', truth,
-                            *scene.single_frame('dense', heatmap, prior)))
-    return frames
+        heatmap = scene.match_dense('dense', image, prior, PRIOR_M)
+        found.append(FrameEstimate(scene.world.name, index, 'dense', truth,
+                                   *scene.estimate('dense', heatmap, prior)))
+    return found
 
 
 def draw(result: dict, path: Path) -> None:
@@ -112,7 +116,7 @@ def draw(result: dict, path: Path) -> None:
         axis.set_xlabel('severity (0: as it is)')
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
-    figure.suptitle(f'SIMULATION, single frames, {result["clean"]["n"]} a point')
+    figure.suptitle(f'SIMULATION, single frames, {result["clean"]["n"]} per point')
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -125,21 +129,21 @@ def main(arguments=None) -> int:
     parser.add_argument('--worlds', nargs='+', type=Path, required=True,
                         help='prepared test worlds, as single_frames takes them')
     parser.add_argument('--weights', type=Path, default=WEIGHTS)
-    parser.add_argument('--frames', type=int, default=40, help='frames a world')
+    parser.add_argument('--frames', type=int, default=40, help='frames per world')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'docs/results',
                         help='folder of corruptions.json and corruptions.png')
     args = parser.parse_args(arguments)
     try:
         torch.set_num_threads(1)
         network = load_network(args.weights)
-        scenes = [Scene(load_world(path), network) for path in args.worlds]
+        scenes = [FrameScene(load_world(path), network) for path in args.worlds]
         result = {'weights': network.fingerprint[:12], 'worlds': [p.stem for p in args.worlds]}
         runs = [(None, 0), *((name, step) for name in CORRUPTIONS for step in SEVERITIES)]
         for name, step in tqdm(runs, desc='corruptions', unit=' runs'):
             frames = []
             for number, scene in enumerate(scenes):
                 indices = np.random.default_rng(number).permutation(len(scene.world.poses))
-                frames += judge(scene, indices[:args.frames], name, step)
+                frames += estimate_frames(scene, indices[:args.frames], name, step)
             row = summarize(frames)['dense']
             if name is None:
                 result['clean'] = row
@@ -149,7 +153,7 @@ def main(arguments=None) -> int:
         (args.out / 'corruptions.json').write_text(json.dumps(result, indent=1) + '\n')
         draw(result, args.out / 'corruptions.png')
     except (ValueError, OSError) as error:
-        print(f'benchmarks.accuracy.corruptions: {error}', file=sys.stderr)
+        print(f'corruptions: {error}', file=sys.stderr)
         return 2
     for name in CORRUPTIONS:
         print(f'{name:10}' + ''.join(f'{row["median_m"]:8.2f}' for row in result[name]))

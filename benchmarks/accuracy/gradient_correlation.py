@@ -38,9 +38,9 @@ class GradientCorrelation:
         view = edges - edges.sum((2, 3), keepdim=True) / area * weight
         return view / view.square().sum((2, 3), keepdim=True).sqrt().clamp(min=1e-6), weight
 
-    def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None):
+    def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None, side=None):
         """As ``DenseNetwork.scores``."""
-        view, weight = (turned_views(x, yaws_rad, heading_rad, self.config)
+        view, weight = (turned_views(x, yaws_rad, heading_rad, self.config, side)
                         for x in (view, weight))                        # (B, K, 1, P, P)
         known = torch.ones_like(satellite) if missing is None else (1.0 - missing)[None]
         edges = satellite * known                                       # (1, N, N)

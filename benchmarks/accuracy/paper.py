@@ -1,19 +1,18 @@
-"""The papers' claim in simulation: the geographically local loss against the global baseline.
+"""The papers' claim, in simulation: the geographically local loss against the global baseline.
 
-One simulated town, and one route through it driven on many days: some train, one chooses learning
-rates and checkpoints, others test.  Both losses see as many pairs in as many steps, of the same
-images, on the same trunk from the same start.  The local one has the papers' batches, weights
-and mask, the global one random batches and all pairs with weight 1.  For each loss the best of
-the same learning rates is taken, by local recall on the validation day.
+A route through one simulated town is driven on many days: some for training, one to choose
+learning rates and weights, others for the test. Both losses see the same number of pairs of the
+same images in the same number of steps, with the same trunk and start. The local loss has the
+papers' batches, weights and mask; the global one random batches and all pairs with weight 1. Each
+loss gets the learning rate with the best local recall on the validation day.
 
-World and budget are a ``Plan``, fixed before the comparison; ``world_hash`` is that of the plan
-and of the rendered world.  Setting and metrics are
-``training.evaluation.recall``'s (prior: a disc of 50 m
-about the truth; a tile within 5 m is right), with one difference: 95 % intervals draw training
-seeds and stretches of 200 m of the route, each stretch with all test days.
+World and budget are a ``Plan``, fixed before the comparison; ``world_hash`` is the hash of the
+plan and of the rendered world. Setting and metrics are those of ``training.evaluation.recall``
+(the prior is a disc of 50 m around the truth; a tile within 5 m is right), but the 95 % intervals
+draw training seeds and stretches of 200 m of the route, each stretch with all test days.
 
-Everything goes on where it was stopped.  Runs of further seeds are merged with those in the frames
-file, a line a query and network, from which the result is made.
+A stopped comparison goes on where it stopped. Runs with further seeds are merged with those in
+the frames file (one line per query and network), from which the result is made.
 """
 
 import argparse
@@ -35,11 +34,12 @@ from training.data.datasets import load_world, Places, places_of_world, World
 from training.distributed import Ranks
 from training.evaluate_retrieval import evaluate, Queries, read_queries, write_queries
 from training.evaluation.recall import blocks_along, bootstrap, chance_recall, recall, Retrieval
-from training.losses import LossConfig
+from training.initial import initial_network
+from training.loop import train, TrainConfig
 from training.recipes.frozen_trunk import FrozenNetwork, stored_places
 from training.recipes.pairs import PairConfig, PairRecipe
 from training.simulate import simulate
-from training.train_tiles import LITE, start, train, TrainConfig
+from training.train_tiles import LITE
 
 RESULTS = REPOSITORY / 'docs/results'
 SHIPPED = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
@@ -60,59 +60,59 @@ class Plan:
     city_size_m: float
     route_m: float
     model: ModelConfig
-    train: TrainConfig                 # of both; loss, sampler, rate and seed are set a run
+    pairs: PairConfig                  # of both; each run sets its loss and sampler,
+    train: TrainConfig                 # and its rate, seed and steps
     rates: tuple[float, ...]
-    rate_steps: int                    # of each short run that a rate is judged by
-    stored_maps: bool                  # the trunk is frozen: its maps are computed once
+    rate_steps: int                    # of the short runs that choose the rate
+    stored_maps: bool                  # the trunk is frozen and its maps are computed once
     seeds: tuple[int, ...] = (0, 1, 2)
     image_px: tuple[int, int] = (320, 240)
     rate_hz: float = 1.0
-    longest_s: float = 600.0           # a day's drive, if it does not reach the route's end before
+    longest_s: float = 600.0           # a drive ends here if it has not reached the route's end
     ortho_px_m: float = 0.4
 
 
 PAIRS = PairConfig(batch=64, turns='none', held_out_tiles=False)
-# ImageNet's trunk stays, the fusion and the heads learn: minutes on one core.
+# The trunk keeps its ImageNet weights, fusion and heads learn: minutes on one core.
 CPU = Plan(
     world_seed=701, train_days=10, val_days=1, test_days=2, city_size_m=600.0, route_m=1600.0,
     model=replace(LITE, px_m=2 * OXFORD.px_m, view_px=128),
-    train=TrainConfig(PAIRS, LossConfig(), steps=1000, warmup_steps=50, cosine=True,
-                      weight_decay=1e-4, frozen_stages=7, validate_steps=200),
+    pairs=PAIRS,
+    train=TrainConfig(steps=1000, warmup_steps=50, cosine=True, weight_decay=1e-4,
+                      frozen_stages=7, validate_steps=200),
     rates=(3e-4, 1e-3, 3e-3), rate_steps=300, stored_maps=True)
 PLANS = {
     'cpu': CPU,
-    # On this short route a random batch of 64 has 4.7 places 5 to 50 m from each of its own, on
-    # the papers' 12 Oxford drives 1.0; of 16 it has 1.1.  Fixed after the validation day of the
-    # plan above was seen, before any test day was.
-    'cpu_16': replace(CPU, rate_steps=500, train=replace(
-        CPU.train, data=replace(PAIRS, batch=16), steps=2000, validate_steps=500)),
-    # The whole network learns, tiles are turned: hours of a GPU.
+    # On this short route a random batch of 64 has 4.7 places 5 to 50 m from each of its own; on
+    # the papers' 12 Oxford drives it is 1.0. A batch of 16 has 1.1 here. This plan was fixed
+    # after the validation day of the plan above was seen, but before any test day.
+    'cpu_16': replace(CPU, rate_steps=500, pairs=replace(PAIRS, batch=16), train=replace(
+        CPU.train, steps=2000, validate_steps=500)),
+    # The whole network learns, tiles are turned: hours on a GPU.
     'gpu': Plan(
         world_seed=702, train_days=12, val_days=1, test_days=3, city_size_m=1000.0, route_m=4000.0,
         model=replace(LITE, px_m=OXFORD.px_m, view_px=256),
-        train=TrainConfig(
-            replace(PAIRS, turns='tile', colours=True), LossConfig(), steps=20_000,
-            warmup_steps=500, cosine=True, weight_decay=1e-4, validate_steps=500),
+        pairs=replace(PAIRS, turns='tile', colours=True),
+        train=TrainConfig(steps=20_000, warmup_steps=500, cosine=True, weight_decay=1e-4,
+                          validate_steps=500),
         rates=(1e-4, 3e-4, 1e-3), rate_steps=4000, stored_maps=False, image_px=(640, 480),
         longest_s=1200.0, ortho_px_m=0.2),
     'smoke': Plan(
         world_seed=703, train_days=1, val_days=1, test_days=1, city_size_m=250.0, route_m=150.0,
         model=replace(LITE, px_m=2 * OXFORD.px_m, view_px=128, channels=8, heads=2, hidden=4),
-        train=TrainConfig(replace(PAIRS, batch=4), LossConfig(), steps=6, frozen_stages=7,
-                          validate_steps=3),
+        pairs=replace(PAIRS, batch=4),
+        train=TrainConfig(steps=6, frozen_stages=7, validate_steps=3),
         rates=(1e-3, 3e-3), rate_steps=3, stored_maps=True, seeds=(0, 1)),
 }
 
 
-# What might decide how far the losses lie apart, beside the rate and the length of a run.
 SMALL_DESCRIPTOR = {'heads': 1, 'channels': 32}
 
 
 def variants(plan: Plan) -> dict[str, Plan]:
-    """The plan with one thing changed, by what is changed."""
-    batch = max(2, plan.train.data.batch // 4)
-    small_batch = replace(plan.train, data=replace(plan.train.data, batch=batch))
-    return {f'batches of {batch}': replace(plan, train=small_batch),
+    """Plans that differ in one thing that might explain the difference of the losses."""
+    batch = max(2, plan.pairs.batch // 4)
+    return {f'batches of {batch}': replace(plan, pairs=replace(plan.pairs, batch=batch)),
             'descriptors of 32 numbers': replace(
                 plan, model=replace(plan.model, **SMALL_DESCRIPTOR))}
 
@@ -136,7 +136,7 @@ def places_of(plan: Plan, world: World) -> Places:
 
 
 def world_hash(plan: Plan | None, world: World) -> str:
-    """Of the plan (but for its seeds, which may be added to) and of every pixel and pose."""
+    """The hash of the plan (without its seeds: more may be added) and of all pixels and poses."""
     digest = hashlib.sha256()
     if plan is not None:
         digest.update(json.dumps(asdict(replace(plan, seeds=())), sort_keys=True).encode())
@@ -145,18 +145,20 @@ def world_hash(plan: Plan | None, world: World) -> str:
     return digest.hexdigest()[:16]
 
 
-def train_config(plan: Plan, kind: str, rate: float, seed: int, steps: int) -> TrainConfig:
-    """The plan's recipe with one of the two losses and its sampler."""
-    data = replace(plan.train.data, sampler='local' if kind == 'local' else 'random')
+def settings_of_run(plan: Plan, kind: str, rate: float, seed: int,
+                    steps: int) -> tuple[PairConfig, TrainConfig]:
+    """The plan's settings with one of the two losses and its sampler."""
+    pairs = replace(plan.pairs, sampler='local' if kind == 'local' else 'random',
+                    loss=replace(plan.pairs.loss, kind=kind))
     share = plan.train.trunk_learning_rate / plan.train.learning_rate
-    return replace(plan.train, data=data, loss=replace(plan.train.loss, kind=kind),
-                   learning_rate=rate, trunk_learning_rate=rate * share, seed=seed, steps=steps)
+    return pairs, replace(plan.train, learning_rate=rate, trunk_learning_rate=rate * share,
+                          seed=seed, steps=steps)
 
 
 class Trainer:
-    """Trains and judges networks of a plan on its places, in the folder ``out``.
+    """Trains and tests the networks of a plan on its places, in the folder ``out``.
 
-    With ``maps``, a folder of this world, the trunk's maps are kept there for all plans.
+    ``maps`` is a folder of this world in which the maps of the trunk are stored for all plans.
     """
 
     def __init__(self, plan: Plan, places: Places, out: Path, device: str,
@@ -167,50 +169,49 @@ class Trainer:
             self.places = stored_places(places, self.network(0), maps, device)
 
     def network(self, seed: int, weights: Path | None = None) -> SafaNetwork:
-        """The network that both losses start from, or one with trained ``weights``."""
-        network = start(self.plan.model, seed, weights, random_trunk=False)
+        """The network with which both losses begin, or one with trained ``weights``."""
+        network = initial_network(self.plan.model, seed, weights)
         if self.plan.stored_maps:
             frozen = FrozenNetwork(network.config)
             frozen.load_state_dict(network.state_dict())
             network = frozen
         return network
 
-    def train(self, config: TrainConfig, path: Path) -> list[dict]:
-        """Train, or go on; the log, a line a validation."""
+    def train(self, kind: str, rate: float, seed: int, steps: int, path: Path) -> list[dict]:
+        """Train, or go on; returns the log, one line per validation."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        recipe = PairRecipe(config.data, config.seed, self.places)
-        train(self.plan.model, config, recipe, path, self.network(config.seed),
-              {'command': 'benchmarks.accuracy.paper',
-               'seed': config.seed, 'data': self.places.name},
+        pairs, config = settings_of_run(self.plan, kind, rate, seed, steps)
+        train(self.network(seed), PairRecipe(pairs, seed, self.places), config, path,
+              {'command': 'benchmarks.accuracy.paper', 'seed': seed, 'data': self.places.name},
               self.ranks)
         return [json.loads(line) for line in path.with_suffix('.jsonl').read_text().splitlines()]
 
     def choose_rate(self, kind: str) -> tuple[float, dict[str, float]]:
-        """The rate with the best local recall on the validation day, and what each had."""
+        """The rate with the best local recall on the validation day, and the recall of each."""
         found = {}
         for rate in self.plan.rates:
             print(f'{kind} loss, learning rate {rate:g}', flush=True)
-            config = train_config(self.plan, kind, rate, RATE_SEED, self.plan.rate_steps)
-            found[rate] = best_recall(
-                self.train(config, self.out / f'rates/{kind}_{rate:g}.safetensors'))
+            found[rate] = best_recall(self.train(
+                kind, rate, RATE_SEED, self.plan.rate_steps,
+                self.out / f'rates/{kind}_{rate:g}.safetensors'))
         best = max(found, key=found.get)
         return best, {f'{rate:g}': recall_1 for rate, recall_1 in found.items()}
 
     def vary(self, chosen: dict[str, float]) -> dict[str, dict[str, float]]:
-        """Local recall on the validation day after a short run of each of ``variants``."""
+        """Local recall on the validation day after a short run of each variant of the plan."""
         found = {}
         for name, plan in variants(self.plan).items():
             varied = Trainer(plan, self.places, self.out, self.ranks.device)
             found[name] = {}
             for kind, rate in chosen.items():
                 print(f'{name}: {kind} loss', flush=True)
-                config = train_config(plan, kind, rate, RATE_SEED, plan.rate_steps)
                 found[name][kind] = best_recall(varied.train(
-                    config, self.out / f'variants/{name.replace(" ", "_")}_{kind}.safetensors'))
+                    kind, rate, RATE_SEED, plan.rate_steps,
+                    self.out / f'variants/{name.replace(" ", "_")}_{kind}.safetensors'))
         return found
 
     def judge(self, network: SafaNetwork, temperature: float) -> tuple[Queries, dict]:
-        """Test queries in stretches of the route, and the rows of ``evaluate``."""
+        """The test queries with their stretches of the route, and the rows of ``evaluate``."""
         network = network.to(self.ranks.device).eval()
         network.config = replace(network.config, temperature=temperature)
         queries, rows = evaluate(network, self.places, 'test', RADIUS_M, TOLERANCE_M, 0.0, 0,
@@ -223,14 +224,14 @@ def best_recall(lines: list[dict]) -> float:
 
 
 def minutes_of(lines: list[dict]) -> float:
-    """Of a log of validations; the seconds begin anew wherever a run was resumed."""
+    """Training time by a log of validations, whose seconds start at 0 whenever a run goes on."""
     seconds = [line['seconds'] for line in lines]
     ends = [now for now, then in zip(seconds, seconds[1:] + [0.0]) if then < now]
     return sum(ends) / 60.0
 
 
 def stretches(positions_m: np.ndarray, drive: np.ndarray) -> np.ndarray:
-    """Numbers (Q,) of the route's stretches of 200 m, the same on every day."""
+    """The number (Q,) of each query's stretch of 200 m of the route, the same on every day."""
     blocks = blocks_along(positions_m, drive)
     for name in np.unique(drive):
         blocks[drive == name] -= blocks[drive == name].min()
@@ -247,7 +248,7 @@ def one_run(seed: int, found: Retrieval) -> dict[str, float]:
 
 
 def compare(queries: Queries, rows: dict[str, Retrieval]) -> dict[str, object]:
-    """The numbers of the result from the lines of the frames file alone."""
+    """The metrics of the result, from what the frames file holds."""
     seeds = {kind: sorted(int(name.split()[1]) for name in rows
                           if name.split()[0] == kind and len(name.split()) == 2)
              for kind in ('local', 'global')}
@@ -290,7 +291,7 @@ def device_name(device: str) -> str:
 
 
 def run(plan_name: str, seeds: list[int], out: Path, kept: tuple[Path, Path], device: str) -> dict:
-    """The comparison; ``kept`` are result and frames file, in which runs are merged."""
+    """Run the comparison; ``kept`` are the result and frames file into which it is merged."""
     plan = PLANS[plan_name]
     result_path, frames_path = kept
     world = world_of(plan, out / 'worlds')
@@ -300,7 +301,7 @@ def run(plan_name: str, seeds: list[int], out: Path, kept: tuple[Path, Path], de
           f'{digest}', flush=True)
     result = {
         'plan': plan_name, 'world_hash': digest, 'device': device_name(device),
-        'torch': torch.__version__, 'steps': plan.train.steps, 'batch': plan.train.data.batch,
+        'torch': torch.__version__, 'steps': plan.train.steps, 'batch': plan.pairs.batch,
         'places': len(places), 'days': [plan.train_days, plan.val_days, plan.test_days],
         'setting': 'simulation; transductive: the tiles of all days are in the database',
         'frames': frames_path.name, 'rates': {}, 'rate': {}, 'rate_steps': plan.rate_steps,
@@ -311,10 +312,10 @@ def run(plan_name: str, seeds: list[int], out: Path, kept: tuple[Path, Path], de
         if before['world_hash'] != digest:
             raise ValueError(
                 f'{result_path} is of world and budget {before["world_hash"]}, this is {digest}; '
-                'move it away to begin anew')
+                'move it away to start again')
         result |= before
         queries, rows = read_queries(frames_path)
-    # What other worlds and budgets left is not mixed in.
+    # The names keep the files of other worlds and budgets apart.
     maps = out / f'maps_{world_hash(None, world)}_{plan.model.tile_px}'
     trainer = Trainer(plan, places, out / digest, device, maps if plan.stored_maps else None)
 
@@ -331,8 +332,7 @@ def run(plan_name: str, seeds: list[int], out: Path, kept: tuple[Path, Path], de
                 continue
             print(f'{kind} loss, seed {seed}', flush=True)
             path = trainer.out / f'{kind}_{seed}.safetensors'
-            lines = trainer.train(
-                train_config(plan, kind, result['rate'][kind], seed, plan.train.steps), path)
+            lines = trainer.train(kind, result['rate'][kind], seed, plan.train.steps, path)
             result['minutes_of_runs'][name] = minutes_of(lines)
             result['validation_of_runs'][name] = {
                 line['step']: line['recall_at_1_local'] for line in lines}
@@ -355,9 +355,9 @@ def write_result(result: dict, frames_path: Path, path: Path) -> None:
 
 
 def evaluate_shipped(seed: int, weights: Path, out: Path, device: str) -> dict:
-    """The shipped weights on a town of their own: one day's queries, two days' tiles.
+    """The shipped weights on a town they never saw: queries of one day, tiles of two days.
 
-    Their ground view is turned by the true heading; the result says so.
+    Their ground view is turned by the true heading, which the result says.
     """
     started_s = time.monotonic()
     network = load_network(weights, device)
@@ -426,8 +426,9 @@ def main(arguments=None) -> int:
     only.add_argument('--smoke', action='store_true',
                       help='a tiny world and a few steps; the result is written to --out only')
     only.add_argument('--eval-only', action='store_true',
-                      help='the shipped weights on a new town, no training; into --out only')
-    parser.add_argument('--world-seed', type=int, default=710, help='of that town (default 710)')
+                      help='test the shipped weights on a new town; written to --out only')
+    parser.add_argument('--world-seed', type=int, default=710,
+                        help='seed of that town (default 710)')
     parser.add_argument('--weights', type=Path, default=SHIPPED, help='for --eval-only')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--threads', type=int, default=1, help='torch threads')

@@ -33,16 +33,16 @@ from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import body_axes_error, wrap_angle
-from crossview_localizer.matching.dense_matcher import distance2_within, peak_pose
+from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.dense import DENSE, GAUSSIAN_DOF
 from training.data.real_pairs import read_views, View
-from training.recipes.dense_groups import prior_about, UNIFORM
+from training.recipes.dense_groups import prior_about, uniform_window
 
 PRIORS = 3                 # a view
 SURE_AND_WRONG_M = 5.0     # an error above this and the label's accuracy
 NEAR_M = 2.0               # of the label, or within its accuracy where that is worse
-FLAT_SHARE = 0.05          # of answers that say nothing, as in match_trust.frame_evidence_nats
+FLAT_SHARE = 0.05          # of answers that say nothing, as in evidence.frame_evidence_nats
 OLD_COMMIT = '45d2a5b'     # whose weights are a row: the last before any work on real pictures
 # Columns that a row has where a view's distance along its heading is unknown.
 RANGE_FREE = ('lateral_median_m', 'heading_median_deg', 'ambiguous', 'n')
@@ -110,7 +110,7 @@ def judge(views: list[View], row: Row) -> Iterable[list[Answer]]:
         ground = matcher.embed(image, 0.0)
         answers = []
         for prior in priors_of(view):
-            heatmap = matcher.match(ground, raster, prior, UNIFORM)
+            heatmap = matcher.match(ground, raster, prior, uniform_window(view.prior_m))
             estimate, ambiguous = peak_pose(
                 heatmap, prior, model.sharpening, model.min_mass, model.peak_inflation)
             answers.append(Answer(

@@ -28,9 +28,9 @@ def read_scene(bag: Path, until_s: float) -> dict[str, object]:
 
     All tiles of the ground, and of the markers the newest of each name and number.
     """
-    from crossview_localizer.bags.replay import messages
+    from crossview_localizer.bags.bag import read_messages
     latest, ground, markers, start_ns = {}, [], {}, None
-    for topic, bag_ns, msg in messages(bag):
+    for topic, bag_ns, msg in read_messages(bag):
         if not topic.startswith(SCENE):
             continue
         name = topic.removeprefix(f'{SCENE}/')

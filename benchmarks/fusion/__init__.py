@@ -1,1 +1,1 @@
-"""How far the fused pose can be trusted."""
+"""The fused pose: errors, outages, spoofing, starts and calibration."""

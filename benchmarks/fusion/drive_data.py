@@ -1,6 +1,6 @@
-"""Real logs and routes, and simulated sensors along them, as the filter's own measurements.
+"""Real logs and routes, and simulated sensors along them, as measurements for the filter.
 
-Everything random comes from a seeded generator.  What is simulated says so in its name.
+Everything random comes from a seeded generator. What is simulated has it in its name.
 """
 
 import csv
@@ -53,7 +53,7 @@ class Path2D:
 
 
 @dataclass(frozen=True)
-class Log:
+class SensorLog:
     """A drive as measurements, with its true path; stamps count from ``START_NS``."""
 
     truth: Path2D
@@ -71,10 +71,10 @@ def stamp_ns(time_s: float) -> int:
 
 
 def oxford_route(path: Path) -> Path2D:
-    """A RobotCar traversal in metres about its first point, heading from its own RTK yaw.
+    """A RobotCar traversal in metres from its first point, with the heading of its RTK yaw.
 
     Frames are at least 5 m apart; between them position is a monotone cubic of time.
-    Raises OSError where the file is missing and ValueError where it is none.
+    Raises OSError if the file is missing and ValueError if it is no such file.
     """
     rows = _csv(path, ('timestamp_us', 'easting_m', 'northing_m', 'rtk_yaw_rad'))
     raw_s = (rows[:, 0] - rows[0, 0]) * 1e-6
@@ -110,7 +110,7 @@ def simulated_gnss(
 def simulated_odometry(
     truth: Path2D, rng, scale_sigma=0.01, yaw_deg_100m=0.3, hz=10.0,
 ) -> list[OdometrySample]:
-    """Increments with one scale error a drive and a heading that walks at random.
+    """Odometry with one scale error per drive and a heading that drifts as a random walk.
 
     ``yaw_deg_100m`` is the sigma of the heading error after 100 m driven.
     """
@@ -133,7 +133,7 @@ def simulated_odometry(
 
 
 def matcher_errors(folder: Path) -> dict[str, np.ndarray]:
-    """Error vectors (n, 2) in metres east and north of each drive, at ``MATCHER_HZ``, in order."""
+    """The errors (n, 2), metres east and north, of each drive in time order, ``MATCHER_HZ``."""
     errors = {}
     for drive in (*REPRESENTATIVE, STRESS):
         rows = _csv(
@@ -147,12 +147,12 @@ def matcher_errors(folder: Path) -> dict[str, np.ndarray]:
 # --- real logs -----------------------------------------------------------------------------------
 
 
-def comma2k19(folder: Path, with_gyro: bool = True) -> Log:
+def comma2k19(folder: Path, with_gyro: bool = True) -> SensorLog:
     """One minute of a real drive: u-blox fixes and courses, odometry from CAN speed and gyro.
 
     The truth's heading is the course of the reference velocity.  Without the gyro the odometry
-    drives straight ahead.  Fixes are reported with the 1.5 m that u-blox claims of itself at best
-    and have no lever arm that is known.
+    drives straight ahead.  Fixes are reported with the 1.5 m that u-blox claims of itself at best;
+    their lever arm is unknown.
     """
     from pyproj import Transformer
 
@@ -185,7 +185,7 @@ def comma2k19(folder: Path, with_gyro: bool = True) -> Log:
         courses.append(GnssCourse(
             stamp_ns(time), float(frame.yaw_from_bearing(bearing_deg, x, y)),
             0.1 / max(speed, 0.1)))
-    return Log(truth, odometry, fixes, courses)
+    return SensorLog(truth, odometry, fixes, courses)
 
 
 def dead_reckoned(speed_s, speed_mps, turn_s, turn_radps, hz=20.0) -> list[OdometrySample]:
@@ -211,7 +211,7 @@ def dead_reckoned(speed_s, speed_mps, turn_s, turn_radps, hz=20.0) -> list[Odome
     return samples
 
 
-def google_nmea(folder: Path, rng) -> Log:
+def google_nmea(folder: Path, rng) -> SensorLog:
     """8.6 km in Mountain View: u-blox F9K fixes and courses, SPAN truth, simulated odometry.
 
     Truth and fixes are at 1 Hz.  The odometry is made from SPAN by :func:`simulated_odometry`.
@@ -243,7 +243,7 @@ def google_nmea(folder: Path, rng) -> Log:
                 stamp_ns(second - begin_s), float(frame.yaw_from_bearing(bearing_deg, 0.0, 0.0)),
                 0.1 / speed_mps))
     inside = [fix for fix in fixes if fix.stamp_ns <= stamp_ns(truth.duration_s)]
-    return Log(truth, simulated_odometry(truth, rng), inside, courses)
+    return SensorLog(truth, simulated_odometry(truth, rng), inside, courses)
 
 
 def _east_north(latitude_deg: float, longitude_deg: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,9 @@
-"""What a filter said beside the truth, and what may be said of it: errors, coverage, NEES."""
+"""Estimates of a filter beside the truth, their errors, coverage and NEES, and their file."""
 
+import csv
 from dataclasses import dataclass
+import gzip
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import chi2
@@ -11,11 +14,15 @@ from crossview_localizer.geometry import wrap_angle
 from crossview_localizer.trajectory import Track
 
 AXES = ('longitudinal', 'lateral', 'heading')
+FRAME_FIELDS = (
+    'section', 'case', 'method', 'stamp_ns', 'truth_x_m', 'truth_y_m', 'truth_yaw_rad', 'x_m',
+    'y_m', 'yaw_rad', 'xx_m2', 'xy_m2', 'xyaw_mrad', 'yy_m2', 'yyaw_mrad', 'yawyaw_rad2',
+    'outcome')
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """What a filter said at some stamps, beside the truth; lines without an estimate are left out.
+    """Estimates of a filter at some stamps, beside the truth.
 
     ``poses`` and ``truth`` (n, 3), ``covariances`` (n, 3, 3).
     """
@@ -62,7 +69,7 @@ def pooled(parts: list[Estimates]) -> Estimates:
 
 
 def estimates_of(found: list[PoseEstimate], truth: Track, max_gap_s: float) -> Estimates:
-    """The estimates at whose stamps the truth is known."""
+    """Those of the estimates at whose stamps the truth is known."""
     stamps_ns = np.array([estimate.stamp_ns for estimate in found], np.int64)
     true_poses = truth.at(stamps_ns, max_gap_s).poses
     known = np.isfinite(true_poses).all(axis=1)
@@ -85,7 +92,7 @@ def normalized_errors(estimates: Estimates) -> np.ndarray:
 
 
 def calibration(estimates: Estimates) -> dict:
-    """Coverage and NEES, all axes together and each alone; a band holds 95 % of such means."""
+    """Coverage and NEES of all axes together and of each; a band holds 95 % of such means."""
     count = len(estimates.stamps_ns)
     sigmas = normalized_errors(estimates)
     return {
@@ -101,7 +108,7 @@ def calibration(estimates: Estimates) -> dict:
 
 
 def calibration_curve(estimates: Estimates) -> dict:
-    """Share of the estimates inside each claimed interval, per axis."""
+    """The share of the estimates inside each claimed interval, per axis."""
     claimed = np.linspace(0.02, 0.98, 49)
     squares = normalized_errors(estimates) ** 2                          # (n, 3)
     limits = chi2.ppf(claimed, 1)
@@ -109,3 +116,23 @@ def calibration_curve(estimates: Estimates) -> dict:
         'claimed': claimed.round(2).tolist(), 'n': len(squares),
         'axes': {axis: np.mean(squares[:, index, None] <= limits, axis=0).round(4).tolist()
                  for index, axis in enumerate(AXES)}}
+
+
+class EstimateLines:
+    """The lines of frames.csv.gz, one per estimate."""
+
+    def __init__(self):
+        self.lines = []
+
+    def add(self, section: str, case: str, method: str, estimates: Estimates) -> None:
+        for stamp, truth, pose, covariance in zip(
+                estimates.stamps_ns, estimates.truth, estimates.poses, estimates.covariances):
+            upper = covariance[np.triu_indices(3)]
+            numbers = [f'{value:.6g}' for value in (*truth, *pose, *upper)]
+            self.lines.append((section, case, method, int(stamp), *numbers, 'estimated'))
+
+    def write(self, path: Path) -> None:
+        with gzip.open(path, 'wt', newline='', encoding='utf-8') as file:
+            writer = csv.writer(file)
+            writer.writerow(FRAME_FIELDS)
+            writer.writerows(self.lines)

@@ -1,4 +1,4 @@
-"""The pictures of docs/fusion.md, from the figures in fusion.json."""
+"""The pictures of docs/fusion.md, from the numbers in fusion.json."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ LABELS = {'match': 'with matches', 'odometry': 'odometry only', 'no_match': 'GNS
 
 
 def draw(results: dict, folder: Path) -> list[Path]:
-    """Draw what the results hold; the files that were written."""
+    """Draw the results that are there; returns the files."""
     drawn = []
     for key, name, figure in (('outage_curve', 'fusion_outage.png', outages),
                               ('calibration_curve', 'fusion_calibration.png', calibrations),
@@ -46,7 +46,7 @@ def outages(curves: dict):
 
 
 def calibrations(curves: dict):
-    """Share of segments inside the claimed interval against the share that was claimed."""
+    """The share of segments inside the claimed interval against the claimed share."""
     first = next(iter(curves.values()))
     figure, panels = plt.subplots(
         1, len(first['axes']), figsize=(9.0, 3.7), layout='constrained', sharey=True)
@@ -64,7 +64,7 @@ def calibrations(curves: dict):
 
 
 def replays(drives: dict):
-    """Median errors of the replayed matcher, of GNSS and odometry, and fused."""
+    """Median errors of the replayed matcher, of GNSS with odometry, and of their fusion."""
     figure, axes = plt.subplots(figsize=(7.0, 3.4), layout='constrained')
     bars = (('matcher_median_m', "the matcher's own", '#999999'),
             ('gnss_odometry_median_m', 'GNSS and odometry', '#d55e00'),

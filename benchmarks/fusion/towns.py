@@ -1,10 +1,9 @@
-"""Simulated towns as the offline Localizer sees them, each image described once.
+"""Simulated towns for the offline Localizer, with the network run once on each image.
 
-A town is rendered, driven, converted to a bag and mapped; then the bag is played to a stand-in for
-the Localizer which notes what it is given and lets the network describe each image.  Whatever is
-there already is kept, so that a killed run goes on.  All later runs of that drive, with other
-starts, without GNSS or with the wrong images, share those descriptions: matching itself depends on
-the prior and is done anew each time.
+A town is rendered, driven, converted to a bag and mapped; then the events of the bag are read and
+the network embeds each image.  What exists already is kept, so that a killed run goes on.  All
+runs over that drive, with other starts, without GNSS or with wrong images, share the embedded
+views: only the matching depends on the prior and is repeated.
 """
 
 from dataclasses import dataclass
@@ -15,11 +14,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from crossview_localizer.bags.topics import Topics
 from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssFix, Localization, OdometrySample
+from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.localizer import Localizer
-from crossview_localizer.trajectory import Track
+from crossview_localizer.trajectory import Track, TRUTH_MAX_GAP_S
 
 IMAGE_SIZE_PX = (320, 240)
 RATE_HZ = 1.0
@@ -30,7 +31,7 @@ ODOMETRY_STEP_S = 0.24
 
 @dataclass(frozen=True)
 class ImageAt:
-    """Where an image came in the stream; ``line`` is its row among the views."""
+    """The place of an image in the stream of events; ``line`` is its row among the views."""
 
     stamp_ns: int
     line: int
@@ -39,35 +40,10 @@ class ImageAt:
 Event = GnssFix | OdometrySample | ImageAt
 
 
-class _Recorder:
-    """Takes the Localizer's place in a replay: notes the calls and describes the images."""
-
-    def __init__(self, frame, matcher):
-        self.frame = frame
-        self.config = LocalizerConfig()
-        self.events: list[Event] = []
-        self.views: list[np.ndarray] = []
-        self._matcher = matcher
-
-    def add_gnss(self, fix: GnssFix) -> None:
-        self.events.append(fix)
-
-    def add_odometry(self, sample: OdometrySample) -> None:
-        self.events.append(sample)
-
-    def process_image(self, image: CameraImage) -> None:
-        view, weight = self._matcher.embed(image, 0.0)
-        self.events.append(ImageAt(image.stamp_ns, len(self.views)))
-        self.views.append(torch.cat((view, weight), 1)[0].half().numpy())    # (C + 1, F, L)
-
-    def pass_image(self, stamp_ns: int, reason: str) -> None:
-        """An image that cannot be used is left out."""
-
-
 class RememberedViews:
-    """The dense matcher with the network's views of a drive looked up instead of computed.
+    """The dense matcher with the views of a drive looked up instead of computed.
 
-    ``exchanged`` (n,) gives for each image the one whose view is taken in its place.
+    ``exchanged`` (n,) gives for each image the one whose view is used in its place.
     """
 
     def __init__(self, matcher, views: np.ndarray, lines: dict[int, int], exchanged=None):
@@ -89,7 +65,7 @@ class RememberedViews:
 
 @dataclass(frozen=True)
 class Town:
-    """A recorded drive, in the order in which the node's rule gives it to the Localizer."""
+    """A recorded drive, its events in the order in which the node would take them."""
 
     name: str
     loaded: Localizer
@@ -113,21 +89,21 @@ class Town:
             RememberedViews(self.loaded.matcher, self.views, lines, exchanged))
 
     def elsewhere(self, rng) -> np.ndarray:
-        """For each image (n,) one taken at least ``BLIND_MIN_M`` away, or the farthest."""
+        """For each image (n,) the number of one taken ``BLIND_MIN_M`` away, or the farthest."""
         stamps_ns = [image.stamp_ns for image in self.images]
-        places_m = self.truth.at(np.array(stamps_ns), 1.0).poses[:, :2]
+        places_m = self.truth.at(np.array(stamps_ns), TRUTH_MAX_GAP_S).poses[:, :2]
         return np.array([elsewhere(places_m, index, rng) for index in range(len(places_m))])
 
 
 def elsewhere(places_m: np.ndarray, index: int, rng) -> int:
-    """One of the places (n, 2) at least ``BLIND_MIN_M`` from that of an index, or the farthest."""
+    """The index of a place (n, 2) at least ``BLIND_MIN_M`` from that of ``index``, or farthest."""
     apart_m = np.hypot(*(places_m - places_m[index]).T)
     far = np.flatnonzero(apart_m >= BLIND_MIN_M)
     return int(rng.choice(far) if len(far) else np.nanargmax(apart_m))
 
 
 def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:
-    """Give the events to a Localizer; what each image gave."""
+    """Give the events to a Localizer and return what each image gave."""
     found = []
     for event in events:
         if isinstance(event, ImageAt):
@@ -140,12 +116,12 @@ def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:
 
 
 def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jobs: int) -> Town:
-    """The town of a seed with one drive through it, made where it is not there yet.
+    """The town of a seed with one drive through it; what is missing in ``folder`` is made.
 
-    Its map and views carry the name of the weights.  Raises ValueError or OSError where ``folder``
-    holds another town.
+    Map and views are named after the weights.  Raises ValueError or OSError where ``folder`` holds
+    another town.
     """
-    from benchmarks.demo.demo import build_corridor_map, convert
+    from benchmarks.demo.stages import build_corridor_map, convert
     from crossview_localizer.networks.checkpoint import load_network
     from training.simulation import make_world
 
@@ -159,32 +135,27 @@ def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jo
         if bag.exists():
             shutil.rmtree(bag)
         convert(folder / 'world' / name, bag)
-        partial = folder / 'partial.map'
-        build_corridor_map(
-            folder / 'world', folder / 'world' / name / 'gps/ins.csv', network, partial)
-        partial.replace(map_path)
+        with write_atomically(map_path) as partial:
+            build_corridor_map(
+                folder / 'world', folder / 'world' / name / 'gps/ins.csv', network, partial)
     return town_from_bag(
         folder.name, bag, map_path, weights, NodeConfig(), folder / f'views_{made_by}.npz')
 
 
 def town_from_bag(name: str, bag: Path, map_path: Path, weights: Path, node_config: NodeConfig,
                   kept: Path) -> Town:
-    """A bag with truth and its map; the views are kept in the file ``kept``."""
-    from crossview_localizer.bags import replay
+    """A bag with truth and its map; its events and views are kept in the file ``kept``."""
+    from crossview_localizer.bags.drive import read_drive
     from crossview_localizer.localizer import load_localizer
 
     loaded = load_localizer(map_path, weights, LocalizerConfig())
     if not kept.exists():
-        recorder = _Recorder(loaded.frame, loaded.matcher)
-        for _ in tqdm(replay.localize(bag, recorder, node_config), desc=f'{name}: views',
-                      unit=' images', disable=None):
-            pass
-        drive = replay.read_drive(bag, loaded.frame, node_config)
-        partial = kept.with_name(f'partial_{kept.name}')
-        np.savez(partial, events=_rows(recorder.events), views=np.stack(recorder.views),
-                 truth_stamps_ns=drive.truth.stamps_ns, truth=drive.truth.poses,
-                 odometry_stamps_ns=drive.odometry.stamps_ns, odometry=drive.odometry.poses)
-        partial.replace(kept)
+        events, views = _embedded_events(name, bag, loaded, node_config)
+        drive = read_drive(bag, loaded.frame, node_config)
+        with write_atomically(kept) as partial:
+            np.savez(partial, events=_rows(events), views=np.stack(views),
+                     truth_stamps_ns=drive.truth.stamps_ns, truth=drive.truth.poses,
+                     odometry_stamps_ns=drive.odometry.stamps_ns, odometry=drive.odometry.poses)
     with np.load(kept) as file:
         tracks = [
             Track.from_poses(file[f'{name}_stamps_ns'], [Pose2D(*p) for p in file[name]])
@@ -192,10 +163,27 @@ def town_from_bag(name: str, bag: Path, map_path: Path, weights: Path, node_conf
         return Town(name, loaded, thinned(_events(file['events'])), file['views'], *tracks)
 
 
-def thinned(events: list[Event]) -> list[Event]:
-    """The events with odometry at some 4 Hz, which at 16 Hz is half of the time of a run.
+def _embedded_events(name: str, bag: Path, loaded: Localizer, node_config: NodeConfig):
+    """The events of a bag, and the view of each image (C + 1, F, L) as float16."""
+    from crossview_localizer.bags.events import read_events
 
-    The sample before each image stays, so that images come with the odometry they waited for.
+    events: list[Event] = []
+    views: list[np.ndarray] = []
+    found = read_events(bag, loaded.frame, node_config, topics=Topics(gnss_velocity='', truth=''))
+    for event in tqdm(found, desc=f'{name}: views', unit=' events', disable=None):
+        if isinstance(event, CameraImage):
+            view, weight = loaded.matcher.embed(event, 0.0)
+            events.append(ImageAt(event.stamp_ns, len(views)))
+            views.append(torch.cat((view, weight), 1)[0].half().numpy())     # (C + 1, F, L)
+        elif isinstance(event, (GnssFix, OdometrySample)):
+            events.append(event)
+    return events, views
+
+
+def thinned(events: list[Event]) -> list[Event]:
+    """The events with odometry at about 4 Hz: at 16 Hz it takes half of the time of a run.
+
+    The sample before each image stays, so that an image comes with the odometry it waited for.
     """
     kept, last_ns = [], 0
     for event, following in zip(events, [*events[1:], None]):

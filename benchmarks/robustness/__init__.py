@@ -1,1 +1,1 @@
-"""What the node does in faults and over hours."""
+"""The node in faults, and over hours."""

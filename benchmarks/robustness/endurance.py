@@ -1,7 +1,7 @@
-"""Endurance of the node: an hour of driving at ten times the pace, and three minutes at full rate.
+"""Endurance of the node: an hour of driving at ten times the speed, three minutes at full rates.
 
-A node process in the flat world.  Wanted: no odometry message lost; each image sent is localized,
-or counted as dropped or lost on the way by the node itself; memory does not grow after the
+Expected of the node process in the flat world: no odometry message is lost; each image that was
+sent is localized, or the node counts it as dropped or lost; memory does not grow after the
 warm-up; latency does not grow from the first third to the last; poses stay honest.
 """
 
@@ -20,15 +20,22 @@ from std_msgs.msg import Float64
 from tqdm import tqdm
 
 from benchmarks import REPOSITORY
-from benchmarks.robustness import faults, flat_world
-from benchmarks.robustness.faults import count, nothing, START_DEADLINE_S, Trial, value
+from benchmarks.robustness import flat_world
+from benchmarks.robustness.message_faults import nothing
+from benchmarks.robustness.node_trial import (
+    diagnostic_count,
+    diagnostic_value,
+    NodeTrial,
+    PARTS_OF_A_DRIVE,
+    START_DEADLINE_S,
+)
 from benchmarks.ros_domain import keep_to_this_machine
 from crossview_localizer.datatypes import Outcome
 
 MAX_MEMORY_GROWTH = 0.02
-# A machine's own moods: the last third may be slower by this factor, or by so much.
+# The machine varies: the last third may be slower by this factor, or by so much.
 MAX_LATENCY_GROWTH, LATENCY_NOISE_MS = 1.5, 20.0
-# A pose is outside its own 99.9 % ellipse once in a thousand times.
+# A right pose is outside its 99.9 % ellipse once in a thousand times.
 MAX_DISHONEST_SHARE = 0.01
 WARM_UP_S = 30.0
 PROGRESS_S = 20.0
@@ -36,7 +43,7 @@ PROGRESS_S = 20.0
 
 @dataclass(frozen=True)
 class Drive:
-    """How long (of driving), how fast against the wall, and what the sensors send."""
+    """Driving time, how much faster than real time, and what the sensors send."""
 
     name: str
     duration_s: float
@@ -76,8 +83,8 @@ class Result:
     problems: list[str]
 
 
-class EnduranceTrial(Trial):
-    """Sends at a drive's rates, in real time divided by its pace."""
+class EnduranceTrial(NodeTrial):
+    """A trial with the rates of a drive, ``rate`` times as fast as real time."""
 
     def __init__(self, folder: Path, files: flat_world.Files, drive: Drive):
         super().__init__(folder, files)
@@ -116,7 +123,7 @@ class EnduranceTrial(Trial):
             self.publish(topic, msg)
 
     def drive_on(self, until_s: float, each_second) -> None:
-        """To this driving time, at the drive's pace."""
+        """Drive until this driving time, and call ``each_second`` once per second."""
         period_s = 1.0 / self.drive_of.odometry_hz / self.drive_of.rate
         due_s = second_s = time.monotonic()
         while self.time_s < until_s:
@@ -141,9 +148,9 @@ def endure(drive: Drive, folder: Path, files: flat_world.Files) -> Result:
 def _endure(trial: EnduranceTrial, drive: Drive) -> Result:
     trial.start_node(
         '-p', 'image_reliability:=reliable', '-p', "last_pose_path:=''")
-    # Both ends must have found each other: from then on every message counts.
+    # Messages count once publishers and subscribers have discovered each other.
     trial.drive(until=lambda: all(
-        count(trial, name, 'received') > 0 for name in ('camera', 'gnss', 'odometry')),
+        diagnostic_count(trial, name, 'received') > 0 for name in ('camera', 'gnss', 'odometry')),
         deadline_s=START_DEADLINE_S)
     before = settled_counts(trial)
     trial.sent = dict.fromkeys(trial.sent, 0)
@@ -179,26 +186,26 @@ def _endure(trial: EnduranceTrial, drive: Drive) -> Result:
         latency_p99_ms=float(np.percentile(latency_ms, 99.0)), poses=len(trial.poses),
         dishonest_poses=sum(not pose.honest for pose in trial.poses), problems=[])
     result.problems = problems_of(result)
-    if trial.process.poll() is not None or value(trial, 'node', 'failures') != '0':
+    if trial.process.poll() is not None or diagnostic_value(trial, 'node', 'failures') != '0':
         result.problems.append('the node failed')
     return result
 
 
 def settled_counts(trial: EnduranceTrial) -> Counter[str]:
-    """What the node has counted, once nothing is sent and all that was under way has come."""
+    """The counts of the node after sending has stopped and they no longer change."""
     time_s = trial.time_s
     trial.hooks = {'image': nothing, 'gnss': nothing, 'odometry': nothing}
 
     def counted() -> Counter[str]:
-        trial.forget()
-        trial.drive(until=lambda: set(faults.PARTS_OF_A_DRIVE) <= set(trial.diagnostics))
+        trial.clear_reports()
+        trial.drive(until=lambda: set(PARTS_OF_A_DRIVE) <= set(trial.diagnostics))
         return Counter({
-            'odometry_received': count(trial, 'odometry', 'received'),
-            'odometry_counted_lost': count(trial, 'odometry', 'lost'),
+            'odometry_received': diagnostic_count(trial, 'odometry', 'received'),
+            'odometry_counted_lost': diagnostic_count(trial, 'odometry', 'lost'),
             'images_localized': sum(
-                count(trial, 'matcher', outcome.name.lower()) for outcome in Outcome),
-            'images_dropped': count(trial, 'camera', 'dropped'),
-            'images_counted_lost': count(trial, 'camera', 'lost'),
+                diagnostic_count(trial, 'matcher', outcome.name.lower()) for outcome in Outcome),
+            'images_dropped': diagnostic_count(trial, 'camera', 'dropped'),
+            'images_counted_lost': diagnostic_count(trial, 'camera', 'lost'),
         })
 
     counts = None
@@ -233,7 +240,7 @@ def problems_of(result: Result) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.robustness.endurance',
-        description='Drives the node for long and at full rate: 10 minutes on two free cores.',
+        description='Drive the node for long and at full rates: 10 minutes on two free cores.',
         epilog='example: python -m benchmarks.robustness.endurance '
         '--share 0.05 --out endurance.json')
     parser.add_argument(
@@ -243,7 +250,8 @@ def main(argv: list[str] | None = None) -> int:
         '--only', default='', metavar='TEXT',
         help='drives whose name holds this; a file is written only with --out')
     parser.add_argument(
-        '--share', type=float, default=1.0, metavar='S', help='of each duration (default: 1)')
+        '--share', type=float, default=1.0, metavar='S',
+        help='share of each duration to drive (default: 1)')
     arguments = parser.parse_args(argv)
     if not 0.01 <= arguments.share <= 1.0:
         parser.error(f'--share is {arguments.share}; expected 0.01 to 1')

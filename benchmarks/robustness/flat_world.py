@@ -1,8 +1,8 @@
-"""A closed-form world for trials of the node: a textured plane, and a drive in a circle on it.
+"""A closed-form world for trials of the node: a drive in a circle on a textured plane.
 
-What the sensors say follows from the plane and the pose alone, so that truth is known exactly and
-a frame costs milliseconds.  Map and weights are small but real: files that the node loads.
-Simulation of the simplest kind; it says nothing of accuracy on a road.
+The sensors follow from the plane and the pose alone, so that the truth is exact and a frame takes
+milliseconds. Map and weights are small, but real files that the node loads. This simulation is as
+simple as can be; it tells nothing about accuracy on a road.
 """
 
 from array import array
@@ -17,7 +17,7 @@ from nav_msgs.msg import Odometry
 import numpy as np
 import rasterio
 from rasterio.transform import Affine
-from sensor_msgs.msg import CameraInfo, Image, NavSatFix
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
 
 from crossview_localizer import build_map
@@ -149,6 +149,14 @@ def image_msg(pixels: np.ndarray, time_s: float, encoding: str = 'rgb8') -> Imag
     msg.header.frame_id = 'camera_optical'
     msg.header.stamp = conversions.stamp_msg_from_ns(stamp_ns_at(time_s))
     return msg
+
+
+def compressed_msg(msg: Image, extension: str) -> CompressedImage:
+    """An rgb8 image as .jpg or .png."""
+    pixels = np.array(msg.data, np.uint8).reshape(msg.height, msg.width, 3)
+    data = cv2.imencode(extension, pixels[..., ::-1])[1]
+    return CompressedImage(
+        header=msg.header, format=extension[1:], data=array('B', data.tobytes()))
 
 
 def odometry_msg(time_s: float) -> Odometry:

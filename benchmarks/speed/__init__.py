@@ -1,1 +1,1 @@
-"""How fast each step is, and how that grows."""
+"""The speed of each step, and how it grows."""

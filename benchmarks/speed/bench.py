@@ -1,7 +1,7 @@
-"""How fast each step is, and how that grows: measures, prints a table, writes JSON and the page.
+"""Measure how fast each step is and how that grows; print a table, write JSON and a page.
 
-Everything is measured in one run on one machine, each beside its bound or its peer.  Scratch files
-are kept in ``--out`` for the next run; with ``--resume`` so are the parts that were measured.
+Everything is measured in one run on one machine, each step beside its bound or a peer. Scratch
+files stay in ``--out`` for the next run; with ``--resume`` the measured parts are kept too.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from benchmarks.speed.world import BenchWorld, make_bench_world
 RESULT = REPOSITORY / 'docs/results/bench.json'
 PACKAGES = ('torch', 'numpy', 'opencv-python-headless', 'onnxruntime', 'faiss-cpu', 'filterpy')
 DRIVE_S, SMOKE_DRIVE_S = 24.0, 8.0
-LONG = {'hour'}     # parts that are measured only where they are asked for
+LONG = {'hour'}     # parts that are measured only if they are named
 
 
 def parts(arguments: argparse.Namespace, out: Path) -> dict[str, Callable[[], object]]:
-    """What is measured, by the name that it has in the JSON; scratch files go to ``out``."""
+    """The functions that measure, by their name in the JSON; scratch files go to ``out``."""
     device, smoke = arguments.device, arguments.smoke
     drive_s = SMOKE_DRIVE_S if smoke else DRIVE_S
     live = 'gpu' if device == 'cuda' else 'cpu'
@@ -52,7 +52,7 @@ def parts(arguments: argparse.Namespace, out: Path) -> dict[str, Callable[[], ob
 
 
 def machine(device: str) -> dict:
-    """What the numbers hold for."""
+    """The machine and the versions that the numbers hold for."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -76,7 +76,7 @@ def cpu_name() -> str:
 
 
 def rows(value, name: str = '') -> list[tuple[str, str]]:
-    """Every number of a result with its place, for the table."""
+    """Every number of a result with its name, for the table."""
     if isinstance(value, dict):
         if set(value) == {'p50_ms', 'p95_ms', 'p99_ms'}:
             return [(name, ' / '.join(f'{value[key]:.2f}' for key in value) + ' ms')]
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--smoke', action='store_true', help='seconds; the numbers mean nothing')
     parser.add_argument('--resume', action='store_true',
                         help='keep what an interrupted run has measured')
-    parser.add_argument('--only', nargs='+', metavar='PART', help='measure these parts anew, of '
+    parser.add_argument('--only', nargs='+', metavar='PART', help='measure only these parts of '
                         'cpu (or gpu) map_build map_size window training renderer peers, and '
                         'hour (ten minutes, left out without --only)')
     parser.add_argument('--compile', action='store_true',

@@ -1,23 +1,23 @@
-"""The live path: node and player as processes of their own, raw images of 1280x960."""
+"""The live path: node and player in separate processes, with raw images of 1280x960."""
 
 import json
 
 import numpy as np
 import torch
 
-from benchmarks.demo.demo import PARAMETERS, REMAPS, RosRun, STARTUP_S
+from benchmarks.demo.ros_run import PARAMETERS, REMAPS, RosRun, STARTUP_S
 from benchmarks.speed.world import BenchWorld, IMAGE_TOPIC, percentiles_ms, repeated_s, WEIGHTS
 from crossview_localizer.matching.dense_matcher import ground_tensors, HalfGround
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.onnx import OnnxBranch
 
 STAGES = ('wait', 'decode', 'window', 'resize', 'upload', 'forward', 'match', 'filter', 'publish')
-START_S = 4.0      # of the drive, until the filter has its heading
+START_S = 4.0      # until the filter has its heading and every library is warm
 
 
 def play(world: BenchWorld, name: str, rate: float, device: str, seconds_s: float,
          onnx: bool, precision: str = 'float32') -> dict:
-    """Play the bag to the node at ``rate`` times its pace; its stages by image."""
+    """Play the bag to the node at ``rate`` times real time; returns the times of its stages."""
     logs = world.folder / 'logs'
     spans_path = logs / f'{name}.json'
     parameters = {
@@ -44,7 +44,7 @@ def play(world: BenchWorld, name: str, rate: float, device: str, seconds_s: floa
     if not images:
         raise run.failure('node', 'localized no image')
     first_ns = images[0]['stamp_ns']
-    # Of the steady part only: the heading is known and every library is warm.
+    # Only the steady part of the drive counts.
     steady = [image for image in images
               if image['stamp_ns'] - first_ns > START_S * 1e9 and 'match' in image]
     if len(steady) < 2:
@@ -65,8 +65,8 @@ def play(world: BenchWorld, name: str, rate: float, device: str, seconds_s: floa
     }
 
 
-def bare_forward(world: BenchWorld, device: str, runs: int, with_compile: bool) -> dict:
-    """Milliseconds of the ground branch alone, on nothing else's time, by way of running it."""
+def time_forward(world: BenchWorld, device: str, runs: int, with_compile: bool) -> dict:
+    """Milliseconds of the ground branch while nothing else runs, for each way to run it."""
     from crossview_localizer.camera import views
     from crossview_localizer.datatypes import CameraModel
 
@@ -81,7 +81,7 @@ def bare_forward(world: BenchWorld, device: str, runs: int, with_compile: bool) 
             'onnx': OnnxBranch(world.ground_onnx, network.fingerprint, 'cpu')}
     if device == 'cuda':
         del ways['onnx']
-        ways['half, CUDA graph'] = HalfGround(network)
+        ways['half'] = HalfGround(network)
     if with_compile:
         ways['compiled'] = torch.compile(network.ground)
     found = {}
@@ -99,7 +99,7 @@ def measure(world: BenchWorld, device: str, smoke: bool, seconds_s: float,
             with_compile: bool = False) -> dict:
     """The section ``cpu`` or ``gpu`` of bench.json."""
     torch.set_num_threads(1)
-    bare = bare_forward(world, device, 5 if smoke else 60, with_compile)
+    bare = time_forward(world, device, 5 if smoke else 60, with_compile)
     ways = ('torch',) if smoke else ('torch', 'onnx' if device == 'cpu' else 'half')
     played = {}
     for way in ways:
@@ -108,7 +108,7 @@ def measure(world: BenchWorld, device: str, smoke: bool, seconds_s: float,
             played[f'{way}, {offered_hz} Hz'] = play(
                 world, f'{way}_{offered_hz}', rate, device, seconds_s, way == 'onnx',
                 'half' if way == 'half' else 'float32')
-    # What is quoted: every image of 10 a second, by the faster way of running the network.
+    # The quoted run has 10 images per second and the faster way to run the network.
     quoted = min((name for name in played if '10 Hz' in name),
                  key=lambda name: played[name]['end_to_end']['p50_ms'])
     return {

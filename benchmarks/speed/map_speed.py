@@ -1,4 +1,4 @@
-"""Maps: how fast they are built, how large they are, and how long a window takes."""
+"""Maps: the speed of building, the size of the file, and the time for a window."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,21 +15,20 @@ from tqdm import tqdm
 from benchmarks.speed.world import (
     BenchWorld,
     percentiles_ms,
+    run_watched,
     TILE_WEIGHTS,
-    watched,
     WEIGHTS,
 )
-from crossview_localizer.allocator import keep_freed_memory
-from crossview_localizer.build_map import build_map, SPACING_M
+from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+from crossview_localizer.maps.builder import build_map, SPACING_M
 from crossview_localizer.maps.embedding_map import (
     CHUNK,
     EmbeddingMap,
     write_tensors,
 )
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.maps.route import read_route
 from crossview_localizer.networks.checkpoint import load_network
 
 SPEED_MPS = 30.0
@@ -43,7 +42,7 @@ MAP_KM2 = (1, 10, 100, 1000, 10_000)
 
 
 class TimedNetwork:
-    """A network whose forwards of a map's parts are timed, on whatever is asked of it else."""
+    """A network that measures the time of its forward passes over the areas of a map."""
 
     def __init__(self, network, device: str):
         self._network, self._device = network, device
@@ -64,9 +63,11 @@ class TimedNetwork:
 
 
 def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
-    """All of the orthophoto, and the drive's corridor, against the forwards alone; two workers."""
+    """Build all of the orthophoto and the corridor of the drive, and compare with bare forwards.
+
+    Then build the whole area with one worker and with two.
+    """
     torch.set_num_threads(1)
-    keep_freed_memory()
     imagery = Imagery.open([world.orthophoto])
     route = read_route(world.traversal / 'gps/gps.csv')
     parts = []
@@ -76,7 +77,7 @@ def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
         found = build_map(imagery, network, route_latlon_deg=where, device=device)
         wall_s = time.perf_counter() - begin_s
         km2 = len(found.descriptors) * network.lattice_spacing_m ** 2 * 1e-6
-        # Pixels through the network a pixel of a block: what the context of each area costs.
+        # Pixels that pass the network per pixel of a block: the cost of the context of areas.
         share = network.pixels / (len(found.descriptors) * network.config.block_px ** 2)
         parts.append({
             'km2': round(km2, 4), 'tiles': len(found.descriptors),
@@ -91,7 +92,7 @@ def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
     outputs = []
     for workers in (1, 2):
         out = world.folder / f'workers{workers}.map'
-        wall_s, quarters_mb = watched(
+        wall_s, quarters_mb = run_watched(
             ['crossview_localizer.build_map', str(world.orthophoto), '--weights', str(WEIGHTS),
              '--area', '--out', str(out), '--device', device, '--threads', '1', '--workers',
              str(workers)])
@@ -107,31 +108,32 @@ def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
 
 
 def tile_store() -> tuple[float, int]:
-    """Spacing and numbers a tile of the map of the shipped tile network."""
+    """Spacing, and numbers per tile, of a map of the shipped tile network."""
     network = load_network(TILE_WEIGHTS)
     tile = torch.zeros(1, network.config.tile_px, network.config.tile_px, 3, dtype=torch.uint8)
     return SPACING_M, network.embed_satellite(tile).shape[1]
 
 
 def dense_store() -> tuple[float, int]:
+    """Spacing, and numbers per block, of a map of the shipped dense network."""
     network = load_network(WEIGHTS)
     return network.lattice_spacing_m, network.config.channels * network.config.block_cells ** 2
 
 
 def write_area(path: Path, km2: float, spacing_m: float, size: int, sparse: bool) -> int:
-    """A map file of a square area with its full index; returns its tiles.
+    """Write a map of a square area with its full index; returns the number of tiles.
 
-    Its descriptors are random, or, ``sparse``, a hole in the file that takes no room on the disk.
+    Its descriptors are random, or, if ``sparse``, a hole in the file that takes no disk space.
     """
     side = CHUNK * max(1, round(math.sqrt(km2) * 1000.0 / spacing_m / CHUNK))
-    chunks_a_side, tiles = side // CHUNK, side * side
+    chunks_per_side, tiles = side // CHUNK, side * side
     grid = MapGrid(side, side, spacing_m, -side * spacing_m / 2, side * spacing_m / 2)
-    index = np.arange(chunks_a_side ** 2, dtype='<i4').reshape(chunks_a_side, -1)
-    a_chunk = np.arange(CHUNK * CHUNK, dtype='<i4')
+    index = np.arange(chunks_per_side ** 2, dtype='<i4').reshape(chunks_per_side, -1)
+    one_chunk = np.arange(CHUNK * CHUNK, dtype='<i4')
 
     def cells() -> Iterator[np.ndarray]:
         for row in index:
-            yield row[:, None] * a_chunk.size + a_chunk
+            yield row[:, None] * one_chunk.size + one_chunk
 
     def rows() -> Iterator[np.ndarray]:
         step = max(1, 2**24 // (2 * size))
@@ -157,16 +159,16 @@ def write_area(path: Path, km2: float, spacing_m: float, size: int, sparse: bool
     return tiles
 
 
-def forget_pages(path: Path) -> None:
-    """Let the system drop what it holds of a file in memory."""
+def drop_cached_pages(path: Path) -> None:
+    """Let the system drop what it has cached of a file."""
     with open(path, 'rb') as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def opened(path: Path) -> tuple[EmbeddingMap, float, float, dict]:
-    """A map, seconds to open it, memory that this took, and its first window from the disk."""
-    forget_pages(path)
+def open_cold(path: Path) -> tuple[EmbeddingMap, float, float, dict]:
+    """Open a map; returns it, the seconds and MB that this took, and those of its first window."""
+    drop_cached_pages(path)
     before = psutil.Process().memory_info().rss
     begin_s = time.perf_counter()
     found = EmbeddingMap.open(path)
@@ -182,9 +184,9 @@ def prior_at(stamp_ns: int, x_m: float) -> PoseEstimate:
 
 
 def measure_sizes(folder: Path, up_to_gb: float, tiles_up_to_km2: float) -> list[dict]:
-    """Files of both stores: written in full up to ``up_to_gb``, beyond with a hole.
+    """Files of both kinds of map, written in full up to ``up_to_gb`` and sparse beyond.
 
-    Of one square kilometre to ten thousand, and of the largest area that is written in full.
+    Their areas are 1 to 10,000 square kilometres, and the largest that is written in full.
     """
     found = []
     for store, (spacing_m, size) in (('dense', dense_store()), ('tiles', tile_store())):
@@ -196,7 +198,7 @@ def measure_sizes(folder: Path, up_to_gb: float, tiles_up_to_km2: float) -> list
             sparse = km2 * gb_per_km2 > up_to_gb * (1.0 + 1e-9)
             tiles = write_area(path, km2, spacing_m, size, sparse)
             area_km2 = tiles * spacing_m ** 2 * 1e-6
-            _, open_s, memory_mb, cold = opened(path)
+            _, open_s, memory_mb, cold = open_cold(path)
             found.append({
                 'store': store, 'km2': round(area_km2, 3), 'tiles': tiles,
                 'gb': round(path.stat().st_size / 1e9, 3), 'written_in_full': not sparse,
@@ -208,9 +210,9 @@ def measure_sizes(folder: Path, up_to_gb: float, tiles_up_to_km2: float) -> list
 
 
 def with_earlier_sizes(found: list[dict], earlier: list[dict]) -> list[dict]:
-    """The rows of an earlier run that this one did not measure, or did not write in full, too.
+    """Add the rows of an earlier run that this one did not measure or did not write in full.
 
-    Only where a square kilometre takes as many bytes now as then.
+    They are added only if a square kilometre takes as many bytes now as then.
     """
     rows = {(row['store'], row['tiles']): row for row in found}
     now = {row['store']: row['bytes_per_km2'] for row in found}
@@ -223,12 +225,12 @@ def with_earlier_sizes(found: list[dict], earlier: list[dict]) -> list[dict]:
 
 
 def measure_window(folder: Path, seconds_s: float) -> dict:
-    """Windows of the dense store at 30 m/s, in real time, on a map that is not in memory."""
+    """Windows of a dense map at 30 m/s, in real time, on a map that is not in memory."""
     spacing_m, size = dense_store()
     path = folder / 'drive_through.map'
     length_km = 1.5 if seconds_s < 10.0 else 3.0  # more than is preloaded
     write_area(path, length_km ** 2, spacing_m, size, sparse=False)
-    found, open_s, _, cold = opened(path)
+    found, open_s, _, cold = open_cold(path)
     begin_m = -SPEED_MPS * seconds_s / 2
     process = psutil.Process()
     seconds, memory_mb = [], []
@@ -245,7 +247,7 @@ def measure_window(folder: Path, seconds_s: float) -> dict:
             raise ValueError('a window of the map holds no tiles; expected the whole area')
     found.read_ahead_finished()
     path.unlink()
-    # Until the motion is known twice, windows come from the disk.
+    # The first windows come from the disk: nothing is read ahead before the motion is known.
     warm = seconds[round(WINDOW_HZ):]
     return {
         'speed_mps': SPEED_MPS, 'hz': WINDOW_HZ, 'map_gb': round(

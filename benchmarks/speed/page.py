@@ -1,4 +1,4 @@
-"""docs/performance.md and its plots from docs/results/bench.json."""
+"""Make docs/performance.md and its plots from docs/results/bench.json."""
 
 import argparse
 import json
@@ -38,11 +38,12 @@ def live(name: str, part: dict) -> str:
 {about(part)} Stages of the run "{part['quoted']}":
 
 {markdown(head, stages)}
-`wait` is for odometry that reaches the image's stamp, and for an image before it. `decode` ends
-with an rgb image that was checked for blindness, `publish` with the last output's `publish()`.
+`wait` is the time until the odometry reaches the stamp of the image and the image before it is
+done. `decode` ends with an rgb image that was checked for blindness, `publish` with the last
+`publish()`.
 
 {markdown(['network, images offered', 'frames/s', 'p50 ms', 'p95 ms', 'p99 ms', 'used'], runs)}
-The network alone, nothing else running:
+The network alone, while nothing else runs:
 
 {markdown(head, bare)}"""
 
@@ -53,7 +54,7 @@ def goals(result: dict) -> str:
         if name not in ('cpu', 'gpu'):
             continue
         if name == 'cpu':
-            rows += [['frames a second with the player on the same cores, fastest run', '>= 10',
+            rows += [['frames per second with the player on the same cores, fastest run', '>= 10',
                       part['frames_per_s'], part['frames_per_s'] >= 9.95]]
             for run, values in part['runs'].items():
                 p99 = values['end_to_end']['p99_ms']
@@ -61,18 +62,19 @@ def goals(result: dict) -> str:
         else:
             p99, rest = part['end_to_end']['p99_ms'], part['all_but_forward']['p50_ms']
             rows += [['GPU: p99 of the live path, ms', '<= 10', p99, p99 <= 10],
-                     ['GPU: all stages but the forward, p50 ms', '<= 4', rest, rest <= 4]]
+                     ['GPU: all stages except the forward pass, p50 ms', '<= 4', rest, rest <= 4]]
     build, window = result['map_build'], result['window']
     slowest = max(row['open_s'] for row in result['map_size'])
     rows += [
-        ['building a map against its forwards alone', '<= 1.2', build['ratio_to_bare'],
+        ['time to build a map / its forward passes', '<= 1.2', build['ratio_to_bare'],
          build['ratio_to_bare'] <= 1.2],
-        ['building a map against forwards without overlap', '-',
+        ['time to build a map / forward passes without overlap', '-',
          build['ratio_to_each_pixel_once'], None],
         ['opening any of the maps, s', '< 1', slowest, slowest < 1],
         ['warm window at 30 m/s, p99 ms', '< 5', window['warm']['p99_ms'],
          window['warm']['p99_ms'] < 5],
-        ['training against its steps alone', '-', result['training']['share_of_bound'], None]]
+        ['images per second of training / of its steps alone', '-',
+         result['training']['share_of_bound'], None]]
     return markdown(['goal', 'wanted', 'measured', ''], [
         [*row[:3], '' if row[3] is None else 'reached' if row[3] else '**missed**']
         for row in rows])
@@ -80,7 +82,7 @@ def goals(result: dict) -> str:
 
 def sizes(result: dict) -> str:
     return markdown(
-        ['store', 'km2', 'tiles', 'GB', 'in full', 'MB a km2', 'index MB', 'open s', 'memory MB',
+        ['store', 'km2', 'tiles', 'GB', 'in full', 'MB per km2', 'index MB', 'open s', 'memory MB',
          'first window ms'],
         [[STORE_NAMES[row['store']], row['km2'], row['tiles'], row['gb'],
           'yes' if row['written_in_full'] else 'sparse', row['bytes_per_km2'] / 1e6,
@@ -103,14 +105,14 @@ def training(result: dict) -> str:
              for recipe, name in STORE_NAMES.items()
              for count, row in part.get('ranks', {}).get(recipe, {}).items()]
     sampler = markdown(
-        ['places', 'made in s', 'ms a batch of 64', 'MB'],
+        ['places', 'made in s', 'ms per batch of 64', 'MB'],
         [[row['places'], row['made_s'], row['batch_ms'], row['memory_mb']]
          for row in part['sampler']])
     return f"""The dense recipe on one core: {part['frames_per_s']} frames/s; its steps alone
 {part['device_bound_frames_per_s']}, its loader alone {part['loader_frames_per_s']}.
 
 {markdown(['training of the', 'ranks of torchrun', 'steps/s'], ranks) if ranks else ''}
-The papers' sampler, a tile every 5 m of street:
+The papers' sampler, with a tile every 5 m of street:
 
 {sampler}"""
 
@@ -141,13 +143,13 @@ full rates: the longest drive has {longest['vo/vo.csv']} steps of visual odometr
 
 
 def building(build: dict) -> str:
-    """What each wanted piece of a map costs."""
+    """The cost of the parts of a map."""
     rows = [[name, part['km2'], part['km2_per_s'] * 1e6, part['ratio_to_bare'],
              part['pixels_per_block_pixel'], part['ratio_to_each_pixel_once']]
             for name, part in (('area', build), ('corridor', build['corridor']))]
     return markdown(
-        ['', 'km2', 'm2/s', 'against its forwards', 'pixels a kept pixel',
-         'against forwards without overlap'], rows)
+        ['', 'km2', 'm2/s', 'time / forward passes', 'pixels per kept pixel',
+         'time / forward passes without overlap'], rows)
 
 
 def page(result: dict) -> str:
@@ -158,49 +160,46 @@ def page(result: dict) -> str:
     written_gb = max(row['gb'] for row in result['map_size'] if row['written_in_full'])
     lives = '\n'.join(live(name, result[name]) for name in ('cpu', 'gpu') if name in result)
     no_gpu = '' if 'gpu' in result else (
-        'Nothing was measured on a GPU. Written for one and never run there: uploads from pinned\n'
-        'memory, and `precision: half` (the trunk in half precision and channels-last, the whole\n'
-        'ground branch as a CUDA graph); `make bench DEVICE=cuda` measures both.\n')
+        'Nothing was measured on a GPU, `precision: half` included; '
+        '`make bench DEVICE=cuda` does it.\n')
     return f"""# Performance
 
 Made by `make bench` ([bench.json](results/bench.json)): one run on one machine, each step beside
-its bound or its peer. **Simulation**: a rendered town, images of 1280 x 960 enlarged from
-320 x 240, which costs the node the same.
+its bound or a peer. **Simulation**: a rendered town, with images of 320 x 240 enlarged to
+1280 x 960, which the node takes the same time for.
 
 ## Goals
 
 {goals(result)}
 ## The live path
 
-Node and player are processes of their own; `play_bag` publishes raw images of 3.7 MB, the
-node runs the shipped dense weights with one thread. From the entry of the image callback until the
-last `publish()` has returned, batch 1.
+Node and player are separate processes; `play_bag` publishes raw images of 3.7 MB, the node runs
+the shipped dense weights with one thread. Times are from the entry of the image callback until the
+last `publish()` has returned, with batch 1.
 
 {lives}
 {no_gpu}
-What takes effect, in this order: `onnx_path` (the network by ONNX Runtime: `export WEIGHTS --out
-FOLDER`, then the file that ends in `.ground.onnx`); one thread on few cores; `image_transport:
-raw` on the same machine. Large frames are halved by area before they are resized, what depends on
-the camera alone is computed once, Fourier transforms have lengths without large prime factors, and
-decoding runs in the image thread, so that odometry never waits for it.
+What makes it faster, most effective first: `onnx_path` (the network by ONNX Runtime: `export
+WEIGHTS --out FOLDER`, then the file that ends in `.ground.onnx`); one thread if there are few
+cores; `image_transport: raw` on the same machine.
 
 ## Maps
 
 {building(build)}
-Each part of a map is described with context about it, which parts beside it describe too: "pixels
-a kept pixel" go through the network. The last column is the time against that of forwards in
-which every pixel was computed once.
-Processes of `--workers`, with their start and the memory of all: {workers or '-'}; the bytes are
-{'the same' if build.get('same_bytes') else 'not compared'}. On a town this small their start
-counts for as much as their work.
+Each part of a map is described together with the context around it, which its neighbours compute
+again: so many "pixels per kept pixel" pass the network. The last column compares with forward
+passes in which every pixel is computed once.
+With `--workers`, wall time and memory of all processes: {workers or '-'}; the maps are
+{'identical' if build.get('same_bytes') else 'not compared'}. On a town this small, starting the
+processes takes as long as their work.
 
 {sizes(result)}
-A map is opened by its header and its chunk table; descriptors are read as the vehicle comes near.
-Sparse files have their full index and a hole for the descriptors. Maps up to
-{PRELOAD_BYTES >> 20} MB are read whole, of larger ones at most {CACHE_BYTES >> 20} MB stay in
+Opening a map reads its header and its chunk table; descriptors are read as the vehicle comes near.
+Sparse files have their full index and a hole in place of the descriptors. Maps up to
+{PRELOAD_BYTES >> 20} MB are read as a whole; of larger ones at most {CACHE_BYTES >> 20} MB stay in
 memory.
 
-Windows at {window['speed_mps']:g} m/s, {window['hz']:g} a second, map of {window['map_gb']} GB:
+Windows at {window['speed_mps']:g} m/s, {window['hz']:g} per second, map of {window['map_gb']} GB:
 cold {window['cold_ms']} ms, then p50 {window['warm']['p50_ms']},
 p95 {window['warm']['p95_ms']}, p99 {window['warm']['p99_ms']} ms; memory
 {window['memory_first_mb']:.0f} to
@@ -215,7 +214,7 @@ p95 {window['warm']['p95_ms']}, p99 {window['warm']['p99_ms']} ms; memory
 
 {renderer(result)}
 One process, images of {' x '.join(map(str, result['renderer']['image_px']))} px, start included.
-The drives differ threefold in length: memory must not.
+One drive is three times as long as the other: memory must not grow.
 {hour(result)}
 ## Peers
 
@@ -254,7 +253,7 @@ def draw(result: dict, path: Path) -> None:
     found = result['training']['sampler']
     places = [row['places'] for row in found]
     sampler.loglog(places, [row['made_s'] for row in found], 'o-', label='made, s')
-    sampler.loglog(places, [row['batch_ms'] for row in found], 's-', label='a batch of 64, ms')
+    sampler.loglog(places, [row['batch_ms'] for row in found], 's-', label='batch of 64, ms')
     sampler.set(xlabel='places of the sampler', ylabel='s, ms')
     for axes in (size, opening, sampler):
         axes.grid(alpha=0.3)
@@ -279,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         write(arguments.docs / 'results/bench.json', arguments.docs)
     except (OSError, ValueError, KeyError) as error:
-        print(f'bench_page: {error!r}', file=sys.stderr)
+        print(f'page: {error!r}', file=sys.stderr)
         return 2
     print(arguments.docs / 'performance.md')
     return 0

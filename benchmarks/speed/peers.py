@@ -1,16 +1,18 @@
-"""Others' ways for the same steps, on the same device in the same run."""
+"""The same steps by other libraries, on the same device in the same run."""
 
 import numpy as np
 from scipy.signal import fftconvolve
 import torch
 
 from benchmarks.speed.world import BenchWorld, percentiles_ms, repeated_s, TILE_WEIGHTS, WEIGHTS
-from crossview_localizer.config import FilterConfig, MatchConfig
+from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import Heatmap, OdometrySample, PoseEstimate
+from crossview_localizer.fusion.motion_model import STATES
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
-from crossview_localizer.matching.dense_matcher import DenseMatcher, yaw_bins
+from crossview_localizer.matching.dense_matcher import DenseMatcher, yaw_offsets
+from crossview_localizer.matching.matcher import MIN_HALF_YAW_RAD
 from crossview_localizer.matching.tile_matcher import TileMatcher
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.controls import random_network
@@ -23,7 +25,7 @@ def prior() -> PoseEstimate:
 
 
 def measure(world: BenchWorld, device: str, smoke: bool) -> dict:
-    """Milliseconds of each step of ours and of its peer."""
+    """Milliseconds of each of our steps and of its peer."""
     torch.set_num_threads(1)
     runs = 3 if smoke else 40
     parts = {'networks': networks, 'tile_match': tile_match, 'dense_match': dense_match,
@@ -76,7 +78,7 @@ def tile_match(device: str, runs: int) -> dict:
     found = {
         'tiles': side * side, 'numbers': size,
         'heat map (ours)': percentiles_ms(repeated_s(
-            lambda: matcher.match(ground, window, prior(), MatchConfig()), runs)),
+            lambda: matcher.match(ground, window, prior()), runs)),
         'cosines alone (ours)': percentiles_ms(repeated_s(lambda: tiles @ ground, runs))}
     try:
         import faiss
@@ -103,7 +105,7 @@ def dense_match(device: str, runs: int) -> dict:
     raster = torch.randn(config.channels, side, side, generator=generator)
     view = torch.randn(
         1, config.channels, config.ahead_cells, config.across_cells, generator=generator)
-    yaws = torch.from_numpy(yaw_bins(prior(), MatchConfig()))[None]
+    yaws = torch.from_numpy(prior().pose.yaw_rad + yaw_offsets(MIN_HALF_YAW_RAD))[None]
     turned = turned_views(view, yaws, 0.4, config)
     patches, window = turned[0].numpy(), raster.numpy()
 
@@ -126,7 +128,7 @@ def dense_match(device: str, runs: int) -> dict:
         'turning the views (ours)': percentiles_ms(repeated_s(
             lambda: turned_views(view, yaws, 0.4, config), runs)),
         'pose of a volume (ours)': percentiles_ms(repeated_s(
-            lambda: matcher.estimate(heatmap, prior(), MatchConfig()), runs)),
+            lambda: matcher.estimate(heatmap, prior()), runs)),
         'relative_difference': float(f'{difference:.2g}')}
 
 
@@ -145,11 +147,10 @@ def kalman_filter(device: str, runs: int) -> dict:
         ours.add_odometry(OdometrySample(
             10**9 + round(time_s * 1e9), Pose2D(10.0 * time_s, 0.0, 0.0)))
 
-    size = len(ours._ekf.x)
-    bare = KalmanFilter(size, 2)
-    bare.Q = np.eye(size) * 1e-4
+    bare = KalmanFilter(STATES, 2)
+    bare.Q = np.eye(STATES) * 1e-4
     return {
-        'states': size,
+        'states': STATES,
         'add_odometry (ours)': percentiles_ms(repeated_s(increment, 20 * runs)),
         'bare filterpy predict': percentiles_ms(repeated_s(bare.predict, 20 * runs)),
         'bare filterpy update': percentiles_ms(repeated_s(

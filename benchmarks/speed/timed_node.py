@@ -1,8 +1,7 @@
-"""The node with a clock on each stage of the live path; otherwise the very same process.
+"""The node with a timer on each stage of the live path; it is the same process otherwise.
 
-``python -m benchmarks.speed.timed_node SPANS.json --ros-args ...`` runs the node until it
-is interrupted
-and then writes one record an image: seconds of each stage, and of the whole.
+``python -m benchmarks.speed.timed_node SPANS.json --ros-args ...`` runs the node until it is
+interrupted and then writes one record per image: seconds of each stage, and of all of them.
 """
 
 from collections.abc import Callable
@@ -15,18 +14,22 @@ from crossview_localizer import node
 from crossview_localizer.camera import views
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.matching import dense_matcher
+from crossview_localizer.ros import localizer_holder
+from crossview_localizer.ros.image_processor import ImageProcessor
+from crossview_localizer.ros.outputs import LocalizerOutputs
 from crossview_localizer.ros.sensor_rig import SensorRig
 
 
-class Spans:
-    """Seconds of each stage of the image that the image thread is at."""
+class StageTimes:
+    """Seconds of each stage, for each image that the node processes."""
 
     def __init__(self):
         self.images: list[dict] = []
         self._current: dict[str, float] = {}
 
-    def clock(self, owner, name: str, stage: str, synchronize: Callable = lambda: None) -> None:
-        """Let ``owner.name`` add the time of its calls to a stage."""
+    def time_calls(self, owner, name: str, stage: str,
+                   synchronize: Callable = lambda: None) -> None:
+        """Add the time of each call of ``owner.name`` to a stage."""
         call = getattr(owner, name)
 
         def timed(*arguments, **keywords):
@@ -40,22 +43,32 @@ class Spans:
                 self._current[stage] = self._current.get(stage, 0.0) + spent_s
         setattr(owner, name, timed)
 
-    def clock_images(self) -> None:
-        """Begin a record with each image and end it once all is published."""
-        process = node.LocalizerNode._process
+    def time_images(self) -> None:
+        """Make a record of each image, from its arrival until all is published."""
+        process, publish = ImageProcessor.process, LocalizerOutputs.publish_localization
+        records = {}        # by the time at which the image's callback was entered
 
-        def timed(shell, received):
+        def timed_process(processor, received, newest_odometry):
             self._current = {'wait': time.perf_counter() - received.entered_s}
-            process(shell, received)
-            localization = shell._localization
-            self.images.append({
-                **self._current, 'end_to_end': time.perf_counter() - received.entered_s,
-                'stamp_ns': localization.stamp_ns, 'outcome': localization.outcome.name})
-        node.LocalizerNode._process = timed
+            processed = process(processor, received, newest_odometry)
+            records[received.entered_s] = self._current
+            return processed
 
-    def clock_matcher(self) -> None:
-        """Clock each stage of whatever matcher the node loads."""
-        load = node.load_localizer
+        def timed_publish(outputs, localization, frame, entered_s):
+            begin_s = time.perf_counter()
+            latency_ms = publish(outputs, localization, frame, entered_s)
+            end_s = time.perf_counter()
+            self.images.append({
+                **records.pop(entered_s), 'publish': end_s - begin_s,
+                'end_to_end': end_s - entered_s, 'stamp_ns': localization.stamp_ns,
+                'outcome': localization.outcome.name})
+            return latency_ms
+        ImageProcessor.process = timed_process
+        LocalizerOutputs.publish_localization = timed_publish
+
+    def time_stages(self) -> None:
+        """Time each stage, of whichever matcher the node loads."""
+        load = localizer_holder.load_localizer
 
         def loading(*arguments, **keywords):
             localizer = load(*arguments, **keywords)
@@ -63,26 +76,25 @@ class Spans:
             if str(matcher.device).startswith('cuda'):
                 import torch
                 synchronize = torch.cuda.synchronize
-            self.clock(matcher, '_ground', 'forward', synchronize)
-            self.clock(matcher, 'match', 'match', synchronize)
-            self.clock(matcher, 'estimate', 'match')
-            self.clock(localizer.filter, 'add_match', 'filter')
-            self.clock(localizer.filter, 'estimate_at', 'filter')
+            self.time_calls(matcher, '_ground', 'forward', synchronize)
+            self.time_calls(matcher, 'match', 'match', synchronize)
+            self.time_calls(matcher, 'estimate', 'match')
+            self.time_calls(localizer.filter, 'add_match', 'filter')
+            self.time_calls(localizer.filter, 'estimate_at', 'filter')
             return localizer
-        node.load_localizer = loading
-        self.clock(EmbeddingMap, 'window', 'window')
-        self.clock(SensorRig, 'camera_image', 'decode')
-        self.clock(views, 'lifted_view', 'resize')
-        self.clock(dense_matcher, 'ground_tensors', 'upload')
-        self.clock(node.LocalizerNode, '_publish_localization', 'publish')
+        localizer_holder.load_localizer = loading
+        self.time_calls(EmbeddingMap, 'window', 'window')
+        self.time_calls(SensorRig, 'camera_image', 'decode')
+        self.time_calls(views, 'lifted_view', 'resize')
+        self.time_calls(dense_matcher, 'ground_tensors', 'upload')
 
 
 def main() -> int:
-    path, spans = Path(sys.argv.pop(1)), Spans()
-    spans.clock_matcher()
-    spans.clock_images()
+    path, times = Path(sys.argv.pop(1)), StageTimes()
+    times.time_stages()
+    times.time_images()
     result = node.main()
-    path.write_text(json.dumps(spans.images))
+    path.write_text(json.dumps(times.images))
     return result
 
 

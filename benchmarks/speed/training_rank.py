@@ -1,10 +1,9 @@
-"""One rank of a training that is timed: its steps alone, without validation; ``bench`` starts it.
+"""One rank of a training run that is timed without its validation; ``training_speed`` starts it.
 
-``torchrun -m benchmarks.speed.training_rank RECIPE WORLD STEPS OUT``: rank 0 writes
-seconds a step.
+``torchrun -m benchmarks.speed.training_rank RECIPE WORLD STEPS OUT``: rank 0 writes the seconds
+per step to OUT.
 """
 
-from dataclasses import replace
 import json
 from pathlib import Path
 import sys
@@ -15,50 +14,40 @@ import torch
 
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
-from training import train_dense
-from training.data.datasets import load_world
-from training.distributed import join_ranks, leave_ranks, Ranks
-from training.recipes.areas import AreaRecipe
-from training.train_tiles import CONFIGS, train
+from crossview_localizer.networks.safa import ModelConfig
+from training.data.datasets import load_world, World
+from training.distributed import joined_ranks, Ranks
+from training.loop import train, TrainConfig
+from training.recipes.areas import AreaConfig, AreaRecipe
+from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
 
 WARM_STEPS = 2
-NEVER = 10**9
 
 
-class StepsAlone(AreaRecipe):
-    """The synthetic recipe without its validation."""
-
-    def validate(self, network, ranks: Ranks) -> tuple[dict[str, float], float]:
-        return {self.score_name: 0.0}, 1.0
-
-
-def run(recipe: str, world, steps: int, out: Path, ranks: Ranks) -> None:
-    if recipe == 'dense':
-        config = train_dense.DenseTrainConfig(steps=NEVER, validate_every=NEVER)
-        train_dense.train(random_network(DenseConfig(), 0), config, [world], [world],
-                          out / 'dense.safetensors', {}, ranks, stop_after=steps)
-        return
-    model, config = CONFIGS['synthetic']
-    areas = StepsAlone(config.data, model, 0, [world], [world])
-    train(model, replace(config, steps=steps, validate_steps=NEVER), areas,
-          out / f'tiles{steps}.safetensors', random_network(model, 0), {}, ranks)
+def time_steps(recipe_name: str, world: World, steps: int, out: Path, ranks: Ranks) -> float:
+    """Seconds that so many steps take, with the start of the run but without validation."""
+    network = random_network(DenseConfig() if recipe_name == 'dense' else ModelConfig(), 0)
+    recipe = (
+        PoseLikelihoodRecipe(PoseLikelihoodConfig(), network.config, 0, [world], [world])
+        if recipe_name == 'dense' else AreaRecipe(AreaConfig(), network, 0, [world], [world]))
+    recipe.validate = lambda network, ranks: ({recipe.score_name: 0.0}, {})
+    begin_s = time.perf_counter()
+    train(network, recipe, TrainConfig(steps=steps, validate_steps=steps, frozen_stages=2), out,
+          {}, ranks)
+    return time.perf_counter() - begin_s
 
 
 def main() -> int:
-    recipe, world_path, steps, out = sys.argv[1:]
+    recipe_name, world_path, steps, out = sys.argv[1:]
     torch.set_num_threads(1)
-    ranks = join_ranks('cpu', False)
-    try:
-        world = load_world(Path(world_path))
-        with tempfile.TemporaryDirectory(dir=Path(out).parent) as folder:
-            run(recipe, world, WARM_STEPS, Path(folder), ranks)
-            begin_s = time.perf_counter()
-            run(recipe, world, int(steps), Path(folder), ranks)
-            ranks.tell(True)  # the last rank's end is the training's
-            if ranks.rank == 0:
-                Path(out).write_text(json.dumps((time.perf_counter() - begin_s) / int(steps)))
-    finally:
-        leave_ranks()
+    world = load_world(Path(world_path))
+    with (joined_ranks('cpu') as ranks,
+          tempfile.TemporaryDirectory(dir=Path(out).parent) as folder):
+        time_steps(recipe_name, world, WARM_STEPS, Path(folder) / 'warm.safetensors', ranks)
+        seconds_s = time_steps(
+            recipe_name, world, int(steps), Path(folder) / 'timed.safetensors', ranks)
+        if ranks.rank == 0:
+            Path(out).write_text(json.dumps(seconds_s / int(steps)))
     return 0
 
 

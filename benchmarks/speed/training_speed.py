@@ -1,4 +1,4 @@
-"""Training, its samplers, the renderer and the converter: how fast, and how that grows."""
+"""The speed of training, of its samplers, of the renderer and of the converter."""
 
 from concurrent.futures import ThreadPoolExecutor
 import itertools
@@ -22,59 +22,56 @@ from benchmarks.speed.world import (
     ORTHO_PX_M,
     RATE_HZ,
     RENDERED_PX,
+    run_watched,
     SEED,
-    watched,
 )
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig
 from training.data.datasets import load_world
-from training.recipes.dense_groups import dense_group
+from training.distributed import Ranks
+from training.loop import backward, Objective, set_training
+from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
 from training.samplers import LocalBatchSampler
-from training.train_dense import freeze, group_loss
 
-GROUP = 6
 RANK_STEPS = 16
 SAMPLER_PLACES = (1000, 10_000, 100_000, 1_000_000)
 PLACES_PER_KM2 = 10_000     # a tile every 5 m of 50 km of street
 
 
 def measure_training(world: BenchWorld, device: str, smoke: bool) -> dict:
-    """Frames a second of the dense recipe: its loader, its steps, both at once; and two ranks."""
+    """Frames per second of the dense recipe: of drawing, of computing, of both; and two ranks."""
     torch.set_num_threads(1)
     data = load_world(world.prepared)
-    network = random_network(DenseConfig(), 0)
-    freeze(network, 2)
-    groups = 2 if smoke else 6
+    ranks = Ranks(device=device)
+    network = random_network(DenseConfig(), 0).to(device, memory_format=torch.channels_last)
+    set_training(network, 2)
+    recipe = PoseLikelihoodRecipe(PoseLikelihoodConfig(), network.config, 0, [data], [data])
+    objective = Objective(network, recipe, ranks)
+    steps = range(1 if smoke else 3)
 
-    def draw(number: int):
-        return dense_group(data, number % len(data.poses), GROUP, network.config, (0, number))
-
-    def step(group) -> int:
-        network.zero_grad(set_to_none=True)
-        nll, _ = group_loss(network, group)
-        nll.mean().backward()
-        return len(nll)
-
-    kept = [draw(k) for k in range(groups)]
-    step(kept[0])
+    kept = [recipe.draw(step, ranks) for step in steps]
+    frames = sum(len(group.images) for parts in kept for group in parts)
+    backward(objective, kept[0], ranks)
     begin_s = time.perf_counter()
-    frames = sum(len(draw(k).images) for k in range(groups))
+    for step in steps:
+        recipe.draw(step, ranks)
     loader = frames / (time.perf_counter() - begin_s)
     begin_s = time.perf_counter()
-    bound = sum(step(group) for group in kept) / (time.perf_counter() - begin_s)
-    # As training does it: the next group is drawn while this one is computed.
+    for parts in kept:
+        backward(objective, parts, ranks)
+    bound = frames / (time.perf_counter() - begin_s)
+    # As training does it: the next step is drawn while this one is computed.
     begin_s = time.perf_counter()
-    frames = 0
     with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(draw, 0)
-        for k in range(groups):
-            group = waiting.result()
-            waiting = ahead.submit(draw, k + 1)
-            frames += step(group)
+        waiting = ahead.submit(recipe.draw, 0, ranks)
+        for step in steps:
+            parts = waiting.result()
+            waiting = ahead.submit(recipe.draw, step + 1, ranks)
+            backward(objective, parts, ranks)
     both = frames / (time.perf_counter() - begin_s)
     result = {
-        'device': 'cpu', 'frames_per_s': round(both, 2), 'device_bound_frames_per_s':
-        round(bound, 2), 'loader_frames_per_s': round(loader, 2),
+        'device': device, 'frames_per_s': round(both, 2),
+        'device_bound_frames_per_s': round(bound, 2), 'loader_frames_per_s': round(loader, 2),
         'share_of_bound': round(both / bound, 3),
         'sampler': measure_sampler(SAMPLER_PLACES[:2] if smoke else SAMPLER_PLACES)}
     if not smoke:
@@ -86,9 +83,9 @@ def measure_training(world: BenchWorld, device: str, smoke: bool) -> dict:
 
 
 def measure_ranks(world: BenchWorld, recipe: str, ranks: int, steps: int) -> dict:
-    """Steps a second of ``training.train_dense`` (dense) or ``train_tiles`` by ``torchrun``.
+    """Steps per second of training the dense or the tile network with ``torchrun``.
 
-    Without start and validation; both ranks together take the same images a step as one.
+    Start and validation do not count; two ranks together take the same images per step as one.
     """
     with tempfile.TemporaryDirectory(dir=world.folder) as folder:
         out = Path(folder) / 'seconds.json'
@@ -103,7 +100,7 @@ def measure_ranks(world: BenchWorld, recipe: str, ranks: int, steps: int) -> dic
 
 
 def measure_sampler(counts: tuple[int, ...]) -> list[dict]:
-    """The papers' sampler on places of one density: to be made, and a batch of 64."""
+    """The time to make the papers' sampler, for places of one density, and of a batch of 64."""
     found = []
     for count in counts:
         generator = np.random.default_rng(0)
@@ -128,18 +125,18 @@ def measure_sampler(counts: tuple[int, ...]) -> list[dict]:
 
 
 def render_and_convert(out: Path, duration_s: float, rate_hz: float) -> dict[str, dict]:
-    """A drive of the simulated town, and its bag: frames a second, start included, and memory."""
+    """Render a drive and make its bag: frames per second, start included, and memory."""
     folder = out / f'render_{duration_s:g}'
     shutil.rmtree(folder, ignore_errors=True)
-    # The orthophoto is a world's; it is rendered first, then the drive in a second run.
+    # The orthophoto does not count: it is rendered first, the drive in a second run.
     command = ['training.simulation', str(folder), '--seed', str(SEED), '--duration-s',
                str(duration_s), '--rate-hz', str(rate_hz), '--image-size',
                'x'.join(map(str, RENDERED_PX)), '--ortho-px-m', str(4 * ORTHO_PX_M),
                '--city-size-m', str(CITY_M), '--jobs', '1']
-    watched([*command, '--traversals', '0'])
+    run_watched([*command, '--traversals', '0'])
     found = {}
     for name in ('render', 'convert'):
-        seconds_s, quarters_mb = watched(command)
+        seconds_s, quarters_mb = run_watched(command)
         [traversal] = [path.parent for path in folder.glob('*/stereo')]
         frames = len(list(traversal.glob('stereo/centre/*.png')))
         found[name] = {
@@ -158,7 +155,7 @@ def render_and_convert(out: Path, duration_s: float, rate_hz: float) -> dict[str
 
 
 def measure_renderer(out: Path, smoke: bool) -> dict:
-    """Frames a second and memory, of a short drive and of one three times as long."""
+    """Frames per second and memory for a short drive and for one three times as long."""
     found = {'image_px': list(RENDERED_PX), 'render': [], 'convert': []}
     for duration_s in (6.0,) if smoke else (8.0, 24.0):
         drive = render_and_convert(out, duration_s, RATE_HZ)
@@ -169,7 +166,7 @@ def measure_renderer(out: Path, smoke: bool) -> dict:
 
 
 def measure_hour(out: Path, smoke: bool) -> dict:
-    """The same of drives of ten minutes and of an hour, an image a second."""
+    """The same for drives of ten minutes and of an hour, with one image per second."""
     durations_s = (6.0, 12.0) if smoke else (600.0, 3600.0)
     return {'image_px': list(RENDERED_PX), 'rate_hz': 1.0,
             'drives': [render_and_convert(out, duration_s, 1.0) for duration_s in durations_s]}

@@ -1,7 +1,7 @@
-"""What the benchmarks measure on: a short simulated drive, its bag of raw images and its map.
+"""What the benchmarks run on: a short simulated drive, its bag of raw images, and its map.
 
-The images are rendered small and enlarged, which takes a sixteenth of the time; their content is
-a simulated town's, their size that of the Oxford RobotCar camera.
+The images show a simulated town. They are rendered small, which takes a sixteenth of the time, and
+enlarged to the size of the Oxford RobotCar camera.
 """
 
 from dataclasses import dataclass
@@ -52,10 +52,10 @@ class BenchWorld:
 
 
 def make_bench_world(folder: Path, duration_s: float, jobs: int) -> BenchWorld:
-    """Render, convert, enlarge, embed, export; what is there already is kept and not timed."""
+    """Render, convert, enlarge, embed, export; what exists already is kept and not timed."""
     from crossview_localizer import build_map, export
+    from crossview_localizer.bags.robotcar_bag import convert, Options
     from crossview_localizer.networks.checkpoint import load_network
-    from crossview_localizer.robotcar_to_bag import convert, Options
     from training.data.datasets import save_world
     from training.prepare import prepare
     from training.simulation import make_world
@@ -82,7 +82,7 @@ def make_bench_world(folder: Path, duration_s: float, jobs: int) -> BenchWorld:
                    folder / 'bench.npz')
         shutil.rmtree(small)
         (folder / 'bag_partial').rename(folder / 'bag')
-    made = folder / load_network(WEIGHTS).fingerprint[:12]  # of these weights alone
+    made = folder / load_network(WEIGHTS).fingerprint[:12]
     made.mkdir(exist_ok=True)
     found = BenchWorld(
         folder, traversal, folder / 'bag', made / 'drive.map',
@@ -100,16 +100,16 @@ def make_bench_world(folder: Path, duration_s: float, jobs: int) -> BenchWorld:
 
 def enlarge(source: Path, target: Path) -> None:
     """Copy a bag of JPEG images, each decoded and enlarged to IMAGE_PX, with its camera_info."""
-    from rosbags.highlevel import AnyReader
     from rosbags.rosbag2 import StoragePlugin, Writer
 
+    from crossview_localizer.bags.bag import Bag
     from crossview_localizer.bags.topics import COMPRESSED_IMAGE_TOPIC
     from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 
     typestore = typestore_with_geographic_msgs()
     raw = typestore.types['sensor_msgs/msg/Image']
     scale = IMAGE_PX[0] / RENDERED_PX[0]
-    with AnyReader([source], default_typestore=typestore) as reader, Writer(
+    with Bag(source) as opened, Writer(
         target, version=9, storage_plugin=StoragePlugin.MCAP,
     ) as writer:
         copies = {
@@ -117,8 +117,8 @@ def enlarge(source: Path, target: Path) -> None:
                 IMAGE_TOPIC if c.topic == COMPRESSED_IMAGE_TOPIC else c.topic,
                 raw.__msgtype__ if c.topic == COMPRESSED_IMAGE_TOPIC else c.msgtype,
                 typestore=typestore, offered_qos_profiles=c.ext.offered_qos_profiles)
-            for c in reader.connections}
-        for connection, bag_ns, data in reader.messages():
+            for c in opened.connections}
+        for connection, bag_ns, data in opened.read_raw():
             if connection.topic == COMPRESSED_IMAGE_TOPIC:
                 msg = typestore.deserialize_cdr(data, connection.msgtype)
                 pixels = cv2.resize(cv2.imdecode(msg.data, cv2.IMREAD_COLOR), IMAGE_PX)
@@ -129,7 +129,7 @@ def enlarge(source: Path, target: Path) -> None:
                 msg = typestore.deserialize_cdr(data, connection.msgtype)
                 msg.k, msg.p = msg.k.copy(), msg.p.copy()
                 for matrix in (msg.k.reshape(3, 3), msg.p.reshape(3, 4)):
-                    # The centre of the first pixel is 0, the image's edge -0.5.
+                    # The centre of the first pixel is 0, the edge of the image is -0.5.
                     matrix[:2, 2] += 0.5
                     matrix[:2] *= scale
                     matrix[:2, 2] -= 0.5
@@ -139,13 +139,13 @@ def enlarge(source: Path, target: Path) -> None:
 
 
 def percentiles_ms(seconds: list[float] | np.ndarray) -> dict[str, float]:
-    """p50_ms, p95_ms and p99_ms of some seconds."""
+    """p50_ms, p95_ms and p99_ms of times in seconds."""
     return {f'p{share}_ms': round(1e3 * float(np.percentile(seconds, share)), 3)
             for share in (50, 95, 99)}
 
 
 def repeated_s(call, runs: int, warm: int = 3) -> np.ndarray:
-    """Seconds of each of so many calls, after some that do not count."""
+    """Seconds of each of ``runs`` calls, after ``warm`` calls that do not count."""
     for _ in range(warm):
         call()
     found = np.empty(runs)
@@ -156,8 +156,11 @@ def repeated_s(call, runs: int, warm: int = 3) -> np.ndarray:
     return found
 
 
-def watched(command: list[str]) -> tuple[float, list[float]]:
-    """Seconds of a command, and the most memory, MB, of it and its children in each quarter."""
+def run_watched(command: list[str]) -> tuple[float, list[float]]:
+    """Run a Python module; returns seconds, and the peak memory, MB, in each quarter of the run.
+
+    The memory includes that of its child processes.
+    """
     begin_s = time.perf_counter()
     process = psutil.Popen(
         [sys.executable, '-m', *command], cwd=REPOSITORY, stdout=subprocess.DEVNULL,

@@ -1,1 +1,1 @@
-"""Recorded drives: bags and the RobotCar raw formats, read without ROS processes."""
+"""Recorded drives: bags read, written, played and recorded, and the RobotCar raw formats."""

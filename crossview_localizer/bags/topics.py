@@ -1,4 +1,4 @@
-"""Topic names in a bag; the same in ``robotcar_to_bag`` and the launch file."""
+"""The topics of a drive: as ``robotcar_to_bag`` writes them and the launch file remaps them."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ TRUTH_TOPIC = '/ground_truth/geopose'
 
 @dataclass(frozen=True)
 class Topics:
-    """The topics that an offline tool reads."""
+    """The topics that an offline tool reads; one whose name is empty is not read."""
 
     image: str = COMPRESSED_IMAGE_TOPIC
     camera_info: str = CAMERA_INFO_TOPIC

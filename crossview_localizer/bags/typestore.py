@@ -1,4 +1,4 @@
-"""The message types that the bags hold."""
+"""The message types of bags that hold no definitions, and of the bags that we write."""
 
 from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 from rosbags.typesys.store import Typestore

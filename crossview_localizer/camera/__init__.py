@@ -1,1 +1,1 @@
-"""From camera frames to what a matcher sees: views of the ground, motion between frames."""
+"""The views of an image that the networks are given, and camera motion from pairs of images."""

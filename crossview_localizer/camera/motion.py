@@ -1,10 +1,10 @@
-"""A camera's pitch and height above the road, from what moves between two images of a drive.
+"""The pitch of a camera and its height above the road, from pairs of images of a drive.
 
-The points that are tracked from one image to the next tell in which direction the camera went
-(epipolar geometry).  On the whole a vehicle goes along the road: the mean of that direction's
-angle to the camera as it is told to be mounted is the pitch.  How far it went is the odometry's;
-the height is the one for which the first image's road, moved by the homography of a plane so far
-below (Hartley and Zisserman, Multiple View Geometry, 13.1), looks like the second's.
+Points tracked from one image to the next give the direction in which the camera moved (epipolar
+geometry).  On average a vehicle moves along the road: the mean angle between that direction and
+the camera's mounting is the pitch error.  The distance is that of the odometry.  The height is the
+one at which the road of the first image, moved by the homography of a plane at that depth (Hartley
+and Zisserman, Multiple View Geometry, 13.1), looks like the road of the second.
 """
 
 from dataclasses import dataclass
@@ -19,31 +19,32 @@ from crossview_localizer.datatypes import CameraImage, CameraModel
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.trajectory import Track
 
-STEP_M = (0.7, 3.0)             # between the two images of a pair
-MAX_TURN_RAD = 0.05
-WIDTH_PX = 640                  # larger images are reduced to it
-MIN_TRACKS = 60
-MIN_AGREEING = 0.6              # of the tracks, with one motion of the camera
-AGREES_PX = 0.8
-TRACKED_PX = 9
-ROADSIDE_M = 4.0                # no point nearer than that to the camera's path is followed
-ROAD_AHEAD_M = (4.0, 14.0)      # what is taken for road
+STEP_M = (0.7, 3.0)             # distance between the two images of a pair
+MAX_TURN_RAD = 0.05             # and largest turn
+MAX_ODOMETRY_GAP_S = 1.0        # in a longer gap the motion is not known
+WIDTH_PX = 640                  # larger images are resized to this width
+MIN_TRACKS = 60                 # tracked points that a pair needs
+MIN_AGREEING = 0.6              # share of them that must agree with one motion of the camera
+AGREES_PX = 0.8                 # to within this
+TRACKED_PX = 9                  # window of the tracker
+ROADSIDE_M = 4.0                # points nearer than this to the path are not tracked
+ROAD_AHEAD_M = (4.0, 14.0)      # the part of the road that is compared
 ROAD_HALF_WIDTH_M = 1.8
-HEIGHTS = np.linspace(0.6, 1.6, 51)     # shares of the configured height that are tried
-SMOOTH_PX = 8.0                 # brightness that changes more slowly does not count
+HEIGHTS = np.linspace(0.6, 1.6, 51)     # that are tried, as shares of the configured height
+SMOOTH_PX = 8.0                 # slower changes of brightness are removed
 MIN_PAIRS = 30
-BLOCK = 10                      # pairs that share their errors (bumps, braking)
+BLOCK = 10                      # neighbouring pairs that share their errors (bumps, braking)
 BOOTSTRAPS = 200
-# What simulated drives were off by on the whole: a crowned road, tracks of blurred texture.
+# Mean errors on simulated drives, from crowned roads and tracks of blurred texture.
 BIAS_HEIGHT = 0.04
 BIAS_PITCH_RAD = math.radians(0.15)
 
 
 @dataclass(frozen=True)
 class MotionFit:
-    """``values`` and ``sigmas`` (2,): height_m, NaN where the road showed none, and pitch_rad.
+    """``values`` and ``sigmas`` (2,): height_m, NaN if the road did not show it, and pitch_rad.
 
-    The pitch is nose down, beyond the camera's mounting as it was told.
+    The pitch is positive nose down and relative to the mounting of the camera.
     """
 
     values: np.ndarray
@@ -52,25 +53,28 @@ class MotionFit:
 
 
 class CameraMotion:
-    """Takes a drive's images in order and compares those that are a metre or two apart."""
+    """Compares the images of a drive, given in order, that are a metre or two apart."""
 
     def __init__(self, odometry: Track):
         self._odometry = odometry
         self._last: tuple[int, np.ndarray] | None = None
         self.pitches_rad: list[float] = []
-        self.likeness: list[np.ndarray] = []        # (heights,) a pair
+        self.likeness: list[np.ndarray] = []        # (heights,) for each pair
 
     def add(self, image: CameraImage) -> None:
         gray, camera = reduced(cv2.cvtColor(image.rgb, cv2.COLOR_RGB2GRAY), image.camera)
         if self._last is not None and self._last[1].shape == gray.shape:
             stamp_ns, before = self._last
-            motion = (self._odometry.pose_at(stamp_ns).inverse()
-                      @ self._odometry.pose_at(image.stamp_ns))
-            step_m = math.hypot(motion.x_m, motion.y_m)
-            if step_m < STEP_M[0]:
-                return  # a later one will be far enough
-            if step_m <= STEP_M[1] and abs(motion.yaw_rad) <= MAX_TURN_RAD:
-                self._compare(before, gray, camera, motion)
+            odom_from_before, odom_from_now = (
+                self._odometry.pose_at(at_ns, MAX_ODOMETRY_GAP_S)
+                for at_ns in (stamp_ns, image.stamp_ns))
+            if odom_from_before is not None and odom_from_now is not None:
+                motion = odom_from_before.inverse() @ odom_from_now
+                step_m = math.hypot(motion.x_m, motion.y_m)
+                if step_m < STEP_M[0]:
+                    return  # wait for an image that is far enough
+                if step_m <= STEP_M[1] and abs(motion.yaw_rad) <= MAX_TURN_RAD:
+                    self._compare(before, gray, camera, motion)
         self._last = image.stamp_ns, gray
 
     def _compare(self, before: np.ndarray, after: np.ndarray, camera: CameraModel,
@@ -89,10 +93,10 @@ class CameraMotion:
         self.likeness.append(likeness)
 
     def fit(self, height_m: float, seed: int = 0) -> MotionFit | None:
-        """``height_m`` is what the camera was told to have; None for fewer than MIN_PAIRS pairs.
+        """Fit height and pitch; None with fewer than MIN_PAIRS pairs.
 
-        The standard deviations are those of fits to resampled blocks of pairs, and of what no
-        number of pairs removes.
+        ``height_m`` is the configured height.  The standard deviations are those of fits to
+        resampled blocks of pairs, and of the mean errors that more pairs do not remove.
         """
         count = len(self.pitches_rad)
         if count < MIN_PAIRS:
@@ -110,7 +114,7 @@ class CameraMotion:
 
 
 def _values(pitches_rad: np.ndarray, likeness: np.ndarray, height_m: float) -> np.ndarray:
-    """Height and pitch of pairs: the highest mean likeness, the mean without what lies far off."""
+    """The height of the highest mean likeness, and the mean pitch without outliers."""
     off = np.abs(pitches_rad - np.median(pitches_rad))
     pitch_rad = pitches_rad[off <= 4.0 * np.median(off)].mean()
     seen = np.isfinite(likeness).all(1)
@@ -135,11 +139,11 @@ def reduced(gray: np.ndarray, camera: CameraModel) -> tuple[np.ndarray, CameraMo
 
 def camera_motion(before: np.ndarray, after: np.ndarray, camera: CameraModel,
                   yaw_rad: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """The camera's rotation (3, 3) and direction of travel (3,), in its vehicle's axes.
+    """Rotation (3, 3) and direction of travel (3,) of the camera, in the axes of the vehicle.
 
-    A point at X of the first image lies at rotation @ (X - distance * direction) of the second;
-    ``yaw_rad`` is the vehicle's turn, to start from.  None where too few points were tracked or
-    they do not agree.
+    A point at X in the first image lies at rotation @ (X - distance * direction) in the second.
+    ``yaw_rad`` is the turn of the vehicle, from which the fit starts.  None if too few points were
+    tracked or they do not agree.
     """
     first, second = tracked(before, after, beside_the_road(camera))
     if len(first) < MIN_TRACKS:
@@ -151,7 +155,7 @@ def camera_motion(before: np.ndarray, after: np.ndarray, camera: CameraModel,
             [math.cos(p[3]) * math.cos(p[4]), math.sin(p[4]), math.sin(p[3])])
 
     def residuals_px(p):
-        """Of the epipolar constraint, to first order (Sampson), on planes one ahead."""
+        """Residuals of the epipolar constraint, to first order (Sampson)."""
         rotation, direction = parts(p)
         essential = rotation @ np.cross(np.eye(3), -direction)
         there, back = u @ essential.T, v @ essential
@@ -168,9 +172,9 @@ def camera_motion(before: np.ndarray, after: np.ndarray, camera: CameraModel,
 def beside_the_road(camera: CameraModel) -> np.ndarray:
     """255 (H, W) where points are tracked.
 
-    On the road, seen at a grazing angle, the motion differs from row to row: a tracker whose
-    window moves as a whole takes too much of it, which looks like another pitch.  Small windows
-    (TRACKED_PX) keep that small elsewhere.
+    The road is seen at a grazing angle and moves differently in each row.  A tracker moves its
+    window as a whole and errs there in a way that looks like another pitch.  Elsewhere small
+    windows (TRACKED_PX) keep that error small.
     """
     rows, cols = np.mgrid[:camera.height_px, :camera.width_px]
     seen = rays(np.stack((cols.ravel(), rows.ravel()), 1), camera)
@@ -182,7 +186,7 @@ def beside_the_road(camera: CameraModel) -> np.ndarray:
 
 def tracked(before: np.ndarray, after: np.ndarray,
             where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (n, 2) in the first image and in the second, of what is found there and back."""
+    """Points (n, 2) in both images; tracking them back leads to where they began."""
     points = cv2.goodFeaturesToTrack(before, 600, 0.005, 7, mask=where)
     if points is None:
         return np.zeros((0, 2)), np.zeros((0, 2))
@@ -194,7 +198,7 @@ def tracked(before: np.ndarray, after: np.ndarray,
 
 
 def rays(pixels: np.ndarray, camera: CameraModel) -> np.ndarray:
-    """Directions (n, 3) in base_link's axes."""
+    """Directions (n, 3) of pixels in the axes of base_link."""
     optical = np.stack(((pixels[:, 0] - camera.cx_px) / camera.fx_px,
                         (pixels[:, 1] - camera.cy_px) / camera.fy_px, np.ones(len(pixels))), 1)
     return optical @ camera.base_from_camera[:3, :3].T
@@ -202,9 +206,9 @@ def rays(pixels: np.ndarray, camera: CameraModel) -> np.ndarray:
 
 def road_likeness(before: np.ndarray, after: np.ndarray, camera: CameraModel, rotation: np.ndarray,
                   step_m: np.ndarray, heights_m: np.ndarray) -> np.ndarray:
-    """Correlation of the road in both images, for each height of the camera above it.
+    """Correlation of the road in both images, for each height of the camera above the road.
 
-    The road is a plane along ``step_m`` (3,), the way of the camera.  NaN where it is out of view.
+    The road is a plane along ``step_m`` (3,), the motion of the camera.  NaN if it is not in view.
     """
     direction = step_m / np.linalg.norm(step_m)
     pitch_rad = math.atan2(direction[2], direction[0])
@@ -232,7 +236,7 @@ def road_likeness(before: np.ndarray, after: np.ndarray, camera: CameraModel, ro
         plane = rotation @ (np.eye(3) + np.outer(step_m, up) / height_m)
         homography = (matrix @ base_from_optical.T @ plane @ base_from_optical
                       @ np.linalg.inv(matrix) @ inside)
-        # Where the second image does not reach, there is NaN.
+        # Outside the second image there is NaN.
         moved = cv2.warpPerspective(
             second, homography, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderValue=math.nan)

@@ -1,8 +1,9 @@
-"""What the ground branch sees of a frame: the paper's crop, a panorama, or a bird's-eye view.
+"""The views of an image that the ground branches are given.
 
-The polar transform brings a panorama and a satellite tile into one geometry (CVACT); a front
-camera has no panorama, so its counterpart here is the bird's-eye view: the frame projected to the
-flat road plane with the camera's own intrinsics, turned north-up by the prior's heading.
+``camera`` is the papers' crop of a front camera's image.  ``polar`` is a panorama, to be compared
+with the polar transform of a satellite tile (CVACT).  ``birds_eye`` is an image projected to the
+flat road with the camera's intrinsics and turned north-up by the heading of the prior.  The dense
+matcher takes a ``LiftedView``.
 """
 
 from dataclasses import dataclass
@@ -16,16 +17,16 @@ from crossview_localizer.datatypes import CameraModel
 GROUND_VIEWS = ('birds_eye', 'camera', 'polar')
 CAMERA_VIEW_PX = (231, 154)  # width, height of the papers' front-camera input
 POLAR_VIEW_PX = (616, 112)   # and of their panoramas and polar satellite views
-SAMPLING_WIDTH_PX = 300      # frames are brought to this width before projection (antialiasing)
-MIN_DEPTH_M = 1.0
-UNSEEN = 127                 # grey of what the camera does not see: zero after normalisation
+SAMPLING_WIDTH_PX = 300      # images are resized to this width before projection (antialiasing)
+MIN_DEPTH_M = 1.0            # nearer points are not projected
+UNSEEN = 127                 # grey where the camera sees nothing; zero after normalisation
 
 
 def ground_view(kind: str, rgb: np.ndarray, camera: CameraModel, yaw_rad: float, size_px: int,
                 px_m: float, pitch_rad: float = 0.0) -> np.ndarray:
-    """What a network whose ``ground_view`` is ``kind`` is given of a frame (H, W, 3).
+    """The view of ``kind`` (one of GROUND_VIEWS) of an image (H, W, 3).
 
-    Only the bird's-eye view needs all of the arguments; the front camera's needs the frame alone.
+    Only the bird's-eye view uses all of the arguments.
     """
     if kind == 'camera':
         return camera_view(rgb)
@@ -35,11 +36,11 @@ def ground_view(kind: str, rgb: np.ndarray, camera: CameraModel, yaw_rad: float,
 
 
 def camera_view(rgb: np.ndarray) -> np.ndarray:
-    """The papers' front-camera input (154, 231, 3) of a frame, resized by area.
+    """The papers' front-camera input (154, 231, 3), resized by area.
 
-    Of RobotCar's frames, 1280x960, they took columns 40 to 1240 and rows 0 to 800, without the
-    bonnet: 3:2.  A frame that is 3:2 is taken as cut already; of any other the same share of its
-    width is taken, and less where the frame is too low.
+    Of the RobotCar images of 1280x960 the papers took columns 40 to 1240 and rows 0 to 800, which
+    is 3:2 and leaves out the bonnet.  An image of 3:2 counts as cut already.  Of any other image
+    the same share of the width is taken, or less if the image is too low.
     """
     height, width = rgb.shape[:2]
     if abs(2 * width - 3 * height) > 3:
@@ -50,35 +51,35 @@ def camera_view(rgb: np.ndarray) -> np.ndarray:
 
 
 def panorama_view(rgb: np.ndarray, yaw_rad: float) -> np.ndarray:
-    """CVACT's input (112, 616, 3): the panorama's middle rows, turned to have north in the middle.
+    """The input for CVACT (112, 616, 3): the middle rows of a panorama, north in the middle.
 
     ``rgb`` is a whole panorama, 360 by 180 degrees, whose middle column looks to ``yaw_rad``
-    (CVACT's look north already: pi / 2).
+    (pi / 2 in CVACT).
     """
     height, width = rgb.shape[:2]
     middle = rgb[height // 4:height - height // 4]
-    # A heading west of north has north to the right of the middle.
+    # With a heading west of north, north lies to the right of the middle.
     turned = np.roll(middle, round((np.pi / 2 - yaw_rad) / (2 * np.pi) * width), axis=1)
     return cv2.resize(turned, POLAR_VIEW_PX, interpolation=cv2.INTER_AREA)
 
 
 def sampling_image(rgb: np.ndarray, camera: CameraModel) -> tuple[np.ndarray, CameraModel]:
-    """Bring a frame to SAMPLING_WIDTH_PX, so that every camera's bird's-eye view is as sharp."""
+    """Resize an image to SAMPLING_WIDTH_PX: bird's-eye views of all cameras are equally sharp."""
     small = sampling_camera(camera)
     size_px = small.width_px, small.height_px
     return cv2.resize(rgb, size_px, interpolation=cv2.INTER_AREA), small
 
 
 def sampling_camera(camera: CameraModel) -> CameraModel:
-    """The camera of a frame that ``sampling_image`` has resized."""
+    """The camera of an image after ``sampling_image``."""
     return camera.resized(
         SAMPLING_WIDTH_PX, round(camera.height_px * SAMPLING_WIDTH_PX / camera.width_px))
 
 
 def halved(rgb: np.ndarray, width_px: int) -> np.ndarray:
-    """The frame at half its size (by area, exactly) while that is at least twice ``width_px``.
+    """Halve an image, exactly and by area, while it stays at least twice ``width_px`` wide.
 
-    A large frame is resized to less than that in a quarter of the time, to within a grey level.
+    Resizing the result takes a quarter of the time and differs by at most one grey level.
     """
     while rgb.shape[1] >= 4 * width_px and not (rgb.shape[0] % 2 or rgb.shape[1] % 2):
         rgb = cv2.resize(
@@ -90,11 +91,11 @@ def birds_eye_view(
     rgb: np.ndarray, camera: CameraModel, yaw_rad: float, size_px: int, px_m: float,
     pitch_rad: float = 0.0,
 ) -> np.ndarray:
-    """Project a frame to the flat ground around base_link, north-up.
+    """Project an image to the flat ground around base_link, north-up.
 
-    ``yaw_rad`` is the vehicle's heading in map, ``px_m`` the metres a pixel, ``pitch_rad`` a
-    correction to the camera's pitch, positive nose down.  Returns (S, S, 4) uint8: RGB, and 255
-    where the camera sees the ground plane, 0 elsewhere (there RGB is grey).  Row 0 is north.
+    ``yaw_rad`` is the heading of the vehicle in map, ``px_m`` the size of a pixel, ``pitch_rad`` a
+    correction to the pitch of the camera, positive nose down.  Returns (S, S, 4) uint8: RGB, and
+    255 where the camera sees the ground, else 0 with grey RGB.  Row 0 is north.
     """
     image, camera = sampling_image(rgb, camera)
     half = (size_px - 1) / 2
@@ -109,13 +110,13 @@ def birds_eye_view(
 
 
 def pixels(u_px: np.ndarray, v_px: np.ndarray, width_px: int, height_px: int):
-    """Points as ``cv2.remap`` takes them, and which of them lie inside the image."""
+    """Points for ``cv2.remap``, and a mask of those inside the image."""
     seen = (u_px >= 0) & (u_px <= width_px - 1) & (v_px >= 0) & (v_px <= height_px - 1)
     return u_px.astype(np.float32), v_px.astype(np.float32), seen
 
 
 def sampled(image: np.ndarray, u_px, v_px, seen) -> np.ndarray:
-    """The image at ``pixels``: RGB, and 255 inside the image or 0 and grey outside."""
+    """The image at ``pixels``: RGB and 255 inside the image, grey and 0 outside."""
     view = np.empty((*seen.shape, 4), np.uint8)
     view[..., :3] = cv2.remap(image, u_px, v_px, cv2.INTER_LINEAR)
     view[..., :3][~seen] = UNSEEN
@@ -125,12 +126,12 @@ def sampled(image: np.ndarray, u_px, v_px, seen) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LiftedView:
-    """What the dense matcher's ground branch sees of one frame.
+    """The input of the dense ground branch for one image.
 
-    ``trunk_image`` (H, W, 3) uint8, sides multiples of 32; ``road`` (2F, 2L, 4) uint8, the flat
-    road's pixels in the vehicle's axes (row 0 farthest ahead, column 0 leftmost) and a mask;
-    ``points`` (Z, F, L, 2) float32: where each cell at each height lies in the trunk image, x and
-    y in -1..1 from edge to edge, 2 where the camera does not see it.
+    ``trunk_image`` (H, W, 3) uint8 has sides that are multiples of 32.  ``road`` (2F, 2L, 4) uint8
+    are the pixels of the flat road in the axes of the vehicle (row 0 farthest ahead, column 0
+    leftmost) and a mask.  ``points`` (Z, F, L, 2) float32 says where each cell at each height lies
+    in the trunk image: x and y in -1..1 from edge to edge, 2 if the camera does not see it.
     """
 
     trunk_image: np.ndarray
@@ -139,7 +140,7 @@ class LiftedView:
 
 
 def lifted_view(rgb: np.ndarray, camera: CameraModel, config, pitch_rad: float = 0.0):
-    """A frame as ``DenseNetwork`` of ``config`` (dense.DenseConfig) takes it."""
+    """The view of an image for a network of ``config`` (dense.DenseConfig)."""
     lift = _lift(
         camera.width_px, camera.height_px, camera.fx_px, camera.fy_px, camera.cx_px, camera.cy_px,
         np.asarray(camera.base_from_camera, float).tobytes(), camera.height_m, config, pitch_rad)
@@ -160,11 +161,11 @@ def lifted_view(rgb: np.ndarray, camera: CameraModel, config, pitch_rad: float =
 
 @dataclass(frozen=True)
 class _Lift:
-    """What of ``lifted_view`` depends on the camera alone.
+    """The part of ``lifted_view`` that depends on the camera alone.
 
-    ``size_px`` (width, height) is the trunk's frame before it is cut to ``trunk_px`` (height,
-    width) at its row ``top_px`` and column ``left_px``; ``road`` are the road's ``pixels``
-    (2F, 2L) in the frame resized for sampling.
+    An image resized to ``size_px`` (width, height) is cut to ``trunk_px`` (height, width) at row
+    ``top_px`` and column ``left_px``.  ``road`` are the ``pixels`` (2F, 2L) of the road in the
+    image resized for sampling.
     """
 
     size_px: tuple[int, int]
@@ -179,7 +180,7 @@ class _Lift:
 @lru_cache(maxsize=8)
 def _lift(width_px, height_px, fx_px, fy_px, cx_px, cy_px, base_from_camera: bytes, height_m,
           config, pitch_rad: float) -> _Lift:
-    """Of a camera whose mounting (4, 4) comes as bytes, so that it can be looked up."""
+    """The lift of a camera; its mounting (4, 4) comes as bytes, which can be cached."""
     camera = CameraModel(
         width_px, height_px, fx_px, fy_px, cx_px, cy_px,
         np.frombuffer(base_from_camera).reshape(4, 4), height_m)
@@ -194,7 +195,7 @@ def _lift(width_px, height_px, fx_px, fy_px, cx_px, cy_px, base_from_camera: byt
     ground = places(config.px_m, rows * config.cell_px, cols * config.cell_px)
     road = pixels(*image_points(near, *ground, 0.0, pitch_rad), near.width_px, near.height_px)
 
-    # The trunk's frame: one focal length for every camera, rows about the horizon.
+    # The trunk image has one focal length for all cameras, and rows about the horizon.
     scale = config.focal_px / camera.fx_px
     size_px = (round(camera.width_px * scale), round(camera.height_px * scale))
     fx_px, fy_px = size_px[0] / camera.width_px, size_px[1] / camera.height_px
@@ -221,9 +222,9 @@ def image_points(
     camera: CameraModel, forward_m: np.ndarray, left_m: np.ndarray, height_m: float,
     pitch_rad: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where points of base_link's axes, ``height_m`` above the flat road, lie in the image.
+    """The image points of points in base_link, ``height_m`` above the flat road.
 
-    ``pitch_rad`` as in ``birds_eye_view``.  Returns u_px, v_px, -1 for points not ahead.
+    ``pitch_rad`` is that of ``birds_eye_view``.  Returns u_px and v_px, -1 for points not ahead.
     """
     # base_link to optical frame; a nose-down correction turns the ground up in the image.
     rotation = camera.base_from_camera[:3, :3].T

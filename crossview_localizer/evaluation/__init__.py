@@ -1,1 +1,1 @@
-"""How far poses are from the truth, as numbers, figures and a page."""
+"""How far poses are from the truth, as numbers, pictures and a page."""

@@ -1,9 +1,9 @@
-"""How far a pose is from the truth, and whether its covariance admits it.
+"""How far poses are from the truth, and whether their covariances agree with that.
 
-Every row of a table is judged by the same rules: at every image stamp after the first
-``SETTLING_S`` at which the truth is known, outages included, on the pose of base_link in ``map``.
-Where a row has no fresh output its last one is moved on by odometry (:func:`propagate`).
-Nothing here is read by the node or by the Localizer.
+Every row of a table is judged by the same rules: at every image after the first ``SETTLING_S`` at
+which the truth is known, outages included, on the pose of base_link in ``map``.  Where a row has
+no pose of its own, its last one is moved on by odometry (:func:`propagate`).  The node and the
+Localizer use nothing of this.
 """
 
 import csv
@@ -18,7 +18,6 @@ from crossview_localizer.geometry import body_axes_error, Pose2D, wrap_angle
 from crossview_localizer.trajectory import Track
 
 SETTLING_S = 5.0
-TRUTH_MAX_GAP_S = 1.0
 GNSS_VELOCITY_WINDOW_S = 2.0
 GNSS_EXTRAPOLATION_S = 1.0
 GNSS_COURSE_MIN_MPS = 1.0
@@ -41,10 +40,12 @@ COVARIANCE_FIELDS = {
 
 
 @dataclass(frozen=True)
-class Frames:
-    """One drive, a line an image: the truth, and every row's pose and outcome at its stamp.
+class Comparison:
+    """The poses that several methods gave at the images of a drive, beside the truth.
 
-    ``evaluated`` (n,) bool marks the lines that count: settled, with the truth known.
+    A line is an image: all tracks have the same stamps.  A row is a method: ``rows`` has its poses
+    and ``outcomes`` what became of each image.  ``evaluated`` (n,) bool marks the lines that
+    count: settled, with the truth known.
     """
 
     truth: Track
@@ -62,10 +63,15 @@ def settled(truth: Track) -> np.ndarray:
 def propagate(outputs: Track, odometry: Track, stamps_ns) -> Track:
     """The newest output at or before each stamp, moved on by odometry; NaN before the first.
 
-    The covariance is carried along by the motion's Jacobian and no noise is added to it.
+    Before its first sample and after its last one odometry stands still.  The covariance is
+    carried along by the Jacobian of the motion and no noise is added to it.
     """
+    def odom_from_base(stamp_ns: int) -> Pose2D:
+        first_ns, last_ns = odometry.stamps_ns[[0, -1]].tolist()
+        return odometry.pose_at(min(max(stamp_ns, first_ns), last_ns), math.inf)
+
     moved = Track.empty(stamps_ns)
-    for row, stamp_ns in enumerate(moved.stamps_ns):
+    for row, stamp_ns in enumerate(moved.stamps_ns.tolist()):
         last = int(np.searchsorted(outputs.stamps_ns, stamp_ns, side='right')) - 1
         if last < 0:
             continue
@@ -73,8 +79,8 @@ def propagate(outputs: Track, odometry: Track, stamps_ns) -> Track:
             moved.poses[row] = outputs.poses[last]
             moved.covariances[row] = outputs.covariances[last]
             continue
-        odom_from_last = odometry.pose_at(outputs.stamps_ns[last])
-        last_from_now = odom_from_last.inverse() @ odometry.pose_at(stamp_ns)
+        odom_from_last = odom_from_base(int(outputs.stamps_ns[last]))
+        last_from_now = odom_from_last.inverse() @ odom_from_base(stamp_ns)
         map_from_now = outputs.pose(last) @ last_from_now
         moved.poses[row] = map_from_now.as_array()
         # d(x, y)/d(yaw) of the composition is its translation turned by 90 degrees.
@@ -86,7 +92,7 @@ def propagate(outputs: Track, odometry: Track, stamps_ns) -> Track:
 
 
 def odometry_only(odometry: Track, truth: Track) -> Track:
-    """Pure odometry that starts on the first known true pose; it claims no covariance."""
+    """Odometry alone, from the first known true pose on; it claims no covariance."""
     start = int(np.argmax(np.isfinite(truth.poses).all(axis=1)))
     starts_true = Track(
         truth.stamps_ns[start:start + 1], truth.poses[start:start + 1],
@@ -95,13 +101,13 @@ def odometry_only(odometry: Track, truth: Track) -> Track:
 
 
 def gnss_only(fixes: list[GnssFix], stamps_ns) -> Track:
-    """The last fix, moved on by the fixes' own velocity; no heading is claimed.
+    """The last fix, moved on by the velocity of the fixes; no heading is claimed.
 
-    Velocity is the least-squares slope of the fixes of the last ``GNSS_VELOCITY_WINDOW_S``, zero
-    where they span less than a quarter of it.  A fix
-    older than ``GNSS_EXTRAPOLATION_S`` is held where it stands by then (so in an outage).  The
-    lever arm is turned by the course, or by the last one known below ``GNSS_COURSE_MIN_MPS``;
-    before any it is left out.  The covariance is the one that the receiver reported.
+    The velocity is the least-squares slope of the fixes of the last ``GNSS_VELOCITY_WINDOW_S``,
+    zero where they span less than a quarter of it.  A fix is moved on for at most
+    ``GNSS_EXTRAPOLATION_S``: in an outage the position then stands still.  The lever arm is turned
+    by the course of motion, below ``GNSS_COURSE_MIN_MPS`` by the last known course; before the
+    first course it is left out.  The covariance is the one that the receiver reported.
     """
     track = Track.empty(stamps_ns)
     fixes = sorted(fixes, key=lambda fix: fix.stamp_ns)
@@ -132,7 +138,7 @@ def gnss_only(fixes: list[GnssFix], stamps_ns) -> Track:
 def normalized_errors(errors: np.ndarray, covariances: np.ndarray) -> np.ndarray:
     """Squared Mahalanobis lengths (n,) of errors (n, d); NaN without a covariance.
 
-    A covariance that is not positive definite admits no error at all: inf.
+    Under a covariance that is not positive definite they are inf.
     """
     squared = np.full(len(errors), np.nan)
     known = np.isfinite(errors).all(axis=1) & np.isfinite(covariances).all(axis=(1, 2))
@@ -147,9 +153,10 @@ def normalized_errors(errors: np.ndarray, covariances: np.ndarray) -> np.ndarray
 
 
 def pose_errors(estimate: Track, truth: Track) -> dict[str, np.ndarray]:
-    """Errors a line: position_m, signed longitudinal_m and lateral_m, heading_rad, nees; and dof.
+    """The errors of each line, (n,) each, and the degrees of freedom ``dof`` of ``nees``.
 
-    ``nees`` is over (x, y, yaw), ``dof`` 3, where the row claims a yaw covariance anywhere, else
+    position_m, signed longitudinal_m and lateral_m, heading_rad, and nees, the squared Mahalanobis
+    error.  It is over (x, y, yaw), ``dof`` 3, where the row claims a yaw variance anywhere, else
     over (x, y), ``dof`` 2.
     """
     error = estimate.poses - truth.poses
@@ -169,10 +176,10 @@ def pose_errors(estimate: Track, truth: Track) -> dict[str, np.ndarray]:
 def metrics(estimate: Track, truth: Track, evaluated: np.ndarray) -> dict[str, float | int | None]:
     """The numbers of one row; None where undefined.
 
-    ``n_expected`` lines are evaluated and in ``n`` of them the row has a position.
-    ``coverage_95`` is the share of lines inside the 95 % ellipse that the covariance claims, and
-    ``nees_mean`` the mean squared Mahalanobis error (ideal: the degrees of freedom, see
-    :func:`pose_errors`), over lines with a covariance.
+    ``n_expected`` lines are evaluated, and in ``n`` of them the row has a position.  Over the
+    lines with a covariance, ``coverage_95`` is the share of errors inside the claimed 95 %
+    ellipse, and ``nees_mean`` the mean squared Mahalanobis error (ideal: the degrees of freedom,
+    see :func:`pose_errors`).
     """
     errors = pose_errors(estimate, truth)
     used = evaluated & np.isfinite(errors['position_m'])
@@ -202,16 +209,16 @@ def metrics(estimate: Track, truth: Track, evaluated: np.ndarray) -> dict[str, f
     }
 
 
-def evaluate(frames: Frames) -> dict[str, dict]:
+def metrics_by_row(comparison: Comparison) -> dict[str, dict]:
     """Row name to :func:`metrics`."""
     return {
-        name: metrics(track, frames.truth, frames.evaluated)
-        for name, track in frames.rows.items()
+        name: metrics(track, comparison.truth, comparison.evaluated)
+        for name, track in comparison.rows.items()
     }
 
 
-def pool(drives: list[Frames]) -> Frames:
-    """The lines of several drives as one, of the rows that all of them have."""
+def pool(drives: list[Comparison]) -> Comparison:
+    """The lines of several drives as one comparison, with the rows that all drives have."""
     def joined(tracks: list[Track]) -> Track:
         return Track(
             np.concatenate([track.stamps_ns for track in tracks]),
@@ -219,7 +226,7 @@ def pool(drives: list[Frames]) -> Frames:
             np.concatenate([track.covariances for track in tracks]))
 
     names = [name for name in drives[0].rows if all(name in drive.rows for drive in drives)]
-    return Frames(
+    return Comparison(
         joined([drive.truth for drive in drives]),
         np.concatenate([drive.evaluated for drive in drives]),
         {name: joined([drive.rows[name] for drive in drives]) for name in names},
@@ -228,7 +235,7 @@ def pool(drives: list[Frames]) -> Frames:
 
 
 def percentiles(values) -> dict[str, float | None]:
-    """p50, p95 and p99; None of nothing."""
+    """p50, p95 and p99; None where there are no values."""
     values = np.asarray(values, float)
     return {
         f'p{share}': float(np.percentile(values, share)) if len(values) else None
@@ -252,23 +259,23 @@ def table(results: dict[str, dict]) -> str:
     return '\n'.join(lines)
 
 
-def write_frames(path: Path, frames: Frames) -> None:
-    """frames.csv: a line an image; an empty cell is a value that the row does not have."""
+def write_comparison(path: Path, comparison: Comparison) -> None:
+    """Write a line for each image; an empty cell is a value that the row does not have."""
     header = ['stamp_ns', 'evaluated', 'truth_x_m', 'truth_y_m', 'truth_yaw_rad']
-    for name in frames.rows:
+    for name in comparison.rows:
         header += [f'{name}_{part}' for part in ('x_m', 'y_m', 'yaw_rad', *COVARIANCE_FIELDS)]
         header.append(f'{name}_outcome')
     with open(path, 'w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        for line in range(len(frames.truth)):
-            numbers = [*frames.truth.poses[line]]
-            cells = [int(frames.truth.stamps_ns[line]), int(frames.evaluated[line])]
+        for line in range(len(comparison.truth)):
+            numbers = [*comparison.truth.poses[line]]
+            cells = [int(comparison.truth.stamps_ns[line]), int(comparison.evaluated[line])]
             cells += _cells(numbers)
-            for name, track in frames.rows.items():
+            for name, track in comparison.rows.items():
                 cells += _cells(track.poses[line])
                 cells += _cells(track.covariances[line][at] for at in COVARIANCE_FIELDS.values())
-                cells.append(frames.outcomes[name][line])
+                cells.append(comparison.outcomes[name][line])
             writer.writerow(cells)
 
 
@@ -276,8 +283,8 @@ def _cells(numbers) -> list[str]:
     return ['' if math.isnan(number) else repr(float(number)) for number in numbers]
 
 
-def read_frames(path: Path) -> Frames:
-    """Read what :func:`write_frames` wrote; ValueError names what is missing."""
+def read_comparison(path: Path) -> Comparison:
+    """Read what :func:`write_comparison` wrote; ValueError names what is missing."""
     with open(path, newline='', encoding='utf-8') as file:
         lines = list(csv.DictReader(file))
     if not lines or 'stamp_ns' not in lines[0] or 'truth_yaw_rad' not in lines[0]:
@@ -299,4 +306,4 @@ def read_frames(path: Path) -> Frames:
         rows[name] = Track(stamps_ns, poses(name), covariances)
         outcomes[name] = [line[f'{name}_outcome'] for line in lines]
     evaluated = np.array([line['evaluated'] == '1' for line in lines])
-    return Frames(truth, evaluated, rows, outcomes)
+    return Comparison(truth, evaluated, rows, outcomes)

@@ -1,1 +1,1 @@
-"""The Kalman prior: what it believes of odometry, GNSS and matches, and how it starts."""
+"""The Kalman filter over odometry, GNSS and matches, its start and its checks of GNSS."""

@@ -1,4 +1,4 @@
-"""How the Kalman prior finds its first position and heading: odometry's path laid on GNSS's."""
+"""The first position and heading: the path of the odometry aligned with the GNSS fixes."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -23,14 +23,20 @@ from crossview_localizer.fusion.motion_model import (
 )
 from crossview_localizer.geometry import Pose2D, wrap_angle
 
-# Fixes taken within one such cell of the odometry frame count once: standing teaches no heading.
+# Odometry and GNSS are aligned over at least this distance.
+START_DISTANCE_M = 8.0
+# The filter starts once the sigma of the heading is below this.
+START_YAW_SIGMA_RAD = 0.2
+# Of the fixes within one such cell of the odometry frame only the newest counts: a vehicle that
+# stands does not show its heading.
 CELL_M = 0.25
+# A misfit outside this share of its distribution means that odometry and GNSS disagree.
 MISFIT_PROBABILITY = 0.9999
 
 
 @dataclass(frozen=True)
 class AlignedStart:
-    """State (8,) and covariance (8, 8) at the last fix, speed zero; chi-square of the misfit."""
+    """State (8,) without speed and covariance (8, 8) at the last fix; chi-square of the misfit."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -46,7 +52,10 @@ class AlignedStart:
 def aligned_start(
     fixes: list[GnssFix], antennas_m: np.ndarray, odom_from_base: Pose2D, config: FilterConfig
 ) -> AlignedStart:
-    """Pose at the last fix from antenna positions (n, 2) in ``odom`` and what GNSS said."""
+    """Align n fixes with the positions (n, 2) of the antenna in ``odom``; pose at the last fix.
+
+    ``odom_from_base`` is the odometry at the last fix.
+    """
     stamps_s = np.array([(fix.stamp_ns - fixes[-1].stamp_ns) * 1e-9 for fix in fixes])
     measured_m = np.array([(fix.x_m, fix.y_m) for fix in fixes])
     count = len(fixes)
@@ -89,31 +98,31 @@ def aligned_start(
     return AlignedStart(mean, (sources * variances) @ sources.T, float(misfit))
 
 
-class HeadingStart:
-    """Collects fixes until they and odometry have drawn one path, long enough for a heading."""
+class HeadingInitializer:
+    """Collects fixes until their path and that of the odometry give the heading."""
 
     def __init__(self, config: FilterConfig):
         self._config = config
         self._fixes: list[GnssFix] = []
         self._tried: list[GnssFix] = []
-        self._reason = 'waiting to be driven: the heading is unknown'
+        self._reason = 'the heading is unknown until the vehicle has driven some metres'
 
     def add_fix(self, fix: GnssFix) -> None:
-        """Fixes older than one correlation time of GNSS share too little of the present error."""
+        """Add a fix; forget those that are older than the correlation time of the GNSS error."""
         self._fixes = sorted((*self._fixes, fix), key=lambda other: other.stamp_ns)
         oldest_ns = self._fixes[-1].stamp_ns - round(self._config.gnss_bias_tau_s * 1e9)
         self._fixes = [kept for kept in self._fixes if kept.stamp_ns >= oldest_ns]
 
     def needed_from_ns(self) -> int | None:
-        """Stamp from which on odometry is still needed; None for none."""
+        """The stamp of the oldest fix, since which odometry is needed; None without a fix."""
         return self._fixes[0].stamp_ns if self._fixes else None
 
     def find(
         self, odometry: list[OdometrySample]
     ) -> tuple[int | None, AlignedStart | None, str]:
-        """Stamp and state to start from (None if not yet), and why (not)."""
+        """Stamp and state to start from, or None twice, and the reason."""
         if not odometry:
-            return None, None, 'no odometry yet: without it heading and motion are unknown'
+            return None, None, 'no odometry yet: heading and motion are unknown'
         if not self._fixes:
             return None, None, 'no position fix yet'
         first_ns, last_ns = odometry[0].stamp_ns, odometry[-1].stamp_ns
@@ -126,11 +135,11 @@ class HeadingStart:
     def _align(self, odometry, reached):
         fixes, poses, antennas_m = self._distinct(odometry, reached)
         if len(fixes) < 3:
-            return None, None, 'waiting to be driven: the heading is unknown'
+            return None, None, 'the heading is unknown until the vehicle has driven some metres'
         baselines_m = np.linalg.norm(antennas_m - antennas_m[-1], axis=1)
-        least_m = self._config.start_distance_m
-        reason = f'driven {baselines_m.max():.1f} m of the {least_m:.1f} m that give the heading'
-        # The shortest stretch that is good enough: GNSS wanders least over it.
+        least_m = START_DISTANCE_M
+        reason = f'driven {baselines_m.max():.1f} m; the heading needs {least_m:.1f} m'
+        # Take the shortest stretch that is good enough: the GNSS error changes least over it.
         for distance_m in least_m * np.array([1.0, 2.0, 4.0, 8.0]):
             far = np.flatnonzero(baselines_m >= distance_m)
             if not far.size:
@@ -140,15 +149,18 @@ class HeadingStart:
             sigma_rad = math.sqrt(start.covariance[YAW, YAW])
             if start.misfit > chdtri(2 * (len(fixes) - first) - 3, 1.0 - MISFIT_PROBABILITY):
                 reason = f'odometry and GNSS disagree over the last {distance_m:.0f} m'
-            elif sigma_rad > self._config.start_yaw_sigma_rad:
+            elif sigma_rad > START_YAW_SIGMA_RAD:
                 reason = (f'heading sigma over {distance_m:.0f} m is {sigma_rad:.2f} rad; needed: '
-                          f'{self._config.start_yaw_sigma_rad:.2f}')
+                          f'{START_YAW_SIGMA_RAD:.2f}')
             else:
                 return fixes[-1].stamp_ns, start, f'started over {distance_m:.0f} m'
         return None, None, reason
 
     def _distinct(self, odometry, reached):
-        """The newest fix of each place (others are forgotten), with base and antenna there."""
+        """The newest fix of each cell, the odometry there, and the antenna (n, 2) in ``odom``.
+
+        All other fixes are forgotten.
+        """
         stamps_ns = [sample.stamp_ns for sample in odometry]
         newest = {}
         for fix in reached:

@@ -1,4 +1,4 @@
-"""The equations of the Kalman prior, each beside the function that transcribes it.
+"""The equations of the Kalman filter, each above the function that computes it.
 
 State (8,): x_m, y_m, yaw_rad of base_link in ``map``; forward speed in m/s; log of the odometry
 scale; yaw-rate bias of the odometry in rad/s; GNSS bias x, y in metres.
@@ -16,6 +16,26 @@ STATES = 8
 YAW, SPEED, SCALE, TURN_BIAS = 2, 3, 4, 5
 POSE, POSITION, BIAS = slice(0, 3), slice(0, 2), slice(6, 8)
 
+# Correlation times of the slowly varying states.
+ODOMETRY_SCALE_TAU_S = 600.0
+ODOMETRY_TURN_BIAS_TAU_S = 300.0
+# Sigma of the speed of an odometry increment.
+ODOMETRY_SPEED_NOISE_MPS = 0.2
+# A faster step or turn of the odometry is a jump: its increment is not used.
+ODOMETRY_MAX_SPEED_MPS = 60.0
+ODOMETRY_MAX_TURN_RADPS = 3.0
+# Without odometry, fix and match the pose is extrapolated for this long and then held.  A longer
+# time between two odometry samples is a gap.
+ODOMETRY_MAX_GAP_S = 1.0
+# Largest acceleration within a gap of the odometry.
+ODOMETRY_MAX_ACCEL_MPS2 = 5.0
+# Without odometry: the sigma of the speed that is added per square root of a second, the sigma of
+# the yaw that is added per second, and the smallest speed at which the position sigma grows after
+# ODOMETRY_MAX_GAP_S.
+COAST_SPEED_NOISE_MPS = 1.0
+COAST_YAW_NOISE_RADPS = 0.1
+COAST_HOLD_SPEED_MPS = 5.0
+
 
 def rotation(yaw_rad: float) -> np.ndarray:
     cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
@@ -32,7 +52,7 @@ def rotation_derivative(yaw_rad: float) -> np.ndarray:
 # v' = exp(s) d_x / dt
 # s' = a_s s,  w' = a_w w,  b' = a_b b       a = exp(-dt / tau), first-order Gauss-Markov
 def propagate(state, increment: Pose2D, time_s: float, decay: np.ndarray) -> np.ndarray:
-    """Move the state (8,) by an odometry increment; ``decay`` (8,) as :func:`decays` gives it."""
+    """Move the state (8,) by an odometry increment; ``decay`` (8,) is that of ``decays``."""
     moved = decay * state
     step_m = math.exp(state[SCALE]) * np.array([increment.x_m, increment.y_m])
     moved[POSITION] += rotation(state[YAW] - state[TURN_BIAS] * time_s / 2) @ step_m
@@ -44,7 +64,7 @@ def propagate(state, increment: Pose2D, time_s: float, decay: np.ndarray) -> np.
 # dp'/dyaw = exp(s) R'(.) d,  dp'/ds = exp(s) R(.) d,  dp'/dw = -dt / 2 dp'/dyaw,
 # dyaw'/dw = -dt,  dv'/ds = v'
 def propagate_jacobian(state, increment: Pose2D, time_s: float, decay: np.ndarray) -> np.ndarray:
-    """Derivative (8, 8) of :func:`propagate` by the state."""
+    """Derivative (8, 8) of ``propagate`` by the state."""
     step_m = math.exp(state[SCALE]) * np.array([increment.x_m, increment.y_m])
     jacobian = np.diag(decay)
     middle_rad = state[YAW] - state[TURN_BIAS] * time_s / 2
@@ -59,7 +79,7 @@ def propagate_jacobian(state, increment: Pose2D, time_s: float, decay: np.ndarra
 
 # p' = p + v dt u,  yaw' = yaw + turn      u = (cos, sin)(yaw + turn / 2)
 def coast(state, moving_s: float, turn_rad: float, decay: np.ndarray) -> np.ndarray:
-    """Move the state (8,) at its own speed for ``moving_s``, without odometry."""
+    """Move the state (8,) at its own speed for ``moving_s``."""
     moved = decay * state
     moved[POSITION] += state[SPEED] * moving_s * rotation(state[YAW] + turn_rad / 2)[:, 0]
     moved[YAW] = wrap_angle(state[YAW] + turn_rad)
@@ -68,7 +88,7 @@ def coast(state, moving_s: float, turn_rad: float, decay: np.ndarray) -> np.ndar
 
 # dp'/dyaw = v dt du/dyaw,  dp'/dv = dt u
 def coast_jacobian(state, moving_s: float, turn_rad: float, decay: np.ndarray) -> np.ndarray:
-    """Derivative (8, 8) of :func:`coast` by the state."""
+    """Derivative (8, 8) of ``coast`` by the state."""
     jacobian = np.diag(decay)
     middle_rad = state[YAW] + turn_rad / 2
     jacobian[POSITION, YAW] = state[SPEED] * moving_s * rotation_derivative(middle_rad)[:, 0]
@@ -78,32 +98,32 @@ def coast_jacobian(state, moving_s: float, turn_rad: float, decay: np.ndarray) -
 
 # z = p + R(yaw) l + b          l: antenna in base_link
 def gnss_prediction(state, base_from_antenna_m) -> np.ndarray:
-    """Position (2,) that a fix should report."""
+    """Predicted position (2,) of a fix."""
     return state[POSITION] + rotation(state[YAW]) @ np.asarray(base_from_antenna_m) + state[BIAS]
 
 
 # dz/dp = I,  dz/dyaw = R'(yaw) l,  dz/db = I
 def gnss_jacobian(state, base_from_antenna_m) -> np.ndarray:
-    """Derivative (2, 8) of :func:`gnss_prediction` by the state."""
+    """Derivative (2, 8) of ``gnss_prediction`` by the state."""
     jacobian = np.zeros((2, STATES))
     jacobian[:, POSITION] = jacobian[:, BIAS] = np.eye(2)
     jacobian[:, YAW] = rotation_derivative(state[YAW]) @ np.asarray(base_from_antenna_m)
     return jacobian
 
 
-# a = exp(-dt / tau); 1 where nothing is forgotten
+# a = exp(-dt / tau); 1 for states that do not decay
 def decays(config: FilterConfig, time_s: float) -> np.ndarray:
-    """What a time leaves of each state (8,)."""
+    """The factor (8,) by which each state decays in a time."""
     decay = np.ones(STATES)
-    decay[SCALE] = math.exp(-time_s / config.odometry_scale_tau_s)
-    decay[TURN_BIAS] = math.exp(-time_s / config.odometry_turn_bias_tau_s)
+    decay[SCALE] = math.exp(-time_s / ODOMETRY_SCALE_TAU_S)
+    decay[TURN_BIAS] = math.exp(-time_s / ODOMETRY_TURN_BIAS_TAU_S)
     decay[BIAS] = math.exp(-time_s / config.gnss_bias_tau_s)
     return decay
 
 
 # q_s, q_w, q_b = sigma^2 (1 - a^2);  i_p^2 dt and i_yaw^2 dt, moving or not
 def idle_noise(config: FilterConfig, time_s: float, decay: np.ndarray) -> np.ndarray:
-    """Process noise (8, 8) that time alone adds."""
+    """Process noise (8, 8) that grows with time alone."""
     position_m2 = config.idle_position_noise_m**2 * time_s
     sigma = np.array([
         0.0, 0.0, 0.0, 0.0, config.odometry_scale_sigma, config.odometry_turn_bias_sigma_radps,
@@ -114,54 +134,57 @@ def idle_noise(config: FilterConfig, time_s: float, decay: np.ndarray) -> np.nda
 
 
 # q_p = n_p^2 |d|,  q_yaw = n_yaw^2 |d| + n_turn^2 |turn|,  q_v = n_v^2
-# The yaw noise comes evenly along d and turns what is left of it, with l = R'(yaw) d:
+# The yaw noise arises evenly along d and turns the rest of d, with l = R'(yaw) d:
 #   q_pp = q_yaw / 3 l l',  q_pyaw = q_yaw / 2 l
 def motion_noise(config: FilterConfig, yaw_rad: float, increment: Pose2D) -> np.ndarray:
-    """Process noise (8, 8) of an odometry increment from a heading on."""
+    """Process noise (8, 8) of an odometry increment that begins at a heading."""
     distance_m = math.hypot(increment.x_m, increment.y_m)
     position_m2 = config.odometry_position_noise**2 * distance_m
     yaw_rad2 = (
         config.odometry_yaw_noise_rad**2 * distance_m
         + config.odometry_turn_noise_rad**2 * abs(increment.yaw_rad))
     noise = np.diag([
-        position_m2, position_m2, yaw_rad2, config.odometry_speed_noise_mps**2, 0, 0, 0, 0])
+        position_m2, position_m2, yaw_rad2, ODOMETRY_SPEED_NOISE_MPS**2, 0, 0, 0, 0])
     left_m = rotation_derivative(yaw_rad) @ np.array([increment.x_m, increment.y_m])
     noise[POSITION, POSITION] += yaw_rad2 / 3 * np.outer(left_m, left_m)
     noise[POSITION, YAW] = noise[YAW, POSITION] = yaw_rad2 / 2 * left_m
     return noise
 
 
-# The speed walks at random while it moves the pose along the heading u for m seconds:
+# The speed is a random walk while the pose moves along the heading u for m seconds:
 #   q_pp = a^2 m^3 / 3 u u',  q_pv = a^2 m^2 / 2 u,  q_vv = a^2 dt
-# Held t seconds after the last odometry, fix or match the position sigma is S(t) on each axis:
-#   S(t) = v (t - gap)+      v the last speed, or coast_hold_speed_mps where that is more
-# with gap = 0 across a jump of the odometry; the yaw sigma is c_yaw t.  These are one error all
-# along: over a piece the difference of squares is added.
+# A pose held for t seconds since the last odometry, fix or match has the position sigma S(t) on
+# each axis:
+#   S(t) = v (t - gap)+      v: the last speed, at least COAST_HOLD_SPEED_MPS
+# with gap = 0 across a jump of the odometry; the yaw sigma is c_yaw t.  The error of all pieces of
+# this time is one: a piece adds the difference of the squares.
 def coasting_noise(
-    config: FilterConfig, state, moving_s: float, turn_rad: float, begin_s: float, end_s: float,
-    jump: bool,
+    state, moving_s: float, turn_rad: float, begin_s: float, end_s: float, jump: bool,
 ) -> np.ndarray:
-    """Process noise (8, 8) that not being told the motion adds from begin to end."""
+    """Process noise (8, 8) of motion without odometry from begin to end.
+
+    Both times are since the last odometry, fix or match.
+    """
     noise = np.zeros((STATES, STATES))
     ahead = rotation(state[YAW] + turn_rad / 2)[:, 0]
-    walk = config.coast_speed_noise_mps**2
+    walk = COAST_SPEED_NOISE_MPS**2
     noise[POSITION, POSITION] = walk * moving_s**3 / 3 * np.outer(ahead, ahead)
     noise[POSITION, SPEED] = noise[SPEED, POSITION] = walk * moving_s**2 / 2 * ahead
     noise[SPEED, SPEED] = walk * (end_s - begin_s)
 
-    speed_mps = max(abs(state[SPEED]), config.coast_hold_speed_mps)
-    gap_s = 0.0 if jump else config.odometry_max_gap_s
+    speed_mps = max(abs(state[SPEED]), COAST_HOLD_SPEED_MPS)
+    gap_s = 0.0 if jump else ODOMETRY_MAX_GAP_S
     held_s2 = max(end_s - gap_s, 0.0)**2 - max(begin_s - gap_s, 0.0)**2
     noise[0, 0] += speed_mps**2 * held_s2
     noise[1, 1] += speed_mps**2 * held_s2
-    noise[YAW, YAW] = config.coast_yaw_noise_radps**2 * (end_s**2 - begin_s**2)
+    noise[YAW, YAW] = COAST_YAW_NOISE_RADPS**2 * (end_s**2 - begin_s**2)
     return noise
 
 
 # A constant, unknown acceleration a between two known poses: a t (T - t) / 2 off the straight line
-def bridge_sigma_m(config: FilterConfig, since_s: float, until_s: float) -> float:
-    """Sigma of the interpolated position inside a gap of the odometry, zero at its ends."""
-    return config.odometry_max_accel_mps2 / 2 * since_s * until_s / 2
+def bridge_sigma_m(since_s: float, until_s: float) -> float:
+    """Sigma of a position interpolated inside a gap of the odometry; zero at both ends."""
+    return ODOMETRY_MAX_ACCEL_MPS2 / 2 * since_s * until_s / 2
 
 
 def raised_to_floor(covariance: np.ndarray, sigma_floor: float) -> np.ndarray:
@@ -173,13 +196,13 @@ def raised_to_floor(covariance: np.ndarray, sigma_floor: float) -> np.ndarray:
 
 # w = min(1, (nu + n) / (nu + d2))       multivariate Student t with nu degrees of freedom
 def tail_weight(distance2: float, size: int, tail_dof: float) -> float:
-    """Share of its information that a residual of heavy-tailed errors keeps, by its distance."""
+    """Share of the information that a residual with heavy-tailed errors keeps."""
     return min(1.0, (tail_dof + size) / (tail_dof + distance2))
 
 
 # d2 = r' S^-1 r,  S = H P H' + R
 def mahalanobis2(residual, jacobian, covariance, noise) -> float:
-    """Squared distance of a residual (n,) from what was predicted."""
+    """Squared Mahalanobis distance of a residual (n,)."""
     spread = jacobian @ covariance @ jacobian.T + noise
     return float(residual @ np.linalg.solve(spread, residual))
 
@@ -188,6 +211,13 @@ def interpolated_pose(before: OdometrySample, after: OdometrySample, stamp_ns: i
     """Pose in ``odom`` at a stamp between two samples."""
     fraction = (stamp_ns - before.stamp_ns) / (after.stamp_ns - before.stamp_ns)
     return interpolate_pose(before.odom_from_base, after.odom_from_base, fraction)
+
+
+def is_jump(before: OdometrySample, after: OdometrySample) -> bool:
+    """Whether odometry moves or turns faster than a vehicle does."""
+    speed_x_mps, speed_y_mps, turn_radps = body_velocity(before, after)
+    return (math.hypot(speed_x_mps, speed_y_mps) > ODOMETRY_MAX_SPEED_MPS
+            or abs(turn_radps) > ODOMETRY_MAX_TURN_RADPS)
 
 
 def body_velocity(before: OdometrySample, after: OdometrySample) -> tuple[float, float, float]:

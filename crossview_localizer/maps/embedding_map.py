@@ -1,4 +1,4 @@
-"""The preloaded local satellite embeddings: one descriptor a tile on a lattice in ``map``.
+"""The embedding map: one satellite descriptor per tile, on a lattice in ``map``.
 
 The file is a safetensors file (no code in it) with the tensors
 
@@ -10,12 +10,12 @@ The file is a safetensors file (no code in it) with the tensors
     orthophoto    (bytes,) uint8                  optional JPEG of the area, for display only
 
 and one metadata entry, JSON: format version, origin of the frame, grid of tile centres, tile size,
-fingerprint of the weights, attribution of the imagery, grid of the orthophoto.  So a corridor
-through a large area takes the room of its tiles.  Format 1, which is still read, has one tensor
-``index`` (R, C) in place of ``chunks`` and ``cells``.
+fingerprint of the weights, attribution of the imagery, grid of the orthophoto. The size of the
+file is that of its tiles, not of the box around them. Format 1, which is still read, has one
+tensor ``index`` (R, C) in place of ``chunks`` and ``cells``.
 
-A map of at most ``PRELOAD_BYTES`` is put on the device as a whole.  Of a larger one the rows used
-last stay there, and those ahead of the vehicle are read by a thread before they are needed.
+A map of at most ``PRELOAD_BYTES`` is loaded to the device as a whole. Of a larger map the device
+holds the rows used last, and a thread reads those ahead of the vehicle before they are needed.
 """
 
 from collections import OrderedDict
@@ -34,17 +34,18 @@ import numpy as np
 import torch
 
 from crossview_localizer.datatypes import PoseEstimate
+from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import LocalFrame, MapGrid
 
 METADATA_KEY = 'crossview_localizer_map'
 FORMAT_VERSION = 2
-CHUNK = 16                      # lattice points a side
-PRELOAD_BYTES = 64 * 2**20      # of descriptors; a larger map is read as it is driven through
+CHUNK = 16                      # lattice points per side
+PRELOAD_BYTES = 64 * 2**20      # of descriptors; a larger map is read while driving
 CACHE_BYTES = 256 * 2**20       # of such a map's descriptors that stay in memory
 READ_BYTES = 2**20              # at a time, so that a window never waits long for the prefetch
 PREFETCH_S = (0.5, 1.0, 2.0, 3.0)   # how far ahead of the vehicle, at its speed
 DTYPES = {'F16': np.dtype('<f2'), 'I32': np.dtype('<i4'), 'U8': np.dtype('u1')}
-# Of all that a safetensors file may hold.
+# The types of the safetensors format.
 ITEM_BYTES = {'F64': 8, 'I64': 8, 'U64': 8, 'F32': 4, 'I32': 4, 'U32': 4, 'F16': 2, 'BF16': 2,
               'I16': 2, 'U16': 2, 'I8': 1, 'U8': 1, 'BOOL': 1}
 MAX_HEADER_BYTES = 100_000_000
@@ -73,9 +74,9 @@ class MapWindow:
 
 
 class ChunkedIndex:
-    """Row of the descriptors for each lattice point, in squares of which empty ones are left out.
+    """The row of the descriptors for each lattice point, in squares without the empty ones.
 
-    ``chunks`` and ``cells`` as in the file; ``cells`` may be mapped from it.
+    ``chunks`` and ``cells`` are as in the file; ``cells`` may be memory-mapped.
     """
 
     def __init__(self, chunks: np.ndarray, cells: np.ndarray, grid: MapGrid):
@@ -92,7 +93,7 @@ class ChunkedIndex:
 
     @classmethod
     def of(cls, index: np.ndarray, grid: MapGrid) -> 'ChunkedIndex':
-        """From the whole index (R, C)."""
+        """Make it from the whole index (R, C)."""
         if index.shape != (grid.rows, grid.cols):
             raise ValueError(
                 f'map index is {index.shape}; expected {(grid.rows, grid.cols)} as the grid')
@@ -108,14 +109,14 @@ class ChunkedIndex:
         return cls(chunks, squares[filled], grid)
 
     def crop(self, top: int, left: int, rows: int, cols: int) -> np.ndarray:
-        """The part (rows, cols) from a lattice point on, int64; -1 beyond the grid too."""
+        """A part (rows, cols) int64 that begins at a lattice point; -1 also beyond the grid."""
         found = np.full((rows, cols), -1, np.int64)
         for r in range(max(top, 0) // CHUNK, -(-min(top + rows, self.grid.rows) // CHUNK)):
             for c in range(max(left, 0) // CHUNK, -(-min(left + cols, self.grid.cols) // CHUNK)):
                 number = self.chunks[r, c]
                 if number < 0:
                     continue
-                # Where the square lies in the part, cut off at its edges.
+                # The place of the square in the part, cut off at the edges.
                 r0, c0 = r * CHUNK - top, c * CHUNK - left
                 inner = np.s_[max(-r0, 0):rows - r0, max(-c0, 0):cols - c0]
                 cells = self.cells[number][inner]
@@ -127,7 +128,7 @@ class ChunkedIndex:
         return self.crop(0, 0, self.grid.rows, self.grid.cols)
 
     def require_each_once(self, tiles: int) -> None:
-        """Raise ValueError where the index does not name each of so many tiles once."""
+        """Raise ValueError unless the index names each of so many tiles once."""
         used = self.cells[self.cells >= 0]
         if (self.cells < -1).any() or used.size != tiles or (
                 used.max() >= tiles or np.bincount(used).max() > 1):
@@ -135,9 +136,9 @@ class ChunkedIndex:
 
 
 class StoredRows:
-    """Rows of a (T, D) float16 tensor in a file, of which the latest used stay on the device.
+    """Rows of a (T, D) float16 tensor in a file; the rows used last stay on the device.
 
-    Reads by ``pread``: unlike a page fault of mapped memory, it does not hold up other threads.
+    They are read by ``pread``, which does not stop other threads as a page fault does.
     """
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, int], device: str,
@@ -155,7 +156,7 @@ class StoredRows:
         return self.shape[0]
 
     def __getitem__(self, numbers: np.ndarray) -> torch.Tensor:
-        """These rows (n, D); those that are not in memory are read."""
+        """These rows (n, D), read from the file if they are not in memory."""
         if len(numbers) > len(self._cache):
             return self._read(numbers).to(self._cache.device)
         with self._lock:
@@ -168,7 +169,7 @@ class StoredRows:
             return self._cache[slots]
 
     def prefetch(self, numbers: np.ndarray) -> None:
-        """Read these rows unless they are in memory; windows may be asked for meanwhile."""
+        """Read these rows unless they are in memory; another thread may ask for rows meanwhile."""
         missing = [n for n in numbers.tolist() if n not in self._slot_of][:len(self._cache) // 2]
         step = max(1, READ_BYTES // self._row_bytes)
         for first in range(0, len(missing), step):
@@ -179,7 +180,7 @@ class StoredRows:
                 self._keep([part[k] for k in fresh], rows[fresh], ())
 
     def _keep(self, numbers: list[int], rows: torch.Tensor, wanted) -> None:
-        """Put rows into the cache in place of those unused for longest, but not of ``wanted``."""
+        """Put rows into the cache in place of the least recently used, sparing ``wanted``."""
         for n in wanted:
             if n in self._slot_of:
                 self._slot_of.move_to_end(int(n))
@@ -191,7 +192,7 @@ class StoredRows:
         self._cache[slots] = rows.to(self._cache.device)
 
     def _read(self, numbers: np.ndarray) -> torch.Tensor:
-        """Rows (n, D) from the file; neighbours in one piece."""
+        """Rows (n, D) from the file; consecutive rows in one read."""
         found = np.empty((len(numbers), self.shape[1]), np.float16)
         breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
         for first, end in zip((0, *breaks), (*breaks, len(numbers))):
@@ -251,15 +252,16 @@ class EmbeddingMap:
                margin_m: float = 0.0) -> MapWindow | None:
         """The square of tiles that reaches at least half_width_m each way from the prior's mean.
 
-        With ``margin_m`` it reaches that much farther, and the coverage is still that of the cells
-        which overlap the inner square.  None where the mean is outside the grid or the square
-        holds no tile.  Cells beyond the grid's edge have no tile.  Of a map in a file, what lies
-        ahead is read in the background, going by the priors' motion.
+        With ``margin_m`` it reaches that much farther, while the coverage is that of the cells
+        which overlap the inner square. None where the mean is outside the grid or the square
+        holds no tile. Cells beyond the edge of the grid have no tile. If the map is left in its
+        file, the tiles ahead are read in the background; where they are follows from the motion
+        of the priors.
         """
         x_m, y_m = prior.pose.x_m, prior.pose.y_m
         if not self.grid.contains(x_m, y_m):
             return None
-        # Half a cell more, as the mean may be that far from the nearest tile's centre.
+        # Half a cell more: the mean may be that far from the centre of the nearest tile.
         reach = math.ceil((half_width_m + margin_m) / self.grid.cell_m + 0.5)
         top, left, index = self._square(x_m, y_m, reach)
         known = index >= 0
@@ -277,7 +279,7 @@ class EmbeddingMap:
             self.descriptors[tiles], np.count_nonzero(within) / within.size)
 
     def _square(self, x_m: float, y_m: float, reach: int) -> tuple[int, int, np.ndarray]:
-        """Top row, left column and index (S, S) of the cells that ``reach`` a point's each way."""
+        """Top row, left column and index (S, S) of the square of ``reach`` cells each way."""
         row, col = (round(float(value)) for value in self.grid.row_col_from_xy(x_m, y_m))
         side = 2 * reach + 1
         index = self.chunked.crop(row - reach, col - reach, side, side)
@@ -286,7 +288,7 @@ class EmbeddingMap:
         return row - reach, col - reach, index
 
     def _read_ahead(self, prior: PoseEstimate, reach: int) -> None:
-        """Let the thread read the windows that the vehicle comes to, unless it still reads."""
+        """Let the thread read the next windows on the way, unless it is still reading."""
         last, self._last = self._last, prior
         if last is None or not 0 < prior.stamp_ns - last.stamp_ns < 2e9 or (
                 self._reading is not None and not self._reading.done()):
@@ -304,18 +306,18 @@ class EmbeddingMap:
         self._reading = self._ahead.submit(read)
 
     def read_ahead_finished(self) -> None:
-        """Wait for what is being read; raises the error where it could not be."""
+        """Wait until the background reading is done; raises its error if it failed."""
         if self._reading is not None:
             self._reading.result()
 
     def orthophoto(self) -> tuple[np.ndarray, MapGrid] | None:
-        """The picture of the area, rgb (rows, cols, 3) uint8 with its grid, if the map has one."""
+        """The picture of the area, rgb (rows, cols, 3) uint8, and its grid; None without one."""
         if self.orthophoto_grid is None:
             return None
         return _decoded(self.orthophoto_jpeg, self.orthophoto_grid)
 
     def require_fingerprint(self, fingerprint: str, path: str | Path = 'map') -> None:
-        """Raise ValueError where the descriptors were made by other weights than these."""
+        """Raise ValueError if the descriptors were made by other weights than these."""
         if fingerprint != self.fingerprint:
             raise ValueError(
                 f'{path} was made with the weights {self.fingerprint[:12]}, loaded are '
@@ -323,7 +325,7 @@ class EmbeddingMap:
             )
 
     def metadata(self) -> dict:
-        """What the file says beside its tensors."""
+        """The metadata of the file."""
         return {
             'format_version': FORMAT_VERSION,
             'origin_latitude_deg': self.frame.latitude_deg,
@@ -337,7 +339,7 @@ class EmbeddingMap:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the file whole or not at all; the same map gives the same bytes."""
+        """Write the file, whole or not at all; the same map gives the same bytes."""
         path = Path(path)
         picture = np.frombuffer(self.orthophoto_jpeg, np.uint8)
         tensors = {
@@ -349,7 +351,7 @@ class EmbeddingMap:
         write_tensors(path, tensors, self.metadata())
 
     def _parts(self) -> Iterable[np.ndarray]:
-        """The descriptors in their order, a few megabytes at a time."""
+        """The descriptors in order, a few megabytes at a time."""
         step = max(1, 2**23 // (2 * self.descriptors.shape[1]))
         for first in range(0, len(self.descriptors), step):
             numbers = np.arange(first, min(first + step, len(self.descriptors)))
@@ -360,10 +362,10 @@ class EmbeddingMap:
         cls, path: str | Path, device: str | torch.device = 'cpu', fingerprint: str | None = None,
         preload_bytes: int = PRELOAD_BYTES,
     ) -> 'EmbeddingMap':
-        """Open a map; one of at most ``preload_bytes`` of descriptors is read whole.
+        """Open a map; one with at most ``preload_bytes`` of descriptors is read as a whole.
 
-        Raises OSError where the file cannot be read, ValueError where it is no map, damaged, of
-        another version, or (if a fingerprint is given) made with other weights.
+        Raises OSError if the file cannot be read, ValueError if it is no map, damaged, of another
+        version, or (if a fingerprint is given) made with other weights.
         """
         path = Path(path)
         if not path.is_file():
@@ -406,10 +408,10 @@ def write_tensors(
     path: Path, tensors: dict[str, tuple[tuple[int, ...], str, Iterable[np.ndarray]]],
     metadata: dict,
 ) -> None:
-    """Write a map's safetensors file whole or not at all, of any size: each tensor comes in parts.
+    """Write a safetensors file of any size, whole or not at all; each tensor comes in parts.
 
     The format is a length, a JSON header and the bytes (github.com/huggingface/safetensors); its
-    own library wants all of a file in memory.
+    own library needs the whole file in memory.
     """
     text = json.dumps(metadata, sort_keys=True)
     header, end = {'__metadata__': {METADATA_KEY: text}}, 0
@@ -418,26 +420,20 @@ def write_tensors(
         header[name] = {'dtype': dtype, 'shape': list(shape), 'data_offsets': [begin, end]}
     text = json.dumps(header).encode()
     text += b' ' * (-len(text) % 8)
-    writing = path.with_name(path.name + '.writing')
-    try:
-        with open(writing, 'wb') as file:
-            file.write(len(text).to_bytes(8, 'little') + text)
-            for _, dtype, parts in tensors.values():
-                for part in parts:
-                    file.write(np.ascontiguousarray(part, DTYPES[dtype]).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(writing, path)
-    finally:
-        writing.unlink(missing_ok=True)
+    with write_atomically(path) as writing, open(writing, 'wb') as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
+        for _, dtype, parts in tensors.values():
+            for part in parts:
+                file.write(np.ascontiguousarray(part, DTYPES[dtype]).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class _TensorFile:
     """The header of a safetensors file, and its tensors one by one.
 
-    The format's own library maps the whole file, which the system refuses of a file that is larger
-    than its memory.  Raises ValueError where the file is not whole, KeyError for a tensor that is
-    not in it.
+    The library of the format maps the whole file, which fails for a file larger than the memory.
+    Raises ValueError if the file is not whole, KeyError for a tensor that is not in it.
     """
 
     def __init__(self, path: Path):
@@ -488,9 +484,9 @@ class _TensorFile:
 
 
 def read_orthophoto(path: str | Path) -> tuple[np.ndarray, MapGrid] | None:
-    """The orthophoto of a map file as :meth:`EmbeddingMap.orthophoto`, without its descriptors.
+    """The orthophoto of a map file, as from ``EmbeddingMap.orthophoto``; descriptors stay unread.
 
-    Raises OSError where the file cannot be read and ValueError where it is no map or damaged.
+    Raises OSError if the file cannot be read and ValueError if it is no map or damaged.
     """
     path = Path(path)
     if not path.is_file():

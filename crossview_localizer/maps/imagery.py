@@ -1,8 +1,8 @@
 """Georeferenced aerial or satellite imagery, read as north-up rasters in the ``map`` plane.
 
-Any GeoTIFF with 8-bit samples will do, one file or many, each in its own coordinate reference
-system.  Pixels are looked up through one explicitly chosen PROJ operation a file, whose accuracy
-is known and can be refused; where files overlap, the first of the list that holds data is seen.
+It takes one or more GeoTIFFs with 8-bit samples, each in any coordinate reference system. For
+each system one PROJ operation is chosen explicitly, so that its accuracy is known and can be
+refused. Where files overlap, the first one of the list that holds data is shown.
 """
 
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ from rasterio.windows import Window
 
 from crossview_localizer.geometry import LocalFrame, MapGrid
 
-BLOCK_PX = 1024         # working samples a side warped at once
-NODE_STEP_PX = 32       # working samples between exactly projected points; interpolated between
+BLOCK_PX = 1024         # working samples per side that are warped at once
+NODE_STEP_PX = 32       # every so many working samples are projected exactly, others interpolated
 OPEN_FILES = 64
-MAX_BLOCK_PX = 2**26    # of a file's own blocks
+MAX_BLOCK_PX = 2**26    # pixels of a block of a file
 PIXEL_RANGE_M = (0.005, 10.0)
 MAX_EXTENT_M = 200e3    # farther from its origin the transverse Mercator plane is not metric
 
 
 @dataclass(frozen=True)
 class CrsAccuracy:
-    """What PROJ says of the way from the reference system of some files to WGS84.
+    """What PROJ says of the transform from the reference system of some files to WGS84.
 
-    ``accuracy_m`` is None where PROJ does not know it; ``missing_grid`` names the grid of a better
-    operation that is not installed.
+    ``accuracy_m`` is None if PROJ does not know it; ``missing_grid`` is the file that a more
+    accurate operation needs and that is not installed.
     """
 
     files: tuple[str, ...]
@@ -68,13 +68,13 @@ class _Source:
 
 
 class Imagery:
-    """A mosaic of GeoTIFFs over one ``map`` frame; use one instance in one thread at a time."""
+    """A mosaic of GeoTIFFs in one ``map`` frame; an instance serves one thread at a time."""
 
     def __init__(
         self, frame: LocalFrame, sources: Sequence[_Source], crs_accuracy: Sequence[CrsAccuracy]
     ):
         self.frame = frame
-        self.crs_accuracy = tuple(crs_accuracy)     # one entry a reference system
+        self.crs_accuracy = tuple(crs_accuracy)     # one entry per reference system
         self._sources = tuple(sources)
         self._dataset = lru_cache(OPEN_FILES)(_open_dataset)
 
@@ -82,16 +82,16 @@ class Imagery:
     def open(
         cls, paths: str | Path | Sequence[str | Path], frame: LocalFrame | None = None
     ) -> 'Imagery':
-        """Open GeoTIFFs; without a frame the map's origin is the centre of the imagery.
+        """Open GeoTIFFs; without a frame the origin of the map is the centre of the imagery.
 
         Raises OSError for a file that cannot be read and ValueError for one that is not
-        georeferenced, has an impossible size, or whose samples are not 8-bit grey, RGB or palette
+        georeferenced, has an impossible size, or does not hold 8-bit grey, RGB or palette samples
         with optional alpha.
         """
         paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
         if not paths:
             raise ValueError('no imagery given; expected at least one GeoTIFF')
-        files = {}                                  # reference system: its paths and their boxes
+        files = {}                                  # paths and boxes by reference system
         for path in map(Path, paths):
             crs, box = _crs_and_box(path)
             files.setdefault(crs, []).append((path, box))
@@ -112,25 +112,25 @@ class Imagery:
 
     @property
     def pixel_m(self) -> float:
-        """Ground size of the finest file's pixel."""
+        """Ground size of a pixel of the finest file."""
         return min(source.pixel_m for source in self._sources)
 
     @property
     def identity(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, bytes and modification time (ns) of each file: changes when an input does.
+        """Name, size in bytes and modification time (ns) of each file.
 
-        The same for a copy that kept its time, on another machine or under another folder.
+        It changes with an input, and is the same for a copy in another folder that kept its time.
         """
         stats = [(source.path.name, source.path.stat()) for source in self._sources]
         return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
     @property
     def attribution(self) -> tuple[str, ...]:
-        """File names with the copyright that their tags state."""
+        """The names of the files with the copyright that their tags state."""
         return tuple(source.attribution for source in self._sources)
 
     def require_accuracy(self, max_error_m: float) -> None:
-        """Raise ValueError where a file's way to WGS84 is worse; unknown ones pass only inf."""
+        """Raise ValueError if a transform to WGS84 is less accurate; unknown ones need inf."""
         for found in self.crs_accuracy:
             accuracy_m = math.inf if found.accuracy_m is None else found.accuracy_m
             if not accuracy_m <= max_error_m:
@@ -143,7 +143,7 @@ class Imagery:
     def crop(
         self, x_m: float, y_m: float, size_m: float, size_px: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A north-up square centred on a point: rgb (S, S, 3) uint8, valid (S, S) bool."""
+        """The north-up square around a point: rgb (S, S, 3) uint8, valid (S, S) bool."""
         cell_m = size_m / size_px
         reach_m = (size_m - cell_m) / 2.0
         return self.raster(MapGrid(size_px, size_px, cell_m, x_m - reach_m, y_m + reach_m))
@@ -151,7 +151,7 @@ class Imagery:
     def raster(self, grid: MapGrid) -> tuple[np.ndarray, np.ndarray]:
         """The imagery averaged over the cells of a grid: rgb (rows, cols, 3) uint8, valid bool.
 
-        A cell is valid where at least half of its area holds data; elsewhere rgb is 0.
+        A cell is valid if at least half of its area holds data; else its rgb is 0.
         """
         rgb = np.zeros((grid.rows, grid.cols, 3), np.uint8)
         valid = np.zeros((grid.rows, grid.cols), bool)
@@ -262,7 +262,7 @@ def _apply(affine: rasterio.Affine, first, second):
 
 
 def _edge_points(dataset, steps: int = 21) -> tuple[np.ndarray, np.ndarray]:
-    """Points along the outline in the file's own coordinates."""
+    """Points along the outline of a file, in its own coordinates."""
     along = np.linspace(0.0, 1.0, steps)
     u_px = dataset.width * np.concatenate((along, along, 0 * along, 0 * along + 1))
     v_px = dataset.height * np.concatenate((0 * along, 0 * along + 1, along, along))
@@ -270,7 +270,7 @@ def _edge_points(dataset, steps: int = 21) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _crs_and_box(path: Path) -> tuple[CRS, tuple[float, float, float, float]]:
-    """The reference system, and latitude and longitude: minima, then maxima."""
+    """The reference system, and the box: least latitude and longitude, then the greatest."""
     with _open_dataset(path) as dataset:
         crs = _georeference(path, dataset)
         wgs84_from_crs = Transformer.from_crs(crs, 'EPSG:4326', always_xy=True)
@@ -287,7 +287,7 @@ def _union(boxes) -> tuple[float, float, float, float]:
 
 
 def _middle(box) -> tuple[float, float]:
-    """To 7 decimals, a centimetre, so that it can be typed."""
+    """The middle, rounded to 7 decimals (a centimetre) so that it can be typed."""
     return round((box[0] + box[2]) / 2.0, 7), round((box[1] + box[3]) / 2.0, 7)
 
 
@@ -320,7 +320,7 @@ def _describe(path: Path, frame: LocalFrame, crs: CRS, map_from_crs: Transformer
 
 
 def _choose_operation(crs: CRS, frame: LocalFrame, found) -> tuple[Transformer, CrsAccuracy]:
-    """The best operation installed for the area of these files, and how good PROJ says it is."""
+    """The best installed operation for the area of these files, and its accuracy by PROJ."""
     south, west, north, east = _union(box for _, box in found)
     area = AreaOfInterest(west, south, east, north)
     names = tuple(path.name for path, _ in found)
@@ -328,7 +328,7 @@ def _choose_operation(crs: CRS, frame: LocalFrame, found) -> tuple[Transformer, 
         warnings.simplefilter('ignore', UserWarning)      # CrsAccuracy reports missing grids
         group = TransformerGroup(crs, CRS(frame.proj4), always_xy=True, area_of_interest=area)
     if not group.transformers:
-        raise ValueError(f'{names[0]}: no way is known from {crs.name} to WGS84')
+        raise ValueError(f'{names[0]}: PROJ knows no transform from {crs.name} to WGS84')
     chosen = group.transformers[0]
     missing = None
     if not group.best_available:
@@ -372,7 +372,7 @@ def _colour_bands(path: Path, dataset) -> tuple[tuple[int, ...], np.ndarray | No
 
 
 def _oversampling(grid: MapGrid, source: _Source) -> int:
-    """Working samples a cell and axis, at most 2 percent farther apart than the file's pixels."""
+    """Working samples per cell and axis, at most 2 % farther apart than the pixels of the file."""
     return max(1, math.ceil(0.98 * grid.cell_m / source.pixel_m))
 
 
@@ -386,7 +386,7 @@ def _overlap(grid: MapGrid, bounds_m) -> bool:
 
 
 def _pixels_of(grid: MapGrid, source: _Source) -> tuple[np.ndarray, np.ndarray]:
-    """Where cell centres fall in the file: u_px, v_px (rows, cols), whole at pixel centres."""
+    """The cell centres in the file: u_px, v_px (rows, cols), whole numbers at pixel centres."""
     rows, row_weights = _hat_weights(grid.rows)
     cols, col_weights = _hat_weights(grid.cols)
     x_m, y_m = grid.xy_from_row_col(rows[:, None], cols[None, :])

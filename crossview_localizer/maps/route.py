@@ -1,106 +1,14 @@
-"""Where the vehicle will drive: fixes from a file, and the lattice points along them."""
+"""The lattice points of a map along a route."""
 
-from collections.abc import Callable, Iterator
-import csv
+from collections.abc import Callable
 import math
-from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 
 from crossview_localizer.geometry import MapGrid
 
 MAX_GAP_M = 500.0              # fixes farther apart than this are not joined by a straight line
-LATITUDE_NAMES = ('latitude', 'lat')
-LONGITUDE_NAMES = ('longitude', 'lon', 'lng', 'long')
-MAX_LATTICE = 100_000_000      # points of the grid, with or without a tile
-
-
-class RouteError(ValueError):
-    """The file can be read but holds no route; the message says why."""
-
-
-def read_route(path: str | Path, topic: str | None = None) -> np.ndarray:
-    """The fixes of a drive, (N, 2) latitude and longitude in degrees, in the order of the file.
-
-    ``path`` is a CSV with columns ``latitude`` and ``longitude`` (RobotCar's gps.csv, ins.csv and
-    rtk.csv have them) or ``lat`` and ``lon``, a GPX track or route, or a rosbag2 with a NavSatFix
-    topic.  Fixes that are not valid are left out.  Raises OSError or ValueError.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f'route {path} does not exist; expected a CSV or a bag')
-    is_bag = path.is_dir() or path.suffix in ('.mcap', '.db3')
-    if is_bag:
-        fixes = list(_bag_fixes(path, topic))
-    else:
-        fixes = list((_gpx_fixes if path.suffix.lower() == '.gpx' else _csv_fixes)(path))
-    route = np.array(fixes, float).reshape(-1, 2)
-    good = np.isfinite(route).all(1) & (np.abs(route) <= [89.0, 180.0]).all(1) & route.any(1)
-    if not good.any():
-        raise ValueError(
-            f'{path} holds no valid fix ({len(route)} read); expected a drive with GNSS')
-    return route[good]
-
-
-def _csv_fixes(path: Path) -> Iterator[tuple[float, float]]:
-    try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
-            first = file.readline()
-            delimiter = ';' if ';' in first and ',' not in first else ','
-            head = next(csv.reader([first], delimiter=delimiter), [])
-            names = [name.strip().lower() for name in head]
-            columns = [next((names.index(name) for name in known if name in names), None)
-                       for known in (LATITUDE_NAMES, LONGITUDE_NAMES)]
-            if None in columns:
-                raise ValueError(
-                    f'{path} has the columns {", ".join(names)[:80] or "(none)"}; expected '
-                    'latitude and longitude')
-            for row in csv.reader(file, delimiter=delimiter):
-                try:
-                    yield tuple(float(row[column]) for column in columns)
-                except (IndexError, ValueError):       # an empty or truncated row
-                    continue
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f'{path} is not a CSV; expected latitude and longitude columns') from error
-
-
-def _gpx_fixes(path: Path) -> Iterator[tuple[float, float]]:
-    try:
-        for element in ElementTree.parse(path).iter():
-            if element.tag.rpartition('}')[2] in ('trkpt', 'rtept'):
-                yield float(element.get('lat')), float(element.get('lon'))
-    except (ElementTree.ParseError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is not a readable GPX file ({error})') from error
-
-
-def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
-    from rosbags.highlevel import AnyReader
-    from rosbags.typesys import get_typestore, Stores
-
-    try:
-        bag = path if path.is_dir() else path.parent
-        with AnyReader([bag], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
-            found = [
-                connection for connection in reader.connections
-                if connection.msgtype == 'sensor_msgs/msg/NavSatFix'
-                and topic in (None, connection.topic)
-            ]
-            topics = sorted({connection.topic for connection in found})
-            if len(topics) != 1:
-                raise RouteError(
-                    f'{path} has {len(topics)} NavSatFix topics ({", ".join(topics) or "none"}); '
-                    'expected one: name it with --topic')
-            for connection, _, data in reader.messages(found):
-                fix = reader.deserialize(data, connection.msgtype)
-                if fix.status.status >= 0:
-                    yield fix.latitude, fix.longitude
-    except RouteError:
-        raise
-    except Exception as error:  # on damaged bytes rosbags raises whatever its decoders do
-        problem = ' '.join(str(error).split()) or type(error).__name__
-        raise ValueError(f'{path} cannot be read as a bag ({problem})') from error
+MAX_LATTICE = 100_000_000      # points of the grid, whether they have a tile or not
 
 
 def lattice(bounds_m, spacing_m: float) -> MapGrid:
@@ -122,7 +30,7 @@ def corridor(
 ) -> tuple[MapGrid, np.ndarray]:
     """Lattice points within ``corridor_m`` of a polyline (N, 2), inside a box.
 
-    Returns the smallest grid that holds them and the mask (rows, cols) of those that are near.
+    Returns the smallest grid that holds them, and their mask (rows, cols) in it.
     """
     bounds_m = np.asarray(bounds_m, float)
     inside = np.isfinite(route_m).all(1)

@@ -1,1 +1,1 @@
-"""From a frame and a map window to a heat map, a pose, and whether to believe it."""
+"""The matchers: image and map to heat map to pose, and the supervisor that judges matches."""

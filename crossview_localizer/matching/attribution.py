@@ -1,14 +1,14 @@
-"""What in a frame made its match: how much each part of the ground view adds to the score.
+"""How much each part of the ground view contributes to the peak of a heat map.
 
-What singles out the heat map's peak is the score there over the window's mean, in nats,
+The lead of the peak is its score over the mean of the window, in nats,
 
     J = log-likelihood_peak - 1/n sum_t log-likelihood_t.
 
-(Over the mean that the heat map itself expects a sharp peak would only be held against its own
-neighbours.)  Weigh each cell of the ground view by ``m``, all 1: the gradient dJ/dm is the cell's
-share of J.  It is exact where the score is linear in the cells (the
-detail part, the dense matcher); for SAFA it is the first-order share of its feature map's cells.
-(Gradient times input: Shrikumar et al., "Not Just a Black Box", 2016.)
+(A mean weighted by the heat map itself would compare a sharp peak with its own neighbours only.)
+Let each cell of the ground view have a weight m = 1: the gradient dJ/dm is the share of the cell
+in J.  The shares are exact where the score is linear in the cells (the detail part, the dense
+matcher); for SAFA they are the first-order shares of the cells of its feature map.  (Gradient
+times input: Shrikumar et al., "Not Just a Black Box", 2016.)
 
 Shape legend: R, C rows and columns of the window; H, W of the ground view; n tiles.
 """
@@ -21,24 +21,25 @@ import numpy as np
 import torch
 
 from crossview_localizer.camera import views
-from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import CameraImage, CameraModel, Heatmap, PoseEstimate
 from crossview_localizer.geometry import Pose2D
-from crossview_localizer.matching.tile_matcher import moved, TileMatcher
-from crossview_localizer.networks.dense import DENSE
-from crossview_localizer.networks.safa import grey_ground, views_to_tensor
+from crossview_localizer.maps.embedding_map import MapWindow
+from crossview_localizer.matching.dense_matcher import DenseMatcher
+from crossview_localizer.matching.matcher import SearchWindow
+from crossview_localizer.matching.tile_matcher import shifted_scores, TileMatcher
+from crossview_localizer.networks.safa import grey_ground, SafaNetwork, views_to_tensor
 
-DETAIL_CELL_PX = 2
+DETAIL_CELL_PX = 2  # of the grey cells of the detail part
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Shares of the peak's score over a ground view.
+class PeakShares:
+    """The share of each cell of a ground view in the lead of the peak.
 
-    ``nats`` (h, w): positive for the peak, negative against it; ``view`` (H, W, 3) uint8 is the
-    same square as the network was shown it.  Where both lie on the road, ``cell_m`` is the side of
-    a cell and ``raster_from_base`` takes base_link to the square's axes: origin in its middle, x
-    along its columns, y up its rows.  Else ``raster_from_base`` is None.
+    ``nats`` (h, w) are positive for the peak and negative against it.  ``view`` (H, W, 3) uint8 is
+    the input of the network for the same square.  If both lie on the road, ``cell_m`` is the side
+    of a cell and ``raster_from_base`` takes base_link to the axes of the square: origin in its
+    middle, x along its columns, y up its rows.  Else ``raster_from_base`` is None.
     """
 
     nats: np.ndarray
@@ -47,78 +48,77 @@ class Evidence:
     raster_from_base: Pose2D | None = None
 
 
-def evidence(
-    matcher, image: CameraImage, window, prior: PoseEstimate, config: MatchConfig,
-    pitch_rad: float = 0.0,
-) -> tuple[Evidence, Heatmap]:
-    """The evidence of one frame under the prior that it was matched with, and its heat map."""
+def peak_shares(
+    matcher: TileMatcher | DenseMatcher, image: CameraImage, window: MapWindow,
+    prior: PoseEstimate, search: SearchWindow, pitch_rad: float = 0.0,
+) -> tuple[PeakShares, Heatmap]:
+    """Match an image inside a prior; return the shares of its cells and the heat map."""
     ground = matcher.embed(image, prior.pose.yaw_rad, pitch_rad)
-    heatmap = matcher.match(ground, window, prior, config)
-    if matcher.network.config.kind == DENSE:
-        found = _of_dense(matcher, image, ground, window, prior, config, heatmap, pitch_rad)
+    heatmap = matcher.match(ground, window, prior, search)
+    if isinstance(matcher, DenseMatcher):
+        found = _dense_shares(matcher, image, ground, window, prior, search, heatmap, pitch_rad)
     else:
-        found = _of_tiles(matcher, image, window, prior, config, heatmap, pitch_rad)
+        found = _tile_shares(matcher, image, window, prior, heatmap, pitch_rad)
     return found, heatmap
 
 
-def _of_tiles(
-    matcher: TileMatcher, image: CameraImage, window, prior: PoseEstimate, config: MatchConfig,
+def _tile_shares(
+    matcher: TileMatcher, image: CameraImage, window: MapWindow, prior: PoseEstimate,
     heatmap: Heatmap, pitch_rad: float,
-) -> Evidence:
+) -> PeakShares:
     network, model = matcher.network, matcher.network.config
     yaw_rad = prior.pose.yaw_rad
     view = views.ground_view(model.ground_view, image.rgb, image.camera, yaw_rad, model.view_px,
                              model.px_m, pitch_rad)                            # (H, W, 3 or 4)
     tensor = views_to_tensor(view, matcher.device)
-    contrast = peak_contrast(heatmap, config.refine)                           # (R, C)
+    contrast = peak_contrast(heatmap, matcher.refine)                          # (R, C)
     offset_m = Pose2D(0.0, 0.0, yaw_rad).transform(
         np.array([model.offset_forward_m, model.offset_left_m]))
-    # The matcher moves the scores of the SAFA part back by its mean offset; here their weights.
-    moved_contrast = moved(contrast, -offset_m / window.grid.cell_m)
+    # The matcher moves the scores of the SAFA part back by its mean offset; here the weights move.
+    moved_contrast = shifted_scores(contrast, -offset_m / window.grid.cell_m)
 
     nats = np.zeros((1, 1))
     safa = 0
-    if hasattr(network, 'ground'):
+    if isinstance(network, SafaNetwork):
         safa = model.heads * model.channels
         features = network.ground_features(tensor).detach()                    # (1, C, rows, cols)
         weight = torch.ones_like(features[:, :1]).requires_grad_()
         described = network.ground.describe(features * weight)[0]
-        target = _combined(window, moved_contrast)[:safa].to(described)
+        target = _weighted_sum(window, moved_contrast)[:safa].to(described)
         share = (1.0 - model.detail_weight) ** 0.5 if model.detail_weight else 1.0
         score = 2.0 / model.temperature * share * (described @ target)
         nats = torch.autograd.grad(score, weight)[0][0, 0].cpu().numpy().astype(float)
     detail = model.detail_weight if safa else 1.0
     if detail:
         grey = grey_ground(tensor)[0] * detail ** 0.5
-        of_cells = 2.0 / model.temperature * grey * _combined(window, contrast)[safa:].to(grey)
+        of_cells = 2.0 / model.temperature * grey * _weighted_sum(window, contrast)[safa:].to(grey)
         side = view.shape[0] // DETAIL_CELL_PX
         of_cells = of_cells.cpu().numpy().astype(float).reshape(side, side)
-        nats = of_cells + _spread(nats, side)
+        nats = of_cells + _cut(nats, side)
     if model.ground_view != 'birds_eye':
-        return Evidence(nats, view[..., :3])
+        return PeakShares(nats, view[..., :3])
     cell_m = model.view_px * model.px_m / nats.shape[0]
-    return Evidence(nats, view[..., :3], cell_m, Pose2D(0.0, 0.0, yaw_rad))
+    return PeakShares(nats, view[..., :3], cell_m, Pose2D(0.0, 0.0, yaw_rad))
 
 
-def _combined(window, contrast: np.ndarray) -> torch.Tensor:
-    """The window's descriptors, each times its weight (R, C), as one (K,)."""
+def _weighted_sum(window, contrast: np.ndarray) -> torch.Tensor:
+    """The sum (K,) of the descriptors of a window, weighted by ``contrast`` (R, C)."""
     index = window.index.cpu().numpy()
     weights = np.zeros(len(window.descriptors), np.float32)
     weights[index[index >= 0]] = contrast[index >= 0]
     return torch.from_numpy(weights).to(window.descriptors) @ window.descriptors
 
 
-def _spread(nats: np.ndarray, side: int) -> np.ndarray:
-    """Cells cut into finer ones with the same sum."""
+def _cut(nats: np.ndarray, side: int) -> np.ndarray:
+    """Cut cells into finer ones, ``side`` along each side, with the same sum."""
     times = side // nats.shape[0]
     return np.kron(nats, np.full((times, times), 1.0 / times**2))
 
 
 def peak_contrast(heatmap: Heatmap, refine: int) -> np.ndarray:
-    """One at the heat map's peak minus 1/n everywhere, on the ``refine`` times coarser lattice.
+    """One at the peak of a heat map minus 1/n everywhere, on the ``refine`` times coarser lattice.
 
-    The peak lies between tiles: its weight is shared between the four about it.  Tiles that are
-    missing have no weight.
+    The four tiles about the peak share its weight.  Missing tiles have no weight.
     """
     known = np.isfinite(heatmap.log_probability[::refine, ::refine])
     row, col = np.unravel_index(
@@ -130,29 +130,29 @@ def peak_contrast(heatmap: Heatmap, refine: int) -> np.ndarray:
     return at_peak / at_peak.sum() - known / known.sum()
 
 
-def _of_dense(
-    matcher, image: CameraImage, ground, window, prior: PoseEstimate, config: MatchConfig,
-    heatmap: Heatmap, pitch_rad: float,
-) -> Evidence:
-    """Exact: the score is linear in the weighted descriptors of the bird's-eye cells."""
+def _dense_shares(
+    matcher: DenseMatcher, image: CameraImage, ground, window: MapWindow, prior: PoseEstimate,
+    search: SearchWindow, heatmap: Heatmap, pitch_rad: float,
+) -> PeakShares:
+    """The shares are exact: the score is linear in the descriptors of the bird's-eye cells."""
     model = matcher.network.config
-    view, weight = (part.clone() for part in ground)       # out of inference mode
+    view, weight = (part.clone() for part in ground)       # leaves the inference mode
     cells = torch.ones_like(view[:, :1]).requires_grad_()                      # (1, 1, F, L)
-    scores, *_ = matcher.scores((view * cells, weight), window, prior, config)  # (K, R, C)
+    scores, *_ = matcher.scores((view * cells, weight), window, prior, search)  # (K, R, C)
     contrast = np.full(heatmap.volume.shape, -1.0 / heatmap.volume.size)
     contrast.flat[np.argmax(heatmap.volume)] += 1.0
     total = (scores * torch.from_numpy(contrast).to(scores)).sum()
     nats = torch.autograd.grad(total, cells)[0][0, 0].cpu().numpy().astype(float)
     road = views.lifted_view(image.rgb, image.camera, model, pitch_rad).road
-    return Evidence(
+    return PeakShares(
         nats, road[..., :3], model.cell_m, Pose2D(0.0, -model.middle_m, math.pi / 2))
 
 
-def on_image(found: Evidence, camera: CameraModel, pitch_rad: float = 0.0) -> np.ndarray:
-    """``nats`` where the flat road lies in the undistorted image (H, W); NaN off the square.
+def on_image(found: PeakShares, camera: CameraModel, pitch_rad: float = 0.0) -> np.ndarray:
+    """Project ``nats`` to the flat road in the undistorted image (H, W); NaN off the square.
 
-    Scaled to the image's own pixels it is a density: comparable within a picture, not a sum.
-    Raises ValueError where the evidence does not lie on the road.
+    The values are a density on the image: they can be compared but not summed.
+    Raises ValueError if the view does not lie on the road.
     """
     if found.raster_from_base is None:
         raise ValueError('this view does not lie on the road; show it on the view itself')
@@ -171,9 +171,9 @@ def on_image(found: Evidence, camera: CameraModel, pitch_rad: float = 0.0) -> np
 
 
 def road_points(camera: CameraModel, pitch_rad: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel sees the flat road, metres ahead and left of base_link (H, W).
+    """The point of the flat road at each pixel, metres ahead and left of base_link (H, W).
 
-    NaN at and above the horizon; the inverse of ``views.image_points`` for height 0.
+    NaN at and above the horizon.  It is the inverse of ``views.image_points`` for height 0.
     """
     u_px, v_px = np.meshgrid(np.arange(camera.width_px), np.arange(camera.height_px))
     rays = np.stack((

@@ -1,1 +1,1 @@
-"""The networks, their pretrained trunks, checkpoints and ONNX files."""
+"""The networks and their trunks, weights files, untrained controls and ONNX files."""

@@ -1,6 +1,11 @@
-"""Weights files: the tensors of a network, its model settings, and how it was made."""
+"""Weights files: the tensors of a network, its model settings, and how it was made.
 
-from dataclasses import asdict, fields
+A file is a safetensors file whose metadata are JSON texts: ``model`` (ModelConfig or DenseConfig),
+``match_errors`` (MatchErrors) and ``provenance``.  Its fingerprint, by which a map knows the
+weights that it was made with, is of all but ``match_errors``.
+"""
+
+from dataclasses import asdict, fields, replace
 import hashlib
 import json
 from pathlib import Path
@@ -9,9 +14,13 @@ from safetensors import safe_open, SafetensorError
 from safetensors.torch import save
 import torch
 
+from crossview_localizer.datatypes import MatchErrors
+from crossview_localizer.files import write_atomically
 from crossview_localizer.networks.controls import control_network, RANDOM_INIT, RAW_CORRELATION
 from crossview_localizer.networks.dense import DENSE, DenseConfig, DenseNetwork
 from crossview_localizer.networks.safa import ModelConfig, SafaNetwork
+
+FORMAT = 'crossview_localizer weights 1'
 
 
 def save_network(network: SafaNetwork | DenseNetwork, path: str | Path,
@@ -20,35 +29,64 @@ def save_network(network: SafaNetwork | DenseNetwork, path: str | Path,
 
     The same weights give the same bytes, and so the same fingerprint.
     """
-    path = Path(path)
     tensors = {
         name: (value.to(precision) if value.is_floating_point() else value).contiguous()
         for name, value in network.state_dict().items()
     }
+    settings = asdict(network.config)
     metadata = {
-        'format': 'crossview_localizer weights 1',
-        'model': json.dumps(asdict(network.config), sort_keys=True),
+        'format': FORMAT,
+        'match_errors': json.dumps(settings.pop('match_errors'), sort_keys=True),
+        'model': json.dumps(settings, sort_keys=True),
         'provenance': json.dumps(provenance, sort_keys=True),
     }
-    partial = path.with_name(path.name + '.partial')
-    partial.write_bytes(with_sorted_header(save(tensors, metadata)))
-    partial.replace(path)
+    with write_atomically(path) as writing:
+        # The library writes the metadata in an order that changes from call to call.
+        writing.write_bytes(_joined(*_split(save(tensors, metadata))))
 
 
-def with_sorted_header(data: bytes) -> bytes:
-    """A safetensors file (8 bytes of length, a JSON header, tensors) with its header in order.
+def write_match_errors(path: str | Path, errors: MatchErrors) -> None:
+    """Put fitted MatchErrors into a weights file; its fingerprint stays.
 
-    The library writes the metadata in an order that changes from call to call.
+    Raises ValueError for a file whose header is not as ``save_network`` writes it.
     """
+    data = Path(path).read_bytes()
+    header, tensors = _split(data)
+    if _joined(header, tensors) != data:
+        raise ValueError(
+            f'{path} was written by an early version: with match_errors it would have another '
+            'fingerprint and no longer open its maps; expected a file of save_network')
+    header['__metadata__']['match_errors'] = json.dumps(asdict(errors), sort_keys=True)
+    with write_atomically(path) as writing:
+        writing.write_bytes(_joined(header, tensors))
+
+
+def _split(data: bytes) -> tuple[dict, bytes]:
+    """The header of a safetensors file, and its tensors."""
     end = 8 + int.from_bytes(data[:8], 'little')
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
-    header += b' ' * (-len(header) % 8)
-    return len(header).to_bytes(8, 'little') + header + data[end:]
+    return json.loads(data[8:end]), data[end:]
+
+
+def _joined(header: dict, tensors: bytes) -> bytes:
+    """A safetensors file: 8 bytes of length, a JSON header with its keys in order, tensors."""
+    text = json.dumps(header, sort_keys=True).encode()
+    text += b' ' * (-len(text) % 8)
+    return len(text).to_bytes(8, 'little') + text + tensors
+
+
+def fingerprint_of(path: Path) -> str:
+    """SHA-256 of a weights file without its ``match_errors``."""
+    data = path.read_bytes()
+    header, tensors = _split(data)
+    if header.get('__metadata__', {}).pop('match_errors', None) is not None:
+        data = _joined(header, tensors)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict]:
     """Model settings and provenance of a weights file, without its tensors.
 
+    A setting that is missing keeps its default.
     Raises ValueError where the file is no weights file, FileNotFoundError where it is absent.
     """
     path = Path(path)
@@ -59,34 +97,33 @@ def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f'{path} is not a readable safetensors file ({error})') from error
-    if not metadata.get('format', '').startswith('crossview_localizer weights'):
-        raise ValueError(
-            f'{path} has format {metadata.get("format")!r}; '
-            'expected crossview_localizer weights 1')
+    if not metadata.get('format', '').startswith(FORMAT.rpartition(' ')[0]):
+        raise ValueError(f'{path} has format {metadata.get("format")!r}; expected {FORMAT}')
     try:
         model = dict(json.loads(metadata['model']))
+        errors = dict(json.loads(metadata.get('match_errors', '{}')))
         provenance = dict(json.loads(metadata.get('provenance', '{}')))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path}: its model settings are damaged ({error!r})') from error
-    return _config_from_settings(model, path), provenance
+    config = _checked(DenseConfig if model.get('kind') == DENSE else ModelConfig, model, path)
+    return replace(config, match_errors=_checked(MatchErrors, errors, path)), provenance
 
 
-def _config_from_settings(model: dict, path: Path) -> ModelConfig | DenseConfig:
-    """A setting that is missing keeps its default."""
-    kind = DenseConfig if model.get('kind') == DENSE else ModelConfig
-    unknown = set(model) - {item.name for item in fields(kind)}
+def _checked(kind: type, settings: dict, path: Path):
+    """A dataclass of JSON values; raises ValueError for an unknown name or another kind."""
+    defaults = {item.name: item.default for item in fields(kind)}
+    unknown = set(settings) - set(defaults)
     if unknown:
         raise ValueError(f'{path}: unknown model setting {sorted(unknown)[0]!r}; newer weights?')
-    # JSON has lists where the config has tuples.
-    model = {key: tuple(value) if isinstance(value, list) else value
-             for key, value in model.items()}
-    for key, value in model.items():
-        default = getattr(kind(), key)
-        wanted = (int, float) if isinstance(default, float) else type(default)
+    # JSON has lists where a config has tuples.
+    settings = {key: tuple(value) if isinstance(value, list) else value
+                for key, value in settings.items()}
+    for key, value in settings.items():
+        wanted = (int, float) if isinstance(defaults[key], float) else type(defaults[key])
         if not isinstance(value, wanted):
             raise ValueError(f'{path}: model setting {key} is {value!r}; expected the kind of '
-                             f'{default!r}')
-    return kind(**model)
+                             f'{defaults[key]!r}')
+    return kind(**settings)
 
 
 def load_network(source: str | Path, device: str = 'cpu', like: str | Path | None = None):
@@ -117,7 +154,7 @@ def _network_from_file(path: Path) -> SafaNetwork | DenseNetwork:
         if state[key].is_floating_point() and not state[key].isfinite().all():
             raise ValueError(f'{path}: variable {key} is not finite; the file is damaged')
     network.load_state_dict(state)
-    network.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+    network.fingerprint = fingerprint_of(path)
     return network
 
 

@@ -66,5 +66,7 @@ def control_network(
 
 
 def _digest(config: ModelConfig | DenseConfig, *extra) -> str:
-    text = json.dumps(asdict(config), sort_keys=True) + ' '.join(map(str, extra))
+    settings = asdict(config)
+    del settings['match_errors']  # a map outlives another fit of them
+    text = json.dumps(settings, sort_keys=True) + ' '.join(map(str, extra))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,22 +1,24 @@
-"""The dense cross-view network: a descriptor raster of the imagery and a bird's-eye view to match.
+"""The dense network: a raster of satellite descriptors, and a bird's-eye view to match with it.
 
-The satellite branch is fully convolutional: imagery to one unit descriptor a cell.  The ground
-branch describes the frame in perspective, lifts its features to a bird's-eye grid in the
-vehicle's axes at several heights above a flat road (so that facades, trees and posts, whose
-images lie above the road, can vote for the place where they stand), adds the road's own pixels
-projected to the ground, and ends in a unit descriptor g and a weight w in [0, 1] for each cell c.
-The score of a pose p is the weighted sum of cosines with the raster s beneath the turned view,
+The satellite branch is fully convolutional: it gives one unit descriptor for each cell of the
+imagery.  The ground branch computes features of the image in perspective and looks them up for
+each cell of a bird's-eye grid in the axes of the vehicle, at several heights above a flat road:
+facades, trees and posts lie above the road in the image, and so they count where they stand.  The
+pixels of the road, projected to the ground, are added.  The result is a unit descriptor g and a
+weight w in [0, 1] for each cell c.  The score of a pose p is the weighted sum of cosines with the
+raster s beneath the turned view,
 
     S(p) = scale / (F L) * sum_c w_c < g_c, s(p * c) >
 
-so that a frame which sees much that is distinct gives a sharper likelihood than one that does not.
+so an image with much distinct content gives a sharper likelihood than one with little.
 
-Shape legend: B frames, K yaw bins, C descriptor length, N cells along a side of the satellite
+Shape legend: B images, K headings, C descriptor length, N cells along a side of the satellite
 window, P cells along a side of the north-up patch that holds a turned bird's-eye view, F x L cells
 of the bird's-eye view (ahead x left), Z heights, H x W pixels.
 """
 
 from dataclasses import dataclass
+import math
 
 import numpy as np
 from scipy.fft import next_fast_len
@@ -24,41 +26,44 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
+from crossview_localizer.datatypes import MatchErrors
 from crossview_localizer.networks.trunks import EfficientNetLite0, normalised
 
 DENSE = 'dense'
-GAUSSIAN_DOF = 1e6  # a Student t with so many degrees of freedom
+GAUSSIAN_DOF = 1e6  # a Student t with so many degrees of freedom is a Gaussian
 
 
 @dataclass(frozen=True)
 class DenseConfig:
-    """All that inference must know of a trained dense network.
+    """The settings of a trained dense network.
 
     The bird's-eye view reaches ``ahead_cells`` ahead of base_link and half of ``across_cells`` to
-    each side.  ``block_px`` pixels of imagery are described at once, with ``margin_px`` of context
-    on each side; a block is what a map stores as one tile.
+    each side.  A block is what a map stores as one tile: ``block_px`` pixels of imagery, described
+    with ``margin_px`` of context on each side.
     """
 
     kind: str = DENSE
     channels: int = 16              # of a descriptor
     width: int = 32                 # of the layers between trunk and descriptor
-    px_m: float = 0.25              # metres a pixel of imagery and of the road's pixels
-    cell_px: int = 2                # pixels a cell
+    px_m: float = 0.25              # size of a pixel, of the imagery and of the road
+    cell_px: int = 2                # pixels along a side of a cell
     ahead_cells: int = 64
     across_cells: int = 64
-    patch_cells: int = 80           # of the north-up patch about the view's middle
+    patch_cells: int = 80           # side of the north-up patch about the middle of the view
     heights_m: tuple[float, ...] = (0.0, 1.0, 2.5, 5.0)
-    focal_px: float = 180.0         # frames are brought to this focal length for the trunk
+    focal_px: float = 180.0         # images are resized to this focal length for the trunk
     above_deg: float = 18.0         # and cropped this far above and below the horizon
     below_deg: float = 24.0
     block_px: int = 128
     margin_px: int = 64
     temperature: float = 1.0        # log-likelihood = score / temperature
     random_temperature: float = 1.0  # the same, fitted for the random-init control
-    sharpening: float = 1.0         # log-likelihoods times this give a single frame's pose,
-    min_mass: float = 0.5           # ambiguous with less of the probability about its best place
-    peak_inflation: float = 1.0     # factor on its covariance,
-    peak_dof: float = GAUSSIAN_DOF  # and degrees of freedom of the Student t that it errs by
+    # The pose of a single image, see ``peak_pose`` and ``distance2_within``:
+    sharpening: float = 1.0         # factor on log-likelihoods
+    min_mass: float = 0.5           # with less probability at its peak an image is ambiguous
+    peak_inflation: float = 1.0     # factor on covariances
+    peak_dof: float = GAUSSIAN_DOF  # degrees of freedom of the Student t of the errors
+    match_errors: MatchErrors = MatchErrors()  # of the matches for the filter
 
     @property
     def cell_m(self) -> float:
@@ -78,12 +83,12 @@ class DenseConfig:
 
     @property
     def middle_m(self) -> float:
-        """How far ahead of base_link the middle of the bird's-eye view is."""
+        """Distance from base_link to the middle of the bird's-eye view."""
         return self.ahead_cells * self.cell_m / 2
 
 
 class CellNorm(nn.LayerNorm):
-    """Normalises the channels of each cell for itself: a descriptor depends on nothing far off."""
+    """Normalises the channels of each cell, so that a descriptor does not depend on far cells."""
 
     def forward(self, x):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -96,7 +101,7 @@ def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> 
 
 
 class Residual(nn.Module):
-    """Depthwise 5 x 5 between two pointwise layers."""
+    """A depthwise 5 x 5 convolution between two pointwise ones, added to the input."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -112,7 +117,7 @@ class Residual(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Feature maps of a trunk, coarse to fine, summed to the finest one's size."""
+    """Sums the feature maps of a trunk, coarse to fine, at the size of the finest."""
 
     def __init__(self, channels: list[int], width: int):
         super().__init__()
@@ -143,7 +148,7 @@ class SatelliteBranch(nn.Module):
 
 
 class GroundBranch(nn.Module):
-    """A frame to its bird's-eye descriptors and their weights."""
+    """An image to bird's-eye descriptors and their weights."""
 
     def __init__(self, config: DenseConfig):
         super().__init__()
@@ -164,13 +169,20 @@ class GroundBranch(nn.Module):
             'place', torch.stack(torch.broadcast_tensors(rows, cols))[None], persistent=False)
 
     def forward(self, images, road, points):
-        """Descriptors and weights of the cells ahead.
+        """Compute weighted descriptors (B, C, F, L) and weights (B, 1, F, L) in [0, 1].
 
         Takes normalised images (B, 3, H, W), road pixels (B, 4, 2F, 2L) in -1..1 with a mask, and
-        points (B, Z, F, L, 2): where each cell at each height lies in the image, in -1..1, 2 if
-        unseen.  Returns weighted descriptors (B, C, F, L) and the weights (B, 1, F, L) in [0, 1].
+        points (B, Z, F, L, 2): where each cell at each height lies in the image, in -1..1, or 2
+        if it is not seen.
         """
-        features = self.pyramid(self.trunk(images))                     # (B, width, H/4, W/4)
+        return self.lift(self.features(images), road, points)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images (B, 3, H, W) to their features (B, width, H / 4, W / 4)."""
+        return self.pyramid(self.trunk(images))
+
+    def lift(self, features, road, points):
+        """Look up the features for each cell and compute what ``forward`` returns."""
         count, heights, ahead, across = points.shape[:4]
         lifted = F.grid_sample(
             features, points.reshape(count, heights * ahead, across, 2), align_corners=False)
@@ -188,7 +200,7 @@ class GroundBranch(nn.Module):
 
 
 class DenseNetwork(nn.Module):
-    """Both branches; ``scale`` turns the mean cosine of all cells into log-likelihood."""
+    """Both branches; ``log_scale`` turns the mean cosine of all cells into a score."""
 
     def __init__(self, config: DenseConfig):
         super().__init__()
@@ -198,63 +210,74 @@ class DenseNetwork(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(5.0))
         self.fingerprint = ''
 
-    # For build_map: blocks a side that are described at once, and the map's reach about a route.
+    # For build_map: blocks along a side of the areas that are described at once, and how far the
+    # map reaches about a route.
     lattice_points = 8
     corridor_m = 60.0
 
     @property
     def lattice_spacing_m(self) -> float:
-        """Distance between the blocks of a map: they lie side by side."""
+        """Distance between the blocks of a map, which lie side by side."""
         return self.config.block_px * self.config.px_m
 
     @torch.no_grad()
     def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Tiles (B, tile_px, tile_px, 3) uint8 to their blocks (B, C * block_cells ** 2)."""
+        """Tiles (B, tile_px, tile_px, 3) uint8 to blocks (B, C * block_cells ** 2)."""
         raster = self.satellite(normalised(tiles))
         margin = self.config.margin_px // self.config.cell_px
         return raster[:, :, margin:-margin, margin:-margin].flatten(1)
 
     @torch.no_grad()
     def embed_lattice(self, area: torch.Tensor) -> torch.Tensor:
-        """One area (H, W, 3) uint8 to the blocks (R, Q, C * block_cells ** 2) of its tiles.
+        """One area (H, W, 3) uint8 to its blocks (R, Q, C * block_cells ** 2), side by side.
 
-        Blocks lie side by side; R = (H - tile_px) // block_px + 1, and Q likewise of W; both
-        sides are multiples of 32.
+        R = (H - tile_px) // block_px + 1, and Q follows from W.  H and W are multiples of 32.
         """
         margin, side = self.config.margin_px // self.config.cell_px, self.config.block_cells
         raster = self.satellite(normalised(area[None]))[0, :, margin:-margin, margin:-margin]
         blocks = raster.unfold(1, side, side).unfold(2, side, side)  # (C, R, Q, side, side)
         return blocks.permute(1, 2, 0, 3, 4).flatten(2)
 
-    def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None):
+    def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None, side=None):
         """Scores (B, K, N - P + 1, N - P + 1) of the poses in a satellite window.
 
-        ``view`` (B, C, F, L) and ``weight`` (B, 1, F, L) are ``GroundBranch``'s; ``satellite``
-        (C, N, N) is north-up and serves all frames; ``yaws_rad`` (B, K).  The patch's middle lies
-        ``middle_m`` ahead of base_link along ``heading_rad``: element (r, c) of the result is
-        the base_link whose patch has its north-west cell at (r, c) of the window.  ``missing``
-        (N, N) is 1 where there is no imagery; what would lie there counts as the rest does.
+        ``view`` (B, C, F, L) and ``weight`` (B, 1, F, L) come from ``GroundBranch``, the headings
+        ``yaws_rad`` are (B, K).  ``satellite`` (C, N, N) is north-up and the same for all images.
+        The middle of the patch lies ``middle_m`` ahead of base_link along ``heading_rad``:
+        element (r, c) of the result belongs to the base_link whose patch has its north-west cell
+        at (r, c) of the window.  ``missing`` (N, N) is 1 where there is no imagery: cells there
+        count as the mean of the others.  ``side`` is the side of the patch, see ``patch_side``.
         """
         config = self.config
-        turned = turned_views(view, yaws_rad, heading_rad, config)      # (B, K, C, P, P)
+        turned = turned_views(view, yaws_rad, heading_rad, config, side)  # (B, K, C, P, P)
         found = correlate(turned, satellite)                            # (B, K, M, M)
         if missing is not None:
-            mass = turned_views(weight, yaws_rad, heading_rad, config)
+            mass = turned_views(weight, yaws_rad, heading_rad, config, side)
             absent = correlate(mass, missing[None].to(view.dtype))
             share = 1.0 - absent / mass.sum((2, 3, 4))[:, :, None, None].clamp(min=1e-6)
             found = found / share.clamp(min=0.25)
         return found * (self.log_scale.exp() / (config.ahead_cells * config.across_cells))
 
 
-def turned_views(view: torch.Tensor, yaws_rad: torch.Tensor, heading_rad: float,
-                 config: DenseConfig) -> torch.Tensor:
-    """Bird's-eye views (B, C, F, L), row 0 farthest ahead, to north-up patches (B, K, C, P, P).
+def patch_side(config: DenseConfig, half_yaw_rad: float) -> int:
+    """Side, in cells, of a patch that holds views turned by up to ``half_yaw_rad``.
 
-    base_link stays where it is for every yaw; the patch's middle is ``middle_m`` from it along
-    ``heading_rad``.
+    A turn moves the middle of the view.  A patch of ``patch_cells`` is enough for 0.25 rad.
+    """
+    moved_m = 2 * config.middle_m * math.sin(min(half_yaw_rad, math.pi) / 2)
+    spare_m = (config.patch_cells - config.across_cells) / 2 * config.cell_m
+    return config.patch_cells + 2 * max(0, math.ceil((moved_m - spare_m) / config.cell_m))
+
+
+def turned_views(view: torch.Tensor, yaws_rad: torch.Tensor, heading_rad: float,
+                 config: DenseConfig, side: int | None = None) -> torch.Tensor:
+    """Turn bird's-eye views (B, C, F, L), row 0 farthest ahead, to patches (B, K, C, P, P).
+
+    The patches are north-up.  base_link stays at the same place for all yaws; the middle of the
+    patch is ``middle_m`` from it along ``heading_rad``.  P is ``side`` or ``patch_cells``.
     """
     count, channels = view.shape[:2]
-    bins, side = yaws_rad.shape[1], config.patch_cells
+    bins, side = yaws_rad.shape[1], side or config.patch_cells
     offset = (torch.arange(side, dtype=view.dtype, device=view.device) - (side - 1) / 2)
     offset = offset * config.cell_m
     east_m = config.middle_m * float(np.cos(heading_rad)) + offset[None, :]       # (1, P)
@@ -273,17 +296,17 @@ def turned_views(view: torch.Tensor, yaws_rad: torch.Tensor, heading_rad: float,
 
 
 def correlate(patches: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-    """Sum over channels and cells of patches (B, K, C, P, P) at every place in a window (C, N, N).
+    """Correlate patches (B, K, C, P, P) with a window (C, N, N), summed over channels.
 
-    Returns (B, K, N - P + 1, N - P + 1), by the Fourier transform of S >= N points a side: a
-    length with a large prime factor takes up to three times as long.
+    Returns (B, K, N - P + 1, N - P + 1).  The Fourier transform has S >= N points along a side,
+    because a length with a large prime factor takes up to three times as long.
     """
     places = window.shape[-1] - patches.shape[-1] + 1
     side = next_fast_len(window.shape[-1], real=True)
-    # The conjugate, as a correlation wants it, is taken once of the window and once of the sum.
+    # The conjugate of the correlation is taken of the window and of the sum: only twice.
     spectrum = torch.fft.rfft2(window, s=(side, side)).conj().resolve_conj()    # (C, S, S/2 + 1)
     patch_spectrum = torch.fft.rfft2(patches, s=(side, side))           # (B, K, C, S, S/2 + 1)
-    # Unbound, not indexed: the gradient of an index is a whole tensor of zeros each time.
+    # unbind instead of indices, as the gradient of each index is a whole tensor of zeros.
     (ours, theirs), *others = zip(patch_spectrum.unbind(2), spectrum.unbind(0))
     total = ours * theirs                                               # (B, K, S, S/2 + 1)
     for ours, theirs in others:

@@ -1,7 +1,7 @@
 """The networks' branches as ONNX files, and ONNX Runtime to run them.
 
-The command ``export`` writes two files beside each other, ``NAME.ground.onnx`` and
-``NAME.satellite.onnx``.  They take and give what the branches of the torch network do, in float32:
+The command ``export`` writes the files ``NAME.ground.onnx`` and ``NAME.satellite.onnx``.  Their
+inputs and outputs are those of the branches of the torch network, in float32:
 
     dense ground      images (1, 3, H, W), road (1, 4, 2F, 2L), points (1, Z, F, L, 2)
                       -> weighted (1, C, F, L), weights (1, 1, F, L)
@@ -9,7 +9,8 @@ The command ``export`` writes two files beside each other, ``NAME.ground.onnx`` 
     tile ground       views (1, H, W, K) uint8 -> descriptors (1, D)
     tile satellite    tiles (B, S, S, 3) uint8 -> descriptors (B, D)
 
-H and W of the dense ones are multiples of 32.  Each file's metadata has the weights' fingerprint.
+H and W of the dense branches are multiples of 32.  The metadata hold the fingerprint of the
+weights.
 """
 
 from pathlib import Path
@@ -19,16 +20,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from crossview_localizer.files import write_atomically
 from crossview_localizer.networks.dense import DENSE
 
 FINGERPRINT_KEY = 'crossview_localizer_weights'
 OPSET = 17
-EXAMPLE_PX = (128, 224)     # height and width of the dense ground branch's example image
+EXAMPLE_PX = (128, 224)     # height and width of the example image for the dense ground branch
 INSTALL = 'pip install onnx onnxruntime'
 
 
 class _Tiles(nn.Module):
-    """One of a tile network's two methods as a module's forward."""
+    """A module whose forward is a method of a tile network."""
 
     def __init__(self, network, embed: str):
         super().__init__()
@@ -37,7 +39,7 @@ class _Tiles(nn.Module):
 
 
 def branches(network) -> dict[str, tuple[nn.Module, tuple, list[str], list[str], dict]]:
-    """Each branch: module, example inputs, names of inputs and outputs, and free sizes."""
+    """For each branch: module, example inputs, names of inputs and outputs, and free sizes."""
     config = network.config
     generator = torch.Generator().manual_seed(0)
 
@@ -72,10 +74,9 @@ def export_branch(network, name: str, path: Path) -> None:
     """Write one branch, ``ground`` or ``satellite``, whole or not at all."""
     onnx = _required('onnx')
     module, inputs, input_names, output_names, free = branches(network)[name]
-    writing = path.with_name(path.name + '.writing')
-    try:
+    with write_atomically(path) as writing:
         with warnings.catch_warnings(), torch.no_grad():
-            # The tracing exporter: the newer one needs onnxscript and ten times as long.
+            # The tracing exporter: the newer one needs onnxscript and takes ten times as long.
             warnings.simplefilter('ignore')
             torch.onnx.export(
                 module, inputs, str(writing), input_names=input_names, dynamo=False,
@@ -83,15 +84,12 @@ def export_branch(network, name: str, path: Path) -> None:
         model = onnx.load(str(writing))
         model.metadata_props.add(key=FINGERPRINT_KEY, value=network.fingerprint)
         onnx.save(model, str(writing))
-        writing.replace(path)
-    finally:
-        writing.unlink(missing_ok=True)
 
 
 class OnnxBranch:
-    """A branch that ONNX Runtime runs: torch tensors in and out, as the torch module's.
+    """A branch that ONNX Runtime runs; its inputs and outputs are torch tensors.
 
-    Raises FileNotFoundError or ValueError where the file is missing, damaged or of other weights.
+    Raises FileNotFoundError or ValueError if the file is missing, damaged or of other weights.
     """
 
     def __init__(self, path: str | Path, fingerprint: str, device: str = 'cpu',
@@ -102,9 +100,10 @@ class OnnxBranch:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Threads that spin for work would take the cores of odometry and camera driver.
+        # Threads that spin while they wait would take the cores from odometry and camera driver.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-        provider = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}[device]
+        kind = torch.device(device).type
+        provider = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}[kind]
         if provider not in runtime.get_available_providers():
             raise ValueError(f'this onnxruntime has no {provider}; expected onnxruntime-gpu, or '
                              'device: cpu')

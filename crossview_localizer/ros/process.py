@@ -1,4 +1,4 @@
-"""A process that is one ROS node: what its main does until SIGINT or SIGTERM."""
+"""The main function of a process that is one ROS node."""
 
 import argparse
 from collections.abc import Callable
@@ -7,7 +7,6 @@ import sys
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
 from crossview_localizer.ros.interrupts import stop_on_interrupt
@@ -15,15 +14,15 @@ from crossview_localizer.ros.interrupts import stop_on_interrupt
 
 def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Callable[[], Node],
              on_error: Callable[[Node, Exception], None] | None = None) -> int:
-    """Spin the node that ``create`` makes until SIGINT or SIGTERM, which may come again.
+    """Spin the node that ``create`` makes until SIGINT or SIGTERM; both may come again.
 
     Returns the exit status: 2, with one line on stderr, where ``create`` raises ValueError or
-    OSError.  What a callback raises goes to ``on_error``, where one is given, and not further.
+    OSError.  ``on_error``, if given, gets the exceptions of callbacks, and the node goes on.
     """
     parser.add_argument('--ros-args', nargs=argparse.REMAINDER, help='arguments of ROS 2')
     parser.parse_args(args)
 
-    # A flag and nothing else: an interrupt never becomes an exception in the middle of things.
+    # Signals only set a flag: they raise no exception in the middle of a callback.
     stop = stop_on_interrupt()
     rclpy.init(args=sys.argv[:1] + args if args is not None else None,
                signal_handler_options=SignalHandlerOptions.NO)
@@ -47,12 +46,3 @@ def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Ca
     node.destroy_node()
     rclpy.try_shutdown()
     return 0
-
-
-def qos_profile(reliability: str, depth: int) -> QoSProfile:
-    """``reliability`` is best_effort or reliable; raises ValueError for anything else."""
-    policies = {
-        'best_effort': ReliabilityPolicy.BEST_EFFORT, 'reliable': ReliabilityPolicy.RELIABLE}
-    if reliability not in policies:
-        raise ValueError(f'reliability {reliability!r}; expected {" or ".join(policies)}')
-    return QoSProfile(depth=depth, reliability=policies[reliability])

@@ -1,6 +1,6 @@
-"""What RViz shows, as messages of stock types: ground, heat map, ellipses, alternatives, paths.
+"""The scene for RViz as messages of stock types: ground, heat map, ellipses, alternatives, paths.
 
-All of it lies in ``map``.  The colours are those of the displays in config/robotcar.rviz.
+All coordinates are in ``map``.  The colours are those of the displays in config/robotcar.rviz.
 """
 
 from array import array
@@ -25,9 +25,9 @@ MATCH_RGB = (87, 208, 255)
 
 TILE_PX = 512
 GROUND_Z_M = -0.3        # below heat map and ellipses, which lie at 0
-# RViz draws transparent things in the order of their poses' distance from the camera, whatever
-# their points are, and a texture counts as transparent: a pose far below keeps the ground under
-# the heat map.
+# RViz draws transparent objects in the order of the distance of their poses from the camera,
+# whatever their points are, and a texture counts as transparent: a pose far below keeps the ground
+# under the heat map.
 GROUND_POSE_Z_M = -5000.0
 
 ELLIPSE_SIGMAS = math.sqrt(-2.0 * math.log(0.05))   # 95 % of two Gaussian coordinates
@@ -36,14 +36,14 @@ FILLED_M = 20.0
 
 # The largest value that RViz's costmap colours draw as a plain red: 99 is cyan and 100 purple.
 HEATMAP_TOP = 98
-HEATMAP_SHOWN_FROM = 14  # percent of the peak: 2 sigma of a Gaussian; beyond stays clear
+HEATMAP_SHOWN_FROM = 14  # percent of the peak, as at 2 sigma of a Gaussian; less stays clear
 ALTERNATIVE_PERCENT = 20
 ALTERNATIVE_APART_M = 5.0
 MAX_ALTERNATIVES = 8
 
 
 def ground_tiles(rgb: np.ndarray, grid: MapGrid, frame_id: str) -> Iterator[MarkerArray]:
-    """The orthophoto, rgb (rows, cols, 3) uint8, as textured squares, a message each.
+    """The orthophoto, rgb (rows, cols, 3) uint8, as textured squares, one in each message.
 
     Neighbours share a row or column of pixels, whose centres are their common edge.
     """
@@ -55,7 +55,7 @@ def ground_tiles(rgb: np.ndarray, grid: MapGrid, frame_id: str) -> Iterator[Mark
         marker = _marker(Marker.TRIANGLE_LIST, 'ground', number, (255, 255, 255), 1.0, frame_id)
         marker.pose.position.z = GROUND_POSE_Z_M
         marker.scale.x = marker.scale.y = marker.scale.z = 1.0
-        # Each tile a name of its own: under the same name RViz would put texture upon texture.
+        # Each tile has a name of its own: RViz stacks textures of the same name.
         marker.texture_resource = f'embedded://ground_{number}'
         marker.texture.format = 'jpg'
         bgr = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
@@ -73,17 +73,17 @@ def ground_tiles(rgb: np.ndarray, grid: MapGrid, frame_id: str) -> Iterator[Mark
 
         north_west, north_east = corner(False, False), corner(False, True)
         south_west, south_east = corner(True, False), corner(True, True)
-        # Counter-clockwise seen from above, so that the light falls on them.
+        # Counter-clockwise seen from above, so that they are lit.
         for point, uv in (north_west, south_west, south_east, north_west, south_east, north_east):
             marker.points.append(point)
             marker.uv_coordinates.append(uv)
         yield MarkerArray(markers=[marker])
 
 
-def shown_heatmap(msg: OccupancyGrid) -> OccupancyGrid:
-    """The node's heat map in values that RViz's costmap colours show from blue to red.
+def costmap_from_heatmap(msg: OccupancyGrid) -> OccupancyGrid:
+    """The node's heat map in the values that RViz's costmap colours show from blue to red.
 
-    What is unknown or hardly likely is clear; a heat map without any value is clear everywhere.
+    Unknown and unlikely cells are clear; so are all cells of a heat map without any value.
     """
     percent = np.asarray(msg.data, dtype=np.float64)
     shown = np.where(
@@ -102,8 +102,8 @@ def percent_from_heatmap(msg: OccupancyGrid) -> tuple[np.ndarray, MapGrid]:
         south_m + (info.height - 0.5) * info.resolution)
 
 
-def peaks(msg: OccupancyGrid) -> list[tuple[float, float, int]]:
-    """(x_m, y_m, percent) of the heat map's summits, highest first, ALTERNATIVE_APART_M apart."""
+def find_peaks(msg: OccupancyGrid) -> list[tuple[float, float, int]]:
+    """(x_m, y_m, percent) of the heat map's peaks, highest first, ALTERNATIVE_APART_M apart."""
     percent = np.asarray(msg.data, np.int8).reshape(msg.info.height, msg.info.width)
     candidates = (percent == cv2.dilate(percent.astype(np.int16), np.ones((3, 3), np.uint8))) & (
         percent >= ALTERNATIVE_PERCENT)
@@ -120,10 +120,10 @@ def peaks(msg: OccupancyGrid) -> list[tuple[float, float, int]]:
 
 
 def alternative_markers(msg: OccupancyGrid) -> MarkerArray:
-    """A ring at each summit of the heat map with its height relative to the highest."""
+    """A ring at each peak of the heat map, with its height relative to the highest."""
     frame_id = msg.header.frame_id
     markers = [Marker(action=Marker.DELETEALL)]
-    for number, (x_m, y_m, percent) in enumerate(peaks(msg)):
+    for number, (x_m, y_m, percent) in enumerate(find_peaks(msg)):
         ring = _marker(
             Marker.LINE_STRIP, 'alternatives', number, MATCH_RGB, 0.2 + 0.008 * percent, frame_id)
         ring.scale.x = 0.3
@@ -144,7 +144,7 @@ def ellipse_markers(name: str, estimate: PoseEstimate, rgb, frame_id: str) -> Ma
     variances, axes = np.linalg.eigh(covariance)
     long_m, short_m = 2.0 * ELLIPSE_SIGMAS * np.sqrt(variances.clip(1e-6))[::-1]
 
-    # A match along a straight road is open in its direction: what is that large is hardly filled.
+    # A match on a straight road is uncertain along it: an ellipse that large is hardly filled.
     alpha = 0.2 * min(1.0, FILLED_M / long_m)
     disc = _marker(Marker.CYLINDER, name, 0, rgb, alpha, frame_id)
     disc.pose.position.x, disc.pose.position.y = mean.tolist()
@@ -163,13 +163,14 @@ def ellipse_markers(name: str, estimate: PoseEstimate, rgb, frame_id: str) -> Ma
 
 
 def removal(markers: MarkerArray) -> MarkerArray:
-    """Take these away again.  One by one: not every RViz keeps DELETEALL to one name."""
+    """Remove these markers, one by one: not every RViz limits DELETEALL to one namespace."""
     return MarkerArray(markers=[
         Marker(header=marker.header, ns=marker.ns, id=marker.id, action=Marker.DELETE)
         for marker in markers.markers])
 
 
 def path_msg(stamps_ns: list[int], xy_m: list[tuple[float, float]], frame_id: str) -> Path:
+    """Convert points with their stamps to a message."""
     msg = Path()
     msg.header.frame_id = frame_id
     if stamps_ns:
@@ -184,7 +185,7 @@ def path_msg(stamps_ns: list[int], xy_m: list[tuple[float, float]], frame_id: st
 
 
 def image_msg(rgb: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
-    """Rgb (H, W, 3) uint8 to a message."""
+    """Convert rgb (H, W, 3) uint8 to a message."""
     height, width = rgb.shape[:2]
     msg = Image(
         height=height, width=width, encoding='rgb8', step=3 * width,
@@ -195,7 +196,7 @@ def image_msg(rgb: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
 
 
 def _marker(kind: int, name: str, number: int, rgb, alpha: float, frame_id: str) -> Marker:
-    # Stamp 0 is "now" to RViz: nothing here needs a transform of the past.
+    # Stamp 0 is "now" to RViz: no marker needs a transform of the past.
     marker = Marker(ns=name, id=number, type=kind, action=Marker.ADD)
     marker.header.frame_id = frame_id
     marker.pose.orientation.w = 1.0

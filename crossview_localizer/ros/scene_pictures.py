@@ -1,9 +1,9 @@
-"""The pictures of the RViz scene; ROS is not needed here.
+"""The pictures of the RViz scene, drawn without ROS.
 
-One is the frame with the road plane drawn into it as the localizer believes it: where the marks do
-not lie on the road, the camera's height, pitch or mounting is wrong.  Another is what is being
-matched: the frame seen from above, beside the satellite image at the refined pose.  The third, on
-demand, is the heat map over the satellite image.
+The first is the camera image with marks on the road plane that the localizer assumes: where they
+do not lie on the road, the camera's height, pitch or mounting is wrong.  The second shows what is
+compared: the camera image seen from above, beside the satellite image at the refined pose.  The
+third, on demand, is the heat map over the satellite image.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 
 # Small enough for the DDS defaults of a machine that knows no profile for large images.
-FRAME_WIDTH_PX = 400
+CAMERA_WIDTH_PX = 400
 VIEW_PX = 200
-VIEW_AHEAD_PX = 150                     # of them ahead of base_link
+VIEW_AHEAD_PX = 150                     # of these, ahead of base_link
 VIEW_PX_M = 0.24
 CAPTION_PX = 18
 MARKS_M = (5.0, 10.0, 20.0, 40.0)       # ahead of base_link
@@ -37,12 +37,12 @@ ELLIPSE_SIGMAS = math.sqrt(-2.0 * math.log(0.05))   # 95 % of two Gaussian coord
 def project_ground(
     ahead_left_m: np.ndarray, camera: CameraModel, pitch_rad: float = 0.0
 ) -> np.ndarray:
-    """Points (N, 2) of the flat road, ahead and left of base_link, to their pixels.
+    """Project points (N, 2) of the flat road, ahead and left of base_link, to pixels.
 
     Returns (N, 3): u_px, v_px, depth_m.  ``pitch_rad`` corrects the mounting, positive nose
     down.  Behind the camera (depth_m <= 0) the pixel has no meaning.
     """
-    # What lies in front of a nose-down camera is higher in its image.
+    # The more the nose of a camera is down, the higher the road is in its image.
     cos, sin = np.cos(pitch_rad), np.sin(pitch_rad)
     optical_from_base = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ (
         camera.base_from_camera[:3, :3].T)
@@ -56,14 +56,14 @@ def project_ground(
         depth_m))
 
 
-def frame_picture(image: CameraImage, pitch_rad: float = 0.0) -> np.ndarray:
-    """The frame with the horizon and marks on the road, rgb (H, FRAME_WIDTH_PX, 3) uint8."""
+def camera_picture(image: CameraImage, pitch_rad: float = 0.0) -> np.ndarray:
+    """The image with the horizon and marks on the road, rgb (H, CAMERA_WIDTH_PX, 3) uint8."""
     camera = image.camera
-    scale = FRAME_WIDTH_PX / camera.width_px
-    size_px = (FRAME_WIDTH_PX, round(camera.height_px * scale))
+    scale = CAMERA_WIDTH_PX / camera.width_px
+    size_px = (CAMERA_WIDTH_PX, round(camera.height_px * scale))
     picture = cv2.resize(image.rgb, size_px, interpolation=cv2.INTER_AREA)
 
-    # The road at a great distance, on either side of straight ahead, is the horizon.
+    # The horizon is the road at a great distance, left and right of straight ahead.
     far_m = 1e6 * np.array([[1.0, 10.0], [1.0, -10.0]])
     _line(picture, project_ground(far_m, camera, pitch_rad), scale, HORIZON_RGB)
     for ahead_m in MARKS_M:
@@ -71,7 +71,7 @@ def frame_picture(image: CameraImage, pitch_rad: float = 0.0) -> np.ndarray:
         ends_px = project_ground(ends_m, camera, pitch_rad)
         if _line(picture, ends_px, scale, MARK_RGB):
             u_px, v_px = (round(value * scale) for value in ends_px[1, :2])
-            at_px = (min(u_px + 4, FRAME_WIDTH_PX - 34), v_px - 3)
+            at_px = (min(u_px + 4, CAMERA_WIDTH_PX - 34), v_px - 3)
             cv2.putText(picture, f'{ahead_m:.0f} m', at_px, cv2.FONT_HERSHEY_SIMPLEX, 0.38,
                         MARK_RGB, 1, cv2.LINE_AA)
     return picture
@@ -81,7 +81,7 @@ def views_picture(
     image: CameraImage, map_from_base: Pose2D, pitch_rad: float,
     orthophoto: tuple[np.ndarray, MapGrid] | None,
 ) -> np.ndarray:
-    """From above, ahead is up: what the camera sees, and the satellite image at the pose.
+    """Camera image and satellite image at the pose, both from above with ahead up.
 
     Returns rgb (VIEW_PX + CAPTION_PX, 2 VIEW_PX, 3) uint8.  ``orthophoto`` is rgb (rows, cols, 3)
     with its grid; without one the right half is grey.
@@ -104,7 +104,7 @@ def heatmap_picture(
     percent: np.ndarray, grid: MapGrid, orthophoto: tuple[np.ndarray, MapGrid] | None,
     estimates: Sequence[tuple[PoseEstimate, tuple[int, int, int]]] = (),
 ) -> np.ndarray:
-    """The heat map over the satellite image, north up: the whole window, and about its peak.
+    """The heat map over the satellite image, north up: the whole window, and around its peak.
 
     ``percent`` (rows, cols) of the peak on ``grid``, negative where unknown; ``estimates`` are
     drawn as 95 % ellipses in their colours.  Returns rgb (VIEW_PX + CAPTION_PX, 2 VIEW_PX, 3)
@@ -116,7 +116,7 @@ def heatmap_picture(
     if percent.max() > 0:
         peak_m = np.array(grid.xy_from_row_col(
             *np.unravel_index(np.argmax(percent), percent.shape)))
-        side_m, text = PEAK_VIEW_M, f'about its peak, {PEAK_VIEW_M:g} m'
+        side_m, text = PEAK_VIEW_M, f'around its peak, {PEAK_VIEW_M:g} m'
     return _side_by_side(
         (_heatmap_view(percent, grid, orthophoto, estimates, peak_m, middle_m, whole_m),
          f'search window, {whole_m:.0f} m'),
@@ -125,7 +125,7 @@ def heatmap_picture(
 
 
 def _heatmap_view(percent, grid, orthophoto, estimates, peak_m, centre_m, side_m) -> np.ndarray:
-    """A square of ``side_m`` about ``centre_m`` (2,), rgb (VIEW_PX, VIEW_PX, 3)."""
+    """A square of ``side_m`` around ``centre_m`` (2,), rgb (VIEW_PX, VIEW_PX, 3)."""
     steps_m = ((np.arange(VIEW_PX) + 0.5) / VIEW_PX - 0.5) * side_m
     x_m, y_m = np.meshgrid(centre_m[0] + steps_m, centre_m[1] - steps_m)
     view = np.full((VIEW_PX, VIEW_PX, 3), 127, np.uint8)
@@ -139,7 +139,7 @@ def _heatmap_view(percent, grid, orthophoto, estimates, peak_m, centre_m, side_m
 
     def pixels(points_m):
         offset = (points_m - centre_m) / side_m * (1.0, -1.0)
-        # Where a match is open along the road its ellipse reaches far out of the picture.
+        # The ellipse of a match on a straight road reaches far out of the picture.
         return ((offset + 0.5) * VIEW_PX).clip(-1e4, 1e4).round().astype(int)
 
     angle_rad = np.linspace(0.0, 2.0 * math.pi, 41)
@@ -155,7 +155,7 @@ def _heatmap_view(percent, grid, orthophoto, estimates, peak_m, centre_m, side_m
 
 
 def _side_by_side(*halves: tuple[np.ndarray, str]) -> np.ndarray:
-    """Squares of VIEW_PX with their captions above."""
+    """Join squares of VIEW_PX, their captions above them."""
     captions = np.full((CAPTION_PX, len(halves) * VIEW_PX, 3), DARK_RGB, np.uint8)
     for number, (_, text) in enumerate(halves):
         cv2.putText(captions, text, (number * VIEW_PX + 6, CAPTION_PX - 6),
@@ -164,7 +164,7 @@ def _side_by_side(*halves: tuple[np.ndarray, str]) -> np.ndarray:
 
 
 def satellite_view(rgb: np.ndarray, grid: MapGrid, map_from_base: Pose2D) -> np.ndarray:
-    """The square of VIEW_PX pixels about a pose, its heading up; grey where there is no image."""
+    """The square of VIEW_PX around a pose, its heading up; grey where there is no image."""
     pixels = np.arange(VIEW_PX)
     ahead_m, left_m = np.meshgrid(
         (VIEW_AHEAD_PX - 0.5 - pixels) * VIEW_PX_M, ((VIEW_PX - 1) / 2 - pixels) * VIEW_PX_M,
@@ -173,12 +173,12 @@ def satellite_view(rgb: np.ndarray, grid: MapGrid, map_from_base: Pose2D) -> np.
     return _sampled(rgb, grid, points_m[..., 0], points_m[..., 1], cv2.INTER_LINEAR, 127)
 
 
-def _sampled(values, grid: MapGrid, x_m, y_m, interpolation: int, beyond: int) -> np.ndarray:
-    """Values on a grid at points (H, W); ``beyond`` where there is no grid."""
+def _sampled(values, grid: MapGrid, x_m, y_m, interpolation: int, outside: int) -> np.ndarray:
+    """Values on a grid at points (H, W); ``outside`` where there is no grid."""
     row, col = grid.row_col_from_xy(x_m, y_m)
     return cv2.remap(
         values, col.astype(np.float32), row.astype(np.float32), interpolation,
-        borderMode=cv2.BORDER_CONSTANT, borderValue=(beyond,) * 3)
+        borderMode=cv2.BORDER_CONSTANT, borderValue=(outside,) * 3)
 
 
 def _line(picture: np.ndarray, ends_px: np.ndarray, scale: float, rgb) -> bool:

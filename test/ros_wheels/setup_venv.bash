@@ -39,7 +39,7 @@ base="$base, $python $("$python" -c 'import sys; print(sys.version.split()[0])')
 
 interfaces=$(find "$here/interfaces" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum)
 interfaces_stamp=$(echo "$base $interfaces" | sha256sum)
-stamp=$(echo "$interfaces_stamp" | cat - "${BASH_SOURCE[0]}" "$repository/requirements.txt" \
+stamp=$(echo "$interfaces_stamp" | cat - "${BASH_SOURCE[0]}" "$repository"/requirements*.txt \
   "$here/requirements.txt" | sha256sum)
 [ "$(cat "$venv/setup_stamp" 2>/dev/null)" = "$stamp" ] && exit 0
 
@@ -72,8 +72,7 @@ make_venv() { # options of venv
 install_on_distribution() {
   make_venv --system-site-packages
   say "adding to $ROS_DISTRO what it does not bring (torch is large)"
-  "$venv/bin/pip" install -q -r "$repository/requirements.txt" 'setuptools>=77.0.3,<80' pytest-timeout hypothesis psutil tensorboard \
-    onnx onnxruntime ruff
+  "$venv/bin/pip" install -q -r "$repository/requirements.txt" -r "$repository/requirements-dev.txt"
 }
 
 install_from_wheels() {
@@ -95,7 +94,7 @@ install_from_wheels() {
   local cmake=()
   command -v cmake >/dev/null || cmake=('cmake<4')
   "$venv/bin/pip" install -q -r "$here/requirements.txt" "${packages[@]/#/ros-$wheels_distro-}" \
-    'setuptools>=77.0.3,<80' colcon-common-extensions ruff "${cmake[@]}"
+    colcon-common-extensions "${cmake[@]}"
 }
 
 build_interfaces() {

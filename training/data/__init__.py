@@ -1,1 +1,1 @@
-"""Readers of training data: prepared drives, Oxford RobotCar, CVACT."""
+"""Training data: prepared worlds, Oxford RobotCar, CVACT."""

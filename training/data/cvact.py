@@ -2,9 +2,9 @@
 
 ``ACT_data.mat`` holds ``panoIds`` (22 characters each), ``utm`` (east and north, zone 55S, metres)
 and the original splits as 1-based indices ``trainSet.trainInd``, ``valSet.valInd`` and
-``valSetAll.valInd``.  Images lie in ``ANU_data_small`` and ``ANU_data_test``, each with
-``streetview/ID_grdView.jpg`` and ``satview_polish/ID_satView_polish.jpg``, or, prepared, in one
-folder with ``streetview`` and ``polarmap`` of 616x112 PNGs.
+``valSetAll.valInd``. The images are in ``ANU_data_small`` and ``ANU_data_test``, each with
+``streetview/ID_grdView.jpg`` and ``satview_polish/ID_satView_polish.jpg``; prepared images are
+616x112 PNGs in the folders ``streetview`` and ``polarmap`` of one root.
 """
 
 import argparse
@@ -15,10 +15,11 @@ import sys
 
 import numpy as np
 import scipy.io
+import torch
 
 from crossview_localizer.camera.views import panorama_view, POLAR_VIEW_PX
+from crossview_localizer.networks.safa import polar_tiles
 from training.data.datasets import Places, read_rgb, read_some
-from training.data.polar import polar_transform
 
 # The papers' split by place: east (m) of validation and test, north of both; the rest trains.
 VAL_EAST_M = (685_000.0, 690_000.0)
@@ -35,7 +36,7 @@ PREPARED_NAMES = (('streetview', ('_grdView.png', '.png')),
 def read_act_data(path: str | Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Panorama ids (N,), UTM positions (N, 2) float64, and 0-based indices of the original splits.
 
-    The splits are 'train', 'val' (a subset of test) and 'test'.  Raises ValueError naming what is
+    The splits are 'train', 'val' (a subset of test) and 'test'. Raises ValueError with what is
     missing or misshapen, OSError where the file cannot be read.
     """
     path = Path(path)
@@ -74,7 +75,7 @@ def read_act_data(path: str | Path) -> tuple[np.ndarray, np.ndarray, dict[str, n
 
 
 def _text(item) -> str:
-    """One id out of a char matrix or of a cell array."""
+    """One id of a char matrix or cell array."""
     while isinstance(item, np.ndarray):
         if item.size != 1:
             return ''.join(map(str, item.ravel()))
@@ -107,10 +108,10 @@ def cvact_places(mat: str | Path, roots: list[Path], split_rule: str = 'papers',
                  prepared: bool = False) -> Places:
     """The panoramas that have both images below one of ``roots``.
 
-    ``split_rule`` 'papers' holds out two boxes, 'original' takes the splits of the .mat file
-    ('val' before 'test', of which it is a part).  ``prepared`` says that the root holds 616x112
-    PNGs; else panorama and satellite image are cropped and polar-transformed as they are read.
-    Panoramas look north; headings are unknown.  Raises ValueError or OSError.
+    The ``split_rule`` 'papers' holds out two boxes, 'original' takes the splits of the .mat file
+    (where 'val' is a part of 'test', it is 'val'). With ``prepared`` the root holds 616x112 PNGs;
+    else panoramas are cropped and satellite images polar-transformed as they are read. Panoramas
+    face north; headings are unknown. Raises ValueError or OSError.
     """
     if split_rule not in SPLIT_RULES:
         raise ValueError(f'split rule {split_rule!r}; expected one of {", ".join(SPLIT_RULES)}')
@@ -125,7 +126,7 @@ def cvact_places(mat: str | Path, roots: list[Path], split_rule: str = 'papers',
         for name in ('test', 'train', 'val'):
             split[splits[name]] = name
 
-    # One listing a folder: asking for a hundred thousand files one by one takes minutes.
+    # One listing per folder: a hundred thousand single queries would take minutes.
     ground, satellite = {}, {}
     for root in map(Path, roots):
         for (folder, endings), found in zip(
@@ -182,12 +183,12 @@ def ground_panorama(path: str | Path) -> np.ndarray:
 
 
 def polar_satellite(path: str | Path) -> np.ndarray:
-    """A satellite image as a panorama (112, 616, 3); ValueError where it is not square."""
+    """A satellite image as a polar view (112, 616, 3); ValueError if it is not square."""
     image = read_rgb(path)
     if image.shape[0] != image.shape[1]:
         raise ValueError(
             f'{path} is {image.shape[1]}x{image.shape[0]}; expected a square satellite image')
-    return polar_transform(image)
+    return polar_tiles(torch.from_numpy(image)[None])[0].round().byte().numpy()
 
 
 def main(arguments=None) -> int:
@@ -205,7 +206,7 @@ def main(arguments=None) -> int:
             print(f'{split}: {(places.split == split).sum()} places')
         for note in places.notes:
             print(note)
-        print(f'{read_some(places, np.arange(len(places)))} pairs of images tried')
+        print(f'{read_some(places, np.arange(len(places)))} pairs of images were read')
     except (ValueError, OSError) as error:
         print(f'cvact: {error}', file=sys.stderr)
         return 2

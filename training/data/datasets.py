@@ -1,10 +1,10 @@
-"""Training data: drives with their true poses, and the imagery beneath.
+"""Training data: images with their true poses, and the imagery beneath.
 
-A ``World`` is one place as plain arrays: ``prepare`` turns bags and their imagery into one
-``.npz`` through the code that the node runs (conversion, undistortion, map plane); training itself
-needs neither ROS nor a projection library.  ``Places`` are the papers' data: single places, each
-with a ground image and a satellite tile; ``oxford`` and ``cvact`` read them, and a World gives
-them too.
+A ``World`` is one area as plain arrays. ``training.prepare`` makes it from bags and imagery with
+the code that the node runs (conversion, undistortion, map plane) and stores it as ``.npz``, so
+that training needs neither ROS nor a projection library. ``Places`` are data as the papers use
+them: separate places, each with a ground image and a satellite tile. ``oxford`` and ``cvact``
+read such data, and ``places_of_world`` makes them of a World.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,16 @@ import numpy as np
 
 from crossview_localizer.camera import views
 from crossview_localizer.datatypes import CameraModel
+from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid
 
 
 @dataclass(frozen=True)
 class World:
-    """One place: ``imagery`` (R, C, 3) uint8 on ``grid``, and the images taken there.
+    """One area: ``imagery`` (R, C, 3) uint8 on ``grid``, and the images taken there.
 
-    ``images`` (N, h, w, 3) uint8 RGB all belong to ``camera``; ``poses`` (N, 3) are the true
-    x_m, y_m, yaw_rad of base_link in map; ``drive`` (N,) numbers the traversal of each.
+    ``images`` (N, h, w, 3) uint8 RGB are all of one ``camera``; ``poses`` (N, 3) are the true
+    x_m, y_m, yaw_rad of base_link in map; ``drive`` (N,) is the number of each image's traversal.
     """
 
     name: str
@@ -37,7 +38,10 @@ class World:
     drive: np.ndarray
 
     def area(self, x_m: float, y_m: float, size_px: int) -> tuple[np.ndarray, MapGrid]:
-        """The square of imagery centred nearest to a point, and its grid; grey beyond the edge."""
+        """The square of imagery whose centre is nearest to a point, and its grid.
+
+        Where it reaches beyond the imagery it is grey.
+        """
         row, col = self.grid.row_col_from_xy(x_m, y_m)
         top, left = round(float(row)) - size_px // 2, round(float(col)) - size_px // 2
         area = _cut(self.imagery, top, left, size_px)
@@ -45,25 +49,26 @@ class World:
 
     def view(self, index: int, yaw_rad: float, size_px: int, px_m: float,
              pitch_rad: float = 0.0) -> np.ndarray:
-        """The bird's-eye view (S, S, 4) of one image under an assumed heading."""
+        """The bird's-eye view (S, S, 4) of one image for an assumed heading."""
         return views.birds_eye_view(
             self.images[index], self.camera, yaw_rad, size_px, px_m, pitch_rad)
 
 
 def save_world(world: World, path: str | Path) -> None:
-    camera = world.camera
-    np.savez(
-        path, name=world.name, imagery=world.imagery,
-        grid=np.array([world.grid.rows, world.grid.cols, world.grid.cell_m, world.grid.x0_m,
-                       world.grid.y0_m]),
-        images=world.images,
-        camera=np.array([camera.width_px, camera.height_px, camera.fx_px, camera.fy_px,
-                         camera.cx_px, camera.cy_px, camera.height_m]),
-        base_from_camera=camera.base_from_camera, poses=world.poses, drive=world.drive)
+    """Write ``world`` as one ``.npz``, whole or not at all."""
+    grid, camera = world.grid, world.camera
+    with write_atomically(path) as writing, open(writing, 'wb') as file:
+        np.savez(
+            file, name=world.name, imagery=world.imagery,
+            grid=np.array([grid.rows, grid.cols, grid.cell_m, grid.x0_m, grid.y0_m]),
+            images=world.images,
+            camera=np.array([camera.width_px, camera.height_px, camera.fx_px, camera.fy_px,
+                             camera.cx_px, camera.cy_px, camera.height_m]),
+            base_from_camera=camera.base_from_camera, poses=world.poses, drive=world.drive)
 
 
 def load_world(path: str | Path) -> World:
-    """Read what ``save_world`` wrote; ValueError where the file is something else."""
+    """Read what ``save_world`` wrote; ValueError for any other file."""
     try:
         with np.load(path, allow_pickle=False) as data:
             rows, cols, cell_m, x0_m, y0_m = data['grid'].tolist()
@@ -82,15 +87,15 @@ def load_world(path: str | Path) -> World:
 
 @dataclass(frozen=True)
 class Places:
-    """The papers' data: N places with a satellite tile each, and a ground image taken there.
+    """N places, each with a satellite tile and a ground image that was taken there.
 
-    ``positions_m`` (N, 2) float64 east and north, ``yaw_rad`` (N,) headings in the same axes (NaN
-    where unknown), ``split`` (N,) 'train', 'val' or 'test', ``drive`` (N,) names of traversals,
-    ``stamp_us`` (N,) int64, -1 where unknown (of a World, which has no clock, the image's number).
-    ``has_ground`` (N,) is False where the ground image is missing.  ``read_ground`` and
-    ``read_satellite`` take a place's number and give RGB uint8 (h, w, 3) in the network's size, or
-    raise ValueError naming the file; they may be called from several threads.  ``notes`` tell what
-    was left out.
+    ``positions_m`` (N, 2) float64 east and north; ``yaw_rad`` (N,) headings in the same axes, NaN
+    where unknown; ``split`` (N,) 'train', 'val' or 'test'; ``drive`` (N,) names of traversals;
+    ``stamp_us`` (N,) int64, -1 where unknown (the number of the image where there is no clock).
+    ``has_ground`` (N,) is False where the ground image is missing. ``read_ground`` and
+    ``read_satellite`` take the number of a place and return RGB uint8 (h, w, 3) of the network's
+    size, or raise ValueError with the name of the file; threads may call them at the same time.
+    ``notes`` say what was left out.
     """
 
     name: str
@@ -108,17 +113,17 @@ class Places:
         return len(self.positions_m)
 
     def trainable(self) -> np.ndarray:
-        """(N,) bool: ground images that training may see."""
+        """(N,) bool: the places whose ground images training may use."""
         return self.has_ground & (self.split == 'train')
 
     def queries(self, split: str) -> np.ndarray:
-        """Numbers of the places of a split with a ground image, drive by drive in time order."""
+        """Numbers of a split's places with a ground image, by drive and then by time."""
         chosen = np.flatnonzero(self.has_ground & (self.split == split))
         return chosen[np.lexsort((self.stamp_us[chosen], self.drive[chosen]))]
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) RGB uint8; ValueError where it is missing or damaged."""
+    """An image file as (H, W, 3) RGB uint8; ValueError if it is missing or damaged."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'{path} does not exist; expected an image')
@@ -130,7 +135,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
 
 def _cut(imagery: np.ndarray, top: int, left: int, size_px: int) -> np.ndarray:
-    """A square of a raster (R, C, 3), grey where it reaches beyond."""
+    """A square of a raster (R, C, 3), grey beyond its edges."""
     tile = np.full((size_px, size_px, 3), views.UNSEEN, np.uint8)
     r0, r1 = max(top, 0), min(top + size_px, imagery.shape[0])
     c0, c1 = max(left, 0), min(left + size_px, imagery.shape[1])
@@ -141,7 +146,7 @@ def _cut(imagery: np.ndarray, top: int, left: int, size_px: int) -> np.ndarray:
 
 def tile_around(imagery: np.ndarray, grid: MapGrid, x_m: float, y_m: float,
                 size_px: int) -> np.ndarray:
-    """The square of a raster on ``grid`` whose middle is nearest to a point; grey beyond."""
+    """The square of a raster on ``grid`` whose middle is nearest to a point, grey beyond it."""
     row, col = grid.row_col_from_xy(x_m, y_m)
     # The middle of an even square lies between two pixels.
     top, left = (round(float(middle) - (size_px - 1) / 2) for middle in (row, col))
@@ -150,12 +155,12 @@ def tile_around(imagery: np.ndarray, grid: MapGrid, x_m: float, y_m: float,
 
 def places_of_world(world: World, split_of_drive: dict[int, str], tile_px: int,
                     ground_view: str = 'camera', view_px: int = 128) -> Places:
-    """The images of a World as places: tile ``tile_px`` wide about each, true-north-up.
+    """The images of a World as places, each with a north-up tile of ``tile_px`` around it.
 
-    ``split_of_drive`` says what each traversal is for; others are left out.  ``ground_view`` is
-    that of the network (``views.ground_view``); a bird's-eye view is turned by the true heading,
-    ``view_px`` wide and has a fourth channel, its mask.  Raises ValueError for drives that the
-    world has not, and for polar: its images are no panoramas.
+    ``split_of_drive`` gives the split of each traversal; the other traversals are left out.
+    ``ground_view`` is the network's (see ``views.ground_view``); a bird's-eye view is turned by
+    the true heading, is ``view_px`` wide and has its mask as a fourth channel. Raises ValueError
+    if the world has none of these drives, and for polar views, which need panoramas.
     """
     if ground_view == 'polar':
         raise ValueError(f'{world.name} has images of a front camera; expected panoramas')
@@ -187,7 +192,7 @@ def _world_satellite(world, chosen, tile_px, place):
 
 
 def read_some(places: Places, numbers: np.ndarray, count: int = 20) -> int:
-    """Read both images of up to ``count`` of the places, as training would; returns how many."""
+    """Read both images of up to ``count`` of these places as a check; returns how many."""
     tried = np.random.default_rng(0).permutation(numbers)[:count]
     for place in tried:
         places.read_ground(place)

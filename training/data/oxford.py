@@ -1,19 +1,20 @@
 """Oxford RobotCar as the papers use it: their split files, or raw traversals, and imagery.
 
-What comes from where:
+The places come from one of
 
-- split files, a line a place: ``DATE/ground/E_N.png DATE/satellite/E_N.png E N`` (UTM zone 30U,
-  metres), in no order;
-- optionally, in the same line order, lookup files ``DATE/stereo/centre/STAMP.png
-  DATE/ground/E_N.png`` for the times (microseconds) and ``.npy`` files of RTK yaw for the
-  headings (both published with CrossViewMetricLocalization);
-- or, without split files, raw traversals with ``rtk.csv``, from which frames 5 m apart are taken;
-- ground images: ready crops of 1200x800 below the split's root, or the raw Bayer frames;
-- satellite: ready tiles of 600x600 below the split's root, or georeferenced imagery of the area.
+- split files, one line per place in any order: ``DATE/ground/E_N.png DATE/satellite/E_N.png E N``
+  (UTM zone 30U, metres), optionally with files in the same order of lines: lookup files
+  ``DATE/stereo/centre/STAMP.png DATE/ground/E_N.png`` for the times (microseconds) and ``.npy``
+  files of RTK yaw for the headings (both published with CrossViewMetricLocalization);
+- raw traversals with ``rtk.csv``, from which frames 5 m apart are taken.
 
-Positions of the split files are those of the INS at the nearest RTK row, as published: 1.7 m
-behind the camera.  ``read_raw`` interpolates and moves them to the camera, unless told to do as
-published.
+The ground images are crops of 1200x800 below the root of the split files, or the raw Bayer
+frames. The satellite tiles are files of 600x600 below that root, or are cut from georeferenced
+imagery.
+
+Positions in the split files are those of the INS at the nearest RTK row: 1.7 m behind the camera.
+``read_raw`` interpolates the RTK poses and moves them to the camera, unless told to do as the
+papers did.
 """
 
 import argparse
@@ -28,20 +29,21 @@ import warnings
 import cv2
 import numpy as np
 
-from crossview_localizer.bags import robotcar
+from crossview_localizer.bags import robotcar, robotcar_images, robotcar_tracks
 from crossview_localizer.camera.views import camera_view, CAMERA_VIEW_PX
+from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid, wrap_angle
 from training.data.datasets import Places, read_rgb, read_some, tile_around
 
 SPLITS = ('train', 'val', 'test')
 UTM_ZONE = '30U'
 TILE_M = 600 * 0.09240351462361521     # a published tile: 600 px of Google's zoom 20 at Oxford
-TILE_PX = 256                          # and as the network takes it
+TILE_PX = 256                          # the side at which the network takes it
 SPACING_M = 5.0
-# More missing ground images than this share are no accident but the wrong folder.
+# A larger share of missing ground images means that the folder is the wrong one.
 MAX_MISSING = 0.02
 MAX_RASTER_PX = 400e6
-# What PROJ states for the British national grid by way of OSTN15; 2 m without that grid file.
+# What PROJ states for the British National Grid with the grid file OSTN15 (2 m without it).
 MAX_CRS_ERROR_M = 1.0
 
 # Control points of the stitched map that CrossViewMetricLocalization published
@@ -75,10 +77,10 @@ class Entries:
 
 def read_split(path: str | Path, split: str, lookup: str | Path | None = None,
                yaw: str | Path | None = None) -> Entries:
-    """One split file with its lookup and yaw files, where given.
+    """One split file, with its lookup and yaw files if given.
 
-    Raises ValueError naming file and line for anything that is not of the format, and where the
-    lookup or the yaws belong to another split.
+    Raises ValueError with file and line for anything that does not have the format, or if the
+    lookup or yaw file belongs to another split.
     """
     if split not in SPLITS:
         raise ValueError(f'split {split!r}; expected one of {", ".join(SPLITS)}')
@@ -111,10 +113,10 @@ def read_split(path: str | Path, split: str, lookup: str | Path | None = None,
 
 def read_splits(paths: list[Path], split: str, lookup: str | Path | None = None,
                 yaw: str | Path | None = None) -> Entries:
-    """The files of one split, one after the other, as ``read_split`` reads each.
+    """The files of one split, one after the other, each read by ``read_split``.
 
-    ``lookup`` and ``yaw`` have a line of each file in the same order: those published for test
-    cover its three files.
+    ``lookup`` and ``yaw`` each cover all of these files in the same order, as those published for
+    the three test files do.
     """
     entries = join([read_split(path, split) for path in paths])
     if lookup is not None:
@@ -177,15 +179,15 @@ def _read_yaw(path, positions_m: np.ndarray) -> np.ndarray:
     if published.shape != (len(positions_m),) or published.dtype.kind != 'f':
         raise ValueError(
             f'{path} holds {published.dtype} {published.shape}; expected ({len(positions_m)},) '
-            'radians, one a line of the split')
+            'radians, one per line of the split')
     return yaw_from_published(published, positions_m)
 
 
 def yaw_from_published(published_rad: np.ndarray, positions_m: np.ndarray) -> np.ndarray:
-    """RTK yaw as published to ``yaw_rad`` counter-clockwise from the UTM grid's east.
+    """Published RTK yaw to ``yaw_rad``, counter-clockwise from the east of the UTM grid.
 
-    True heading = published - 90 deg, clockwise from true north; the bearing on the UTM grid is
-    less by the grid's convergence, 1.4 deg at Oxford.
+    The true heading, clockwise from true north, is the published value - 90 deg; the bearing on
+    the UTM grid is less by the grid's convergence, 1.4 deg at Oxford.
     """
     from pyproj import Proj
 
@@ -193,7 +195,7 @@ def yaw_from_published(published_rad: np.ndarray, positions_m: np.ndarray) -> np
     longitude_deg, latitude_deg = utm(*np.asarray(positions_m).T, inverse=True)
     convergence_rad = np.radians(
         np.atleast_1d(utm.get_factors(longitude_deg, latitude_deg).meridian_convergence))
-    bearing_rad = published_rad - robotcar.RTK_YAW_OFFSET_RAD - convergence_rad
+    bearing_rad = published_rad - robotcar_tracks.RTK_YAW_OFFSET_RAD - convergence_rad
     return wrap_angle(np.pi / 2 - bearing_rad)
 
 
@@ -201,15 +203,15 @@ def read_raw(traversal: str | Path, rtk: str | Path, split: str, extrinsics: Pat
              as_published: bool = False, seed: int = 0) -> Entries:
     """Frames of a raw traversal at least 5 m apart, with their positions.
 
-    Interpolates the RTK poses and moves them from the INS to the camera with the files of the
-    folder ``extrinsics``.  ``as_published`` does as the papers did: the nearest RTK row, the INS's
-    own position.  The first frame is a random U(0, 5) m after the start, from ``seed``.
+    The RTK poses are interpolated and moved from the INS to the camera with the files of the
+    folder ``extrinsics``. With ``as_published`` they are as in the papers: the nearest RTK row, at
+    the position of the INS. The first frame is U(0, 5) m after the start, drawn from ``seed``.
     Raises ValueError or OSError where files are missing or hold no usable row.
     """
     traversal = Path(traversal)
-    images = robotcar.list_stereo_images(traversal)
+    images = robotcar_images.list_stereo_images(traversal)
     rows = robotcar.read_rtk(Path(rtk)).rows
-    track = robotcar.ins_track_from_rtk(rows)
+    track = robotcar_tracks.ins_track_from_rtk(rows)
     stamps_ns = images.stamps_us * robotcar.NS_PER_US
     if as_published:
         inside = (stamps_ns >= track.stamp_ns[0]) & (stamps_ns <= track.stamp_ns[-1])
@@ -223,8 +225,8 @@ def read_raw(traversal: str | Path, rtk: str | Path, split: str, extrinsics: Pat
                 'no extrinsics folder; expected the one with ins.txt, or as_published, which '
                 'takes the position of the INS for that of the camera')
         vehicle_from_ins = robotcar.read_extrinsic(Path(extrinsics) / 'ins.txt')
-        poses = robotcar.base_link_track(
-            robotcar.interpolate_track(track, stamps_ns), vehicle_from_ins)
+        poses = robotcar_tracks.base_link_track(
+            robotcar_tracks.interpolate_track(track, stamps_ns), vehicle_from_ins)
         inside = np.isfinite(poses.easting_m)
     if poses.utm_zone != UTM_ZONE:
         raise ValueError(f'{rtk} is in UTM zone {poses.utm_zone}; expected Oxford, {UTM_ZONE}')
@@ -233,7 +235,7 @@ def read_raw(traversal: str | Path, rtk: str | Path, split: str, extrinsics: Pat
     if len(chosen) == 0:
         raise ValueError(f'{traversal} has no image within the times of {rtk}')
     heading_rad = poses.heading_rad()[chosen]     # from true north
-    convergence_rad = robotcar.grid_convergence_rad(poses.select(chosen))
+    convergence_rad = robotcar_tracks.grid_convergence_rad(poses.select(chosen))
     stamps_us = images.stamps_us[chosen]
     count = len(chosen)
     return Entries(
@@ -244,7 +246,7 @@ def read_raw(traversal: str | Path, rtk: str | Path, split: str, extrinsics: Pat
 
 
 def _spaced(positions_m: np.ndarray, inside: np.ndarray, skip_m: float) -> np.ndarray:
-    """Frames at least 5 m apart as the crow flies, the first ``skip_m`` from the start."""
+    """Frames at least 5 m apart in a straight line, the first one ``skip_m`` from the start."""
     kept, last_m, apart_m = [], None, skip_m
     for k in np.flatnonzero(inside):
         if last_m is None:
@@ -256,7 +258,7 @@ def _spaced(positions_m: np.ndarray, inside: np.ndarray, skip_m: float) -> np.nd
 
 
 def join(parts: list[Entries]) -> Entries:
-    """Entries of several splits or traversals, one after the other."""
+    """The entries of several splits or traversals, one after the other."""
     return Entries(*(
         np.concatenate([getattr(part, name) for part in parts])
         for name in Entries.__dataclass_fields__))
@@ -264,13 +266,13 @@ def join(parts: list[Entries]) -> Entries:
 
 def oxford_places(entries: Entries, root: str | Path, raw: str | Path | None = None,
                   imagery: list[Path] | None = None) -> Places:
-    """Places with their images: ready files below ``root``, else raw frames and imagery.
+    """Places with their images: files below ``root``, or raw frames and imagery if given.
 
-    ``raw`` is the folder of raw traversals (the entries' stamps must be known then), ``imagery``
-    GeoTIFFs of the area, from which tiles of 55.44 m are cut, true-north-up; their way to WGS84
+    ``raw`` is the folder of raw traversals; the stamps of the entries must be known then.
+    ``imagery`` are GeoTIFFs from which north-up tiles of 55.44 m are cut; their transform to WGS84
     must be known to 1 m.
-    A missing or cut-off ground image leaves its place a satellite tile only, and is noted; with
-    more than 2 % of them, or any tile missing, ValueError.
+    A place whose ground image is missing or cut off keeps its satellite tile and is noted. Raises
+    ValueError if that is more than 2 % of them, or if a tile is missing.
     """
     root = Path(root)
     ground = entries.ground
@@ -307,7 +309,7 @@ def oxford_places(entries: Entries, root: str | Path, raw: str | Path | None = N
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a PNG is there and ends as PNGs do; other formats are taken on trust."""
+    """Whether a PNG is there and has its end; of other formats, whether the file is there."""
     try:
         with open(path, 'rb') as file:
             if path.suffix.lower() != '.png':
@@ -321,7 +323,7 @@ def _is_whole(path: Path) -> bool:
 def _read_ground(root: Path, names: np.ndarray, bayer: bool, place: int) -> np.ndarray:
     path = root / names[place]
     if bayer:
-        return camera_view(cv2.cvtColor(robotcar.read_bayer_image(path), cv2.COLOR_BGR2RGB))
+        return camera_view(cv2.cvtColor(robotcar_images.read_bayer_image(path), cv2.COLOR_BGR2RGB))
     image = read_rgb(path)
     height, width = image.shape[:2]
     if abs(2 * width - 3 * height) > 3 or width < CAMERA_VIEW_PX[0]:
@@ -339,7 +341,7 @@ def _read_tile(root: Path, names: np.ndarray, place: int) -> np.ndarray:
 
 
 def _tiles_of_imagery(paths: list[Path], positions_m: np.ndarray):
-    """Reader of the tiles about UTM positions from one raster of all imagery that they need."""
+    """A reader of the tiles around UTM positions, from one raster of the imagery they need."""
     from pyproj import Proj
 
     from crossview_localizer.maps.imagery import Imagery
@@ -355,13 +357,13 @@ def _tiles_of_imagery(paths: list[Path], positions_m: np.ndarray):
     if (low_m < bounds_m[:2]).any() or (high_m > bounds_m[2:]).any():
         raise ValueError(
             f'the imagery covers x {bounds_m[0]:.0f} to {bounds_m[2]:.0f} m and y '
-            f'{bounds_m[1]:.0f} to {bounds_m[3]:.0f} m about its middle; the tiles need x '
+            f'{bounds_m[1]:.0f} to {bounds_m[3]:.0f} m around its middle; the tiles need x '
             f'{low_m[0]:.0f} to {high_m[0]:.0f} m and y {low_m[1]:.0f} to {high_m[1]:.0f} m')
     cols, rows = np.ceil((high_m - low_m) / cell_m).astype(int) + 1
     if rows * cols > MAX_RASTER_PX:
         raise ValueError(
             f'the area is {rows} x {cols} pixels; expected at most {MAX_RASTER_PX:.0f} in all: '
-            'are the positions of one town?')
+            'are all positions in one town?')
     grid = MapGrid(int(rows), int(cols), cell_m, low_m[0], high_m[1])
     raster, _ = source.raster(grid)
     return partial(_cut_tile, raster, grid, xy_m)
@@ -376,7 +378,7 @@ def stitched_map_transform() -> tuple[np.ndarray, float]:
     residual, px, at the published control points."""
     places = np.column_stack((STITCHED_MAP_POINTS[:, :2], np.ones(len(STITCHED_MAP_POINTS))))
     middle = STITCHED_MAP_POINTS[:, :2].mean(0)
-    # About the middle, where the equations are well conditioned.
+    # Around the middle the equations are well conditioned.
     centred = np.column_stack((STITCHED_MAP_POINTS[:, :2] - middle, places[:, 2]))
     solved, *_ = np.linalg.lstsq(centred, STITCHED_MAP_POINTS[:, 2:], rcond=None)
     affine = np.column_stack((solved[:2].T, solved[2] - middle @ solved[:2]))
@@ -385,9 +387,9 @@ def stitched_map_transform() -> tuple[np.ndarray, float]:
 
 
 def georeference_stitched_map(png: str | Path, out: str | Path) -> float:
-    """The published stitched map as a GeoTIFF in UTM 30N; returns the largest residual, px.
+    """Write the published stitched map as a GeoTIFF in UTM 30N; returns the largest residual, px.
 
-    Raises ValueError where the picture has another size than the control points belong to.
+    Raises ValueError where the picture does not have the size that the control points belong to.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -397,8 +399,6 @@ def georeference_stitched_map(png: str | Path, out: str | Path) -> float:
     # The control points are pixel numbers; a pixel's centre lies half a pixel from its corner.
     pixel_from_utm = rasterio.Affine(*affine[0, :2], affine[0, 2] + 0.5,
                                      *affine[1, :2], affine[1, 2] + 0.5)
-    out = Path(out)
-    partial_out = out.with_name('.partial_' + out.name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
@@ -412,13 +412,13 @@ def georeference_stitched_map(png: str | Path, out: str | Path) -> float:
                 'driver': 'GTiff', 'width': source.width, 'height': source.height, 'count': 3,
                 'dtype': 'uint8', 'crs': 'EPSG:32630', 'transform': ~pixel_from_utm,
                 'tiled': True, 'compress': 'deflate', 'photometric': 'RGB'}
-            with rasterio.open(partial_out, 'w', **profile) as target:
+            with (write_atomically(out) as writing,
+                  rasterio.open(writing, 'w', **profile) as target):
                 for top in range(0, source.height, 512):
                     strip = Window(0, top, source.width, min(512, source.height - top))
                     target.write(source.read((1, 2, 3), window=strip), window=strip)
     except RasterioError as error:
         raise OSError(f'{png} cannot be converted ({error})') from error
-    partial_out.replace(out)
     return residual_px
 
 
@@ -444,7 +444,7 @@ def main(arguments=None) -> int:
     try:
         if args.command == 'georeference':
             residual_px = georeference_stitched_map(args.png, args.out)
-            print(f'{args.out}: control points met within {residual_px:.2f} px')
+            print(f'{args.out}: the control points fit within {residual_px:.2f} px')
             return 0
         parts = [read_split(path, split) for split in SPLITS for path in getattr(args, split)]
         if not parts:
@@ -456,7 +456,7 @@ def main(arguments=None) -> int:
                   f'{places.has_ground[mine].sum()} with a ground image')
         for note in places.notes:
             print(note)
-        print(f'{read_some(places, np.flatnonzero(places.has_ground))} pairs of images tried')
+        print(f'{read_some(places, np.flatnonzero(places.has_ground))} pairs of images were read')
     except (ValueError, OSError) as error:
         print(f'oxford: {error}', file=sys.stderr)
         return 2

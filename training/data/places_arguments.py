@@ -1,4 +1,4 @@
-"""The command line's way to name the papers' data: Oxford, CVACT or one simulated world."""
+"""Command line arguments that name the places to read: of Oxford, CVACT or one prepared world."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ DATA = ('oxford', 'oxford_raw', 'cvact', 'world')
 
 
 def add_places_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add the group of options; ``--data`` is required where no default is said."""
+    """Add the arguments; ``--data`` is required unless ``default`` says what is taken."""
     data = parser.add_argument_group('data')
     data.add_argument('--data', choices=DATA, required=default is None,
                       help=default and f'(default: {default})')
@@ -24,37 +24,36 @@ def add_places_arguments(parser: argparse.ArgumentParser, default: str | None = 
     data.add_argument('--val', nargs='+', type=Path, default=[], metavar='FILE',
                       help='oxford: split files; oxford_raw: traversals')
     data.add_argument('--test', nargs='+', type=Path, default=[], metavar='FILE',
-                      help='the same; training takes their tiles as negatives, nothing else')
+                      help='the same; training uses their tiles as negatives and nothing else')
     for split in ('train', 'val', 'test'):
         data.add_argument(f'--{split}-lookup', type=Path, metavar='FILE',
-                          help=f"oxford: frame times of all of {split}'s lines "
+                          help=f'oxford: frame times of all lines of {split} '
                           '(lookup_*.txt of CrossViewMetricLocalization)')
         data.add_argument(f'--{split}-yaw', type=Path, metavar='FILE',
-                          help=f"oxford: headings of all of {split}'s lines (*_yaw.npy)")
+                          help=f'oxford: headings of all lines of {split} (*_yaw.npy)')
     data.add_argument('--raw', type=Path, metavar='FOLDER',
-                      help='oxford: raw traversals, whose frames stand for the crops; needs the '
-                      'lookups')
+                      help='oxford: raw traversals whose frames replace the crops (needs lookups)')
     data.add_argument('--root', nargs='+', type=Path, default=[], metavar='FOLDER',
                       help='oxford, cvact: where the images are')
     data.add_argument('--imagery', nargs='+', type=Path, metavar='TIF',
-                      help='oxford: georeferenced imagery instead of tiles')
+                      help='oxford: georeferenced imagery that replaces the tiles')
     data.add_argument('--rtk', type=Path, metavar='FOLDER',
                       help='oxford_raw: folder of DATE/rtk.csv')
     data.add_argument('--extrinsics', type=Path, metavar='FOLDER',
-                      help='oxford_raw: folder with ins.txt; without it positions are as '
-                      'published, of the INS')
+                      help='oxford_raw: folder with ins.txt; without it positions are those of '
+                      'the INS, as in the papers')
     data.add_argument('--split-rule', choices=SPLIT_RULES, default='papers',
-                      help="cvact: the papers' two boxes are held out, or the original splits")
+                      help="cvact: hold out the papers' two boxes, or use the original splits")
     data.add_argument('--prepared', action='store_true',
                       help='cvact: the images are 616x112 already')
     data.add_argument('--val-drives', nargs='+', type=int, default=[], metavar='K',
-                      help='world: its traversals for validation')
+                      help='world: traversals for validation')
     data.add_argument('--test-drives', nargs='+', type=int, default=[], metavar='K',
-                      help='world: its traversals for test; the others train')
+                      help='world: traversals for test; the rest is for training')
 
 
 def read_places(args: argparse.Namespace, model: ModelConfig) -> Places:
-    """The places that the arguments name; ValueError or OSError where they do not fit."""
+    """The places that the arguments name; ValueError or OSError if they do not fit together."""
     files = {'train': args.train, 'val': args.val, 'test': args.test}
     if args.data == 'cvact':
         if len(args.train) != 1 or not args.root:
@@ -91,7 +90,7 @@ def read_places(args: argparse.Namespace, model: ModelConfig) -> Places:
     world = load_world(args.train[0])
     if abs(world.grid.cell_m / model.px_m - 1.0) > 0.01:
         raise ValueError(
-            f'{args.train[0]} has {world.grid.cell_m:.4f} m a pixel, the network '
+            f'{args.train[0]} has {world.grid.cell_m:.4f} m per pixel, the network '
             f'{model.px_m:.4f}; prepare it with --px-m {model.px_m:.6g}')
     split_of_drive = {int(drive): 'train' for drive in np.unique(world.drive)}
     split_of_drive |= dict.fromkeys(args.test_drives, 'test')

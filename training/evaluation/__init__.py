@@ -1,1 +1,1 @@
-"""Retrieval metrics of the papers."""
+"""How good trained networks are: the papers' retrieval metrics, the dense confidence."""

@@ -1,14 +1,15 @@
-"""Retrieval metrics of the papers: recall global and within the prior, and errors in metres.
+"""The papers' retrieval metrics: recall, global and within the prior, and errors in metres.
 
 The setting is transductive, as in the papers: the database holds the satellite tiles of all
-places, those of the test drives among them, and training may have seen these tiles (never the
-test's ground images).  Oxford's test drives take the same streets as its training drives on other
-days: nothing here tells how a network does in a town that it has not seen.
+places, including those of the test drives, and training may have seen these tiles (but never the
+test's ground images). Oxford's test drives take the same streets as its training drives on other
+days: these metrics do not tell how a network does in a town that it has not seen.
 
-A tile is right when it lies within ``tolerance_m`` of the query's true position (5 m for Oxford,
-0 for CVACT: the place's own).  A query is a hit at k when fewer than k wrong tiles are as near in
-descriptor space as the nearest right one: a tie is not a hit, so a network that says the same of
-every place hits nothing.  Locally only tiles within ``radius_m`` of the prior's centre compete.
+A tile is right if it lies within ``tolerance_m`` of the query's true position (5 m for Oxford; 0
+for CVACT: only the tile of the same place). A query is a hit at k if fewer than k wrong tiles are
+as near in descriptor space as the nearest right one. A tie is not a hit, so a network with the
+same descriptor for every place hits nothing. In local recall only the tiles within ``radius_m``
+of the prior's centre compete.
 
 Shape legend: N tiles, Q queries, K descriptor length, S seeds.
 """
@@ -23,22 +24,22 @@ from crossview_localizer.geometry import body_axes_error
 
 KS = tuple(range(1, 11))
 BLOCK_M = 200.0
-NEVER = np.iinfo(np.int64).max      # rank of a query that no right tile competes for
-CHUNK = 256                         # queries whose distances are held at once
-TIE = 2e-6                          # distances (0 to 4) closer than single precision tells apart
+NEVER = np.iinfo(np.int64).max      # rank of a query without a right tile
+CHUNK = 256                         # queries whose distances are in memory at once
+TIE = 2e-6                          # distances (0 to 4) that single precision does not distinguish
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What became of each query, (Q,).
+    """The result of each query, (Q,).
 
-    ``global_rank`` and ``local_rank`` count the wrong tiles that are as near as the nearest right
-    one or nearer (NEVER where no right tile is in reach).  ``picked`` is the tile taken within the
-    prior (of tied ones that farthest from the truth; -1 where the prior holds none) and
-    ``error_m`` (Q, 2) leads from the truth to it, NaN where there is none.
-    ``candidates`` and ``right`` count the tiles within the prior and those of them that are right.
-    ``second_moment_m2`` (Q, 2, 2) is the mean square distance of the prior's tiles from the picked
-    one, each weighted by exp(-distance / temperature): the covariance that the scores claim.
+    ``global_rank`` and ``local_rank`` count the wrong tiles that are at least as near as the
+    nearest right one (NEVER where there is no right tile). ``picked`` is the nearest tile within
+    the prior (among tied ones the one farthest from the truth; -1 where the prior holds none) and
+    ``error_m`` (Q, 2) leads from the truth to it, NaN where there is none. ``candidates`` and
+    ``right`` count the tiles within the prior, and the right ones among them.
+    ``second_moment_m2`` (Q, 2, 2) is the second moment of the prior's tiles about the picked one,
+    weighted by exp(-distance / temperature): the covariance that the scores claim.
     """
 
     global_rank: np.ndarray
@@ -57,9 +58,9 @@ def retrieve(
 ) -> Retrieval:
     """Rank unit descriptors ``satellite`` (N, K) by distance to each of ``ground`` (Q, K).
 
-    ``tiles_m`` (N, 2) and ``queries_m`` (Q, 2) are positions in float64.  ``centres_m`` (Q, 2) is
-    the prior's centre; without it the true position, as in the papers (see ``noisy_centres``).
-    Raises ValueError where shapes do not fit or a descriptor is not finite.
+    ``tiles_m`` (N, 2) and ``queries_m`` (Q, 2) are positions in float64. ``centres_m`` (Q, 2) is
+    the centre of the prior (see ``noisy_centres``), by default the true position, as in the
+    papers. Raises ValueError where shapes do not fit or a descriptor is not finite.
     """
     _require_shapes(satellite, ground, tiles_m, queries_m)
     tiles_m, queries_m = np.asarray(tiles_m, np.float64), np.asarray(queries_m, np.float64)
@@ -69,7 +70,7 @@ def retrieve(
     picked, error_m = np.full(count, -1), np.full((count, 2), np.nan)
     candidates, right = np.zeros(count, np.int64), np.zeros(count, np.int64)
     moment_m2 = np.full((count, 2, 2), np.nan)
-    # A grain of rounding more than asked, so that tolerance 0 takes equal positions.
+    # A little more than asked, so that tolerance 0 takes equal positions.
     middle = tiles_m.mean(0)
     tree = cKDTree(tiles_m - middle)
     near = tree.query_ball_point(queries_m - middle, tolerance_m + 1e-6)
@@ -114,7 +115,7 @@ def _require_shapes(satellite, ground, tiles_m, queries_m) -> None:
 
 
 def noisy_centres(queries_m: np.ndarray, sigma_m: float, seed: int) -> np.ndarray:
-    """Centres of a prior (Q, 2) with Gaussian errors of ``sigma_m`` on each axis."""
+    """Centres (Q, 2) of priors whose errors are Gaussian with ``sigma_m`` on each axis."""
     rng = np.random.default_rng(seed)
     return np.asarray(queries_m, np.float64) + rng.normal(0.0, sigma_m, np.shape(queries_m))
 
@@ -125,16 +126,16 @@ def recall(rank: np.ndarray, k: int) -> float:
 
 
 def chance_recall(found: Retrieval) -> float:
-    """Percent of hits at 1 that a tile drawn evenly from within the prior would make."""
+    """Percent of hits at 1 if the tile were drawn at random from within the prior."""
     share = found.right / np.maximum(found.candidates, 1)
     return float(100.0 * share.mean())
 
 
 def blocks_along(positions_m: np.ndarray, drive: np.ndarray,
                  length_m: float = BLOCK_M) -> np.ndarray:
-    """Numbers (Q,) of the stretches of ``length_m`` driven, for queries in time order a drive.
+    """The number (Q,) of each query's stretch of ``length_m``, for drives in time order.
 
-    Neighbouring queries see the same street: they are drawn together or not at all.
+    Neighbouring queries see the same street, so the bootstrap draws whole stretches.
     """
     block = np.empty(len(positions_m), np.int64)
     last = 0
@@ -148,7 +149,7 @@ def blocks_along(positions_m: np.ndarray, drive: np.ndarray,
 
 
 def blocks_on_grid(positions_m: np.ndarray, length_m: float = BLOCK_M) -> np.ndarray:
-    """Numbers (Q,) of squares ``length_m`` wide, for queries that are no drive (CVACT)."""
+    """The number (Q,) of each query's square of ``length_m``; for data without drives (CVACT)."""
     cells = np.floor(np.asarray(positions_m) / length_m).astype(np.int64)
     return np.unique(cells, axis=0, return_inverse=True)[1].ravel()
 
@@ -157,11 +158,11 @@ def bootstrap(
     statistic: Callable[..., float], blocks: np.ndarray, *samples: np.ndarray,
     count: int = 1000, seed: int = 0,
 ) -> tuple[float, float, float]:
-    """(low, value, high): the statistic of all samples, and its 95 % percentile interval.
+    """(low, value, high): the statistic of all samples, and the 95 % interval of its percentiles.
 
-    Each of ``samples`` is (S, Q), a line a training seed, of the same seeds and queries.  Seeds
-    and blocks of queries are drawn with replacement, the same for every sample: the statistic of
-    two samples may be their difference, pair by pair.  With one seed only blocks are drawn.
+    Each of ``samples`` is (S, Q), one row per training seed, of the same seeds and queries. Seeds
+    and blocks of queries are drawn with replacement, the same for every sample, so that the
+    statistic may be a paired difference of two samples. With one seed only blocks are drawn.
     Raises ValueError where shapes do not fit.
     """
     blocks = np.asarray(blocks)
@@ -175,41 +176,41 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     values = np.empty(count)
     for draw in range(count):
-        lines = rng.integers(seeds, size=seeds)
+        rows = rng.integers(seeds, size=seeds)
         chosen = rng.integers(len(members), size=len(members))
         columns = np.concatenate([members[k] for k in chosen])
-        values[draw] = statistic(*(sample[np.ix_(lines, columns)] for sample in samples))
+        values[draw] = statistic(*(sample[np.ix_(rows, columns)] for sample in samples))
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(statistic(*samples)), float(high)
 
 
-def summary(found: Retrieval, yaw_rad: np.ndarray, blocks: np.ndarray,
-            seed: int = 0) -> dict[str, object]:
-    """All numbers of one set of queries; [low, value, high] where an interval belongs to them.
+def summarize(found: Retrieval, yaw_rad: np.ndarray, blocks: np.ndarray,
+              seed: int = 0) -> dict[str, object]:
+    """All metrics of one set of queries; [low, value, high] for those with an interval.
 
-    Recalls in percent.  Errors are of the tile picked within the prior, over queries that have
-    one (``n`` of ``n_queries``); longitudinal is positive ahead of the vehicle and lateral to its
-    left, None where a heading is unknown.
+    Recalls are in percent. Errors are those of the tile picked within the prior, over the queries
+    that have one (``n`` of ``n_queries``); longitudinal is positive ahead of the vehicle, lateral
+    to its left. A metric without any query is None.
     """
     length_m = np.hypot(*found.error_m.T)
     known = np.isfinite(length_m)
     error_m = length_m[known][None]
-    lines = {
+    metrics = {
         'n_queries': len(known), 'n': int(known.sum()),
         'blocks': len(np.unique(blocks)), 'chance_recall_at_1_local': chance_recall(found)}
     for name, rank in (('global', found.global_rank), ('local', found.local_rank)):
-        lines[f'recall_{name}'] = {k: recall(rank, k) for k in KS}
-        lines[f'recall_at_1_{name}'] = list(bootstrap(
+        metrics[f'recall_{name}'] = {k: recall(rank, k) for k in KS}
+        metrics[f'recall_at_1_{name}'] = list(bootstrap(
             lambda drawn: recall(drawn, 1), blocks, rank[None], seed=seed))
     statistics = {
         'median_m': np.median, 'mean_m': np.mean, 'p95_m': lambda drawn: np.percentile(drawn, 95)}
     for name, statistic in statistics.items():
-        lines[name] = list(bootstrap(statistic, blocks[known], error_m, seed=seed)) \
+        metrics[name] = list(bootstrap(statistic, blocks[known], error_m, seed=seed)) \
             if known.any() else None
     turned = known & np.isfinite(yaw_rad)
     ahead_m, left_m = body_axes_error(found.error_m[turned], yaw_rad[turned])
     for name, signed_m in (('longitudinal', ahead_m), ('lateral', left_m)):
-        lines[f'{name}_mean_m'] = float(signed_m.mean()) if len(signed_m) else None
-        lines[f'{name}_median_abs_m'] = float(np.median(np.abs(signed_m))) \
+        metrics[f'{name}_mean_m'] = float(signed_m.mean()) if len(signed_m) else None
+        metrics[f'{name}_median_abs_m'] = float(np.median(np.abs(signed_m))) \
             if len(signed_m) else None
-    return lines
+    return metrics

@@ -1,1 +1,1 @@
-"""How training batches are drawn for each kind of network."""
+"""What is learned: the batches, the loss and the validation of each kind of training."""

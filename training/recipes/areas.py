@@ -1,26 +1,28 @@
-"""The synthetic recipe: local groups that share one satellite area, each of whose tiles competes.
+"""Recipe for tiles in simulation: images near each other, and the area of imagery around them.
 
-The trunk runs once an area; its tiles lie one stride apart.  Validation reads the same areas as
-heat maps inside a noisy prior, as the node does.
+The satellite trunk runs once per area; tiles one stride apart all compete for each image.
+Validation turns such areas into heat maps inside a noisy prior, as the node does.
 Shape legend: G ground images of a group, R tiles along each side of an area, K descriptor length.
 """
 
 from dataclasses import dataclass, replace
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from crossview_localizer.camera.views import UNSEEN
-from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.matching.tile_matcher import heatmap_from_scores, position_from_heatmap
+from crossview_localizer.matching.heatmap_pose import pose_from_heatmap
+from crossview_localizer.matching.tile_matcher import heatmap_from_scores, REFINE
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.safa import ModelConfig, SafaNetwork, views_to_tensor
 from training.data.datasets import World
 from training.distributed import Ranks
-from training.losses import CrossViewLoss
+from training.losses import CrossViewLoss, LossConfig
 from training.samplers import LocalGroup, LocalGroupSampler
 
 VALIDATION_AREA_PX = 320  # the search of +-24 m
@@ -30,69 +32,73 @@ VALIDATION_AREA_PX = 320  # the search of +-24 m
 class AreaConfig:
     """What a step sees; lengths in metres."""
 
-    groups: int = 2                # local groups a step
-    group_size: int = 12           # ground images a group
+    groups: int = 2                # local groups per step
+    group_size: int = 12           # ground images per group
     group_half_width_m: float = 20.0
     area_px: int = 320             # satellite area of a group: 17 x 17 tiles
     jitter_m: float = 10.0         # of the area's centre about its first image
     yaw_noise_deg: float = 2.0
     pitch_noise_deg: float = 0.4
     validation_images: int = 240
+    loss: LossConfig = LossConfig(sigma_m=4.0, hole_m=2.2)
 
 
-class AreaRecipe:
-    """Steps over areas of ``train_worlds``, validation on ``val_worlds``."""
+class AreaRecipe(nn.Module):
+    """Trains on areas of ``train_worlds`` and validates on ``val_worlds``.
+
+    A part is one group as ``group_tensors`` gives it.
+    """
 
     score_name = 'nll'
 
-    def __init__(self, config: AreaConfig, model: ModelConfig, seed: int,
+    def __init__(self, config: AreaConfig, network: SafaNetwork, seed: int,
                  train_worlds: list[World], val_worlds: list[World]):
-        self.config, self.model, self.seed = config, model, seed
+        super().__init__()
+        self.config, self.model, self.seed = config, network.config, seed
+        self.stride = network.satellite.stride
         self.train_worlds, self.val_worlds = train_worlds, val_worlds
+        self.criterion = CrossViewLoss(config.loss)
         self._sampler = LocalGroupSampler(
             [world.poses[:, :2] for world in train_worlds], config.group_size,
             config.group_half_width_m, config.jitter_m)
         self.epoch_length = max(1, len(self._sampler) // config.groups)
         self._groups, self._epoch = [], -1
 
-    def backward(self, network: SafaNetwork, criterion: CrossViewLoss, step: int,
-                 ranks: Ranks) -> float:
-        """Add one step's gradients to the parameters; returns the loss of all ranks."""
-        config, stride = self.config, network.satellite.stride
-        epoch = step // self.epoch_length
+    def draw(self, step: int, ranks: Ranks) -> list[tuple[torch.Tensor, ...]]:
+        epoch, step_of_epoch = divmod(step, self.epoch_length)
         if epoch != self._epoch:
             self._groups = list(self._sampler.epoch(self.seed * 100_003 + epoch))
             self._epoch = epoch
-        rng = np.random.default_rng((self.seed, step))
-        total = 0.0
-        for k in range(config.groups):
-            place = ((step % self.epoch_length) * config.groups + k) % len(self._groups)
-            group = self._groups[place]
-            # Every rank draws all groups: what is drawn does not depend on their number.
-            area, views, distance = group_tensors(
-                self.train_worlds[group.world], group, self.model, config, stride, rng)
-            if k % ranks.count != ranks.rank:
-                continue
-            with ranks.autocast():
-                satellite = network.satellite_lattice(area.to(ranks.device)).flatten(0, 1)
-                ground = network.ground_descriptors(views.to(ranks.device))
-            distance = distance.float().to(ranks.device)
-            loss = criterion(satellite.float(), ground.float(), distance.argmin(0), distance)
-            (loss / config.groups).backward()
-            total += float(loss.detach()) / config.groups
-        return ranks.sum_(torch.tensor(total, dtype=torch.float64)).item()
+        parts = []
+        for k in ranks.share(self.config.groups):
+            number = (step_of_epoch * self.config.groups + k) % len(self._groups)
+            group = self._groups[number]
+            parts.append(group_tensors(
+                self.train_worlds[group.world], group, self.model, self.config, self.stride,
+                np.random.default_rng((self.seed, step, k))))
+        return parts
 
-    def validate(self, network: SafaNetwork, ranks: Ranks) -> tuple[dict[str, float], float]:
-        """Metrics, among them ``score_name``, of which less is better; and the temperature."""
-        return validate(network, self.val_worlds, self.config.validation_images,
-                        network.satellite.stride, 1, ranks.device)
+    def forward(self, network: SafaNetwork, part: tuple[torch.Tensor, ...],
+                ranks: Ranks) -> dict[str, torch.Tensor]:
+        area, views, distance_m = (tensor.to(ranks.device) for tensor in part)
+        with ranks.autocast():
+            satellite = network.satellite_lattice(area).flatten(0, 1)           # (R * R, K)
+            ground = network.ground_descriptors(views)                          # (G, K)
+        loss = self.criterion(
+            satellite.float(), ground.float(), distance_m.argmin(0), distance_m)
+        return {'loss': loss / self.config.groups}
+
+    def validate(self, network: SafaNetwork, ranks: Ranks) -> tuple[dict, dict]:
+        metrics, temperature = validate(
+            network, self.val_worlds, self.config.validation_images, self.stride, 1, ranks.device)
+        return metrics, {'temperature': temperature}
 
     def finish(self, path: Path) -> None:
         finish(path, self.val_worlds, self.config.validation_images)
 
 
 def lattice_positions(grid: MapGrid, model: ModelConfig, stride: int) -> np.ndarray:
-    """Centres (R, R, 2), metres, of the tiles that ``satellite_lattice`` describes in an area."""
+    """Centres (R, R, 2), metres, of the tiles that ``satellite_lattice`` gives of an area."""
     first = model.margin_px + (model.view_px - 1) / 2
     steps = first + stride * np.arange((grid.rows - model.tile_px) // stride + 1)
     x_m, y_m = grid.xy_from_row_col(steps[:, None], steps[None, :])
@@ -100,7 +106,7 @@ def lattice_positions(grid: MapGrid, model: ModelConfig, stride: int) -> np.ndar
 
 
 def jitter_colours(rgb: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random gain a channel, gamma and offset: another day's light; uint8 in, float out."""
+    """Another day's light: a random gain per channel, gamma and offset; uint8 to float32."""
     gain = torch.tensor(rng.normal(1.0, 0.08, 3) * rng.normal(1.0, 0.15), dtype=torch.float32)
     scaled = (rgb.float() / 255.0) ** float(np.exp(rng.normal(0.0, 0.2)))
     return (scaled * gain * 255.0 + float(rng.normal(0.0, 8.0))).clamp(0.0, 255.0)
@@ -108,7 +114,7 @@ def jitter_colours(rgb: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 def group_tensors(world: World, group: LocalGroup, model: ModelConfig, config: AreaConfig,
                   stride: int, rng: np.random.Generator):
-    """One group's area (S, S, 3), views (G, S, S, 4) and distances (R * R, G) in metres."""
+    """The area (S, S, 3), views (G, S, S, 4) and distances (R * R, G), m, of one group."""
     area, grid = world.area(*group.centre_m, config.area_px)
     positions = lattice_positions(grid, model, stride)
     yaws = world.poses[group.members, 2]
@@ -118,7 +124,7 @@ def group_tensors(world: World, group: LocalGroup, model: ModelConfig, config: A
         world.view(k, yaw, model.view_px, model.px_m, pitch)
         for k, yaw, pitch in zip(group.members, yaws, pitches)])
 
-    # Quarter turns and mirror images of the whole scene are scenes too.
+    # The whole scene, turned by quarters and mirrored, is another scene.
     turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
     area, positions = np.rot90(area, turns), np.rot90(positions, turns)
     views = np.rot90(views, turns, axes=(1, 2))
@@ -131,7 +137,7 @@ def group_tensors(world: World, group: LocalGroup, model: ModelConfig, config: A
     views[..., :3] = torch.where(
         seen, jitter_colours(views[..., :3], rng), torch.tensor(float(UNSEEN)))
     offset = positions.reshape(-1, 1, 2) - world.poses[group.members, :2][None]
-    distance = torch.from_numpy(np.linalg.norm(offset, axis=-1))
+    distance = torch.from_numpy(np.linalg.norm(offset, axis=-1)).float()
     return area, views, distance
 
 
@@ -149,7 +155,7 @@ def area_descriptors(network, area: np.ndarray, stride: int, device: str = 'cpu'
 
 def scored_area(network, world: World, image: int, centre_m, yaw_rad: float, stride: int,
                 device: str = 'cpu'):
-    """Minus the distances (R, R) of one image to every tile about a point, and the tiles' grid."""
+    """Minus the distances (R, R) from one image to every tile around a point, and their grid."""
     model = network.config
     area, grid = world.area(*centre_m, VALIDATION_AREA_PX)
     view = world.view(image, yaw_rad, model.view_px, model.px_m)
@@ -161,14 +167,13 @@ def scored_area(network, world: World, image: int, centre_m, yaw_rad: float, str
 
 
 def validate(network, worlds: list[World], count: int, stride: int, seed: int,
-             device: str = 'cpu'):
-    """Single-frame errors inside a noisy prior, and the temperature of least NLL.
+             device: str = 'cpu') -> tuple[dict[str, float], float]:
+    """Errors of single frames inside a noisy prior, and the temperature with the least NLL.
 
-    The area is centred sigma 4 m off the truth on each axis and the heading 2 deg off; the search
-    covers +-24 m.  Returns a dict of metrics and the fitted temperature.
+    The prior errs by sigma 4 m on each axis and 2 deg; the search covers +-24 m around it.
     """
     rng = np.random.default_rng(seed)
-    per_world = -(-count // len(worlds))
+    per_world = math.ceil(count / len(worlds))
     scores, truths, grids, prior_errors = [], [], [], []
     for world in worlds:
         chosen = rng.permutation(len(world.poses))[:per_world]
@@ -186,7 +191,7 @@ def validate(network, worlds: list[World], count: int, stride: int, seed: int,
     def at(temperature):
         errors, nll = [], []
         for score, grid, (x_m, y_m) in zip(scores, grids, truths):
-            heatmap = heatmap_from_scores(score / temperature, grid, 4, 0)
+            heatmap = heatmap_from_scores(score / temperature, grid, REFINE, 0)
             row, col = heatmap.grid.row_col_from_xy(x_m, y_m)
             row = int(np.clip(np.round(row), 0, heatmap.grid.rows - 1))
             col = int(np.clip(np.round(col), 0, heatmap.grid.cols - 1))
@@ -210,26 +215,26 @@ def validate(network, worlds: list[World], count: int, stride: int, seed: int,
 
 
 def heatmap_size(grid: MapGrid) -> int:
-    fine = grid.refine(4)
+    fine = grid.refine(REFINE)
     return fine.rows * fine.cols
 
 
 def mean_offset(network, worlds: list[World], count: int, stride: int, seed: int) -> np.ndarray:
-    """Mean (forward, left) error of matches in metres, weighted by their information; 0 if none.
+    """Mean (forward, left) error of matches in metres, weighted by their information.
 
-    Where roads have a driving side, a likelihood as wide as the road leans to the road's middle.
+    A likelihood as wide as the road leans from the driving side to the middle of the road. It is
+    0 where no match was found.
     """
     rng = np.random.default_rng(seed)
-    match_config = MatchConfig()
     information, weighted = np.zeros((2, 2)), np.zeros(2)
     for world in worlds:
-        for k in rng.permutation(len(world.poses))[:-(-count // len(worlds))]:
+        for k in rng.permutation(len(world.poses))[:math.ceil(count / len(worlds))]:
             x_m, y_m, yaw = world.poses[k]
             centre = rng.normal((x_m, y_m), 2.0)
             scores, grid = scored_area(network, world, k, centre, yaw, stride)
-            heatmap = heatmap_from_scores(scores / network.config.temperature, grid, 4, 0)
+            heatmap = heatmap_from_scores(scores / network.config.temperature, grid, REFINE, 0)
             prior = PoseEstimate(0, Pose2D(*centre, yaw), np.diag([4.0, 4.0, 0.001]))
-            match, _ = position_from_heatmap(heatmap, prior, match_config)
+            match, _ = pose_from_heatmap(heatmap, prior, REFINE)
             if match is None:
                 continue
             body_from_map = Pose2D(0.0, 0.0, yaw).inverse()
@@ -244,7 +249,7 @@ def mean_offset(network, worlds: list[World], count: int, stride: int, seed: int
 
 
 def finish(path: Path, worlds: list[World], count: int) -> None:
-    """Fit the mean offset and the controls' temperatures on the validation drives; store them."""
+    """Fit the mean offset and the temperatures of the controls, and store them in ``path``."""
     model, provenance = read_model_config(path)
     network = load_network(path)
     stride = network.satellite.stride

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from crossview_localizer.camera import views
-from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.matching.dense_matcher import ground_tensors
+from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.networks.dense import DenseConfig
 from crossview_localizer.networks.trunks import normalised
 from training.data.datasets import World
@@ -26,8 +26,9 @@ NEAR_M = 18.0         # companions of a group lie within this of its first frame
 NEAR_YAW_RAD = 0.2    # and head the same way
 
 
-# The window of a uniform prior is its whole support.
-UNIFORM = MatchConfig(window_sigmas=math.sqrt(3.0), window_min_m=1.0, yaw_max_rad=0.5)
+def uniform_window(half_width_m: float) -> SearchWindow:
+    """All that a prior of ``prior_about`` holds to be possible."""
+    return SearchWindow(half_width_m, math.radians(PRIOR_DEG))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Training over a trunk that stays as it came: its feature maps are computed once and kept.
+"""Training on top of a frozen trunk: its feature maps are computed once and stored.
 
-A frozen trunk says the same of an image in every step.  ``stored_places`` keeps what it says of
-all images of a data set; a ``FrozenNetwork`` is a SafaNetwork that takes this in place of images
-and gives the same descriptors, in a small part of the time.  Images must not be augmented then.
+A frozen trunk gives the same maps of an image in every step. ``stored_places`` stores those of
+all images of a data set; a ``FrozenNetwork`` is a SafaNetwork that takes them in place of images
+and gives the same descriptors in a fraction of the time. Images cannot be augmented then.
 Shape legend: B batch, L numbers of all maps of one image, N places.
 """
 
@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from crossview_localizer.files import write_atomically
 from crossview_localizer.networks.safa import ModelConfig, SafaNetwork
 from training.data.datasets import Places
 
 
 class FrozenNetwork(SafaNetwork):
-    """Descriptors from the trunks' stored maps (B, L); its state is an ordinary SafaNetwork's.
+    """A SafaNetwork, with the same state dict, that takes the stored maps (B, L) of its trunks.
 
-    Raises ValueError for networks whose ground branch needs more of a view than its features.
+    Raises ValueError where the ground branch needs more of a view than its features.
     """
 
     def __init__(self, config: ModelConfig):
@@ -29,7 +30,7 @@ class FrozenNetwork(SafaNetwork):
         if config.trunk == 'vgg16' or config.ground_view != 'camera':
             raise ValueError(f'trunk {config.trunk}, ground view {config.ground_view}; expected '
                              'efficientnet_lite0 and camera')
-        self.eval()  # batch norm must not learn from what only asks for sizes
+        self.eval()  # the zeros below must not change the statistics of batch norm
         self._shapes = {}
         for branch, (height, width), margin in (
                 (self.ground, config.ground_px, 0),
@@ -55,16 +56,17 @@ class FrozenNetwork(SafaNetwork):
 
 @torch.no_grad()
 def trunk_maps(branch, images: torch.Tensor) -> torch.Tensor:
-    """All maps of a trunk of images (B, H, W, 3) uint8, one after the other, (B, L) float16."""
+    """The maps that a trunk makes of images (B, H, W, 3) uint8, concatenated, (B, L) float16."""
     maps = branch.trunk(branch.normalised(images))
     return torch.cat([one.flatten(1) for one in maps], 1).half()
 
 
 def stored_places(places: Places, network: SafaNetwork, folder: Path, device: str = 'cpu',
                   batch: int = 32) -> Places:
-    """The places with maps (L,) float16 of the network's trunks for images, kept in ``folder``.
+    """The places, with maps (L,) float16 of the network's trunks in place of their images.
 
-    ``folder`` belongs to these places and trunks; what is there already is not computed again.
+    They are stored in ``folder``, which must belong to these places and trunks: maps that are
+    already there are taken.
     """
     network = network.to(device).eval()
     maps = {}
@@ -73,19 +75,18 @@ def stored_places(places: Places, network: SafaNetwork, folder: Path, device: st
             ('satellite', network.satellite, places.read_satellite, np.arange(len(places)))):
         path = folder / f'{side}.npy'
         if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            partial_path, rows = path.with_suffix('.partial'), None
-            for first in tqdm(range(0, len(numbers), batch), desc=f'{side} maps',
-                              unit_scale=batch, unit=' images', mininterval=2.0):
-                some = numbers[first:first + batch]
-                images = torch.from_numpy(np.stack([read(place) for place in some.tolist()]))
-                found = trunk_maps(branch, images.to(device)).cpu().numpy()
-                if rows is None:
-                    rows = np.lib.format.open_memmap(
-                        partial_path, 'w+', np.float16, (len(places), found.shape[1]))
-                rows[some] = found
-            rows.flush()
-            partial_path.replace(path)
+            rows = None
+            with write_atomically(path) as writing:
+                for first in tqdm(range(0, len(numbers), batch), desc=f'{side} maps',
+                                  unit_scale=batch, unit=' images', mininterval=2.0):
+                    some = numbers[first:first + batch]
+                    images = torch.from_numpy(np.stack([read(place) for place in some.tolist()]))
+                    found = trunk_maps(branch, images.to(device)).cpu().numpy()
+                    if rows is None:
+                        rows = np.lib.format.open_memmap(
+                            writing, 'w+', np.float16, (len(places), found.shape[1]))
+                    rows[some] = found
+                rows.flush()
         maps[side] = np.load(path, mmap_mode='r')
     return replace(places, read_ground=partial(_row, maps['ground']),
                    read_satellite=partial(_row, maps['satellite']))

@@ -1,26 +1,29 @@
 """The papers' recipe: batches of ground images, each with one satellite tile near it.
 
-All pairs of a batch compete.  A batch may pass the network in chunks, and its parts may lie on
-several ranks: the loss sees all descriptors of the batch at once, then each part is encoded again
-with its share of the gradient (Gao et al. 2021, "GradCache"), so that neither changes a result.
+All pairs of a batch compete, so the loss sees all descriptors of a batch at once. The images may
+lie on several ranks, and pass the network in chunks whose activations are computed twice rather
+than kept; neither changes a gradient.
 Shape legend: B pairs of a batch, S tiles, G ground images, K descriptor length, N places.
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from scipy.special import logsumexp
 import torch
 from torch import nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.networks.safa import SafaNetwork
 from training.data.datasets import Places
 from training.distributed import Ranks
 from training.evaluation.recall import recall, retrieve
-from training.losses import CrossViewLoss
+from training.losses import CrossViewLoss, LossConfig
 from training.recipes.areas import jitter_colours
 from training.samplers import LocalBatchSampler, PairBatch, RandomBatchSampler
 
@@ -35,21 +38,22 @@ class PairConfig:
     sampler: str = 'local'       # or random, the global baseline's
     batch: int = 64
     radius_m: float = 50.0       # of the local sampler, and of the prior in validation
-    positive_m: float = 5.0      # tiles this near to a ground image are right; 0: its own alone
-    correct_m: float = 5.0       # in validation
-    chunk: int = 0               # images a forward pass; 0: all of the batch
-    turns: str = 'tile'          # quarter turns of each tile, of scene (tile and view), or none
+    positive_m: float = 5.0      # tiles this near to a ground image are right; 0: only its own
+    correct_m: float = 5.0       # the same, in validation
+    chunk: int = 0               # images per forward pass; 0: all of the batch
+    turns: str = 'tile'          # quarter turns of each tile, of the scene (all images), or none
     colours: bool = False        # another day's light on every image
-    drop_block: bool = False     # blocks of the input images dropped (RA-L)
-    held_out_tiles: bool = True  # of val and test, as the local sampler's negatives (papers)
+    drop_block: bool = False     # DropBlock on the input images (RA-L)
+    held_out_tiles: bool = True  # tiles of val and test are negatives (papers)
+    loss: LossConfig = LossConfig()
 
 
 class DropBlock(nn.Module):
-    """Drops blocks of the normalised images, each colour for itself; nothing in evaluation.
+    """Sets blocks of the normalised images to zero, each colour separately, while training.
 
-    Ghiasi et al. 2018 with the papers' sizes: seeds of probability
-    (1 - keep) W H / block^2 / ((W - block + 1) (H - block + 1)), blocks about them set to zero,
-    the rest scaled by all over kept.
+    Ghiasi et al. 2018 with the papers' sizes: each pixel starts a block with probability
+    (1 - keep) W H / block^2 / ((W - block + 1) (H - block + 1)); what is kept is scaled so that
+    the mean stays.
     """
 
     def __init__(self, block: int = 15, keep: float = 0.8):
@@ -70,21 +74,26 @@ class DropBlock(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Images of one side that pass the network at once, and their rows in the batch."""
+class PairShare:
+    """One rank's share of a batch: images (n, H, W, 3 or 4) of each side, and their rows in it."""
 
-    side: int
-    rows: np.ndarray
-    seed: int
+    batch: PairBatch
+    rows: tuple[range, range]
+    images: tuple[torch.Tensor, torch.Tensor]
 
 
-class PairRecipe:
-    """Steps over the training places, validation on the queries of split ``val``."""
+class PairRecipe(nn.Module):
+    """Trains on the training places and validates on the queries of split ``val``.
+
+    The whole share of a rank is one part.
+    """
 
     score_name = 'misses_local_percent'
 
     def __init__(self, config: PairConfig, seed: int, places: Places):
+        super().__init__()
         self.config, self.seed, self.places = config, seed, places
+        self.criterion = CrossViewLoss(config.loss)
         # Places that the sampler draws from, and their numbers among all.
         self._drawn = np.arange(len(places)) if config.held_out_tiles \
             else np.flatnonzero(places.trainable())
@@ -99,56 +108,41 @@ class PairRecipe:
         if len(places.queries('val')) == 0:
             raise ValueError('no place with a ground image is of the split val; expected some to '
                              'choose the best weights by')
-        self._epoch, self._first, self._batches = 0, 0, self._sample(0)
+        self._epoch, self._first, self._batches = 0, 0, self.batches_of_epoch(0)
         self.epoch_length = len(self._batches)
         self._readers = ThreadPoolExecutor(READERS)
-        self._ahead: tuple[int, list] = (-1, [])  # a step, and the images being read for it
 
-    def backward(self, network: SafaNetwork, criterion: CrossViewLoss, step: int,
-                 ranks: Ranks) -> float:
-        """Add one step's gradients to the parameters; returns the loss of the whole batch."""
-        batch = self._batch(step)
-        parts = self._parts(batch, step, ranks)
-        reading = self._ahead[1] if self._ahead[0] == step else self._read(step, ranks)
-        self._ahead = (step + 1, self._read(step + 1, ranks))
-        images = self._augmented(batch, step, parts, reading)
-        known = np.flatnonzero(batch.has_ground)
-        encode = (network.ground_descriptors, network.satellite_descriptors)
-        once = len(parts) <= 2  # a part a side: its graph can stay
+    def draw(self, step: int, ranks: Ranks) -> list[PairShare]:
+        batch = self._batch_of_step(step)
+        ground = batch.ground[batch.has_ground]
+        rows = (range(ranks.rank, len(ground), ranks.count), ranks.share(len(batch.satellite)))
+        images = (self._read_augmented(GROUND, ground, rows[GROUND], step),
+                  self._read_augmented(SATELLITE, batch.satellite, rows[SATELLITE], step))
+        return [PairShare(batch, rows, images)]
 
-        # Descriptors of the whole batch, every rank's.
+    def forward(self, network: SafaNetwork, part: PairShare,
+                ranks: Ranks) -> dict[str, torch.Tensor]:
+        known = np.flatnonzero(part.batch.has_ground)
         length = network.config.heads * network.config.channels
-        whole = [torch.zeros(len(known), length, device=ranks.device),
-                 torch.zeros(len(batch.satellite), length, device=ranks.device)]
-        graphs = []
-        for part, pixels in zip(parts, images):
-            torch.manual_seed(part.seed)  # dropout is the same the second time
-            with torch.set_grad_enabled(once), ranks.autocast():
-                described = encode[part.side](pixels.to(ranks.device)).float()
-            whole[part.side][part.rows] = described.detach()
-            graphs.append(described if once else None)
+        ground = torch.zeros(len(known), length, device=ranks.device)                    # (G, K)
+        satellite = torch.zeros(len(part.batch.satellite), length, device=ranks.device)  # (S, K)
+        ground[list(part.rows[GROUND])] = self._encode(
+            network.ground_descriptors, part.images[GROUND], ranks)
+        satellite[list(part.rows[SATELLITE])] = self._encode(
+            network.satellite_descriptors, part.images[SATELLITE], ranks)
+        # Every rank computes the loss of the whole batch.
+        ground, satellite = ranks.sum(torch.cat((ground, satellite))).split(
+            (len(ground), len(satellite)))
+        loss = self.criterion(
+            satellite, ground, torch.from_numpy(known).to(ranks.device),
+            torch.from_numpy(part.batch.distance_m[:, known]).float().to(ranks.device))
+        return {'loss': loss / ranks.count}
 
-        # Their gradients; each rank has the same, and they will be summed over the ranks.
-        for descriptors in whole:
-            ranks.sum_(descriptors).requires_grad_()
-        distance = torch.from_numpy(batch.distance_m[:, known]).float().to(ranks.device)
-        loss = criterion(whole[SATELLITE], whole[GROUND],
-                         torch.from_numpy(known).to(ranks.device), distance)
-        (loss / ranks.count).backward()
+    def validate(self, network: SafaNetwork, ranks: Ranks) -> tuple[dict, dict]:
+        """Recalls, errors in metres, and ``nll`` with the temperature at which it is least.
 
-        for part, pixels, described in zip(parts, images, graphs):
-            if described is None:
-                torch.manual_seed(part.seed)
-                with ranks.autocast():
-                    described = encode[part.side](pixels.to(ranks.device)).float()
-            described.backward(whole[part.side].grad[part.rows] * ranks.count)
-        return float(loss.detach())
-
-    def validate(self, network: SafaNetwork, ranks: Ranks) -> tuple[dict[str, float], float]:
-        """Metrics, among them ``score_name``, of which less is better; and the temperature.
-
-        The prior is a disc of ``radius_m`` about the truth, as in the papers; tiles of all places
-        compete (see ``recall``).  ``nll`` is that of the tile nearest to the truth, under a
+        The prior is a disc of ``radius_m`` around the truth, as in the papers; the tiles of all
+        places compete (see ``recall``). ``nll`` is that of the tile nearest to the truth, by a
         softmax over the disc.
         """
         places, config = self.places, self.config
@@ -161,7 +155,7 @@ class PairRecipe:
                          config.radius_m, config.correct_m)
         error_m = np.hypot(*found.error_m.T)
 
-        local = []  # minus the distances in each disc, and which is the nearest tile's
+        local = []  # for each disc: minus the distances, and which of them is the nearest tile's
         for row, place in enumerate(queries):
             apart_m = np.linalg.norm(places.positions_m - places.positions_m[place], axis=1)
             inside = np.flatnonzero(apart_m <= config.radius_m)
@@ -180,12 +174,13 @@ class PairRecipe:
             'recall_at_1_global': recall(found.global_rank, 1),
             'median_m': float(np.median(error_m)), 'mean_m': float(error_m.mean()),
             'nll': nll(temperature), 'temperature': temperature, 'images': len(queries),
-        }, temperature
+        }, {'temperature': temperature}
 
-    def finish(self, path) -> None:
-        """Nothing more is fitted: the checkpoint has the temperature of its validation."""
+    def finish(self, path: Path) -> None:
+        """Nothing is left to fit: the weights have the temperature of their validation."""
 
-    def _sample(self, epoch: int) -> list[PairBatch]:
+    def batches_of_epoch(self, epoch: int) -> list[PairBatch]:
+        """All batches of an epoch, in numbers of ``places``; ValueError if there are none."""
         drawn = self._drawn
         batches = [
             replace(batch, ground=drawn[batch.ground], satellite=drawn[batch.satellite])
@@ -197,59 +192,37 @@ class PairRecipe:
                 'more of them, or a smaller batch')
         return batches
 
-    def _batch(self, step: int) -> PairBatch:
-        """The batch of a step; epochs differ in length, so they are walked from the first."""
+    def _batch_of_step(self, step: int) -> PairBatch:
+        """Epochs differ in length, so they are walked from the first."""
         if step < self._first:
-            self._epoch, self._first, self._batches = 0, 0, self._sample(0)
+            self._epoch, self._first, self._batches = 0, 0, self.batches_of_epoch(0)
         while step >= self._first + len(self._batches):
             self._first += len(self._batches)
             self._epoch += 1
-            self._batches = self._sample(self._epoch)
+            self._batches = self.batches_of_epoch(self._epoch)
         return self._batches[step - self._first]
 
-    def _parts(self, batch: PairBatch, step: int, ranks: Ranks) -> list[_Part]:
-        """This rank's share, chunk by chunk; seeds differ between all parts of all ranks."""
-        parts = []
-        for side, count in ((GROUND, np.count_nonzero(batch.has_ground)),
-                            (SATELLITE, len(batch.satellite))):
-            mine = np.arange(ranks.rank, count, ranks.count)
-            size = self.config.chunk or max(1, len(mine))
-            for first in range(0, len(mine), size):
-                seed = np.random.SeedSequence(
-                    (self.seed, step, ranks.rank, side, first)).generate_state(1)[0]
-                parts.append(_Part(side, mine[first:first + size], int(seed)))
-        return parts
+    def _read_augmented(self, side: int, numbers: np.ndarray, rows: Sequence[int],
+                        step: int) -> torch.Tensor:
+        """The images of some rows of a batch, which shows the places ``numbers`` on one side.
 
-    def _read(self, step: int, ranks: Ranks) -> list[list[Future]]:
-        """Begin to read the images of each part."""
-        batch = self._batch(step)
-        numbers = {GROUND: batch.ground[batch.has_ground], SATELLITE: batch.satellite}
-        readers = {GROUND: self.places.read_ground, SATELLITE: self.places.read_satellite}
-        return [[self._readers.submit(readers[part.side], place)
-                 for place in numbers[part.side][part.rows]]
-                for part in self._parts(batch, step, ranks)]
-
-    def _augmented(self, batch: PairBatch, step: int, parts: list[_Part],
-                   reading: list[list[Future]]) -> list[torch.Tensor]:
-        """Images of each part, (n, H, W, 3 or 4); what is drawn does not depend on the parts."""
+        What is drawn does not depend on which rows are asked for.
+        """
         config = self.config
         rng = np.random.default_rng((self.seed, step))
         scene = int(rng.integers(4))
-        turns = rng.integers(4, size=len(batch.satellite))
-        found = []
-        for part, futures in zip(parts, reading):
-            images = [future.result() for future in futures]
-            if config.turns == 'scene':
-                images = [np.rot90(image, scene) for image in images]
-            elif config.turns == 'tile' and part.side == SATELLITE:
-                images = [np.rot90(image, turns[row]) for row, image in zip(part.rows, images)]
-            pixels = torch.from_numpy(np.stack(images))
-            if config.colours:
-                pixels = torch.stack([
-                    self._other_light(image, step, part.side, row)
-                    for row, image in zip(part.rows, pixels)])
-            found.append(pixels)
-        return found
+        turns = rng.integers(4, size=config.batch)
+        read = self.places.read_ground if side == GROUND else self.places.read_satellite
+        images = list(self._readers.map(read, numbers[list(rows) or [0]]))
+        if config.turns == 'scene':
+            images = [np.rot90(image, scene) for image in images]
+        elif config.turns == 'tile' and side == SATELLITE:
+            images = [np.rot90(image, turns[row]) for row, image in zip(rows, images)]
+        pixels = torch.from_numpy(np.stack(images))[:len(rows)]
+        if config.colours and rows:
+            pixels = torch.stack([
+                self._other_light(image, step, side, row) for row, image in zip(rows, pixels)])
+        return pixels
 
     def _other_light(self, image: torch.Tensor, step: int, side: int, row: int) -> torch.Tensor:
         rng = np.random.default_rng((self.seed, step, side, int(row)))
@@ -259,9 +232,20 @@ class PairRecipe:
         seen = image[..., 3:].float()
         return torch.cat((torch.where(seen > 0, lit, torch.tensor(float(UNSEEN))), seen), -1)
 
+    def _encode(self, encode: Callable, images: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+        """Descriptors (n, K) with gradients, in chunks."""
+        chunk = self.config.chunk or max(1, len(images))
+        found = []
+        for pixels in images.to(ranks.device).split(chunk):
+            with ranks.autocast():
+                found.append(encode(pixels) if len(pixels) == len(images) else checkpoint(
+                    encode, pixels, use_reentrant=False))
+        return torch.cat(found).float()
+
     @torch.no_grad()
-    def _describe_all(self, embed, read, numbers: np.ndarray, ranks: Ranks) -> np.ndarray:
-        """Descriptors (n, K) of the images of places."""
+    def _describe_all(self, embed: Callable, read: Callable, numbers: np.ndarray,
+                      ranks: Ranks) -> np.ndarray:
+        """Descriptors (n, K) of the images of places, for validation."""
         size = self.config.chunk or self.config.batch
         found = []
         for first in range(0, len(numbers), size):

@@ -1,0 +1,89 @@
+"""The bytes of an image to rgb (H, W, 3) uint8: raw encodings with the names of ROS, jpeg, png.
+
+Bytes that are no whole image raise ValueError with what was found and what was expected.
+"""
+
+import cv2
+import numpy as np
+
+# Channels of an encoding and its cv2 conversion to RGB (None: it is RGB).
+# The Bayer names are those of ROS: the first two pixels of the first row, then of the second.
+# cv2.COLOR_BayerBG2RGB and its like name other pixels, the four-letter aliases the same.
+PLAIN_ENCODINGS = {
+    'rgb8': (3, None),
+    'bgr8': (3, cv2.COLOR_BGR2RGB),
+    '8UC3': (3, cv2.COLOR_BGR2RGB),
+    'rgba8': (4, cv2.COLOR_RGBA2RGB),
+    'bgra8': (4, cv2.COLOR_BGRA2RGB),
+    'mono8': (1, cv2.COLOR_GRAY2RGB),
+    '8UC1': (1, cv2.COLOR_GRAY2RGB),
+    'bayer_rggb8': (1, cv2.COLOR_BayerRGGB2RGB),
+    'bayer_bggr8': (1, cv2.COLOR_BayerBGGR2RGB),
+    'bayer_gbrg8': (1, cv2.COLOR_BayerGBRG2RGB),
+    'bayer_grbg8': (1, cv2.COLOR_BayerGRBG2RGB),
+}
+# The same with 16 bits a channel, of which the upper 8 are kept.
+WIDE_ENCODINGS = {
+    name[:-1] + '16': layout for name, layout in PLAIN_ENCODINGS.items() if name.endswith('8')
+}
+ENCODINGS = {**PLAIN_ENCODINGS, **WIDE_ENCODINGS}
+
+
+def rgb_from_raw(
+    data, width_px: int, height_px: int, step_bytes: int, encoding: str, is_big_endian: bool,
+) -> np.ndarray:
+    """The rows of a raw image, each ``step_bytes`` long; ``encoding`` is one of ENCODINGS."""
+    channels, to_rgb = ENCODINGS[encoding]
+    is_wide = encoding in WIDE_ENCODINGS
+    row_bytes = width_px * channels * (2 if is_wide else 1)
+    data = np.frombuffer(data, dtype=np.uint8)
+    if width_px < 1 or height_px < 1 or step_bytes < row_bytes or (
+            data.size < step_bytes * height_px):
+        raise ValueError(
+            f'image of {width_px}x{height_px} px in {encoding} has step {step_bytes} and '
+            f'{data.size} bytes; expected a step of {row_bytes} or more and that for each row')
+    pixels = data[:step_bytes * height_px].reshape(height_px, step_bytes)[:, :row_bytes]
+    if is_wide:
+        # The more significant byte of each value.
+        pixels = pixels[:, (0 if is_big_endian else 1)::2]
+    pixels = np.ascontiguousarray(pixels).reshape(height_px, width_px, channels)
+    return pixels if to_rgb is None else cv2.cvtColor(pixels, to_rgb)
+
+
+def rgb_from_compressed(data, image_format: str) -> np.ndarray:
+    """A jpeg or png; ``image_format`` is that of a sensor_msgs/CompressedImage.
+
+    A single channel is a Bayer mosaic where the format begins with that encoding, as in
+    "bayer_rggb8; jpeg compressed", else grey.
+    """
+    data = np.frombuffer(data, dtype=np.uint8)
+    try:
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if _is_whole(data) else None
+    except cv2.error:  # a size beyond OPENCV_IO_MAX_IMAGE_PIXELS, among others
+        pixels = None
+    if pixels is None:
+        raise ValueError(
+            f'compressed image of {data.size} bytes with format {image_format!r} does not decode; '
+            'expected a whole jpeg or png')
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(
+            f'compressed image with format {image_format!r} decodes to {pixels.dtype}; expected '
+            '8 or 16 bits a channel')
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    encoding = image_format.split(';')[0].strip().replace('16', '8')
+    if channels == 1 and encoding.startswith('bayer_') and encoding in PLAIN_ENCODINGS:
+        return cv2.cvtColor(pixels, PLAIN_ENCODINGS[encoding][1])
+    return cv2.cvtColor(pixels, {
+        1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[channels])
+
+
+def _is_whole(data: np.ndarray) -> bool:
+    """False for a jpeg or png without its end, of which some decoders make half a picture."""
+    first, last = data[:2].tobytes(), data[-4096:].tobytes()  # cameras pad the end
+    if first == b'\xff\xd8':
+        return b'\xff\xd9' in last
+    if first == b'\x89P':
+        return b'IEND' in last
+    return data.size > 0

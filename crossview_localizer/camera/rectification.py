@@ -1,0 +1,60 @@
+"""From an image as the camera took it to one of a pinhole camera."""
+
+import cv2
+import numpy as np
+
+from crossview_localizer.datatypes import CameraModel
+
+# The numbers of coefficients of each distortion model that ROS names.
+OPENCV_LENGTHS = (4, 5, 8, 12, 14)
+DISTORTION_MODELS = {
+    'plumb_bob': OPENCV_LENGTHS, 'rational_polynomial': OPENCV_LENGTHS,
+    'equidistant': range(4, 15),
+}
+
+
+class ImageRectifier:
+    """Undistorts images; ``camera`` is the pinhole camera that the results obey.
+
+    Focal lengths and principal point are the same before and after.  The tables are made here,
+    once.  Raises ValueError for a distortion model that is not known, or coefficients that do not
+    fit it.
+    """
+
+    def __init__(self, camera: CameraModel, distortion_model: str = '', coefficients=()):
+        self.camera = camera
+        self._maps: tuple[np.ndarray, np.ndarray] | None = None
+        distortion = np.asarray(coefficients, dtype=float)
+        if not np.isfinite(distortion).all():
+            raise ValueError(f'distortion {distortion.tolist()} of camera_info is not finite')
+        if not distortion.any():
+            return
+        expected = DISTORTION_MODELS.get(distortion_model)
+        if expected is None:
+            raise ValueError(
+                f'distortion model {distortion_model!r} of camera_info is not known; expected '
+                f'{", ".join(DISTORTION_MODELS)}')
+        if len(distortion) not in expected:
+            raise ValueError(
+                f'{distortion_model} of camera_info has {len(distortion)} coefficients; expected '
+                f'one of {", ".join(map(str, expected))}')
+        k = np.array([[camera.fx_px, 0.0, camera.cx_px], [0.0, camera.fy_px, camera.cy_px],
+                      [0.0, 0.0, 1.0]])
+        size_px = camera.width_px, camera.height_px
+        if distortion_model == 'equidistant':
+            self._maps = cv2.fisheye.initUndistortRectifyMap(
+                k, distortion[:4], np.eye(3), k, size_px, cv2.CV_16SC2)
+        else:
+            self._maps = cv2.initUndistortRectifyMap(
+                k, distortion, None, k, size_px, cv2.CV_16SC2)
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+        """(H, W, 3) as it came to (H, W, 3) undistorted; another size raises ValueError."""
+        height_px, width_px = rgb.shape[:2]
+        if (width_px, height_px) != (self.camera.width_px, self.camera.height_px):
+            raise ValueError(
+                f'image is {width_px}x{height_px} px; camera_info describes '
+                f'{self.camera.width_px}x{self.camera.height_px} px')
+        if self._maps is None:
+            return rgb
+        return cv2.remap(rgb, *self._maps, cv2.INTER_LINEAR)

@@ -1,0 +1,96 @@
+"""The imagery that a report shows below a recorded run, and where it lies."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from crossview_localizer.bags.bag import BagError
+from crossview_localizer.geometry import LocalFrame, MapGrid
+
+# A map whose origin is farther than this from that of the recording is of another place.
+SAME_FRAME_M = 0.5
+OUTSIDE_GREY = 225
+
+# The imagery on a grid: rgb (rows, cols, 3) uint8.
+Orthophoto = Callable[[MapGrid], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Background:
+    """Where ``map`` lies and what is seen there; ``orthophoto`` is None where nothing is."""
+
+    frame: LocalFrame | None
+    orthophoto: Orthophoto | None
+    attribution: tuple[str, ...] = ()
+
+
+def find_background(
+    frame: LocalFrame | None, map_path: Path | None, imagery: Sequence[Path], recorded_map: str,
+) -> tuple[Background, list[str]]:
+    """The orthophoto of GeoTIFFs, of a map that is named, or of the map that the node used.
+
+    ``frame`` is that of the recording.  ``recorded_map`` is the path in /diagnostics; that map is
+    left out, with a note, where it is gone or of another place.  Raises BagError where a map that
+    was named is of another place.
+    """
+    named, notes = map_path is not None, []
+    if not named and recorded_map and Path(recorded_map).is_file():
+        map_path = Path(recorded_map)
+    found = Background(frame, None)
+    if map_path is not None:
+        try:
+            found = _background_of_map(map_path, frame)
+        except (ValueError, OSError) as error:
+            if named:
+                raise
+            notes.append(f'the map that the node used is not shown: {error}')
+    elif recorded_map:
+        notes.append(f'the map {recorded_map} is not here: no orthophoto (give it with --map)')
+    if imagery:
+        if found.frame is None:
+            raise BagError('the recording has no geopose: give --map to place the imagery')
+        from crossview_localizer.maps.imagery import Imagery
+
+        opened = Imagery.open(list(imagery), found.frame)
+        found = Background(
+            found.frame, lambda grid: opened.raster(grid)[0], opened.attribution)
+    return found, notes
+
+
+def _background_of_map(path: Path, frame: LocalFrame | None) -> Background:
+    from crossview_localizer.maps.embedding_map import EmbeddingMap
+
+    opened = EmbeddingMap.open(path)
+    if frame is not None:
+        apart_m = math.hypot(*opened.frame.xy_from_latlon(frame.latitude_deg, frame.longitude_deg))
+        if not apart_m < SAME_FRAME_M:
+            raise BagError(
+                f'{path} has its origin {apart_m:.0f} m from that of the recording; expected the '
+                'map that the node used')
+    picture = opened.orthophoto()
+    return Background(opened.frame, picture and orthophoto_of(*picture), opened.attribution)
+
+
+def orthophoto_of(rgb: np.ndarray, grid: MapGrid) -> Orthophoto:
+    """A function that draws a picture (rows, cols, 3), which lies on ``grid``, on other grids."""
+
+    def draw(wanted: MapGrid) -> np.ndarray:
+        # Shrunk first where the wanted cells are coarser: no pixel is skipped.
+        factor = max(1.0, wanted.cell_m / grid.cell_m)
+        size = max(1, round(grid.cols / factor)), max(1, round(grid.rows / factor))
+        source = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+        x_m, y_m = wanted.cell_centres()
+        rows, _ = grid.row_col_from_xy(0.0, y_m)
+        _, cols = grid.row_col_from_xy(x_m, 0.0)
+        # Outer edges stay where they are: the centre of cell i is at (i + 0.5) / factor - 0.5.
+        rows = (rows + 0.5) * size[1] / grid.rows - 0.5
+        cols = (cols + 0.5) * size[0] / grid.cols - 0.5
+        map_cols, map_rows = np.meshgrid(cols.astype(np.float32), rows.astype(np.float32))
+        return cv2.remap(source, map_cols, map_rows, cv2.INTER_LINEAR,
+                         borderMode=cv2.BORDER_CONSTANT, borderValue=(OUTSIDE_GREY,) * 3)
+
+    return draw

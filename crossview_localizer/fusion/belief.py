@@ -1,0 +1,68 @@
+"""What the filter knows after an event, and the Kalman algebra that moves and corrects it."""
+
+from dataclasses import dataclass
+
+from filterpy.kalman import ExtendedKalmanFilter
+import numpy as np
+
+from crossview_localizer.fusion.gnss_integrity import FixHistory
+from crossview_localizer.fusion.motion_model import STATES, YAW
+from crossview_localizer.geometry import wrap_angle
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the filter knew at ``taken_ns``, moved on since by odometry and matches but no fix.
+
+    ``mean`` (8,) and ``covariance`` (8, 8) are those of the state in ``motion_model``.
+    """
+
+    taken_ns: int
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+@dataclass(frozen=True)
+class Belief:
+    """All that the filter knows after an event.  Immutable: the filter may return to it."""
+
+    stamp_ns: int
+    mean: np.ndarray
+    covariance: np.ndarray
+    velocity: tuple[float, float, float]  # body-frame x, y (m/s) and turn (rad/s), from odometry
+    moved_ns: int                         # odometry gives the motion up to here
+    fixed_ns: int                         # last used fix or match
+    memories: tuple[Memory, ...] = ()     # at most two, the older first
+    fixes: FixHistory = FixHistory()
+    driven_m: float = 0.0
+    match_ns: int | None = None          # last used match
+    match_driven_m: float = 0.0          # distance driven by then
+    match_refused_ns: int | None = None  # since when matches have been refused without a break
+    match_seen_ns: int | None = None     # last match, used or refused
+    match_distance2: float = 1.0         # mean squared distance of matches for each coordinate
+    course_ns: int | None = None         # last used course
+
+
+class PoseEkf(ExtendedKalmanFilter):
+    """The algebra of filterpy; its methods return the new ``mean`` and ``covariance``."""
+
+    def __init__(self):
+        super().__init__(dim_x=STATES, dim_z=2)
+
+    def predict_x(self, u):
+        """Use the exact motion ``u`` in place of ``F x``."""
+        self.x = u(self.x)
+
+    def predicted(self, known: Belief | Memory, motion, jacobian, noise) -> dict:
+        """Predict with ``motion`` and its ``jacobian``, both functions of the state."""
+        self.x, self.P = known.mean, known.covariance
+        self.F, self.Q = jacobian(known.mean), noise
+        self.predict(motion)
+        return {'mean': self.x, 'covariance': self.P}
+
+    def corrected(self, known: Belief | Memory, residual, jacobian, noise) -> dict:
+        """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 8)."""
+        self.x, self.P = known.mean, known.covariance
+        self.update(residual, lambda _: jacobian, lambda _: np.zeros(len(residual)), R=noise)
+        self.x[YAW] = wrap_angle(self.x[YAW])
+        return {'mean': self.x, 'covariance': self.P}

@@ -1,0 +1,153 @@
+"""How a belief is moved to a later stamp: by odometry, or else at its own speed."""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import replace
+from functools import partial
+import math
+
+import numpy as np
+
+from crossview_localizer.config import FilterConfig
+from crossview_localizer.datatypes import OdometrySample
+from crossview_localizer.fusion.belief import Belief, PoseEkf
+from crossview_localizer.fusion.event_buffer import stamp_of
+from crossview_localizer.fusion.motion_model import (
+    body_velocity,
+    bridge_sigma_m,
+    coast,
+    coast_jacobian,
+    coasting_noise,
+    decays,
+    idle_noise,
+    interpolated_pose,
+    is_jump,
+    motion_noise,
+    ODOMETRY_MAX_ACCEL_MPS2,
+    ODOMETRY_MAX_GAP_S,
+    propagate,
+    propagate_jacobian,
+    SPEED,
+    YAW,
+)
+
+# An increment over a gap is used if the gap is at most this long and the speed is plausible.
+ODOMETRY_BRIDGE_S = 10.0
+
+
+class OdometryHistory:
+    """The odometry samples that are kept, by stamp."""
+
+    def __init__(self, samples: list[OdometrySample] = ()):
+        self.samples = list(samples)
+
+    def copy(self) -> 'OdometryHistory':
+        return OdometryHistory(self.samples)
+
+    def insert(self, sample: OdometrySample) -> None:
+        self.samples.insert(bisect_left(self.samples, sample.stamp_ns, key=stamp_of), sample)
+
+    def has(self, stamp_ns: int) -> bool:
+        index = bisect_left(self.samples, stamp_ns, key=stamp_of)
+        return index < len(self.samples) and self.samples[index].stamp_ns == stamp_ns
+
+    def around(self, stamp_ns: int) -> tuple[OdometrySample | None, OdometrySample | None]:
+        """The sample at or before a stamp and the one after; None where there is none."""
+        index = bisect_right(self.samples, stamp_ns, key=stamp_of)
+        return (self.samples[index - 1] if index else None,
+                self.samples[index] if index < len(self.samples) else None)
+
+    def since(self, stamp_ns: int) -> list[OdometrySample]:
+        return self.samples[bisect_left(self.samples, stamp_ns, key=stamp_of):]
+
+    def forget_before(self, stamp_ns: int) -> None:
+        del self.samples[:bisect_left(self.samples, stamp_ns, key=stamp_of)]
+
+    def velocity_at(self, stamp_ns: int) -> tuple[float, float, float]:
+        """See ``body_velocity``; zero while odometry is silent."""
+        index = bisect_right(self.samples, stamp_ns, key=stamp_of)
+        index = min(index, len(self.samples) - 1)
+        standing = (0.0, 0.0, 0.0)
+        if index < 1:
+            return standing
+        before, after = self.samples[index - 1], self.samples[index]
+        if is_gap(before, after) or is_jump(before, after):
+            return standing
+        old = stamp_ns - after.stamp_ns > ODOMETRY_MAX_GAP_S * 1e9
+        return standing if old else body_velocity(before, after)
+
+
+def is_gap(before: OdometrySample, after: OdometrySample) -> bool:
+    """Whether odometry was silent for longer than ODOMETRY_MAX_GAP_S."""
+    return after.stamp_ns - before.stamp_ns > ODOMETRY_MAX_GAP_S * 1e9
+
+
+def is_believed(belief: Belief, before: OdometrySample, after: OdometrySample) -> bool:
+    """Whether the increment between two samples is used: it is no jump, and no gap or a bridge."""
+    if is_jump(before, after):
+        return False
+    if not is_gap(before, after):
+        return True
+    gap_s = (after.stamp_ns - before.stamp_ns) * 1e-9
+    mean_mps, known_mps = (
+        math.hypot(*velocity[:2]) for velocity in (
+            body_velocity(before, after), belief.velocity))
+    return (gap_s <= ODOMETRY_BRIDGE_S
+            and abs(mean_mps - known_mps) <= ODOMETRY_MAX_ACCEL_MPS2 * gap_s / 2)
+
+
+def bridge_m2(belief: Belief, odometry: OdometryHistory) -> np.ndarray:
+    """Covariance (2, 2) of a position interpolated inside a gap of the odometry."""
+    before, after = odometry.around(belief.stamp_ns)
+    if not (before and after and is_gap(before, after) and is_believed(belief, before, after)):
+        return np.zeros((2, 2))
+    sigma_m = bridge_sigma_m(
+        (belief.stamp_ns - before.stamp_ns) * 1e-9, (after.stamp_ns - belief.stamp_ns) * 1e-9)
+    return sigma_m**2 * np.eye(2)
+
+
+class Predictor:
+    """The prediction step of the Kalman filter."""
+
+    def __init__(self, config: FilterConfig):
+        self._config = config
+        self._ekf = PoseEkf()
+
+    def advance(self, belief: Belief, stamp_ns: int, odometry: OdometryHistory) -> Belief:
+        """Predict to a stamp; no odometry sample may lie between."""
+        if stamp_ns == belief.stamp_ns:
+            return belief
+        before, after = odometry.around(belief.stamp_ns)
+        time_s = (stamp_ns - belief.stamp_ns) * 1e-9
+        decay = decays(self._config, time_s)
+        noise = idle_noise(self._config, time_s, decay)
+        if before and after and is_believed(belief, before, after):
+            start = interpolated_pose(before, after, belief.stamp_ns)
+            increment = start.inverse() @ interpolated_pose(before, after, stamp_ns)
+            motion, jacobian = (
+                partial(function, increment=increment, time_s=time_s, decay=decay)
+                for function in (propagate, propagate_jacobian))
+            noise += motion_noise(self._config, belief.mean[YAW], increment)
+            distance_m = math.hypot(increment.x_m, increment.y_m)
+            belief = replace(belief, velocity=body_velocity(before, after), moved_ns=stamp_ns)
+        else:
+            begin_s, end_s = (
+                (instant_ns - max(belief.moved_ns, belief.fixed_ns)) * 1e-9
+                for instant_ns in (belief.stamp_ns, stamp_ns))
+            moving_s = min(end_s, ODOMETRY_MAX_GAP_S) - min(begin_s, ODOMETRY_MAX_GAP_S)
+            turning_s = (
+                min(stamp_ns, belief.moved_ns + round(ODOMETRY_MAX_GAP_S * 1e9))
+                - belief.stamp_ns) * 1e-9
+            turn_rad = belief.velocity[2] * max(turning_s, 0.0)
+            motion, jacobian = (
+                partial(function, moving_s=moving_s, turn_rad=turn_rad, decay=decay)
+                for function in (coast, coast_jacobian))
+            jump = bool(before and after) and is_jump(before, after)
+            noise += coasting_noise(belief.mean, moving_s, turn_rad, begin_s, end_s, jump)
+            distance_m = abs(belief.mean[SPEED]) * moving_s
+
+        memories = tuple(
+            replace(memory, **self._ekf.predicted(memory, motion, jacobian, noise))
+            for memory in belief.memories)
+        return replace(
+            belief, **self._ekf.predicted(belief, motion, jacobian, noise), stamp_ns=stamp_ns,
+            memories=memories, driven_m=belief.driven_m + distance_m)

@@ -1,0 +1,79 @@
+"""How well the heat maps of many frames fit the pose that they were made at.
+
+The evidence of one frame, in nats, compares two assumptions: that the frame was taken where the
+filter says, and that it was taken anywhere in the window:
+
+    e = log((1 - o) b + o),    b = n sum_c h_c q_c
+
+with the heat map h and the prior q on the n cells of the window, and the share o of frames that
+say nothing (a van, sun in the lens), which limits the weight of one frame against the pose.  A
+flat heat map gives 0.  One with its mass about the prior gives up to log(window / prior), one with
+its mass elsewhere as little as log o.  The mean of right images at a right pose is far above 0.
+That of images of another place, or at a wrong pose, is not.  The mean is over time, not over
+frames: a camera with twice the rate gives no more evidence.
+"""
+
+import math
+
+import numpy as np
+
+from crossview_localizer.datatypes import Heatmap, PoseEstimate
+
+OUTLIER_SHARE = 0.05    # of right frames that say nothing, or something wrong
+MEAN_S = 5.0            # the evidence is averaged over this time
+LONGEST_STEP_S = 1.0    # a frame after a pause counts for at most this time
+# A judgement needs so many frames over so much time.
+FIRST_FRAMES, FIRST_S = 4, 1.0
+
+
+# b = n sum_c h_c q_c       h, q normalised on the n known cells
+def frame_evidence_nats(
+    heatmap: Heatmap, prior: PoseEstimate, outlier_share: float = OUTLIER_SHARE,
+) -> float:
+    """Evidence of one heat map for the prior's position; 0 where it is flat."""
+    x_m, y_m = heatmap.grid.cell_centres()
+    dx_m, dy_m = x_m - prior.pose.x_m, (y_m - prior.pose.y_m)[:, None]
+    known = np.isfinite(heatmap.log_probability)
+    # Under a prior finer than the cells the sum would miss the cells' own width.
+    spread = prior.covariance[:2, :2] + np.eye(2) * heatmap.grid.cell_m**2 / 12.0
+    (xx, xy), (_, yy) = np.linalg.inv(spread)
+    log_q = -0.5 * (xx * dx_m**2 + 2 * xy * dx_m * dy_m + yy * dy_m**2)     # (R, C)
+    q = np.where(known, np.exp(log_q - log_q.max()), 0.0)
+    h = np.where(known, np.exp(heatmap.log_probability), 0.0)
+    mass = q.sum() * h.sum()
+    ratio = known.sum() * float((h * q).sum() / mass) if mass > 0.0 else 0.0
+    return math.log((1.0 - outlier_share) * ratio + outlier_share)
+
+
+class MeanEvidence:
+    """The running mean of the evidence of frames."""
+
+    def __init__(self):
+        self._stamp_ns: int | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Start the mean again with the next frame."""
+        self.frame_nats = 0.0
+        self.mean_nats = 0.0
+        self._frames = 0
+        self._observed_s = 0.0
+
+    def add(self, heatmap: Heatmap, prior: PoseEstimate) -> None:
+        """Add a frame, given by its heat map and the prior of its match."""
+        self.frame_nats = frame_evidence_nats(heatmap, prior)
+        since_s = 0.0
+        if self._stamp_ns is not None:
+            since_s = max(heatmap.stamp_ns - self._stamp_ns, 0) * 1e-9
+        step_s = min(since_s, LONGEST_STEP_S)
+        self._stamp_ns = heatmap.stamp_ns
+        self._frames += 1
+        self._observed_s += step_s
+        # As long as there are few frames it is their plain mean.
+        share = max(1.0 - math.exp(-step_s / MEAN_S), 1.0 / self._frames)
+        self.mean_nats += share * (self.frame_nats - self.mean_nats)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there are enough frames for a judgement."""
+        return self._frames >= FIRST_FRAMES and self._observed_s >= FIRST_S

@@ -1,0 +1,123 @@
+"""The way of GNSS messages to the Localizer: fixes, and the optional velocities."""
+
+from geometry_msgs.msg import TwistStamped, TwistWithCovarianceStamped
+from sensor_msgs.msg import NavSatFix
+
+from crossview_localizer.config import NodeConfig
+from crossview_localizer.datatypes import GnssFix, Outcome
+from crossview_localizer.ros import conversions, remedies
+from crossview_localizer.ros.diagnostics import Diagnostics, waiting_remark
+from crossview_localizer.ros.gnss_queue import GnssQueue
+from crossview_localizer.ros.localizer_holder import LocalizerHolder, NO_MAP_FRAME
+from crossview_localizer.ros.odometry_timeline import OdometryTimeline
+from crossview_localizer.ros.saved_pose import PoseKeeper
+from crossview_localizer.ros.sensor_rig import SensorRig, UnknownCalibration
+from crossview_localizer.ros.status import Level
+
+Velocity = TwistWithCovarianceStamped | TwistStamped
+
+
+class GnssInput:
+    """Gives each message to the Localizer once it is due, and enters what became of it.
+
+    The first fix also places the map frame where there is no map, and starts the filter at the
+    pose of a node that was killed.
+    """
+
+    def __init__(
+        self, config: NodeConfig, holder: LocalizerHolder, rig: SensorRig,
+        timeline: OdometryTimeline, pose_keeper: PoseKeeper, diagnostics: Diagnostics, logger,
+    ):
+        self._holder = holder
+        self._rig = rig
+        self._timeline = timeline
+        self._pose_keeper = pose_keeper
+        self._diagnostics = diagnostics
+        self._logger = logger
+        self._fixes = GnssQueue(timeline, config.odometry_wait_s)
+        self._velocities = GnssQueue(timeline, config.odometry_wait_s)
+
+    def add_fix(self, msg: NavSatFix) -> None:
+        """Queue a fix."""
+        self._fixes.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg)
+        self.use_due()
+
+    def add_velocity(self, msg: Velocity) -> None:
+        """Queue a velocity."""
+        self._velocities.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg)
+        self.use_due()
+
+    def use_due(self) -> None:
+        """Use the messages that odometry has reached, or all where it is silent."""
+        for msg, waited_s in self._fixes.take_due():
+            self._use_fix(msg, waited_s)
+        for msg, waited_s in self._velocities.take_due():
+            self._use_velocity(msg, waited_s)
+
+    def reset(self) -> None:
+        """Forget the messages that wait, and the pose of the node before."""
+        self._fixes.clear()
+        self._velocities.clear()
+        self._pose_keeper.forget()
+
+    def _use_fix(self, msg: NavSatFix, waited_s: float) -> None:
+        monitor = self._diagnostics.gnss
+        try:
+            if self._holder.localizer is None:
+                self._place_map_frame(*conversions.gnss_latlon_from_msg(msg))
+            fix = self._rig.gnss_fix(msg, self._holder.localizer.frame)
+        except UnknownCalibration as error:
+            monitor.add_refused(str(error), Level.ERROR, remedies.EXTRINSICS)
+            return
+        except ValueError as error:
+            monitor.add_refused(str(error))
+            return
+        self._start_at_saved_pose(fix)
+        update = self._holder.localizer.add_gnss(fix)
+        is_covariance_known = conversions.gnss_covariance_from_msg(msg) is not None
+        self._diagnostics.add_fix(update, fix, is_covariance_known, waited_s)
+
+    def _use_velocity(self, msg: Velocity, waited_s: float) -> None:
+        monitor, localizer = self._diagnostics.velocity, self._holder.localizer
+        if localizer is None:
+            monitor.add_refused(NO_MAP_FRAME)
+            return
+        try:
+            course = self._rig.gnss_course(msg, localizer.frame)
+        except UnknownCalibration as error:
+            monitor.add_refused(str(error), remedy=remedies.EXTRINSICS)
+            return
+        except ValueError as error:
+            monitor.add_refused(str(error))
+            return
+        update = localizer.add_course(course)
+        if update.outcome is Outcome.TOO_SLOW:
+            monitor.counts['too_slow'] += 1
+            return
+        monitor.add_update(
+            update, waiting_remark('velocities', waited_s), remedies.GNSS_VELOCITY)
+
+    def _place_map_frame(self, latitude_deg: float, longitude_deg: float) -> None:
+        """Without a map, `map` is a plane about the first fix or, where near, the saved one."""
+        first_fix_deg = latitude_deg, longitude_deg
+        origin_deg = self._pose_keeper.choose_origin(first_fix_deg)
+        self._holder.make_without_map(origin_deg)
+        source = 'the first fix' if origin_deg == first_fix_deg else 'that of the saved pose'
+        self._logger.info(f'the origin of the map frame is {source}, latitude {origin_deg[0]}, '
+                          f'longitude {origin_deg[1]}')
+
+    def _start_at_saved_pose(self, fix: GnssFix) -> None:
+        """Before the filter has started, start it where a killed node was, if the fix agrees."""
+        localizer = self._holder.localizer
+        if localizer.filter.started:
+            self._pose_keeper.forget()
+        try:
+            estimate = self._pose_keeper.take_estimate(
+                fix, self._timeline.newest, localizer.frame)
+        except ValueError as error:
+            self._logger.warning(f'the saved pose is not used: {error}')
+            return
+        if estimate is not None and localizer.set_pose(estimate).outcome is Outcome.USED:
+            reason = 'the node was started again and goes on from its last pose'
+            self._diagnostics.node.restart_reason = reason
+            self._logger.info(reason)

@@ -1,0 +1,43 @@
+"""GNSS messages that wait for the odometry of their time.
+
+A node that was busy finds a queue of each topic.  Fixes that are used ahead of the odometry before
+them would be computed anew with each sample of it, and the node would never catch up.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+import time
+
+from crossview_localizer.ros.odometry_timeline import OdometryTimeline
+
+
+class GnssQueue:
+    """Messages of one topic, in the order in which they came.
+
+    A message is due once odometry has reached its stamp, or at once where odometry has been silent
+    for ``odometry_wait_s``.
+    """
+
+    def __init__(
+        self, timeline: OdometryTimeline, odometry_wait_s: float,
+        clock_s: Callable[[], float] = time.monotonic,
+    ):
+        self._timeline = timeline
+        self._odometry_wait_s = odometry_wait_s
+        self._clock_s = clock_s
+        self._waiting: deque[tuple[int, object, float]] = deque()
+
+    def add(self, stamp_ns: int, msg: object) -> None:
+        """Append a message."""
+        self._waiting.append((stamp_ns, msg, self._clock_s()))
+
+    def clear(self) -> None:
+        """Forget all messages."""
+        self._waiting.clear()
+
+    def take_due(self) -> Iterator[tuple[object, float]]:
+        """Remove and yield each message that is due, with the time in s that it has waited."""
+        while self._waiting and not self._timeline.is_worth_waiting_for(
+                self._waiting[0][0], self._odometry_wait_s):
+            _, msg, received_s = self._waiting.popleft()
+            yield msg, self._clock_s() - received_s

@@ -1,0 +1,65 @@
+"""What happens to an image in the image thread: decode it, check it, localize with it."""
+
+from dataclasses import dataclass
+
+from sensor_msgs.msg import CompressedImage, Image
+
+from crossview_localizer.camera.blind_images import BlindImage
+from crossview_localizer.datatypes import Localization, OdometrySample
+from crossview_localizer.ros import conversions, remedies
+from crossview_localizer.ros.input_monitor import Problem
+from crossview_localizer.ros.localizer_holder import LocalizerHolder
+from crossview_localizer.ros.sensor_rig import SensorRig, UnknownCalibration
+from crossview_localizer.ros.status import Level, Status
+
+
+@dataclass(frozen=True)
+class ReceivedImage:
+    """An image message and when its callback was entered, by ``time.perf_counter``."""
+
+    msg: Image | CompressedImage
+    entered_s: float
+
+
+@dataclass(frozen=True)
+class ProcessedImage:
+    """What an image gave, and what went wrong on the way."""
+
+    localization: Localization
+    match_state: str
+    problem: Problem | None = None     # why the image could not be used
+    error: Exception | None = None     # what the matcher raised
+    map_status: Status | None = None   # where map and network had to be loaded anew
+
+
+class ImageProcessor:
+    """Turns a ReceivedImage into a ProcessedImage; only the image thread calls it."""
+
+    def __init__(self, rig: SensorRig, holder: LocalizerHolder):
+        self._rig = rig
+        self._holder = holder
+
+    def process(
+        self, received: ReceivedImage, newest_odometry: OdometrySample | None,
+    ) -> ProcessedImage:
+        """Localize with an image; where that is not possible the prior is what is left."""
+        localizer = self._holder.localizer
+        stamp_ns = conversions.stamp_ns_from_msg(received.msg.header.stamp)
+        problem = error = map_status = None
+        try:
+            image = self._rig.camera_image(
+                received.msg, newest_odometry and newest_odometry.odom_from_base)
+        except ValueError as refusal:
+            remedy = {UnknownCalibration: remedies.EXTRINSICS, BlindImage: remedies.BLIND_CAMERA}
+            problem = Problem(
+                Level.ERROR, str(refusal), remedy.get(type(refusal), remedies.CAMERA))
+            localization = localizer.pass_image(stamp_ns, problem.text)
+        else:
+            try:
+                localization = localizer.process_image(image)
+            except Exception as failure:
+                error = failure
+                map_status = self._holder.replace_failed_gpu(failure)
+                localization = localizer.pass_image(
+                    stamp_ns, f'the matcher failed ({type(failure).__name__})')
+        return ProcessedImage(localization, localizer.match_state, problem, error, map_status)

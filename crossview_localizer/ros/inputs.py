@@ -1,0 +1,67 @@
+"""The topics that the localizer node subscribes to."""
+
+from collections.abc import Callable
+
+from geometry_msgs.msg import (
+    PoseWithCovarianceStamped,
+    TwistStamped,
+    TwistWithCovarianceStamped,
+)
+from nav_msgs.msg import Odometry
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
+from tf2_msgs.msg import TFMessage
+
+from crossview_localizer.config import NodeConfig
+from crossview_localizer.ros.qos import latched_profile, overridable, qos_profile
+
+VELOCITIES = {kind.__name__: kind for kind in (TwistWithCovarianceStamped, TwistStamped)}
+# Ten seconds of odometry at 100 Hz: a machine that is busy for that long loses none.
+SENSOR_DEPTH = 1000
+
+
+class LocalizerInputs:
+    """The subscriptions of a configured node.
+
+    ``callbacks`` has the callback of each topic; the executor serves what is ready in the order
+    below, GNSS before odometry.  ``on_incompatible_qos(topic)`` is called where a publisher of
+    images offers a QoS that does not fit.
+    """
+
+    def __init__(
+        self, node: Node, config: NodeConfig, callbacks: dict[str, Callable],
+        on_incompatible_qos: Callable[[str], None],
+    ):
+        self._node = node
+        self._subscriptions = []
+        sensor_qos = qos_profile(config.sensor_reliability, SENSOR_DEPTH)
+        compressed = config.image_transport == 'compressed'
+        for topic, kind, qos in (
+                ('/tf_static', TFMessage, latched_profile(100)),
+                ('camera_info', CameraInfo, qos_profile(config.sensor_reliability, 10)),
+                ('gnss', NavSatFix, sensor_qos),
+                ('gnss_velocity', VELOCITIES[config.gnss_velocity_type], sensor_qos),
+                ('odometry', Odometry, sensor_qos),
+                ('initialpose', PoseWithCovarianceStamped, 10),
+                ('image', CompressedImage if compressed else Image,
+                 qos_profile(config.image_reliability, 5))):
+            events, callback = None, callbacks[topic]
+            if topic == 'image':
+                topic = image_topic(node, config)
+                events = SubscriptionEventCallbacks(
+                    incompatible_qos=lambda event, name=topic: on_incompatible_qos(name))
+            self._subscriptions.append(node.create_subscription(
+                kind, topic, callback, qos, event_callbacks=events,
+                qos_overriding_options=overridable()))
+
+    def destroy(self) -> None:
+        """Destroy all subscriptions."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+
+
+def image_topic(node: Node, config: NodeConfig) -> str:
+    """The full name of the images' topic; as image_transport, /compressed is put after it."""
+    name = node.resolve_topic_name('image')
+    return f'{name}/compressed' if config.image_transport == 'compressed' else name

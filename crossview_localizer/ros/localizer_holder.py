@@ -1,0 +1,109 @@
+"""The node's Localizer: with its map, without one, and on the CPU once the GPU has failed."""
+
+from pathlib import Path
+import re
+
+from ament_index_python.packages import get_package_share_directory, PackageNotFoundError
+import cv2
+
+from crossview_localizer.config import LocalizerConfig, NodeConfig
+from crossview_localizer.geometry import LocalFrame
+from crossview_localizer.localizer import load_localizer, Localizer
+from crossview_localizer.ros import remedies
+from crossview_localizer.ros.status import Level, Status
+
+# What torch and ONNX Runtime write where the GPU is out of memory, or lost to the process.
+GPU_FAILURE = re.compile(
+    r'CUDA (error|failure|driver error|out of memory)|CU(DNN|BLAS|SOLVER|FFT)_STATUS')
+GPU_FAILURE_TYPES = ('OutOfMemoryError', 'AcceleratorError')  # of torch, which may be missing
+NO_MAP_FRAME = 'waiting for a first GNSS fix to place the map frame'
+
+
+class LocalizerHolder:
+    """Makes the Localizer and holds it as ``localizer``; None until a map or a fix places it.
+
+    What it does with the map gives the line of /diagnostics about the map.
+    """
+
+    def __init__(self, node_config: NodeConfig, config: LocalizerConfig):
+        self.localizer: Localizer | None = None
+        self._node_config = node_config
+        self._config = config
+        self._device = ''
+        self._values: dict[str, object] = {}
+
+    def load_map(self) -> Status:
+        """Open map and network; where they cannot be had there is no Localizer yet."""
+        if not self._node_config.map_path:
+            return Status(
+                'map', Level.WARN, 'no map_path is set: the prior alone is published',
+                remedy=remedies.MAP)
+        # torch loads only where a network runs.
+        from crossview_localizer.networks.checkpoint import prepare_torch
+        threads = self._node_config.torch_threads
+        cv2.setNumThreads(threads)
+        self._device, warning = prepare_torch(self._node_config.device, threads)
+        self._values = {'map_path': self._node_config.map_path, 'device': self._device}
+        try:
+            self._values['weights'] = self._node_config.weights_path or shipped_weights()
+            self.localizer = self._open_map()
+        except Exception as error:  # a broken file, or torch, must not take the prior with it
+            problem = str(error) or type(error).__name__
+            return Status(
+                'map', Level.ERROR, f'{problem}; the prior alone is published', self._values,
+                remedies.MAP)
+        self._values['tiles'] = len(self.localizer.embedding_map.descriptors)
+        if warning:
+            return Status('map', Level.WARN, warning, self._values, remedies.GPU)
+        return Status('map', Level.OK, 'loaded', self._values)
+
+    def make_without_map(self, origin_deg: tuple[float, float]) -> None:
+        """Make a Localizer of the prior alone; `map` is a plane about this latitude, longitude."""
+        self.localizer = Localizer(self._config, LocalFrame(*origin_deg))
+
+    def replace_failed_gpu(self, error: Exception) -> Status | None:
+        """Load map and network on the CPU where an error says that the GPU failed, else None.
+
+        The CPU is used from then on: a GPU that is out of memory, or lost, does not come back to
+        a running process.
+        """
+        if self._device != 'cuda' or not is_gpu_failure(error):
+            return None
+        self._device = 'cpu'
+        self._values = self._values | {'device': 'cpu'}
+        text = f'{type(error).__name__} on the GPU'
+        try:
+            replacement = self._open_map()
+        except (ValueError, OSError, RuntimeError, MemoryError) as second:
+            self.localizer.use_matcher(None, None)
+            return Status(
+                'map', Level.ERROR, f'{text}, and on the CPU: {second}; the prior alone is '
+                'published', self._values, remedies.GPU)
+        self.localizer.use_matcher(replacement.matcher, replacement.embedding_map)
+        return Status(
+            'map', Level.WARN, f'{text}: running on the CPU since then', self._values,
+            remedies.GPU)
+
+    def _open_map(self) -> Localizer:
+        config = self._node_config
+        return load_localizer(
+            config.map_path, self._values['weights'], self._config, self._device,
+            onnx_path=config.onnx_path, threads=config.torch_threads, precision=config.precision)
+
+
+def is_gpu_failure(error: Exception) -> bool:
+    """Whether an error says that the GPU failed, rather than the code that runs on it."""
+    return type(error).__name__ in GPU_FAILURE_TYPES or bool(GPU_FAILURE.search(str(error)))
+
+
+def shipped_weights() -> str:
+    """The weights that come with the package, installed or in a source tree."""
+    try:
+        share = Path(get_package_share_directory('crossview_localizer'))
+    except PackageNotFoundError:
+        share = Path(__file__).resolve().parents[2]
+    folder = share / 'config' / 'weights'
+    found = sorted(folder.glob('*.safetensors'))
+    if not found:
+        raise ValueError(f'no weights in {folder}; set the parameter weights_path')
+    return str(found[0])

@@ -1,0 +1,86 @@
+"""How far odometry has come in time, and which stamps lie too far from it to be of this drive.
+
+A bag that is looped without /clock goes back; a clock that is set right goes either way.  Stamps
+alone tell both from a single straggler.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+import time
+
+from crossview_localizer.config import FilterConfig
+from crossview_localizer.datatypes import FilterUpdate, OdometrySample, Outcome
+from crossview_localizer.fusion.pose_filter import ODOMETRY_LOST_S
+
+# So many odometry samples in a row from another time are a restart, fewer are stragglers.
+SAMPLES_TO_RESTART = 5
+
+
+@dataclass(frozen=True)
+class TimeJump:
+    """An odometry stamp of another time; after a few in a row ``is_restart`` is true."""
+
+    text: str
+    kind: str  # too_old or too_new
+    is_restart: bool
+
+
+class OdometryTimeline:
+    """The newest odometry sample, and how far other stamps are from it."""
+
+    def __init__(self, config: FilterConfig, clock_s: Callable[[], float] = time.monotonic):
+        self.newest: OdometrySample | None = None
+        self._config = config
+        self._clock_s = clock_s
+        self._received_s = 0.0
+        self._samples_of_another_time = 0
+
+    def reset(self) -> None:
+        """Forget the odometry; the next sample may have any stamp."""
+        self.newest = None
+        self._samples_of_another_time = 0
+
+    def find_jump(self, stamp_ns: int) -> TimeJump | None:
+        """Judge the stamp of the next odometry sample; None where it fits."""
+        if self.newest is None or stamp_ns <= 0:
+            return None
+        ahead_s = self._ahead_s(stamp_ns)
+        if -self._config.buffer_s <= ahead_s <= ODOMETRY_LOST_S:
+            self._samples_of_another_time = 0
+            return None
+        self._samples_of_another_time += 1
+        direction, kind = ('ahead', 'too_new') if ahead_s > 0.0 else ('back', 'too_old')
+        return TimeJump(
+            f'jumped {direction} by {abs(ahead_s):.1f} s', kind,
+            self._samples_of_another_time >= SAMPLES_TO_RESTART)
+
+    def advance(self, sample: OdometrySample) -> bool:
+        """Take over a sample; False where it is not newer than the newest."""
+        if self.newest is not None and sample.stamp_ns <= self.newest.stamp_ns:
+            return False
+        self.newest, self._received_s = sample, self._clock_s()
+        return True
+
+    def find_image_problem(self, stamp_ns: int) -> FilterUpdate | None:
+        """What makes a pose at the stamp of an image meaningless; None where nothing does."""
+        if stamp_ns <= 0:
+            return FilterUpdate(
+                Outcome.INVALID, f'stamp is {stamp_ns} ns; expected a positive time')
+        ahead_s = 0.0 if self.newest is None else self._ahead_s(stamp_ns)
+        if ahead_s > ODOMETRY_LOST_S:
+            return FilterUpdate(
+                Outcome.INVALID, f'stamp is {ahead_s:.1f} s ahead of the last odometry')
+        if ahead_s < -self._config.buffer_s:
+            return FilterUpdate(
+                Outcome.TOO_OLD, f'stamp is {-ahead_s:.1f} s before the last odometry; the delay '
+                f'buffer holds {self._config.buffer_s:.1f} s')
+        return None
+
+    def is_worth_waiting_for(self, stamp_ns: int, patience_s: float) -> bool:
+        """Whether odometry runs and will soon reach a stamp; it is silent after ``patience_s``."""
+        if self.newest is None or self._clock_s() - self._received_s > patience_s:
+            return False
+        return 0.0 < self._ahead_s(stamp_ns) <= ODOMETRY_LOST_S
+
+    def _ahead_s(self, stamp_ns: int) -> float:
+        return (stamp_ns - self.newest.stamp_ns) * 1e-9

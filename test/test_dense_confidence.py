@@ -1,0 +1,54 @@
+"""What a single frame's scores claim: as much as their errors on validation frames allow."""
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_t
+from test_heatmap_pose import gaussian_volume
+from test_heatmap_pose import SHARP_PRIOR as PRIOR
+
+from crossview_localizer.geometry import Pose2D
+from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
+from training.evaluation.dense_confidence import fit_peaks, fit_tails, fit_temperature, ScoredFrame
+
+
+@pytest.mark.parametrize('wrong', [0, 6])
+def test_temperature_and_sharpening_are_those_of_the_errors(wrong):
+    """Volumes four times too wide in variance; some peaks in the wrong place altogether."""
+    rng = np.random.default_rng(0)
+    covariance = np.diag([0.6, 0.9, 0.0008])
+    frames = []
+    for k in range(80):
+        mean = np.array([100.0, 50.0, 0.5])
+        truth = rng.multivariate_normal(mean, covariance)
+        if k < wrong:
+            truth[:2] += (9.0, -8.0)
+        heatmap = gaussian_volume(mean, 4.0 * covariance, PRIOR)
+        frames.append(ScoredFrame(heatmap, PRIOR, Pose2D(*truth)))
+    factor, _ = fit_temperature(frames)
+    sharpening, min_mass = fit_peaks(frames, factor)
+    assert 0.5 < min_mass <= 1.0
+    if wrong:  # one factor makes room for what is wrong; the peaks are as narrow as before
+        assert factor < 1.0 and sharpening > 2.5
+    else:
+        assert factor == pytest.approx(4.0, rel=0.2) and sharpening == pytest.approx(1.0, abs=0.25)
+
+
+@pytest.mark.parametrize('dof, wrong', [(1e6, 0), (4.0, 0), (1e6, 24)])
+def test_both_ellipsoids_hold_their_share_of_all_frames(dof, wrong):
+    """Errors twice as large as the peaks are wide, with tails or without, or some elsewhere."""
+    covariance, mean = np.diag([0.6, 0.9, 0.0008]), np.array([100.0, 50.0, 0.5])
+    heatmap = gaussian_volume(mean, covariance, PRIOR)
+    errors = multivariate_t(shape=4.0 * covariance, df=dof, seed=1).rvs(400)
+    errors[:wrong, :2] += (9.0, -8.0)
+    frames = [ScoredFrame(heatmap, PRIOR, Pose2D(*(mean + error))) for error in errors]
+    inflation, fitted = fit_tails(frames, 1.0, 0.5)
+    if dof > 100.0 and not wrong:
+        assert fitted > 20.0 and inflation == pytest.approx(4.0, rel=0.2)
+    else:
+        assert 2.1 <= fitted < 8.0
+    estimate, _ = peak_pose(heatmap, PRIOR, 1.0, 0.5, inflation)
+    off = estimate.pose.as_array() - mean - errors
+    distances2 = (off * np.linalg.solve(estimate.covariance, off.T).T).sum(1)
+    for share in (0.68, 0.95):
+        held = np.mean(distances2 <= distance2_within(share, fitted))
+        assert held == pytest.approx(share, abs=0.02)

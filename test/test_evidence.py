@@ -1,0 +1,70 @@
+"""The evidence of a heat map in closed form, and its mean over time."""
+
+import math
+
+import numpy as np
+import pytest
+
+from crossview_localizer.datatypes import Heatmap, PoseEstimate
+from crossview_localizer.geometry import MapGrid, Pose2D
+from crossview_localizer.matching.evidence import frame_evidence_nats, MeanEvidence
+
+START_NS = 10**18
+
+
+def heatmap(x_m, y_m, sigma_m, stamp_ns=START_NS, centre_m=(0.0, 0.0)) -> Heatmap:
+    """A Gaussian on cells of 0.5 m, 20 m each way about a centre; inf is flat."""
+    grid = MapGrid.around(*centre_m, 20.0, 0.5)
+    xs_m, ys_m = grid.cell_centres()
+    log_p = -0.5 * ((xs_m[None] - x_m)**2 + (ys_m[:, None] - y_m)**2) / sigma_m**2
+    log_p -= log_p.max()
+    return Heatmap(stamp_ns, grid, log_p - np.log(np.exp(log_p).sum()))
+
+
+def prior(sigma_m, x_m=0.0, y_m=0.0, stamp_ns=START_NS) -> PoseEstimate:
+    return PoseEstimate(
+        stamp_ns, Pose2D(x_m, y_m, 0.0), np.diag([sigma_m**2, sigma_m**2, 0.01]))
+
+
+def test_the_evidence_of_a_gaussian_heat_map_is_the_window_over_both_spreads():
+    grid = heatmap(0.0, 0.0, 1.0).grid
+    window_m2 = grid.rows * grid.cols * grid.cell_m**2
+    for off_m in (0.0, 3.0):
+        ratio = window_m2 / (2 * math.pi * 5.0) * math.exp(-0.5 * off_m**2 / 5.0)
+        expected = math.log(0.95 * ratio + 0.05)
+        found = frame_evidence_nats(heatmap(off_m, 0.0, 1.0), prior(2.0), 0.05)
+        assert found == pytest.approx(expected, abs=0.01)
+
+
+def test_a_flat_heat_map_is_no_evidence_and_one_elsewhere_costs_at_most_the_outlier_share():
+    assert frame_evidence_nats(heatmap(0.0, 0.0, math.inf), prior(2.0), 0.05) == pytest.approx(0.0)
+    elsewhere = frame_evidence_nats(heatmap(15.0, 0.0, 0.5), prior(0.5), 0.05)
+    assert elsewhere == pytest.approx(math.log(0.05), abs=1e-6)
+
+
+def test_four_frames_over_a_second_are_enough_for_a_judgement():
+    def is_enough(stamps_s):
+        evidence = MeanEvidence()
+        for stamp_s in stamps_s:
+            evidence.add(heatmap(0.0, 0.0, 1.0, START_NS + round(stamp_s * 1e9)), prior(1.0))
+        return evidence.is_enough
+
+    assert is_enough([0.0, 0.4, 0.8, 1.2])
+    assert not is_enough([0.0, 0.5, 1.0])
+    assert not is_enough(np.arange(10) / 16)
+    # A pause is not observed.
+    assert not is_enough([0.0, 0.1, 0.2, 0.3])
+
+
+def test_a_faster_camera_is_no_better_witness():
+    changes = []
+    for hz in (4.0, 16.0):
+        evidence = MeanEvidence()
+        for k in range(int(23 * hz)):
+            stamp_ns = START_NS + round(k / hz * 1e9)
+            if k == 20 * hz:
+                before = evidence.mean_nats
+            off_m = 15.0 if k >= 20 * hz else 0.0
+            evidence.add(heatmap(off_m, 0.0, 1.0, stamp_ns), prior(1.0))
+        changes.append(evidence.mean_nats - before)
+    assert changes[0] == pytest.approx(changes[1], abs=0.1)

@@ -1,0 +1,81 @@
+"""GNSS messages wait for the odometry of their time, and not for odometry that is silent."""
+
+import pytest
+
+from crossview_localizer.config import FilterConfig
+from crossview_localizer.datatypes import OdometrySample
+from crossview_localizer.geometry import Pose2D
+from crossview_localizer.ros.gnss_queue import GnssQueue
+from crossview_localizer.ros.odometry_timeline import OdometryTimeline
+
+SECOND_NS = 10**9
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def timeline(clock):
+    return OdometryTimeline(FilterConfig(), clock)
+
+
+@pytest.fixture
+def queue(timeline, clock):
+    return GnssQueue(timeline, odometry_wait_s=0.1, clock_s=clock)
+
+
+def advance(timeline, stamp_ns):
+    timeline.advance(OdometrySample(stamp_ns, Pose2D(0.0, 0.0, 0.0)))
+
+
+def test_a_message_is_due_once_odometry_has_reached_its_stamp(queue, timeline, clock):
+    advance(timeline, 10 * SECOND_NS)
+    queue.add(10 * SECOND_NS + 5, 'fix')
+    assert list(queue.take_due()) == []
+    clock.now_s += 0.05
+    advance(timeline, 10 * SECOND_NS + 5)
+    (msg, waited_s), = queue.take_due()
+    assert msg == 'fix' and waited_s == pytest.approx(0.05)
+    assert list(queue.take_due()) == []
+
+
+def test_messages_keep_their_order_behind_one_that_waits(queue, timeline):
+    advance(timeline, 10 * SECOND_NS)
+    queue.add(11 * SECOND_NS, 'ahead')
+    queue.add(9 * SECOND_NS, 'late')
+    assert list(queue.take_due()) == []
+    advance(timeline, 11 * SECOND_NS)
+    assert [msg for msg, _ in queue.take_due()] == ['ahead', 'late']
+
+
+def test_without_odometry_or_when_it_is_silent_a_message_is_due_at_once(queue, timeline, clock):
+    queue.add(5 * SECOND_NS, 'before any odometry')
+    assert [msg for msg, _ in queue.take_due()] == ['before any odometry']
+    advance(timeline, 10 * SECOND_NS)
+    queue.add(11 * SECOND_NS, 'after the last')
+    assert list(queue.take_due()) == []
+    clock.now_s += 0.2
+    assert [msg for msg, _ in queue.take_due()] == ['after the last']
+
+
+def test_a_message_of_another_time_is_not_waited_for(queue, timeline):
+    advance(timeline, 10 * SECOND_NS)
+    queue.add(1000 * SECOND_NS, 'far ahead')
+    assert [msg for msg, _ in queue.take_due()] == ['far ahead']
+
+
+def test_a_cleared_queue_is_empty(queue, timeline):
+    advance(timeline, 10 * SECOND_NS)
+    queue.add(11 * SECOND_NS, 'fix')
+    queue.clear()
+    advance(timeline, 11 * SECOND_NS)
+    assert list(queue.take_due()) == []

@@ -1,0 +1,146 @@
+"""The image thread: which image it takes, when, and what becomes of the others."""
+
+import threading
+import time
+
+import pytest
+
+from crossview_localizer.datatypes import OdometrySample, Outcome
+from crossview_localizer.geometry import Pose2D
+from crossview_localizer.ros.image_worker import ImageWorker, Unprocessed
+
+
+def sample(stamp_ns: int) -> OdometrySample:
+    return OdometrySample(stamp_ns, Pose2D(0.0, 0.0, 0.0))
+
+
+class Bench:
+    """A worker whose process notes what it is given; images wait for odometry for a minute."""
+
+    def __init__(self):
+        self.processed = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.notified = 0
+        self.worker = None
+
+    def start(self, odometry_wait_s=60.0) -> ImageWorker:
+        self.worker = ImageWorker(self.process, self.notify, odometry_wait_s, settle_s=0.0)
+        return self.worker
+
+    def process(self, image, newest_odometry):
+        self.entered.set()
+        assert self.gate.wait(60.0)
+        self.processed.append((image, newest_odometry))
+        if image == 'broken':
+            raise RuntimeError('broken')
+        return f'result of {image}'
+
+    def notify(self):
+        self.notified += 1
+
+
+@pytest.fixture
+def bench():
+    bench = Bench()
+    yield bench
+    bench.gate.set()
+    if bench.worker is not None:
+        bench.worker.stop()
+
+
+def test_an_image_waits_for_odometry_that_reaches_its_stamp_and_is_given_it(bench, wait_until):
+    worker = bench.start()
+    worker.offer(100, 'image')
+    worker.add_odometry(sample(99))
+    worker.add_odometry(sample(101))
+    wait_until(lambda: bench.processed)
+    assert bench.processed == [('image', sample(101))]
+
+
+def test_without_odometry_an_image_is_processed_after_the_wait(bench, wait_until):
+    bench.start(odometry_wait_s=0.05).offer(100, 'image')
+    wait_until(lambda: bench.processed == [('image', None)])
+
+
+def test_results_and_errors_are_handed_over_once_and_in_order(bench, wait_until):
+    worker = bench.start()
+    worker.add_odometry(sample(200))
+    for stamp_ns, image in ((100, 'good'), (101, 'broken')):
+        worker.offer(stamp_ns, image)
+        wait_until(lambda n=stamp_ns - 99: bench.notified == n)
+    (first, result), (second, error) = worker.take_finished()
+    assert (first, result, second) == ('good', 'result of good', 'broken')
+    assert isinstance(error, RuntimeError)
+    assert worker.take_finished() == []
+
+
+def test_an_image_for_which_a_newer_one_came_is_dropped(bench, wait_until):
+    bench.gate.clear()
+    worker = bench.start()
+    worker.add_odometry(sample(200))
+    worker.offer(100, 'in process')
+    wait_until(bench.entered.is_set)
+    worker.offer(101, 'replaced')
+    worker.offer(102, 'newest')
+    (image, result), = worker.take_finished()
+    assert image == 'replaced' and isinstance(result, Unprocessed)
+    assert result.outcome is Outcome.DROPPED and 'a newer image came' in result.reason
+    bench.gate.set()
+    wait_until(lambda: bench.notified == 3)
+    assert [image for image, _ in worker.take_finished()] == ['in process', 'newest']
+
+
+def test_a_reset_supersedes_the_image_in_process_and_those_that_wait(bench, wait_until):
+    bench.gate.clear()
+    worker = bench.start()
+    worker.add_odometry(sample(200))
+    worker.offer(100, 'in process')
+    wait_until(bench.entered.is_set)
+    worker.offer(101, 'waiting')
+    worker.reset()
+    bench.gate.set()
+    worker.offer(5, 'after the reset')
+    worker.add_odometry(sample(5))
+    wait_until(lambda: bench.notified == 3)
+    results = dict(worker.take_finished())
+    assert results['after the reset'] == 'result of after the reset'
+    for image in ('in process', 'waiting'):
+        assert results[image].outcome is Outcome.SUPERSEDED
+
+
+def test_a_result_that_was_there_before_a_reset_is_superseded_as_well(bench, wait_until):
+    worker = bench.start()
+    worker.add_odometry(sample(200))
+    worker.offer(100, 'image')
+    wait_until(lambda: bench.notified == 1)
+    worker.reset()
+    (_, result), = worker.take_finished()
+    assert result.outcome is Outcome.SUPERSEDED
+
+
+def test_an_image_that_waits_for_odometry_during_a_reset_is_never_processed(bench, wait_until):
+    worker = bench.start()
+    worker.offer(100, 'before the jump')
+    worker.reset()
+    worker.offer(5, 'after the jump')
+    worker.add_odometry(sample(5))
+    wait_until(lambda: bench.notified == 2)
+    assert bench.processed == [('after the jump', sample(5))]
+    assert dict(worker.take_finished())['before the jump'].outcome is Outcome.SUPERSEDED
+
+
+def test_stopping_waits_for_the_image_in_process_but_not_for_odometry(bench, wait_until):
+    worker = bench.start()
+    worker.add_odometry(sample(100))
+    worker.offer(100, 'finished')
+    wait_until(bench.entered.is_set)
+    worker.offer(101, 'waits for odometry')
+    started_s = time.monotonic()
+    worker.stop()
+    assert time.monotonic() - started_s < 30.0
+    results = dict(worker.take_finished())
+    assert results['finished'] == 'result of finished'
+    assert results['waits for odometry'].outcome is Outcome.DROPPED
+    assert 'deactivated' in results['waits for odometry'].reason

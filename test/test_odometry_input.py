@@ -1,0 +1,86 @@
+"""The way of odometry to the Localizer, without DDS."""
+
+import math
+
+import pytest
+
+pytest.importorskip('rclpy', reason='no ROS 2')
+
+from nav_msgs.msg import Odometry
+
+from crossview_localizer.config import LocalizerConfig, NodeConfig
+from crossview_localizer.ros import conversions
+from crossview_localizer.ros.input_monitor import InputMonitor
+from crossview_localizer.ros.localizer_holder import LocalizerHolder
+from crossview_localizer.ros.odometry_input import OdometryInput
+from crossview_localizer.ros.odometry_timeline import OdometryTimeline
+from crossview_localizer.ros.status import Level
+
+START_NS = 1_400_000_000_000_000_000
+
+
+class Bench:
+    def __init__(self):
+        self.holder = LocalizerHolder(NodeConfig(), LocalizerConfig())
+        self.timeline = OdometryTimeline(LocalizerConfig().filter)
+        self.monitor = InputMonitor('odometry')
+        self.restarts = []
+        self.odometry = OdometryInput(
+            NodeConfig(), self.holder, self.timeline, self.monitor, self.restart)
+
+    def restart(self, reason: str):
+        self.restarts.append(reason)
+        self.timeline.reset()
+        self.holder.localizer.reset()
+
+    def line(self):
+        self.monitor.add_message(0.0)
+        return self.monitor.status(0.0, 2.0, '')
+
+
+@pytest.fixture
+def bench():
+    """The map frame is placed."""
+    bench = Bench()
+    bench.holder.make_without_map((51.76, -1.26))
+    return bench
+
+
+def msg_at(time_s: float, x_m: float = 0.0, child_frame_id='base_link') -> Odometry:
+    msg = Odometry(child_frame_id=child_frame_id)
+    msg.header.stamp = conversions.stamp_msg_from_ns(START_NS + round(time_s * 1e9))
+    msg.pose.pose.position.x = x_m
+    msg.pose.pose.orientation.w = 1.0
+    return msg
+
+
+def test_each_newest_sample_is_returned_and_others_are_not(bench):
+    assert bench.odometry.add(msg_at(1.0, 10.0)).odom_from_base.x_m == 10.0
+    assert bench.odometry.add(msg_at(0.5, 5.0)) is None
+    assert bench.odometry.add(msg_at(1.0, 10.0)) is None
+    assert bench.timeline.newest.stamp_ns == START_NS + 10**9
+
+
+def test_odometry_of_another_frame_or_with_nan_is_refused_with_the_reason(bench):
+    assert bench.odometry.add(msg_at(1.0, child_frame_id='rear_axle')) is None
+    status = bench.line()
+    assert status.level is Level.ERROR and "'rear_axle'; expected 'base_link'" in status.text
+    assert bench.odometry.add(msg_at(1.0, math.nan)) is None
+    assert 'not finite' in bench.line().text
+
+
+def test_before_the_map_frame_is_placed_odometry_is_refused():
+    bench = Bench()
+    assert bench.odometry.add(msg_at(1.0)) is None
+    assert 'waiting for a first GNSS fix' in bench.line().text
+
+
+def test_stamps_that_stay_in_another_time_restart_and_are_then_used(bench):
+    bench.odometry.add(msg_at(100.0))
+    found = [bench.odometry.add(msg_at(time_s)) for time_s in (0.0, 0.1, 0.2, 0.3)]
+    assert found == [None] * 4 and bench.restarts == []
+    assert bench.monitor.counts['too_old'] == 4
+    assert 'stamp jumped back by 99.7 s' in bench.line().text
+    assert bench.odometry.add(msg_at(0.4)) is not None
+    assert bench.restarts == ['stamps of the odometry jumped back by 99.6 s']
+    assert bench.odometry.add(msg_at(0.5)) is not None

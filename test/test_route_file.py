@@ -1,0 +1,54 @@
+"""Routes are read from files of each kind."""
+
+import numpy as np
+import pytest
+
+from crossview_localizer.bags.route_file import read_route
+
+
+def test_the_route_of_a_bag_is_that_of_its_fixes(tmp_path):
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.typesys import get_typestore, Stores
+    store = get_typestore(Stores.ROS2_JAZZY)
+    types = store.types
+    fixes = [(51.7, -1.2, 0), (51.8, -1.3, -1), (51.9, -1.4, 2), (float('nan'), 0.0, 0)]
+    path = tmp_path / 'drive'
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        topics = [
+            writer.add_connection(name, 'sensor_msgs/msg/NavSatFix', typestore=store)
+            for name in ('/gnss/fix', '/other/fix')
+        ]
+        for number, (latitude, longitude, status) in enumerate(fixes):
+            stamp = types['builtin_interfaces/msg/Time'](number, 0)
+            message = types['sensor_msgs/msg/NavSatFix'](
+                types['std_msgs/msg/Header'](stamp, 'antenna'),
+                types['sensor_msgs/msg/NavSatStatus'](status, 1),
+                latitude, longitude, 60.0, np.zeros(9), 0)
+            data = store.serialize_cdr(message, message.__msgtype__)
+            writer.write(topics[0], number * 10**9, data)
+        writer.write(topics[1], 10**10, data)
+    assert read_route(path, '/gnss/fix').tolist() == [[51.7, -1.2], [51.9, -1.4]]
+    with pytest.raises(ValueError, match=r'2 NavSatFix topics \(/gnss/fix, /other/fix\).*--topic'):
+        read_route(path)
+    with pytest.raises(ValueError, match='0 NavSatFix topics'):
+        read_route(path, '/none')
+    with pytest.raises(ValueError, match='no valid fix'):
+        read_route(path, '/other/fix')
+
+
+@pytest.mark.parametrize('name, text', [
+    ('gps.csv', 'timestamp,num_satellites,latitude,longitude\n1,9,51.75,-1.26\n2,9,51.76,-1.25\n'),
+    ('other.csv', '\ufeff"Lat";"Lon"\r\n51.75;-1.26\r\n51.76;-1.25\r\n'),
+    ('track.gpx', '<gpx xmlns="http://www.topografix.com/GPX/1/1"><trk><trkseg>'
+     '<trkpt lat="51.75" lon="-1.26"><ele>60</ele></trkpt><trkpt lat="51.76" lon="-1.25"/>'
+     '</trkseg></trk></gpx>')])
+def test_csv_files_of_other_programs_and_gpx_are_read(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding='utf-8')
+    assert read_route(tmp_path / name).tolist() == [[51.75, -1.26], [51.76, -1.25]]
+
+
+def test_a_damaged_gpx_file_is_refused(tmp_path):
+    for text in ('<gpx><trkpt lat="51"/></gpx>', '<gpx', '<gpx></gpx>'):
+        (tmp_path / 'track.gpx').write_text(text)
+        with pytest.raises(ValueError, match='track.gpx'):
+            read_route(tmp_path / 'track.gpx')
