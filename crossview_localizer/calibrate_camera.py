@@ -1,7 +1,7 @@
 """Fit the camera's height and pitch, and with a map the imagery's offset, from a drive.
 
-Height and pitch come from what moves between two images: no map and no weights are needed for
-them, only odometry in metres.  The offset comes from the dense matcher at known poses.
+Height and pitch come from the motion between two images and from odometry: they need neither map
+nor weights.  The offset comes from the dense matcher at known poses.
 """
 
 import argparse
@@ -25,16 +25,19 @@ def main(arguments=None) -> int:
         epilog='example: ros2 run crossview_localizer calibrate_camera drive --params my.yaml '
         '--map my.map --weights dense.safetensors')
     parser.add_argument('bag', type=Path,
-                        help='a drive: images, odometry; for the offset, ground truth or GNSS')
-    parser.add_argument('--params', type=Path, help='parameter file: the camera to start from')
-    parser.add_argument('--map', type=Path, help="map of build_map: also the imagery's offset")
-    parser.add_argument('--weights', type=Path, help="the dense matcher's, with --map")
+                        help='a drive with images and odometry; the offset also needs ground '
+                        'truth or GNSS')
+    parser.add_argument('--params', type=Path,
+                        help='parameter file of the node, with the camera to start from')
+    parser.add_argument('--map', type=Path, help="map of build_map; fits the imagery's offset too")
+    parser.add_argument('--weights', type=Path, help='weights of the dense matcher, for --map')
     parser.add_argument('--filtered', action='store_true',
-                        help="the filter's poses, even if the bag holds true ones")
+                        help="use the filter's poses for the offset, even if the bag has true "
+                        'ones')
     parser.add_argument('--frames', type=int, default=80,
-                        help='for the offset, at most so many (default 80)')
+                        help='largest number of images for the offset (default 80)')
     parser.add_argument('--spacing-m', type=float, default=5.0,
-                        help='between two of them (default 5)')
+                        help='smallest distance between two of these images (default 5)')
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     args = parser.parse_args(arguments)
     try:

@@ -47,10 +47,10 @@ class CameraModel:
 
     def resized(self, width_px: int, height_px: int) -> 'CameraModel':
         """The camera after its images are resized; column u reaches from u - 0.5 to u + 0.5."""
-        across, down = width_px / self.width_px, height_px / self.height_px
+        scale_u, scale_v = width_px / self.width_px, height_px / self.height_px
         return CameraModel(
-            width_px, height_px, self.fx_px * across, self.fy_px * down,
-            (self.cx_px + 0.5) * across - 0.5, (self.cy_px + 0.5) * down - 0.5,
+            width_px, height_px, self.fx_px * scale_u, self.fy_px * scale_v,
+            (self.cx_px + 0.5) * scale_u - 0.5, (self.cy_px + 0.5) * scale_v - 0.5,
             self.base_from_camera, self.height_m)
 
 
@@ -109,12 +109,12 @@ class PoseEstimate:
 
 @dataclass(frozen=True)
 class MatchErrors:
-    """How the errors of a matcher's matches are distributed; fitted with its weights.
+    """How the errors of a matcher's matches are distributed; fitted together with its weights.
 
-    Matches within ``correlation_m`` along the road and within ``correlation_s`` share errors: the
-    information of a match is scaled by the larger share of these that has passed since the last.
-    Covariances are multiplied by ``inflation``; the position sigma is then at least
-    ``sigma_floor_m``.
+    Matches that are near each other have correlated errors.  The information of a match is
+    therefore multiplied by min(1, max(d / ``correlation_m``, t / ``correlation_s``)), d and t
+    being the distance and the time since the last match.  Covariances are multiplied by
+    ``inflation``; the position sigma is then at least ``sigma_floor_m``.
     """
 
     correlation_m: float = 15.0

@@ -11,8 +11,8 @@ from crossview_localizer.networks.onnx import export_branch
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='export',
-        description='Write the branches of a network as ONNX files; the node runs the ground '
-        "branch's with onnx_path.",
+        description='Write the branches of a network as ONNX files. The parameter onnx_path of '
+        "the node takes the ground branch's file.",
         epilog='example: export config/weights/WEIGHTS.safetensors --out exported')
     parser.add_argument('weights', type=Path, help='the network (.safetensors)')
     parser.add_argument('--out', type=Path, required=True, metavar='FOLDER')

@@ -8,7 +8,7 @@ import shutil
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
-    """Yield a path to write to; at the end of the block what is there replaces ``path``.
+    """Yield a path to write a file or a folder to; at the end of the block it replaces ``path``.
 
     The yielded path has the same name, in a hidden folder beside ``path``.  If the block raises
     an error, ``path`` stays as it was and nothing else is left.

@@ -107,8 +107,8 @@ class LocalFrame:
     ) -> 'LocalFrame':
         """The frame in which a point on Earth has these coordinates.
 
-        The origin is moved by the error that is left, until it is below a micrometre; ValueError
-        where that does not happen (a few hundred kilometres from the origin).
+        The origin is moved by the remaining error until that is below a micrometre.  Raises
+        ValueError if this does not converge (a few hundred kilometres from the origin).
         """
         frame = cls(*latlon_deg)
         for _ in range(30):

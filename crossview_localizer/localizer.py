@@ -28,8 +28,8 @@ class Localizer:
     """Matches images with the satellite embeddings around a Kalman prior and fuses the matches.
 
     ``frame`` places ``map`` on Earth.  Without ``embedding_map`` and ``matcher`` there is only the
-    prior.  Measurements may come from any thread, images from one thread at a time; the network
-    runs outside the lock.
+    prior.  Any thread may add measurements; only one thread at a time may process an image.  The
+    network runs outside the lock.
     """
 
     def __init__(self, config: LocalizerConfig, frame: LocalFrame,
@@ -193,15 +193,15 @@ def load_localizer(map_path: str | Path, weights: str | Path, config: LocalizerC
                    device: str = 'cpu', like: str | Path | None = None,
                    onnx_path: str | Path = '', threads: int = 1,
                    precision: str = 'float32') -> Localizer:
-    """Open a map and the network that made it.
+    """Make a Localizer of a map and the network that the map was made with.
 
     ``weights`` is a weights file or the name of a control (see ``checkpoint.load_network``).  With
-    ``onnx_path`` ONNX Runtime runs the ground branch, on the CPU with so many ``threads``;
-    ``precision`` half runs that of the dense matcher in half precision on a GPU.
-    Raises ValueError or OSError where map or weights are missing or broken, or where the map was
-    made with other weights.
+    ``onnx_path`` the ground branch runs in ONNX Runtime, on the CPU with ``threads`` threads.
+    With ``precision`` half the trunk of the dense ground branch runs in half precision, for a GPU.
+    Raises ValueError or OSError if map or weights are missing or broken, or if the map was made
+    with other weights.
     """
-    # torch comes with these; a Localizer without a matcher does not need it.
+    # These imports load torch, which a Localizer without a matcher does not need.
     from crossview_localizer.maps.embedding_map import EmbeddingMap
     from crossview_localizer.matching.dense_matcher import DenseMatcher, HalfGround
     from crossview_localizer.matching.tile_matcher import TileMatcher

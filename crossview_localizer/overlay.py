@@ -1,7 +1,7 @@
-"""What in the image made the match, drawn over frames of a recorded run.
+"""Draw over frames of a recorded run which parts of the image made the match.
 
-Each picture shows the camera frame, what the network was given of it, and the heat map.  Orange
-parts speak for the peak of the heat map, blue parts against it.
+Each picture shows the camera image, the input of the network, and the heat map.  Orange parts
+count for the peak of the heat map, blue parts against it.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, value in (('map', map_path), ('weights', weights)):
             if not value:
                 raise BagError(
-                    f'the diagnostics of {bag} name no {name}; give it with --{name}')
+                    f'/diagnostics in {bag} has no {name}; give it with --{name}')
         node_config, config = NodeConfig(), LocalizerConfig()
         if arguments.params_file:
             node_config, config = read_parameters(arguments.params_file)

@@ -1,7 +1,7 @@
-"""Any recorded run of the node as one HTML page with its pictures.
+"""Make one HTML page with pictures of a recorded run of the node.
 
-The page shows what was recorded: with ground truth the errors, without it what the node claims of
-itself.  Beside the outputs of ``make demo`` it also shows the demo's controls.
+With ground truth the page shows the errors, without it the bounds that the node claims.  For a
+run of ``make demo`` it also shows the demo's controls.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from crossview_localizer.bags.arguments import (
     add_run_arguments,
     topics_from_arguments,
 )
+from crossview_localizer.config import LocalizerConfig, read_parameters
 from crossview_localizer.evaluation.run_report import write_report
 
 
@@ -26,6 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_arguments(parser, ('image', 'gnss', 'truth'))
     add_imagery_argument(parser)
     parser.add_argument(
+        '--params-file', type=Path, metavar='YAML',
+        help="the node's, for the smoothed trajectory (default: the defaults)")
+    parser.add_argument(
         '--out', type=Path, metavar='DIR', help='folder to write to (default: BAG_report)')
     return parser
 
@@ -34,10 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     out = arguments.out or arguments.bag.with_name(arguments.bag.resolve().name + '_report')
     try:
+        _, config = (read_parameters(arguments.params_file) if arguments.params_file
+                     else (None, LocalizerConfig()))
         page = write_report(
             out, arguments.bag, input_bag=arguments.input_bag, map_path=arguments.map,
             imagery=arguments.imagery, topics=topics_from_arguments(arguments),
-            node=arguments.node.rstrip('/'), progress=True)
+            node=arguments.node.rstrip('/'), config=config.filter, progress=True)
     except (ValueError, OSError) as error:
         print(f'report: error: {error}', file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Poses over time, and what may be said between two of them."""
+"""Poses over time, and the interpolation between them."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import interpolate_pose, Pose2D
 
-# Between two true poses that are farther apart in time the truth is not known.
+# The ground truth is not interpolated over longer gaps.
 TRUTH_MAX_GAP_S = 1.0
 
 

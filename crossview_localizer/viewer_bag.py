@@ -1,8 +1,9 @@
-"""A recorded run and its input as one mcap file for a viewer without ROS (Lichtblick, Foxglove).
+"""Join a recorded run and its input to one mcap file for a viewer without ROS.
 
-What such a viewer cannot work out is added below /viewer: the satellite image, the paths of the
-whole drive, the 95 % ellipses; and odom -> base_link on /tf.  All types are standard ones and
-their definitions are in the file, so nothing else is needed; config/viewer_layout.json shows it.
+Such a viewer is Lichtblick or Foxglove; config/viewer_layout.json is a layout for them.  Topics
+below /viewer are added, which a viewer cannot compute: the satellite image, the paths of the whole
+drive, the 95 % ellipses.  odom -> base_link is added to /tf.  All message types are standard, and
+their definitions are in the file.
 """
 
 import argparse

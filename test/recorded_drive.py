@@ -7,6 +7,7 @@ import cv2
 from diagnostic_msgs.msg import DiagnosticArray
 from geographic_msgs.msg import GeoPoseStamped
 from geometry_msgs.msg import TransformStamped
+from nav_msgs.msg import Odometry
 import numpy as np
 from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -114,6 +115,18 @@ def truth_messages(seconds: float):
         time_s = number / 10.0
         stamp_ns = START_NS + round(time_s * 1e9)
         yield '/ground_truth/geopose', time_s, geopose_msg(true_pose(time_s), stamp_ns)
+
+
+def odometry_messages(seconds: float):
+    for number in range(int(seconds * 10.0)):
+        time_s = number / 10.0
+        odometry, pose = Odometry(child_frame_id='base_link'), true_pose(time_s)
+        odometry.header.stamp = conversions.stamp_msg_from_ns(START_NS + round(time_s * 1e9))
+        odometry.header.frame_id = 'odom'
+        odometry.pose.pose.position.x = pose.x_m
+        odometry.pose.pose.position.y = pose.y_m
+        odometry.pose.pose.orientation = conversions.quaternion_msg_from_yaw(pose.yaw_rad)
+        yield '/odometry', time_s, odometry
 
 
 def input_messages(seconds: float, rate_hz: float = 4.0):

@@ -58,12 +58,12 @@ def test_onnx_runtime_gives_what_torch_gives(exported, name):
 
 def test_a_file_of_other_weights_or_none_is_refused_in_one_line(exported, tmp_path):
     network, folder, stem = exported
-    with pytest.raises(ValueError, match='was exported from the weights.*export it anew'):
+    with pytest.raises(ValueError, match='was exported from the weights.*export it again'):
         OnnxBranch(folder / f'{stem}.ground.onnx', '0' * 64)
     with pytest.raises(FileNotFoundError, match='expected a file from export'):
         OnnxBranch(tmp_path / 'none.onnx', network.fingerprint)
     (tmp_path / 'bad.onnx').write_bytes(b'no network')
-    with pytest.raises(ValueError, match='no network for ONNX Runtime') as error:
+    with pytest.raises(ValueError, match='not a network for ONNX Runtime') as error:
         OnnxBranch(tmp_path / 'bad.onnx', network.fingerprint)
     assert '\n' not in str(error.value)
 

@@ -214,7 +214,7 @@ def test_files_that_are_no_weights_are_refused_in_a_line(tmp_path, capsys, monke
     torch.save(state, tmp_path / 'less.pth')
     for name, message in (('text.npz', 'not a readable .npz'), ('text.pth', 'torch state dict'),
                           ('absent.npz', 'no weights at'), ('model.ckpt', 'TensorFlow'),
-                          ('less.pth', 'features.10.bias is nothing')):
+                          ('less.pth', 'features.10.bias is missing')):
         assert main([str(tmp_path / name), '--model', 'oxford',
                      '--out', str(tmp_path / 'out')]) == 2
         error = capsys.readouterr().err

@@ -221,7 +221,8 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
     with timer.stage('report'):
         page = write_report(
             out / 'report', out / 'run', input_bag=bag, map_path=map_path,
-            imagery=[out / 'world/orthophoto.tif'], demo=Demo(summary, comparison))
+            imagery=[out / 'world/orthophoto.tif'], demo=Demo(summary, comparison),
+            config=config.filter)
     summary['seconds'] = timer.seconds_by_stage()
     write_json(out / 'summary.json', summary)
     print_summary(summary)

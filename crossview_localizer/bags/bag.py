@@ -1,47 +1,59 @@
 """The one place where rosbag2 recordings are opened, read and decoded."""
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from functools import cache
+import heapq
+import logging
 from pathlib import Path
 import struct
 
 from rosbags.interfaces import Connection, MessageDefinitionFormat
-from rosbags.rosbag2 import Reader
 from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 
+from crossview_localizer.bags.storage import (
+    BagError,
+    decompress_message,
+    errors_named,
+    open_storages,
+)
 from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 
 
-class BagError(ValueError):
-    """A recording that cannot be read or used; the message says what was found and expected."""
-
-
 class Bag:
-    """A recording (a folder, or one .mcap or .db3 file) that is open for reading.
+    """A recording (a folder, or one .mcap, .db3 or ROS 1 .bag file) that is open for reading.
 
-    Raises FileNotFoundError where there is none, and BagError where it is damaged.  The types of
-    topics that are not decoded need not be known.
+    One that its recorder could not finish is read as far as it goes; ``notes`` says what it lacks,
+    and the log says it once.  Messages of ROS 1 are given as those of ROS 2.
+
+    Raises FileNotFoundError where there is none, and BagError where nothing of it can be read.
+    The types of topics that are not decoded need not be known.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.exists():
-            raise FileNotFoundError(
-                f'bag {path} does not exist; expected a folder that ros2 bag record wrote')
-        with _errors_named(self.path):
-            self._reader = Reader(self.path)
-            self._reader.open()
-        self.connections: list[Connection] = list(self._reader.connections)
-        self.start_ns: int = self._reader.start_time
-        self.end_ns: int = self._reader.end_time
-        self.message_count: int = self._reader.message_count
+        self.notes: list[str] = []
+        self._stack = ExitStack()
+        try:
+            with errors_named(self.path):
+                self._storages = open_storages(self.path, self._stack, self.notes)
+        except BaseException:
+            self._stack.close()
+            raise
+        for note in self.notes:
+            _warn_once(note)
+        self.connections: list[Connection] = [
+            connection for storage in self._storages for connection in storage.connections]
+        self.start_ns: int = min(storage.start_time for storage in self._storages)
+        self.end_ns: int = max(storage.end_time for storage in self._storages)
+        self.message_count: int = sum(storage.message_count for storage in self._storages)
         self._typestore = get_typestore(Stores.EMPTY)
 
     def __enter__(self) -> 'Bag':
         return self
 
     def __exit__(self, *_) -> None:
-        self._reader.close()
+        self._stack.close()
 
     @property
     def topics(self) -> set[str]:
@@ -55,16 +67,20 @@ class Bag:
 
         All topics, or those named; bag times in [start_ns, stop_ns).
         """
-        chosen = [c for c in self.connections if topics is None or c.topic in topics]
-        if not chosen:
-            return
-        messages = self._reader.messages(chosen, start_ns, stop_ns)
+        streams = []
+        for storage in self._storages:
+            chosen = [c for c in storage.connections if topics is None or c.topic in topics]
+            if chosen:
+                streams.append(storage.messages(chosen, start_ns, stop_ns))
+        messages = heapq.merge(*streams, key=lambda entry: entry[1])
         while True:
-            with _errors_named(self.path):
+            with errors_named(self.path):
                 entry = next(messages, None)
-            if entry is None:
-                return
-            yield entry
+                if entry is None:
+                    return
+                connection, bag_ns, data = entry
+                data = decompress_message(data)
+            yield connection, bag_ns, data
 
     def decode(self, connection: Connection, data: bytes):
         """The message; BagError where its bytes or its type's definition are damaged."""
@@ -122,12 +138,6 @@ def _definitions(connection: Connection) -> dict:
     return typestore_with_geographic_msgs().fielddefs
 
 
-@contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    """On damaged bytes rosbags raises whatever its decoders do: name the bag instead."""
-    try:
-        yield
-    except Exception as error:
-        problem = ' '.join(str(error).split()) or type(error).__name__
-        raise BagError(f'{path} cannot be read as a bag ({problem}); expected a whole rosbag2 '
-                       'recording') from error
+@cache
+def _warn_once(text: str) -> None:
+    logging.getLogger(__name__).warning(text)

@@ -65,6 +65,7 @@ class RecordedRun:
     latency_ms: np.ndarray
     fixes: list[GnssFix]
     truth: Track
+    odometry: Track
     diagnostics: Diagnostics
     frame: LocalFrame | None
     delay_ns: int = 0
@@ -120,7 +121,7 @@ def read_run(
         np.array([xy_m for _, *xy_m in outputs.peaks]).reshape(-1, 2),
         np.array([ns for ns, _ in outputs.latency], np.int64) - delay_ns,
         np.array([ms for _, ms in outputs.latency], float), inputs.fixes, inputs.truth,
-        Diagnostics.from_messages(
+        inputs.odometry, Diagnostics.from_messages(
             times_ns, [msg for _, msg in outputs.diagnostics], node.rsplit('/', 1)[-1]),
         frame, delay_ns, inputs.image_count, inputs.first_image_ns, tuple(notes))
 
@@ -210,6 +211,7 @@ class _Inputs:
 
     fixes: list[GnssFix] = field(default_factory=list)
     truth: Track = field(default_factory=lambda: Track.empty([]))
+    odometry: Track = field(default_factory=lambda: Track.empty([]))
     image_count: int = 0
     first_image_ns: int | None = None
     unusable: Counter[str] = field(default_factory=Counter)
@@ -229,7 +231,7 @@ def _read_inputs(bags: list[Path], frame: LocalFrame | None, topics: Topics,
                 found.first_image_ns = next(
                     (header_stamp_ns(data) for _, _, data in opened.read_raw({topics.image})),
                     None)
-        wanted = {name: getattr(topics, name) for name in ('gnss', 'truth')
+        wanted = {name: getattr(topics, name) for name in ('gnss', 'truth', 'odometry')
                   if getattr(topics, name) in new}
         if frame is None or not wanted:
             continue
@@ -237,6 +239,7 @@ def _read_inputs(bags: list[Path], frame: LocalFrame | None, topics: Topics,
         drive = _read_drive_anywhere(bag, frame, node_config, chosen, notes)
         found.fixes = found.fixes or drive.fixes
         found.truth = drive.truth if len(drive.truth) else found.truth
+        found.odometry = drive.odometry if len(drive.odometry) else found.odometry
         found.unusable += drive.unusable
     return found
 

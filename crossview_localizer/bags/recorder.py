@@ -26,6 +26,8 @@ from crossview_localizer.ros.interrupts import Interrupt
 # Received messages wait here while others are written; images of 4 MB make it 400 MB at worst.
 SUBSCRIPTION_DEPTH = 100
 DISCOVERY_PERIOD_S = 0.1
+# A recorder that is killed loses no more than this.
+SAVE_PERIOD_S = 1.0
 # On an interrupt, what is under way is still taken: until nothing has come for this long ...
 QUIET_S = 0.3
 # ... but no longer than this.
@@ -82,9 +84,9 @@ class BagRecorder:
         self._refused: set[str] = set()
         self.topics: dict[str, Connection] = {}
         self.message_count = 0
-        node.create_timer(
-            DISCOVERY_PERIOD_S, self.subscribe_to_new_topics,
-            clock=Clock(clock_type=ClockType.STEADY_TIME))
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        node.create_timer(DISCOVERY_PERIOD_S, self.subscribe_to_new_topics, clock=clock)
+        node.create_timer(SAVE_PERIOD_S, self._save, clock=clock)
         self.subscribe_to_new_topics()
 
     def subscribe_to_new_topics(self) -> None:
@@ -125,6 +127,13 @@ class BagRecorder:
         for connection, data in self._before_clock:
             self._writer.write(connection, stamp_ns, data)
         self._before_clock.clear()
+
+    def _save(self) -> None:
+        """Hand what was recorded to the system: rosbags keeps up to a megabyte back."""
+        storage = self._writer.storage
+        if storage.chunk.msgs:
+            storage.close_chunk()
+            storage.bio.flush()
 
     def finish(self) -> None:
         """Write what still waits for a /clock that never came, at time 0."""

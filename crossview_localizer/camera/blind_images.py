@@ -6,15 +6,15 @@ import numpy as np
 
 from crossview_localizer.geometry import Pose2D
 
-# Only every n-th pixel of an image is examined, so that about so many rows are.
+# Images are subsampled to about this many rows before they are examined.
 SAMPLE_ROWS = 120
-# Grey levels below and above these count as clipped.
+# Grey levels below BLACK and above WHITE are clipped.
 BLACK, WHITE = 5, 250
-# An image shows nothing if its grey levels have a smaller standard deviation,
+# An image whose grey levels have a smaller standard deviation shows nothing.
 MIN_CONTRAST = 3.0
-# or if a larger share of them is clipped.
+# An image with a larger share of clipped pixels shows nothing.
 MAX_CLIPPED = 0.97
-# The same picture twice is a frozen camera once the vehicle has moved this far.
+# A camera that gives the same picture after this distance is frozen.
 FROZEN_MOVED_M = 1.0
 
 
@@ -27,7 +27,7 @@ class BlindImageCheck:
 
     def __init__(self):
         self._last_sample: np.ndarray | None = None
-        self._last_from: Pose2D | None = None  # odometry when this very picture first came
+        self._odom_from_first: Pose2D | None = None  # odometry when that sample first appeared
 
     def examine(self, rgb: np.ndarray, odom_from_base: Pose2D | None) -> None:
         """Examine the next image (H, W, 3), with the newest odometry; raises BlindImage."""
@@ -41,12 +41,12 @@ class BlindImageCheck:
                 f'image is {kind}: mean {grey.mean():.0f}, standard deviation {grey.std():.1f}, '
                 f'{100 * clipped:.0f} % of the pixels clipped')
         if self._last_sample is None or not np.array_equal(sample, self._last_sample):
-            self._last_sample, self._last_from = sample.copy(), odom_from_base
+            self._last_sample, self._odom_from_first = sample.copy(), odom_from_base
             return
-        if self._last_from is None or odom_from_base is None:
+        if self._odom_from_first is None or odom_from_base is None:
             return
-        moved = self._last_from.inverse() @ odom_from_base
-        moved_m = math.hypot(moved.x_m, moved.y_m)
+        motion = self._odom_from_first.inverse() @ odom_from_base
+        moved_m = math.hypot(motion.x_m, motion.y_m)
         if moved_m > FROZEN_MOVED_M:
             raise BlindImage(
                 f'image is frozen: the same picture again after {moved_m:.1f} m by odometry')

@@ -1,14 +1,14 @@
-"""The bytes of an image to rgb (H, W, 3) uint8: raw encodings with the names of ROS, jpeg, png.
+"""Decode the bytes of an image to rgb (H, W, 3) uint8: raw ROS encodings, jpeg and png.
 
-Bytes that are no whole image raise ValueError with what was found and what was expected.
+Raises ValueError, with what was found and what was expected, if the image is incomplete or broken.
 """
 
 import cv2
 import numpy as np
 
-# Channels of an encoding and its cv2 conversion to RGB (None: it is RGB).
-# The Bayer names are those of ROS: the first two pixels of the first row, then of the second.
-# cv2.COLOR_BayerBG2RGB and its like name other pixels, the four-letter aliases the same.
+# Number of channels of an encoding, and its cv2 conversion to RGB (None: it is RGB already).
+# ROS names a Bayer pattern by the first two pixels of the first row, then of the second.  So do
+# the four-letter names of cv2; its two-letter names (COLOR_BayerBG2RGB) begin at another pixel.
 PLAIN_ENCODINGS = {
     'rgb8': (3, None),
     'bgr8': (3, cv2.COLOR_BGR2RGB),
@@ -22,7 +22,7 @@ PLAIN_ENCODINGS = {
     'bayer_gbrg8': (1, cv2.COLOR_BayerGBRG2RGB),
     'bayer_grbg8': (1, cv2.COLOR_BayerGRBG2RGB),
 }
-# The same with 16 bits a channel, of which the upper 8 are kept.
+# The same with 16 bits per channel, of which the upper 8 are kept.
 WIDE_ENCODINGS = {
     name[:-1] + '16': layout for name, layout in PLAIN_ENCODINGS.items() if name.endswith('8')
 }
@@ -32,7 +32,7 @@ ENCODINGS = {**PLAIN_ENCODINGS, **WIDE_ENCODINGS}
 def rgb_from_raw(
     data, width_px: int, height_px: int, step_bytes: int, encoding: str, is_big_endian: bool,
 ) -> np.ndarray:
-    """The rows of a raw image, each ``step_bytes`` long; ``encoding`` is one of ENCODINGS."""
+    """Decode a raw image with rows of ``step_bytes``; ``encoding`` is one of ENCODINGS."""
     channels, to_rgb = ENCODINGS[encoding]
     is_wide = encoding in WIDE_ENCODINGS
     row_bytes = width_px * channels * (2 if is_wide else 1)
@@ -41,7 +41,7 @@ def rgb_from_raw(
             data.size < step_bytes * height_px):
         raise ValueError(
             f'image of {width_px}x{height_px} px in {encoding} has step {step_bytes} and '
-            f'{data.size} bytes; expected a step of {row_bytes} or more and that for each row')
+            f'{data.size} bytes; expected a step of {row_bytes} or more, and step * height bytes')
     pixels = data[:step_bytes * height_px].reshape(height_px, step_bytes)[:, :row_bytes]
     if is_wide:
         # The more significant byte of each value.
@@ -51,10 +51,10 @@ def rgb_from_raw(
 
 
 def rgb_from_compressed(data, image_format: str) -> np.ndarray:
-    """A jpeg or png; ``image_format`` is that of a sensor_msgs/CompressedImage.
+    """Decode a jpeg or png; ``image_format`` is that of a sensor_msgs/CompressedImage.
 
-    A single channel is a Bayer mosaic where the format begins with that encoding, as in
-    "bayer_rggb8; jpeg compressed", else grey.
+    A single channel is a Bayer mosaic if the format begins with that encoding, as in
+    "bayer_rggb8; jpeg compressed"; otherwise it is grey.
     """
     data = np.frombuffer(data, dtype=np.uint8)
     try:
@@ -70,7 +70,7 @@ def rgb_from_compressed(data, image_format: str) -> np.ndarray:
     if pixels.dtype != np.uint8:
         raise ValueError(
             f'compressed image with format {image_format!r} decodes to {pixels.dtype}; expected '
-            '8 or 16 bits a channel')
+            '8 or 16 bits per channel')
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     encoding = image_format.split(';')[0].strip().replace('16', '8')
     if channels == 1 and encoding.startswith('bayer_') and encoding in PLAIN_ENCODINGS:
@@ -80,7 +80,7 @@ def rgb_from_compressed(data, image_format: str) -> np.ndarray:
 
 
 def _is_whole(data: np.ndarray) -> bool:
-    """False for a jpeg or png without its end, of which some decoders make half a picture."""
+    """False for a truncated jpeg or png, which some decoders turn into half a picture."""
     first, last = data[:2].tobytes(), data[-4096:].tobytes()  # cameras pad the end
     if first == b'\xff\xd8':
         return b'\xff\xd9' in last

@@ -1,10 +1,11 @@
 """The pitch of a camera and its height above the road, from pairs of images of a drive.
 
-Points tracked from one image to the next give the direction in which the camera moved (epipolar
-geometry).  On average a vehicle moves along the road: the mean angle between that direction and
-the camera's mounting is the pitch error.  The distance is that of the odometry.  The height is the
-one at which the road of the first image, moved by the homography of a plane at that depth (Hartley
-and Zisserman, Multiple View Geometry, 13.1), looks like the road of the second.
+Points that are tracked from one image to the next give the direction in which the camera moved
+(epipolar geometry).  On average a vehicle moves parallel to the road, so the mean angle between
+that direction and the camera's mounting is the pitch error.  Odometry gives the distance.  The
+height is found by warping the road of one image to the other with the homography of a plane at
+that depth (Hartley and Zisserman, Multiple View Geometry, 13.1): the right height makes the two
+roads look most alike.
 """
 
 from dataclasses import dataclass
@@ -19,21 +20,21 @@ from crossview_localizer.datatypes import CameraImage, CameraModel
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.trajectory import Track
 
-STEP_M = (0.7, 3.0)             # distance between the two images of a pair
-MAX_TURN_RAD = 0.05             # and largest turn
+STEP_M = (0.7, 3.0)             # smallest and largest distance between the images of a pair
+MAX_TURN_RAD = 0.05             # largest turn between the images of a pair
 MAX_ODOMETRY_GAP_S = 1.0        # in a longer gap the motion is not known
 WIDTH_PX = 640                  # larger images are resized to this width
-MIN_TRACKS = 60                 # tracked points that a pair needs
-MIN_AGREEING = 0.6              # share of them that must agree with one motion of the camera
-AGREES_PX = 0.8                 # to within this
-TRACKED_PX = 9                  # window of the tracker
+MIN_TRACKS = 60                 # smallest number of tracked points in a pair
+MIN_AGREEING = 0.6              # smallest share of points that agree with the fitted motion
+AGREES_PX = 0.8                 # largest residual of a point that agrees
+TRACKED_PX = 9                  # side of the tracker's window
 ROADSIDE_M = 4.0                # points nearer than this to the path are not tracked
 ROAD_AHEAD_M = (4.0, 14.0)      # the part of the road that is compared
 ROAD_HALF_WIDTH_M = 1.8
-HEIGHTS = np.linspace(0.6, 1.6, 51)     # that are tried, as shares of the configured height
-SMOOTH_PX = 8.0                 # slower changes of brightness are removed
-MIN_PAIRS = 30
-BLOCK = 10                      # neighbouring pairs that share their errors (bumps, braking)
+HEIGHTS = np.linspace(0.6, 1.6, 51)     # heights to try, as shares of the configured height
+SMOOTH_PX = 8.0                 # brightness that changes more slowly than this is removed
+MIN_PAIRS = 30                  # smallest number of pairs for a fit
+BLOCK = 10                      # neighbouring pairs whose errors are correlated (bumps, braking)
 BOOTSTRAPS = 200
 # Mean errors on simulated drives, from crowned roads and tracks of blurred texture.
 BIAS_HEIGHT = 0.04
@@ -42,9 +43,10 @@ BIAS_PITCH_RAD = math.radians(0.15)
 
 @dataclass(frozen=True)
 class MotionFit:
-    """``values`` and ``sigmas`` (2,): height_m, NaN if the road did not show it, and pitch_rad.
+    """Fitted height_m and pitch_rad as ``values`` (2,), with their ``sigmas`` (2,).
 
-    The pitch is positive nose down and relative to the mounting of the camera.
+    The height is NaN if the road did not show it.  The pitch is positive nose down and relative to
+    the mounting of the camera.
     """
 
     values: np.ndarray
@@ -53,7 +55,7 @@ class MotionFit:
 
 
 class CameraMotion:
-    """Compares the images of a drive, given in order, that are a metre or two apart."""
+    """Compares pairs of images of a drive, given in order, that are a metre or two apart."""
 
     def __init__(self, odometry: Track):
         self._odometry = odometry
@@ -79,13 +81,13 @@ class CameraMotion:
 
     def _compare(self, before: np.ndarray, after: np.ndarray, camera: CameraModel,
                  motion: Pose2D) -> None:
-        found = camera_motion(before, after, camera, motion.yaw_rad)
-        if found is None:
+        fitted = camera_motion(before, after, camera, motion.yaw_rad)
+        if fitted is None:
             return
-        rotation, direction = found
-        later = rotation @ direction
+        rotation, direction = fitted
+        direction_after = rotation @ direction
         pitch_rad = (math.atan2(direction[2], direction[0])
-                     + math.atan2(later[2], later[0])) / 2
+                     + math.atan2(direction_after[2], direction_after[0])) / 2
         step_m = math.hypot(motion.x_m, motion.y_m)
         likeness = road_likeness(
             before, after, camera, rotation, direction * step_m, HEIGHTS * camera.height_m)
@@ -95,8 +97,9 @@ class CameraMotion:
     def fit(self, height_m: float, seed: int = 0) -> MotionFit | None:
         """Fit height and pitch; None with fewer than MIN_PAIRS pairs.
 
-        ``height_m`` is the configured height.  The standard deviations are those of fits to
-        resampled blocks of pairs, and of the mean errors that more pairs do not remove.
+        ``height_m`` is the configured height.  The standard deviations combine those of fits to
+        resampled blocks of pairs with BIAS_HEIGHT and BIAS_PITCH_RAD, which more pairs do not
+        reduce.
         """
         count = len(self.pitches_rad)
         if count < MIN_PAIRS:
@@ -108,15 +111,16 @@ class CameraMotion:
         for _ in range(BOOTSTRAPS):
             drawn = rng.integers(len(blocks), size=len(blocks))
             chosen = np.concatenate([blocks[k] for k in drawn])
-            resampled.append(_values(pitches_rad[chosen], likeness[chosen], height_m))
+            resampled.append(_height_and_pitch(pitches_rad[chosen], likeness[chosen], height_m))
         sigmas = np.hypot(np.std(resampled, 0), (BIAS_HEIGHT * height_m, BIAS_PITCH_RAD))
-        return MotionFit(_values(pitches_rad, likeness, height_m), sigmas, count)
+        return MotionFit(_height_and_pitch(pitches_rad, likeness, height_m), sigmas, count)
 
 
-def _values(pitches_rad: np.ndarray, likeness: np.ndarray, height_m: float) -> np.ndarray:
+def _height_and_pitch(pitches_rad: np.ndarray, likeness: np.ndarray,
+                      height_m: float) -> np.ndarray:
     """The height of the highest mean likeness, and the mean pitch without outliers."""
-    off = np.abs(pitches_rad - np.median(pitches_rad))
-    pitch_rad = pitches_rad[off <= 4.0 * np.median(off)].mean()
+    deviation = np.abs(pitches_rad - np.median(pitches_rad))
+    pitch_rad = pitches_rad[deviation <= 4.0 * np.median(deviation)].mean()
     seen = np.isfinite(likeness).all(1)
     if not seen.any():
         return np.array([math.nan, pitch_rad])
@@ -130,7 +134,7 @@ def _values(pitches_rad: np.ndarray, likeness: np.ndarray, height_m: float) -> n
 
 
 def reduced(gray: np.ndarray, camera: CameraModel) -> tuple[np.ndarray, CameraModel]:
-    """An image no wider than WIDTH_PX, and its camera."""
+    """Resize an image to at most WIDTH_PX of width; returns it and its camera."""
     if camera.width_px <= WIDTH_PX:
         return gray, camera
     size = WIDTH_PX, round(camera.height_px * WIDTH_PX / camera.width_px)
@@ -150,51 +154,52 @@ def camera_motion(before: np.ndarray, after: np.ndarray, camera: CameraModel,
         return None
     u, v = rays(first, camera), rays(second, camera)
 
-    def parts(p):
+    def rotation_and_direction(p):
         return Rotation.from_rotvec(p[:3]).as_matrix(), np.array(
             [math.cos(p[3]) * math.cos(p[4]), math.sin(p[4]), math.sin(p[3])])
 
     def residuals_px(p):
         """Residuals of the epipolar constraint, to first order (Sampson)."""
-        rotation, direction = parts(p)
+        rotation, direction = rotation_and_direction(p)
         essential = rotation @ np.cross(np.eye(3), -direction)
-        there, back = u @ essential.T, v @ essential
-        length = np.sqrt((there[:, 1:] ** 2).sum(1) + (back[:, 1:] ** 2).sum(1))
-        return camera.fx_px * (v * there).sum(1) / np.maximum(length, 1e-9)
+        # The epipolar lines of u in the second image, and of v in the first.
+        lines_after, lines_before = u @ essential.T, v @ essential
+        length = np.sqrt((lines_after[:, 1:] ** 2).sum(1) + (lines_before[:, 1:] ** 2).sum(1))
+        return camera.fx_px * (v * lines_after).sum(1) / np.maximum(length, 1e-9)
 
     fitted = least_squares(
         residuals_px, (0.0, 0.0, -yaw_rad, 0.0, yaw_rad / 2), loss='cauchy', f_scale=0.3)
     if (np.abs(residuals_px(fitted.x)) < AGREES_PX).mean() < MIN_AGREEING:
         return None
-    return parts(fitted.x)
+    return rotation_and_direction(fitted.x)
 
 
 def beside_the_road(camera: CameraModel) -> np.ndarray:
-    """255 (H, W) where points are tracked.
+    """A mask (H, W) that is 255 where points are tracked: everywhere but on the road.
 
-    The road is seen at a grazing angle and moves differently in each row.  A tracker moves its
-    window as a whole and errs there in a way that looks like another pitch.  Elsewhere small
+    The road is seen at a grazing angle, so each of its rows moves by another amount.  A tracker
+    moves its window as a whole; on the road its error looks like a pitch.  Beside the road small
     windows (TRACKED_PX) keep that error small.
     """
     rows, cols = np.mgrid[:camera.height_px, :camera.width_px]
-    seen = rays(np.stack((cols.ravel(), rows.ravel()), 1), camera)
+    directions = rays(np.stack((cols.ravel(), rows.ravel()), 1), camera)
     with np.errstate(divide='ignore', invalid='ignore'):
-        left_m = seen[:, 1] * camera.height_m / -seen[:, 2]
-    road = (seen[:, 2] < 0.0) & (np.abs(left_m) < ROADSIDE_M)
+        left_m = directions[:, 1] * camera.height_m / -directions[:, 2]
+    road = (directions[:, 2] < 0.0) & (np.abs(left_m) < ROADSIDE_M)
     return np.where(road, 0, 255).astype(np.uint8).reshape(rows.shape)
 
 
 def tracked(before: np.ndarray, after: np.ndarray,
             where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, 2) in both images; tracking them back leads to where they began."""
+    """Track points (n, 2) to the second image; keep those that track back to their start."""
     points = cv2.goodFeaturesToTrack(before, 600, 0.005, 7, mask=where)
     if points is None:
         return np.zeros((0, 2)), np.zeros((0, 2))
     options = {'winSize': (TRACKED_PX, TRACKED_PX), 'maxLevel': 4}
-    there, ok, _ = cv2.calcOpticalFlowPyrLK(before, after, points, None, **options)
-    back, ok_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, **options)
-    good = (ok[:, 0] > 0) & (ok_back[:, 0] > 0) & (np.abs(back - points).max((1, 2)) < 0.3)
-    return points[good, 0].astype(float), there[good, 0].astype(float)
+    moved, ok, _ = cv2.calcOpticalFlowPyrLK(before, after, points, None, **options)
+    returned, ok_back, _ = cv2.calcOpticalFlowPyrLK(after, before, moved, None, **options)
+    good = (ok[:, 0] > 0) & (ok_back[:, 0] > 0) & (np.abs(returned - points).max((1, 2)) < 0.3)
+    return points[good, 0].astype(float), moved[good, 0].astype(float)
 
 
 def rays(pixels: np.ndarray, camera: CameraModel) -> np.ndarray:
@@ -206,9 +211,10 @@ def rays(pixels: np.ndarray, camera: CameraModel) -> np.ndarray:
 
 def road_likeness(before: np.ndarray, after: np.ndarray, camera: CameraModel, rotation: np.ndarray,
                   step_m: np.ndarray, heights_m: np.ndarray) -> np.ndarray:
-    """Correlation of the road in both images, for each height of the camera above the road.
+    """Correlation (heights,) of the road in both images, for each height above the road.
 
-    The road is a plane along ``step_m`` (3,), the motion of the camera.  NaN if it is not in view.
+    The road is taken to be a plane parallel to ``step_m`` (3,), the motion of the camera.  All are
+    NaN if the road is not in view.
     """
     direction = step_m / np.linalg.norm(step_m)
     pitch_rad = math.atan2(direction[2], direction[0])
@@ -231,12 +237,12 @@ def road_likeness(before: np.ndarray, after: np.ndarray, camera: CameraModel, ro
     road = road[top:top + height, left:left + width] > 0
     first = texture(before)[top:top + height, left:left + width]
     second = texture(after)
-    found = []
+    correlations = []
     for height_m in heights_m:
         plane = rotation @ (np.eye(3) + np.outer(step_m, up) / height_m)
         homography = (matrix @ base_from_optical.T @ plane @ base_from_optical
                       @ np.linalg.inv(matrix) @ inside)
-        # Outside the second image there is NaN.
+        # NaN outside the second image.
         moved = cv2.warpPerspective(
             second, homography, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderValue=math.nan)
@@ -244,10 +250,11 @@ def road_likeness(before: np.ndarray, after: np.ndarray, camera: CameraModel, ro
         if both.sum() < road.sum() / 4:
             return np.full(len(heights_m), math.nan)
         a, b = first[both] - first[both].mean(), moved[both] - moved[both].mean()
-        found.append((a @ b) / max(math.sqrt((a @ a) * (b @ b)), 1e-9))
-    return np.array(found)
+        correlations.append((a @ b) / max(math.sqrt((a @ a) * (b @ b)), 1e-9))
+    return np.array(correlations)
 
 
 def texture(gray: np.ndarray) -> np.ndarray:
+    """Remove slow changes of brightness, such as those of lighting."""
     gray = gray.astype(np.float32)
     return gray - cv2.GaussianBlur(gray, (0, 0), SMOOTH_PX)

@@ -1,11 +1,11 @@
-"""From an image as the camera took it to one of a pinhole camera."""
+"""Undistorts images: the results are those of a pinhole camera."""
 
 import cv2
 import numpy as np
 
 from crossview_localizer.datatypes import CameraModel
 
-# The numbers of coefficients of each distortion model that ROS names.
+# How many coefficients each of the distortion models of ROS may have.
 OPENCV_LENGTHS = (4, 5, 8, 12, 14)
 DISTORTION_MODELS = {
     'plumb_bob': OPENCV_LENGTHS, 'rational_polynomial': OPENCV_LENGTHS,
@@ -14,11 +14,10 @@ DISTORTION_MODELS = {
 
 
 class ImageRectifier:
-    """Undistorts images; ``camera`` is the pinhole camera that the results obey.
+    """Undistorts the images of one camera; ``camera`` is the pinhole camera of the results.
 
-    Focal lengths and principal point are the same before and after.  The tables are made here,
-    once.  Raises ValueError for a distortion model that is not known, or coefficients that do not
-    fit it.
+    Focal lengths and principal point stay the same.  Raises ValueError for an unknown distortion
+    model or a wrong number of coefficients.
     """
 
     def __init__(self, camera: CameraModel, distortion_model: str = '', coefficients=()):
@@ -49,7 +48,7 @@ class ImageRectifier:
                 k, distortion, None, k, size_px, cv2.CV_16SC2)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        """(H, W, 3) as it came to (H, W, 3) undistorted; another size raises ValueError."""
+        """Undistort an image (H, W, 3); raises ValueError if its size is not the camera's."""
         height_px, width_px = rgb.shape[:2]
         if (width_px, height_px) != (self.camera.width_px, self.camera.height_px):
             raise ValueError(

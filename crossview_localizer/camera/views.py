@@ -1,9 +1,9 @@
-"""The views of an image that the ground branches are given.
+"""The views of an image that the ground branches of the networks take as input.
 
-``camera`` is the papers' crop of a front camera's image.  ``polar`` is a panorama, to be compared
-with the polar transform of a satellite tile (CVACT).  ``birds_eye`` is an image projected to the
-flat road with the camera's intrinsics and turned north-up by the heading of the prior.  The dense
-matcher takes a ``LiftedView``.
+Tile networks take one of GROUND_VIEWS: ``camera`` is the papers' crop of a front camera's image;
+``polar`` is a panorama, which is compared with the polar transform of a satellite tile (CVACT);
+``birds_eye`` is an image projected to the flat road and turned north-up by the heading of the
+prior.  The dense network takes a ``LiftedView``.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from crossview_localizer.datatypes import CameraModel
 
 GROUND_VIEWS = ('birds_eye', 'camera', 'polar')
 CAMERA_VIEW_PX = (231, 154)  # width, height of the papers' front-camera input
-POLAR_VIEW_PX = (616, 112)   # and of their panoramas and polar satellite views
+POLAR_VIEW_PX = (616, 112)   # width, height of their panoramas and polar satellite views
 SAMPLING_WIDTH_PX = 300      # images are resized to this width before projection (antialiasing)
-MIN_DEPTH_M = 1.0            # nearer points are not projected
-UNSEEN = 127                 # grey where the camera sees nothing; zero after normalisation
+MIN_DEPTH_M = 1.0            # points nearer to the camera are not projected
+UNSEEN = 127                 # grey level of unseen pixels; zero after normalisation
 
 
 def ground_view(kind: str, rgb: np.ndarray, camera: CameraModel, yaw_rad: float, size_px: int,
                 px_m: float, pitch_rad: float = 0.0) -> np.ndarray:
-    """The view of ``kind`` (one of GROUND_VIEWS) of an image (H, W, 3).
+    """Make the view ``kind`` (one of GROUND_VIEWS) of an image (H, W, 3).
 
     Only the bird's-eye view uses all of the arguments.
     """
@@ -36,11 +36,11 @@ def ground_view(kind: str, rgb: np.ndarray, camera: CameraModel, yaw_rad: float,
 
 
 def camera_view(rgb: np.ndarray) -> np.ndarray:
-    """The papers' front-camera input (154, 231, 3), resized by area.
+    """Crop and resize an image to the papers' front-camera input (154, 231, 3).
 
     Of the RobotCar images of 1280x960 the papers took columns 40 to 1240 and rows 0 to 800, which
-    is 3:2 and leaves out the bonnet.  An image of 3:2 counts as cut already.  Of any other image
-    the same share of the width is taken, or less if the image is too low.
+    has the aspect 3:2 and leaves out the bonnet.  An image of aspect 3:2 is not cropped.  Any
+    other image is cropped to the same share of its width, or to less if it is not high enough.
     """
     height, width = rgb.shape[:2]
     if abs(2 * width - 3 * height) > 3:
@@ -51,10 +51,10 @@ def camera_view(rgb: np.ndarray) -> np.ndarray:
 
 
 def panorama_view(rgb: np.ndarray, yaw_rad: float) -> np.ndarray:
-    """The input for CVACT (112, 616, 3): the middle rows of a panorama, north in the middle.
+    """Make the input for CVACT (112, 616, 3): the middle rows of a panorama, north in the middle.
 
-    ``rgb`` is a whole panorama, 360 by 180 degrees, whose middle column looks to ``yaw_rad``
-    (pi / 2 in CVACT).
+    ``rgb`` is a whole panorama, 360 by 180 degrees; ``yaw_rad`` is the direction of its middle
+    column (pi / 2 in CVACT).
     """
     height, width = rgb.shape[:2]
     middle = rgb[height // 4:height - height // 4]
@@ -64,10 +64,10 @@ def panorama_view(rgb: np.ndarray, yaw_rad: float) -> np.ndarray:
 
 
 def sampling_image(rgb: np.ndarray, camera: CameraModel) -> tuple[np.ndarray, CameraModel]:
-    """Resize an image to SAMPLING_WIDTH_PX: bird's-eye views of all cameras are equally sharp."""
-    small = sampling_camera(camera)
-    size_px = small.width_px, small.height_px
-    return cv2.resize(rgb, size_px, interpolation=cv2.INTER_AREA), small
+    """Resize an image to SAMPLING_WIDTH_PX, so that all bird's-eye views are equally sharp."""
+    resized = sampling_camera(camera)
+    size_px = resized.width_px, resized.height_px
+    return cv2.resize(rgb, size_px, interpolation=cv2.INTER_AREA), resized
 
 
 def sampling_camera(camera: CameraModel) -> CameraModel:
@@ -77,9 +77,10 @@ def sampling_camera(camera: CameraModel) -> CameraModel:
 
 
 def halved(rgb: np.ndarray, width_px: int) -> np.ndarray:
-    """Halve an image, exactly and by area, while it stays at least twice ``width_px`` wide.
+    """Halve an image, by area, while it stays at least twice ``width_px`` wide.
 
-    Resizing the result takes a quarter of the time and differs by at most one grey level.
+    Resizing it afterwards takes a quarter of the time and changes the result by at most one grey
+    level.
     """
     while rgb.shape[1] >= 4 * width_px and not (rgb.shape[0] % 2 or rgb.shape[1] % 2):
         rgb = cv2.resize(
@@ -110,13 +111,13 @@ def birds_eye_view(
 
 
 def pixels(u_px: np.ndarray, v_px: np.ndarray, width_px: int, height_px: int):
-    """Points for ``cv2.remap``, and a mask of those inside the image."""
+    """Turn image points into the tables of ``cv2.remap`` and a mask of those inside the image."""
     seen = (u_px >= 0) & (u_px <= width_px - 1) & (v_px >= 0) & (v_px <= height_px - 1)
     return u_px.astype(np.float32), v_px.astype(np.float32), seen
 
 
 def sampled(image: np.ndarray, u_px, v_px, seen) -> np.ndarray:
-    """The image at ``pixels``: RGB and 255 inside the image, grey and 0 outside."""
+    """Sample an image at ``pixels``: RGB and 255 inside the image, grey and 0 outside."""
     view = np.empty((*seen.shape, 4), np.uint8)
     view[..., :3] = cv2.remap(image, u_px, v_px, cv2.INTER_LINEAR)
     view[..., :3][~seen] = UNSEEN
@@ -129,9 +130,9 @@ class LiftedView:
     """The input of the dense ground branch for one image.
 
     ``trunk_image`` (H, W, 3) uint8 has sides that are multiples of 32.  ``road`` (2F, 2L, 4) uint8
-    are the pixels of the flat road in the axes of the vehicle (row 0 farthest ahead, column 0
-    leftmost) and a mask.  ``points`` (Z, F, L, 2) float32 says where each cell at each height lies
-    in the trunk image: x and y in -1..1 from edge to edge, 2 if the camera does not see it.
+    has the pixels of the flat road in the axes of the vehicle (row 0 farthest ahead, column 0
+    leftmost) and a mask.  ``points`` (Z, F, L, 2) float32 has the place of each cell at each
+    height in the trunk image: x and y in -1..1 from edge to edge, 2 if the camera does not see it.
     """
 
     trunk_image: np.ndarray
@@ -140,14 +141,14 @@ class LiftedView:
 
 
 def lifted_view(rgb: np.ndarray, camera: CameraModel, config, pitch_rad: float = 0.0):
-    """The view of an image for a network of ``config`` (dense.DenseConfig)."""
-    lift = _lift(
+    """Make the view of an image for a network of ``config`` (dense.DenseConfig)."""
+    lift = _lift_tables(
         camera.width_px, camera.height_px, camera.fx_px, camera.fy_px, camera.cx_px, camera.cy_px,
         np.asarray(camera.base_from_camera, float).tobytes(), camera.height_m, config, pitch_rad)
     rgb = halved(rgb, max(SAMPLING_WIDTH_PX, lift.size_px[0]))
-    near = cv2.resize(
+    sampling = cv2.resize(
         rgb, (SAMPLING_WIDTH_PX, lift.sampling_height_px), interpolation=cv2.INTER_AREA)
-    road = sampled(near, *lift.road)
+    road = sampled(sampling, *lift.road)
 
     resized = cv2.resize(rgb, lift.size_px, interpolation=cv2.INTER_AREA)
     (height_px, width_px), top_px, left_px = lift.trunk_px, lift.top_px, lift.left_px
@@ -160,11 +161,11 @@ def lifted_view(rgb: np.ndarray, camera: CameraModel, config, pitch_rad: float =
 
 
 @dataclass(frozen=True)
-class _Lift:
-    """The part of ``lifted_view`` that depends on the camera alone.
+class _LiftTables:
+    """What ``lifted_view`` needs and depends on the camera alone.
 
-    An image resized to ``size_px`` (width, height) is cut to ``trunk_px`` (height, width) at row
-    ``top_px`` and column ``left_px``.  ``road`` are the ``pixels`` (2F, 2L) of the road in the
+    An image resized to ``size_px`` (width, height) is cropped to ``trunk_px`` (height, width) at
+    row ``top_px`` and column ``left_px``.  ``road`` has the ``pixels`` (2F, 2L) of the road in the
     image resized for sampling.
     """
 
@@ -178,24 +179,25 @@ class _Lift:
 
 
 @lru_cache(maxsize=8)
-def _lift(width_px, height_px, fx_px, fy_px, cx_px, cy_px, base_from_camera: bytes, height_m,
-          config, pitch_rad: float) -> _Lift:
-    """The lift of a camera; its mounting (4, 4) comes as bytes, which can be cached."""
+def _lift_tables(width_px, height_px, fx_px, fy_px, cx_px, cy_px, base_from_camera: bytes,
+                 height_m, config, pitch_rad: float) -> _LiftTables:
+    """Compute the tables of a camera; its mounting (4, 4) is given as bytes, for the cache."""
     camera = CameraModel(
         width_px, height_px, fx_px, fy_px, cx_px, cy_px,
         np.frombuffer(base_from_camera).reshape(4, 4), height_m)
 
-    def places(px_m, rows, cols):
+    def cell_centres_m(px_m, rows, cols):
         ahead_m = (rows - 0.5 - np.arange(rows)) * px_m
         left_m = ((cols - 1) / 2 - np.arange(cols)) * px_m
         return np.broadcast_arrays(ahead_m[:, None], left_m[None, :])
 
-    near = sampling_camera(camera)
+    sampling = sampling_camera(camera)
     rows, cols = config.ahead_cells, config.across_cells
-    ground = places(config.px_m, rows * config.cell_px, cols * config.cell_px)
-    road = pixels(*image_points(near, *ground, 0.0, pitch_rad), near.width_px, near.height_px)
+    ground_m = cell_centres_m(config.px_m, rows * config.cell_px, cols * config.cell_px)
+    road = pixels(*image_points(sampling, *ground_m, 0.0, pitch_rad), sampling.width_px,
+                  sampling.height_px)
 
-    # The trunk image has one focal length for all cameras, and rows about the horizon.
+    # The trunk image has the same focal length for all cameras, and rows around the horizon.
     scale = config.focal_px / camera.fx_px
     size_px = (round(camera.width_px * scale), round(camera.height_px * scale))
     fx_px, fy_px = size_px[0] / camera.width_px, size_px[1] / camera.height_px
@@ -207,26 +209,27 @@ def _lift(width_px, height_px, fx_px, fy_px, cx_px, cy_px, base_from_camera: byt
     height_px, width_px = 32 * int(height_px // 32), 32 * max(1, size_px[0] // 32)
     left_px = (size_px[0] - width_px) // 2
 
-    cells = places(config.cell_m, rows, cols)
+    cells_m = cell_centres_m(config.cell_m, rows, cols)
     points = np.full((len(config.heights_m), rows, cols, 2), 2.0, np.float32)
     for k, height_m in enumerate(config.heights_m):
-        u_px, v_px = image_points(camera, *cells, height_m, pitch_rad)
+        u_px, v_px = image_points(camera, *cells_m, height_m, pitch_rad)
         x = ((u_px + 0.5) * fx_px - left_px) / width_px * 2.0 - 1.0
         y = ((v_px + 0.5) * fy_px - top_px) / height_px * 2.0 - 1.0
         inside = (u_px >= 0) & (np.abs(x) <= 1.0) & (np.abs(y) <= 1.0)
         points[k, inside, 0], points[k, inside, 1] = x[inside], y[inside]
-    return _Lift(size_px, (height_px, width_px), top_px, left_px, near.height_px, road, points)
+    return _LiftTables(
+        size_px, (height_px, width_px), top_px, left_px, sampling.height_px, road, points)
 
 
 def image_points(
     camera: CameraModel, forward_m: np.ndarray, left_m: np.ndarray, height_m: float,
     pitch_rad: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The image points of points in base_link, ``height_m`` above the flat road.
+    """Project points in base_link, ``height_m`` above the flat road, to image points.
 
     ``pitch_rad`` is that of ``birds_eye_view``.  Returns u_px and v_px, -1 for points not ahead.
     """
-    # base_link to optical frame; a nose-down correction turns the ground up in the image.
+    # base_link to optical frame.  A nose-down correction moves the ground up in the image.
     rotation = camera.base_from_camera[:3, :3].T
     origin = camera.base_from_camera[:3, 3]
     cos, sin = np.cos(pitch_rad), np.sin(pitch_rad)

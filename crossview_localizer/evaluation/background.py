@@ -1,4 +1,4 @@
-"""The imagery that a report shows below a recorded run, and where it lies."""
+"""Finds the imagery that a report shows below a recorded run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ import numpy as np
 from crossview_localizer.bags.bag import BagError
 from crossview_localizer.geometry import LocalFrame, MapGrid
 
-# A map whose origin is farther than this from that of the recording is of another place.
+# A map belongs to a recording if their origins are nearer than this.
 SAME_FRAME_M = 0.5
 OUTSIDE_GREY = 225
 
-# The imagery on a grid: rgb (rows, cols, 3) uint8.
+# Draws the imagery on a grid as rgb (rows, cols, 3) uint8.
 Orthophoto = Callable[[MapGrid], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Background:
-    """Where ``map`` lies and what is seen there; ``orthophoto`` is None where nothing is."""
+    """Where ``map`` lies on Earth, and the imagery there; ``orthophoto`` is None without any."""
 
     frame: LocalFrame | None
     orthophoto: Orthophoto | None
@@ -31,34 +31,34 @@ class Background:
 def find_background(
     frame: LocalFrame | None, map_path: Path | None, imagery: Sequence[Path], recorded_map: str,
 ) -> tuple[Background, list[str]]:
-    """The orthophoto of GeoTIFFs, of a map that is named, or of the map that the node used.
+    """Take the orthophoto of GeoTIFFs, of the map at ``map_path``, or of the node's own map.
 
-    ``frame`` is that of the recording.  ``recorded_map`` is the path in /diagnostics; that map is
-    left out, with a note, where it is gone or of another place.  Raises BagError where a map that
-    was named is of another place.
+    ``frame`` is that of the recording.  ``recorded_map`` is the path of the node's map in
+    /diagnostics; if that file is gone or of another place, a note says so.  Returns the background
+    and the notes.  Raises BagError if the map at ``map_path`` is of another place.
     """
-    named, notes = map_path is not None, []
-    if not named and recorded_map and Path(recorded_map).is_file():
+    is_named, notes = map_path is not None, []
+    if not is_named and recorded_map and Path(recorded_map).is_file():
         map_path = Path(recorded_map)
-    found = Background(frame, None)
+    background = Background(frame, None)
     if map_path is not None:
         try:
-            found = _background_of_map(map_path, frame)
+            background = _background_of_map(map_path, frame)
         except (ValueError, OSError) as error:
-            if named:
+            if is_named:
                 raise
             notes.append(f'the map that the node used is not shown: {error}')
     elif recorded_map:
         notes.append(f'the map {recorded_map} is not here: no orthophoto (give it with --map)')
     if imagery:
-        if found.frame is None:
+        if background.frame is None:
             raise BagError('the recording has no geopose: give --map to place the imagery')
         from crossview_localizer.maps.imagery import Imagery
 
-        opened = Imagery.open(list(imagery), found.frame)
-        found = Background(
-            found.frame, lambda grid: opened.raster(grid)[0], opened.attribution)
-    return found, notes
+        opened = Imagery.open(list(imagery), background.frame)
+        background = Background(
+            background.frame, lambda grid: opened.raster(grid)[0], opened.attribution)
+    return background, notes
 
 
 def _background_of_map(path: Path, frame: LocalFrame | None) -> Background:
@@ -79,14 +79,14 @@ def orthophoto_of(rgb: np.ndarray, grid: MapGrid) -> Orthophoto:
     """A function that draws a picture (rows, cols, 3), which lies on ``grid``, on other grids."""
 
     def draw(wanted: MapGrid) -> np.ndarray:
-        # Shrunk first where the wanted cells are coarser: no pixel is skipped.
+        # Resized first if the wanted cells are coarser, so that no pixel is skipped.
         factor = max(1.0, wanted.cell_m / grid.cell_m)
         size = max(1, round(grid.cols / factor)), max(1, round(grid.rows / factor))
         source = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
         x_m, y_m = wanted.cell_centres()
         rows, _ = grid.row_col_from_xy(0.0, y_m)
         _, cols = grid.row_col_from_xy(x_m, 0.0)
-        # Outer edges stay where they are: the centre of cell i is at (i + 0.5) / factor - 0.5.
+        # Resizing keeps the outer edges: the centre of cell i moves to (i + 0.5) / factor - 0.5.
         rows = (rows + 0.5) * size[1] / grid.rows - 0.5
         cols = (cols + 0.5) * size[0] / grid.cols - 0.5
         map_cols, map_rows = np.meshgrid(cols.astype(np.float32), rows.astype(np.float32))

@@ -1,8 +1,8 @@
 """What the pictures of a report have in common: style, thinning, backdrop, legends.
 
-Every function that draws a picture takes ``width_in``, the width of the figure in inches, and lays
-itself out for a page or for a narrow screen.  What is drawn is thinned to what a picture can show,
-so an hour costs as much as a minute.
+Every function that draws a picture takes ``width_in``, the width of the figure in inches, and
+chooses a layout for a page or for a narrow screen.  Data are thinned to what a picture can show,
+so that an hour of driving takes as long to draw as a minute.
 """
 
 import math
@@ -21,15 +21,16 @@ from crossview_localizer.evaluation.background import Orthophoto  # noqa: E402
 from crossview_localizer.geometry import MapGrid  # noqa: E402
 
 STACK_BELOW_IN = 6.0        # narrower figures put their parts below each other
-MOST_POINTS = 3000          # of a curve
+MOST_POINTS = 3000          # largest number of points of a curve
 BACKDROP_PX = 1300
 NS = 1e-9
 
-# Colours that stay apart in print and for colour-blind readers (Okabe and Ito).
+# Colours that differ in print and for colour-blind readers (Okabe and Ito).
 COLOURS = {
     'truth': '#000000', 'gnss_only': '#e69f00', 'odometry_only': '#7f7f7f', 'prior': '#0072b2',
     'before_match': '#0072b2', 'image_blind': '#cc79a7', 'refined': '#009e73',
     'raw_correlation': '#56b4e9', 'random_init': '#d55e00',
+    'smoothed': '#332288',
 }
 OUTAGE_COLOUR = '#d1495b'
 STYLE = {
@@ -40,7 +41,7 @@ STYLE = {
 
 
 def envelope(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
-    """Rows that show a series in ``most`` points: the lowest and the highest of each part."""
+    """Choose ``most`` rows that show a series: the lowest and the highest of each part."""
     values = np.asarray(values, float)
     if len(values) <= most:
         return np.arange(len(values))
@@ -69,7 +70,7 @@ def time_axis(span_s: float) -> tuple[float, str]:
 
 
 def draw_backdrop(axes: Axes, low_m, high_m, orthophoto: Orthophoto | None, pale: float) -> None:
-    """Draw the orthophoto between two corners, paler so that lines stand out."""
+    """Draw the orthophoto between two corners; ``pale`` (0 to 1) brightens it behind lines."""
     if orthophoto is None:
         return
     cell_m = max(high_m[0] - low_m[0], high_m[1] - low_m[1]) / BACKDROP_PX

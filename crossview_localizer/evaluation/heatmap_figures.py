@@ -20,14 +20,14 @@ from crossview_localizer.evaluation.figure_style import (
 )
 from crossview_localizer.evaluation.shots import Shot
 
-ZOOM_HALF_M = 4.0           # of the heat map about its peak
+ZOOM_HALF_M = 4.0           # half width of the part around the peak
 MATCH_COLOUR = '#00e5ff'
 
 
 def draw_heatmaps(shots: Sequence[Shot], orthophoto: Orthophoto | None, width_in: float) -> Figure:
-    """Draw the picture of each shot, its heat map over the orthophoto, and that around the peak.
+    """Draw for each shot its picture, its heat map, and the part of the heat map around the peak.
 
-    Narrow: the picture above the two.
+    In a narrow figure the picture is above the two heat maps.
     """
     stacked = width_in < STACK_BELOW_IN
     pictures = any(shot.rgb is not None for shot in shots)
@@ -63,8 +63,8 @@ def draw_heatmap_panel(
 ) -> None:
     """Draw the heat map of one frame over the orthophoto, with the poses around it; metres.
 
-    With ``around_peak`` only the part around the peak; else the whole search window, with a frame
-    around that part.
+    With ``around_peak`` only the part around the peak is drawn; otherwise the whole search window,
+    with a frame around that part.
     """
     west, east, south, north = shot.extent_m
     zoom = (shot.peak_m[0] - ZOOM_HALF_M, shot.peak_m[0] + ZOOM_HALF_M,
@@ -76,7 +76,7 @@ def draw_heatmap_panel(
         np.ma.masked_invalid(shot.percent), extent=shot.extent_m, origin='lower', cmap='inferno',
         vmin=0, vmax=100, interpolation='nearest' if around_peak else 'bilinear', zorder=1,
         alpha=np.where(np.isfinite(shot.percent), 0.1 + 0.65 * shot.percent / 100.0, 0.0))
-    # Hollow, and one around the other: what they mark stays in sight.
+    # Hollow markers of different sizes: they do not hide each other or the heat map.
     outline = [patheffects.withStroke(linewidth=3.2, foreground='black')]
     for name, estimate, marker, colour, size, line in (
             ('prior, 95 %', shot.prior, 's', '#5ab4ff', 11, '-'),

@@ -1,4 +1,4 @@
-"""What in the image made the match, drawn over frames of a recorded run."""
+"""Draws over frames of a recorded run which parts of the image made the match."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +37,8 @@ def write_overlays(
 ) -> list[Path]:
     """Draw frames of a recording into ``out``: those at ``at_s``, or best, median and worst.
 
+    Returns the paths of the pictures.
+
     Raises ValueError or OSError with what was found and expected.
     """
     from crossview_localizer.matching.attribution import peak_shares
@@ -58,9 +60,9 @@ def write_overlays(
         if window is None:
             raise BagError(f'the prior of {shot.label} is not recorded, or lies outside the map')
         image = images[shot.stamp_ns]
-        found, _ = peak_shares(
+        shares, _ = peak_shares(
             localizer.matcher, image, window, shot.prior, search, config.camera.pitch_rad)
-        figure = draw_overlay(shot, image, found, config.camera.pitch_rad, orthophoto)
+        figure = draw_overlay(shot, image, shares, config.camera.pitch_rad, orthophoto)
         paths.append(out / f'overlay_{shot.label.lower().replace(" ", "_")}.png')
         figure.savefig(paths[-1], dpi=DPI)
         plt.close(figure)
@@ -68,7 +70,7 @@ def write_overlays(
 
 
 def find_sources(bag: Path, node: str) -> dict[str, str]:
-    """``map_path`` and ``weights`` as the node's diagnostics gave them; {} if they did not."""
+    """Read ``map_path`` and ``weights`` from the node's diagnostics; {} if they are not there."""
     wanted = f'{node.rsplit("/", 1)[-1]}: map'
     for _, _, msg in read_messages(bag, {DIAGNOSTICS_TOPIC}):
         for status in msg.status:
@@ -81,50 +83,50 @@ def find_sources(bag: Path, node: str) -> dict[str, str]:
 def _read_images(
     bag: Path, localizer: Localizer, node_config: NodeConfig, topics: Topics, stamps_ns: set[int],
 ) -> dict[int, CameraImage]:
-    """Stamp to image, of all these stamps; BagError where one is missing or cannot be used."""
-    found, reasons = {}, []
+    """Read the images with these stamps; BagError if one is missing or cannot be used."""
+    images, reasons = {}, []
     chosen = replace(topics, gnss='', gnss_velocity='', truth='')
     for event in read_events(
             bag, localizer.frame, node_config, localizer.config, chosen, stamps_ns):
         if isinstance(event, CameraImage):
-            found[event.stamp_ns] = event
+            images[event.stamp_ns] = event
         elif isinstance(event, Unusable) and event.topic == topics.image:
             reasons.append(event.reason)
-        if len(found) == len(stamps_ns):
-            return found
-    missing = min(stamps_ns - set(found))
+        if len(images) == len(stamps_ns):
+            return images
+    missing = min(stamps_ns - set(images))
     raise BagError(
         f'{bag} has no usable image on {topics.image} with the stamp {missing}; '
         + (reasons[0] if reasons else 'expected the bag that was played for this recording'))
 
 
 def draw_overlay(
-    shot: Shot, image: CameraImage, found, pitch_rad: float, orthophoto: Orthophoto | None,
+    shot: Shot, image: CameraImage, shares, pitch_rad: float, orthophoto: Orthophoto | None,
 ) -> Figure:
-    """Camera frame, ground view and heat map of one frame; ``found`` are its PeakShares."""
+    """Draw camera image, ground view and heat map of one frame with its PeakShares."""
     from crossview_localizer.matching.attribution import on_image
 
-    shown = replace(found, nats=smoothed(found.nats))
-    reach = max(float(np.percentile(np.abs(shown.nats), 98)), 1e-9)
-    size_px = found.view.shape[1], found.view.shape[0]
-    on_view = painted(
-        found.view, cv2.resize(shown.nats, size_px, interpolation=cv2.INTER_LINEAR), reach)
-    on_road = found.raster_from_base is not None
+    smooth = replace(shares, nats=smoothed(shares.nats))
+    reach = max(float(np.percentile(np.abs(smooth.nats), 98)), 1e-9)
+    size_px = shares.view.shape[1], shares.view.shape[0]
+    painted_view = painted(
+        shares.view, cv2.resize(smooth.nats, size_px, interpolation=cv2.INTER_LINEAR), reach)
+    on_road = shares.raster_from_base is not None
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
             1, 4 if on_road else 3, figsize=(14.5 if on_road else 11.5, 4.2),
             width_ratios=(1.4, 1.0, 1.0, 1.0) if on_road else (1.4, 1.0, 1.0))
         if on_road:
             panels[0].imshow(painted(
-                image.rgb, on_image(shown, image.camera, pitch_rad), reach))
-            panels[1].imshow(on_view, interpolation='nearest')
+                image.rgb, on_image(smooth, image.camera, pitch_rad), reach))
+            panels[1].imshow(painted_view, interpolation='nearest')
             panels[1].set_title('as the network sees the road', loc='left')
             panels[1].set_axis_off()
         else:
-            panels[0].imshow(on_view)
+            panels[0].imshow(painted_view)
         panels[0].set_axis_off()
-        for_nats = found.nats[found.nats > 0].sum()
-        against_nats = found.nats[found.nats < 0].sum()
+        for_nats = shares.nats[shares.nats > 0].sum()
+        against_nats = shares.nats[shares.nats < 0].sum()
         panels[0].set_title(
             f'{shot.label}: for the peak +{for_nats:.1f} nats (orange), against '
             f'{against_nats:.1f} (blue)', loc='left')
@@ -141,9 +143,9 @@ def draw_overlay(
 
 
 def painted(rgb: np.ndarray, nats: np.ndarray, reach: float) -> np.ndarray:
-    """A picture (H, W, 3) under its evidence (H, W), NaN where there is none.
+    """Colour a picture (H, W, 3) by its shares in nats (H, W), NaN where there are none.
 
-    At ``reach`` nats and beyond the colour is strongest.
+    The colour is strongest at ``reach`` nats and beyond.
     """
     strength = np.clip(np.nan_to_num(nats) / reach, -1.0, 1.0)[..., None]
     colour = np.where(strength > 0, np.array(FOR_RGB), np.array(AGAINST_RGB))
@@ -152,5 +154,5 @@ def painted(rgb: np.ndarray, nats: np.ndarray, reach: float) -> np.ndarray:
 
 
 def smoothed(nats: np.ndarray) -> np.ndarray:
-    """Evidence without the noise of single cells; its sum stays."""
+    """Remove the noise of single cells; the sum stays the same."""
     return cv2.GaussianBlur(nats, (0, 0), SMOOTH_CELLS, borderType=cv2.BORDER_REFLECT)

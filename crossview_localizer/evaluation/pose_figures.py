@@ -1,4 +1,4 @@
-"""Pictures of where the poses are and how far from the truth, or from what they claim."""
+"""Pictures of the poses of a run, of their errors, and of the bounds that they claim."""
 
 from collections.abc import Sequence
 
@@ -29,25 +29,27 @@ from crossview_localizer.geometry import body_axes_error, wrap_angle
 from crossview_localizer.trajectory import Track
 
 MARGIN_M = 30.0
-JUMP_M = 50.0               # farther apart than this, points are not joined by a line
+JUMP_M = 50.0               # points that are farther apart are not joined by a line
 LEAST_ERROR_M = 0.02        # left end of a logarithmic scale
-UNOBSERVED_YAW_RAD2 = 1e3   # of a variance in a message
+UNOBSERVED_YAW_RAD2 = 1e3   # a match with a larger yaw variance does not observe the heading
 
 
 def draw_trajectory(
     track: Track, values: np.ndarray, label: str, truth: Track, fixes_xy_m: np.ndarray,
-    outages_ns: Sequence[tuple[int, int]], orthophoto: Orthophoto | None, width_in: float,
+    smoothed_xy_m: np.ndarray, outages_ns: Sequence[tuple[int, int]],
+    orthophoto: Orthophoto | None, width_in: float,
 ) -> Figure:
     """Draw the published poses coloured by ``values`` (n,), with truth, fixes and outages.
 
-    ``fixes_xy_m`` is (m, 2); ``truth`` (n rows) is NaN where it is not known.
+    ``fixes_xy_m`` is (m, 2), the smoothed trajectory (k, 2); it and ``truth`` (n rows) are NaN
+    where they are not known.
     """
     xy_m = track.poses[:, :2]
     shown = np.isfinite(xy_m).all(axis=1)
     true_m = truth.poses[np.isfinite(truth.poses).all(axis=1), :2]
     everything = np.concatenate((xy_m[shown], true_m))
     low_m, high_m = everything.min(axis=0) - MARGIN_M, everything.max(axis=0) + MARGIN_M
-    # A straight road is still a picture.
+    # A picture of a straight road must not become a narrow strip.
     centre_m, half_m = (low_m + high_m) / 2, (high_m - low_m) / 2
     half_m = np.maximum(half_m, 0.35 * half_m.max())
     low_m, high_m = centre_m - half_m, centre_m + half_m
@@ -67,6 +69,11 @@ def draw_trajectory(
     if len(fixes_xy_m):
         axes.plot(*fixes_xy_m[thin].T, '.', color=COLOURS['gnss_only'], ms=3, label='GNSS fixes',
                   zorder=2)
+    smoothed_xy_m = smoothed_xy_m[np.isfinite(smoothed_xy_m).all(axis=1)]
+    if len(smoothed_xy_m):
+        thin = slice(None, None, max(1, len(smoothed_xy_m) // MOST_POINTS))
+        axes.plot(*smoothed_xy_m[thin].T, color=COLOURS['smoothed'], lw=1.2, ls='--',
+                  label='smoothed', zorder=5)
     if len(true_m):
         thin = slice(None, None, max(1, len(true_m) // MOST_POINTS))
         pieces = np.insert(
@@ -80,9 +87,9 @@ def draw_trajectory(
         np.max(values[part], where=np.isfinite(values[part]), initial=-np.inf) for part in parts])
     peaks[~np.isfinite(peaks)] = np.nan
     segments = np.stack((xy_m[ends[:-1]], xy_m[ends[1:]]), axis=1)
-    # No line where the pose jumped or the recording has a hole.
-    whole = ~_jumps(xy_m[ends])
-    segments, peaks = segments[whole], peaks[whole]
+    # No line where the pose jumped or the recording has a gap.
+    connected = ~_jumps(xy_m[ends])
+    segments, peaks = segments[connected], peaks[connected]
     line = LineCollection(
         segments, array=peaks, cmap='plasma_r', lw=4.0 if stacked else 6.0, zorder=4,
         capstyle='round')
@@ -101,7 +108,7 @@ def draw_trajectory(
 
 
 def _jumps(xy_m: np.ndarray) -> np.ndarray:
-    """Which steps (n - 1,) between points (n, 2) are jumps: far, and much farther than most."""
+    """Which steps (n - 1,) between points (n, 2) are jumps: long, and much longer than most."""
     steps_m = np.hypot(*np.diff(xy_m, axis=0).T)
     return steps_m > max(JUMP_M, 5.0 * np.median(steps_m)) if len(steps_m) else steps_m > 0
 
@@ -119,7 +126,7 @@ def draw_errors(
     errors = {
         name: pose_metrics.pose_errors(track, comparison.truth)
         for name, track in comparison.rows.items()}
-    for name in ('gnss_only', 'prior', 'before_match', 'image_blind', 'refined'):
+    for name in ('gnss_only', 'prior', 'before_match', 'image_blind', 'smoothed', 'refined'):
         if name in errors:
             error_m = errors[name]['position_m']
             rows = envelope(error_m)
@@ -154,26 +161,26 @@ def draw_errors(
 def draw_claims(
     poses: Track, matches: Track, outages_ns: Sequence[tuple[int, int]], width_in: float,
 ) -> Figure:
-    """Draw the bounds that are claimed, and where each match lay (dots); it needs no truth.
+    """Draw the claimed bounds, and the distance of each match from the pose (dots).
 
-    A match that does not observe some direction may lie anywhere there: it is off the scale.
+    This needs no truth.  A match that does not observe a direction may lie outside the picture.
     """
-    found = matches.aligned(poses.stamps_ns)
+    aligned = matches.aligned(poses.stamps_ns)
     seconds = (poses.stamps_ns - poses.stamps_ns[0]) * NS
     unit_s, time_label = time_axis(seconds[-1])
     time = seconds / unit_s
-    apart = found.poses - poses.poses
+    difference = aligned.poses - poses.poses
     yaw_rad = poses.poses[:, 2]
     # A matcher that does not observe the heading repeats that of the prior.
-    turned = np.where(
-        found.covariances[:, 2, 2] < UNOBSERVED_YAW_RAD2, wrap_angle(apart[:, 2]), np.nan)
-    along_m, across_m = body_axes_error(apart[:, :2], yaw_rad)
+    heading_rad = np.where(
+        aligned.covariances[:, 2, 2] < UNOBSERVED_YAW_RAD2, wrap_angle(difference[:, 2]), np.nan)
+    along_m, across_m = body_axes_error(difference[:, :2], yaw_rad)
     variances = _body_variances(poses.covariances, yaw_rad)
     figure, panels = plt.subplots(3, 1, figsize=(width_in, 6.6), sharex=True)
     rows = (
         ('longitudinal\n[m]', along_m, variances[0]),
         ('lateral\n[m]', across_m, variances[1]),
-        ('heading\n[deg]', np.degrees(turned),
+        ('heading\n[deg]', np.degrees(heading_rad),
          poses.covariances[:, 2, 2] * np.degrees(1.0) ** 2),
     )
     thin = slice(None, None, max(1, len(time) // MOST_POINTS))
@@ -213,17 +220,17 @@ def _draw_error_with_bounds(panel: Axes, time, error, variance, evaluated) -> No
     rows = envelope(error)
     panel.plot(time[rows], error[rows], color=COLOURS['refined'], lw=1.1)
     panel.axhline(0.0, color='0.4', lw=0.6)
-    seen = evaluated & np.isfinite(error) & np.isfinite(bound)
-    if seen.any():
-        reach = 1.15 * max(np.abs(error[seen]).max(), np.percentile(bound[seen], 98))
+    known = evaluated & np.isfinite(error) & np.isfinite(bound)
+    if known.any():
+        reach = 1.15 * max(np.abs(error[known]).max(), np.percentile(bound[known], 98))
         panel.set(ylim=(-reach, reach))
 
 
 def draw_histograms(comparison: Comparison, width_in: float) -> Figure:
-    """Draw the errors of ``refined``; above them beside those of what it started from."""
-    other = next((n for n in ('prior', 'before_match') if n in comparison.rows), None)
+    """Draw the errors of ``refined``, first together with those of the prior, then alone."""
+    prior = next((n for n in ('prior', 'before_match') if n in comparison.rows), None)
     stacked = width_in < STACK_BELOW_IN
-    lines = [[name for name in (other, 'refined') if name], ['refined']][0 if other else 1:]
+    lines = [[prior, 'refined'], ['refined']] if prior else [['refined']]
     figure = plt.figure(figsize=(width_in, 6.6 if stacked else 2.5 * len(lines)))
     grid = figure.subplots(3, len(lines)).T if stacked else figure.subplots(len(lines), 3)
     errors = {
@@ -250,12 +257,12 @@ def _draw_histogram(panel: Axes, values: dict[str, np.ndarray]) -> None:
     reach = max(
         (np.percentile(np.abs(value), 99) for value in values.values() if len(value)),
         default=1.0) * 1.1 or 1.0
-    bins = np.linspace(-reach, reach, 42)       # one of them in the middle
+    bins = np.linspace(-reach, reach, 42)       # 41 bins: zero is in the middle of one
     for name, value in values.items():
-        own = name == 'refined'
+        refined = name == 'refined'
         panel.hist(
-            np.clip(value, -reach, reach), bins, color=COLOURS[name], alpha=0.6 if own else 1,
-            histtype='stepfilled' if own else 'step', lw=1.3, label=name.replace('_', ' '))
+            np.clip(value, -reach, reach), bins, color=COLOURS[name], alpha=0.6 if refined else 1,
+            histtype='stepfilled' if refined else 'step', lw=1.3, label=name.replace('_', ' '))
     panel.axvline(0.0, color='0.3', lw=0.7)
     panel.set(xlim=(-reach, reach))
 
@@ -270,7 +277,7 @@ def draw_distribution(comparison: Comparison, width_in: float) -> Figure:
             continue
         share = np.arange(1, len(error_m) + 1) / comparison.evaluated.sum()
         thin = np.unique(np.linspace(0, len(error_m) - 1, MOST_POINTS).astype(int))
-        # The control that may lie exactly on another row is dashed.
+        # random_init can coincide with another row: it is dashed.
         axes.step(
             np.maximum(error_m[thin], LEAST_ERROR_M), share[thin], where='post',
             color=COLOURS.get(name, '0.3'), label=name.replace('_', ' '),
@@ -284,9 +291,10 @@ def draw_distribution(comparison: Comparison, width_in: float) -> Figure:
 
 
 def draw_calibration(series: dict[str, tuple[np.ndarray, int]], width_in: float) -> Figure:
-    """Draw how often errors lie inside the ellipsoid that claims to hold a share p of them.
+    """Draw the share of errors inside the ellipsoid that claims a share p, over p.
 
-    ``series``: label to squared Mahalanobis lengths (n,) and their degrees of freedom.
+    ``series`` has for each label the squared Mahalanobis lengths (n,) and their degrees of
+    freedom.
     """
     figure, axes = plt.subplots(figsize=(width_in, 0.85 * width_in))
     claimed = np.linspace(0.0, 1.0, 101)

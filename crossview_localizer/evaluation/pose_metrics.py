@@ -1,8 +1,8 @@
-"""How far poses are from the truth, and whether their covariances agree with that.
+"""Errors of poses against the truth, and whether the covariances agree with the errors.
 
-Every row of a table is judged by the same rules: at every image after the first ``SETTLING_S`` at
-which the truth is known, outages included, on the pose of base_link in ``map``.  Where a row has
-no pose of its own, its last one is moved on by odometry (:func:`propagate`).  The node and the
+Every row of a table is judged by the same rules: the pose of base_link in ``map``, at every image
+after the first ``SETTLING_S`` at which the truth is known, outages included.  At an image without
+a pose, the last pose of the row is moved on by odometry (:func:`propagate`).  The node and the
 Localizer use nothing of this.
 """
 
@@ -41,11 +41,11 @@ COVARIANCE_FIELDS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """The poses that several methods gave at the images of a drive, beside the truth.
+    """The poses of several methods at the images of a drive, and the truth.
 
     A line is an image: all tracks have the same stamps.  A row is a method: ``rows`` has its poses
-    and ``outcomes`` what became of each image.  ``evaluated`` (n,) bool marks the lines that
-    count: settled, with the truth known.
+    and ``outcomes`` the outcome of each image.  ``evaluated`` (n,) bool marks the lines that
+    count: after the settling time, with the truth known.
     """
 
     truth: Track
@@ -55,7 +55,7 @@ class Comparison:
 
 
 def settled(truth: Track) -> np.ndarray:
-    """The lines that count: later than ``SETTLING_S`` after the first, and the truth known."""
+    """The lines that count: later than ``SETTLING_S`` after the first, with the truth known."""
     age_s = (truth.stamps_ns - truth.stamps_ns[0]) * 1e-9
     return (age_s > SETTLING_S) & np.isfinite(truth.poses).all(axis=1)
 
@@ -63,8 +63,8 @@ def settled(truth: Track) -> np.ndarray:
 def propagate(outputs: Track, odometry: Track, stamps_ns) -> Track:
     """The newest output at or before each stamp, moved on by odometry; NaN before the first.
 
-    Before its first sample and after its last one odometry stands still.  The covariance is
-    carried along by the Jacobian of the motion and no noise is added to it.
+    Before its first and after its last sample the odometry is taken to stand still.  The
+    covariance is propagated by the Jacobian of the motion, without added noise.
     """
     def odom_from_base(stamp_ns: int) -> Pose2D:
         first_ns, last_ns = odometry.stamps_ns[[0, -1]].tolist()
@@ -104,9 +104,9 @@ def gnss_only(fixes: list[GnssFix], stamps_ns) -> Track:
     """The last fix, moved on by the velocity of the fixes; no heading is claimed.
 
     The velocity is the least-squares slope of the fixes of the last ``GNSS_VELOCITY_WINDOW_S``,
-    zero where they span less than a quarter of it.  A fix is moved on for at most
-    ``GNSS_EXTRAPOLATION_S``: in an outage the position then stands still.  The lever arm is turned
-    by the course of motion, below ``GNSS_COURSE_MIN_MPS`` by the last known course; before the
+    or zero if they span less than a quarter of that.  A fix is moved on for at most
+    ``GNSS_EXTRAPOLATION_S``; in an outage the position then stands still.  The lever arm is turned
+    by the course of motion, or by the last known course below ``GNSS_COURSE_MIN_MPS``; before the
     first course it is left out.  The covariance is the one that the receiver reported.
     """
     track = Track.empty(stamps_ns)
@@ -136,9 +136,9 @@ def gnss_only(fixes: list[GnssFix], stamps_ns) -> Track:
 
 
 def normalized_errors(errors: np.ndarray, covariances: np.ndarray) -> np.ndarray:
-    """Squared Mahalanobis lengths (n,) of errors (n, d); NaN without a covariance.
+    """Squared Mahalanobis lengths (n,) of errors (n, d).
 
-    Under a covariance that is not positive definite they are inf.
+    They are NaN without a covariance, and inf if it is not positive definite.
     """
     squared = np.full(len(errors), np.nan)
     known = np.isfinite(errors).all(axis=1) & np.isfinite(covariances).all(axis=(1, 2))
@@ -153,11 +153,11 @@ def normalized_errors(errors: np.ndarray, covariances: np.ndarray) -> np.ndarray
 
 
 def pose_errors(estimate: Track, truth: Track) -> dict[str, np.ndarray]:
-    """The errors of each line, (n,) each, and the degrees of freedom ``dof`` of ``nees``.
+    """The errors of each line, (n,) each.
 
-    position_m, signed longitudinal_m and lateral_m, heading_rad, and nees, the squared Mahalanobis
-    error.  It is over (x, y, yaw), ``dof`` 3, where the row claims a yaw variance anywhere, else
-    over (x, y), ``dof`` 2.
+    They are position_m, the signed longitudinal_m and lateral_m, heading_rad, and nees, the
+    squared Mahalanobis error with ``dof`` degrees of freedom.  nees is over (x, y, yaw) if the row
+    claims a yaw variance anywhere, else over (x, y).
     """
     error = estimate.poses - truth.poses
     error[:, 2] = wrap_angle(error[:, 2])
@@ -174,12 +174,12 @@ def pose_errors(estimate: Track, truth: Track) -> dict[str, np.ndarray]:
 
 
 def metrics(estimate: Track, truth: Track, evaluated: np.ndarray) -> dict[str, float | int | None]:
-    """The numbers of one row; None where undefined.
+    """The METRICS of one row; None if undefined.
 
-    ``n_expected`` lines are evaluated, and in ``n`` of them the row has a position.  Over the
-    lines with a covariance, ``coverage_95`` is the share of errors inside the claimed 95 %
-    ellipse, and ``nees_mean`` the mean squared Mahalanobis error (ideal: the degrees of freedom,
-    see :func:`pose_errors`).
+    ``n_expected`` lines are evaluated; in ``n`` of them the row has a position.  ``coverage_95``
+    is the share of errors inside the claimed 95 % ellipse, and ``nees_mean`` the mean squared
+    Mahalanobis error (ideal: the degrees of freedom, see :func:`pose_errors`), both over the lines
+    with a covariance.
     """
     errors = pose_errors(estimate, truth)
     used = evaluated & np.isfinite(errors['position_m'])
@@ -218,7 +218,7 @@ def metrics_by_row(comparison: Comparison) -> dict[str, dict]:
 
 
 def pool(drives: list[Comparison]) -> Comparison:
-    """The lines of several drives as one comparison, with the rows that all drives have."""
+    """Join the lines of several drives to one comparison, with the rows that all drives have."""
     def joined(tracks: list[Track]) -> Track:
         return Track(
             np.concatenate([track.stamps_ns for track in tracks]),
@@ -235,7 +235,7 @@ def pool(drives: list[Comparison]) -> Comparison:
 
 
 def percentiles(values) -> dict[str, float | None]:
-    """p50, p95 and p99; None where there are no values."""
+    """p50, p95 and p99; None without values."""
     values = np.asarray(values, float)
     return {
         f'p{share}': float(np.percentile(values, share)) if len(values) else None
@@ -244,7 +244,7 @@ def percentiles(values) -> dict[str, float | None]:
 
 
 def table(results: dict[str, dict]) -> str:
-    """Rows and numbers as aligned text."""
+    """Format the metrics of each row as aligned text."""
     heads = ('median', 'mean', 'p95', 'lateral', 'longit.', 'heading', 'cover', 'nees', 'n / of')
     units = ('m', 'm', 'm', 'm', 'm', 'deg', '95 %', 'mean', '')
     lines = [
@@ -260,7 +260,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Write a line for each image; an empty cell is a value that the row does not have."""
+    """Write one line per image; the cell of a missing value is empty."""
     header = ['stamp_ns', 'evaluated', 'truth_x_m', 'truth_y_m', 'truth_yaw_rad']
     for name in comparison.rows:
         header += [f'{name}_{part}' for part in ('x_m', 'y_m', 'yaw_rad', *COVARIANCE_FIELDS)]
@@ -284,7 +284,7 @@ def _cells(numbers) -> list[str]:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Read what :func:`write_comparison` wrote; ValueError names what is missing."""
+    """Read a file of :func:`write_comparison`; raises ValueError for another file."""
     with open(path, newline='', encoding='utf-8') as file:
         lines = list(csv.DictReader(file))
     if not lines or 'stamp_ns' not in lines[0] or 'truth_yaw_rad' not in lines[0]:

@@ -1,4 +1,4 @@
-"""One HTML file that holds its pictures: it opens without a network, also from a mail."""
+"""Renders a report as one HTML file that contains its pictures and needs no network."""
 
 import base64
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jinja2 import Environment
 
 @dataclass(frozen=True)
 class Table:
-    """``rows`` are cells of text; the first of a row is its name, with an optional colour.
+    """A table of text: the first cell of a row is its name, with an optional colour.
 
     ``text_columns`` are left-aligned and may wrap.
     """
@@ -24,10 +24,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, how to read what follows, and a picture or tables, or both.
+    """A heading, an explanation (``how`` to read it), and a picture or tables, or both.
 
-    ``wide`` and ``narrow`` are PNG files of the same picture for wide and for narrow screens;
-    ``half`` pictures take half of the width of a wide one.  A ``folded`` section is closed at
+    ``wide`` and ``narrow`` are PNG files of the same picture for wide and for narrow screens.
+    With ``half`` the picture takes half of the page's width.  A ``folded`` section is closed at
     first.
     """
 
@@ -44,7 +44,7 @@ def render_page(
     title: str, lead: str, banner: str, figures: Sequence[tuple[str, str]],
     sections: Sequence[Section], notes: Sequence[str],
 ) -> str:
-    """The whole file; ``figures`` are (value, label) of the numbers at the top."""
+    """Render the whole file; ``figures`` are the numbers at the top as (value, label)."""
     template = (files('crossview_localizer.evaluation') / 'report.html.jinja').read_text('utf-8')
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals['embedded'] = _embedded

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from crossview_localizer.bags.recorded_run import NODE, read_run, RecordedRun
 from crossview_localizer.bags.topics import Topics
-from crossview_localizer.datatypes import Outcome
+from crossview_localizer.config import FilterConfig
+from crossview_localizer.datatypes import MatchErrors, Outcome
 from crossview_localizer.evaluation import (
     figure_style,
     heatmap_figures,
@@ -27,6 +28,8 @@ from crossview_localizer.evaluation.run_metrics import (
     calibration_series,
     compare_with_truth,
     outages,
+    smooth_run,
+    with_row,
 )
 from crossview_localizer.evaluation.shots import choose_typical, read_shots
 from crossview_localizer.files import write_atomically
@@ -40,11 +43,13 @@ MOST_WARNINGS = 12
 
 ROW_MEANINGS = {
     'refined': 'what the node published',
-    'before_match': "the node's prior of each image: earlier matches, but not yet this one",
+    'smoothed': 'the best trajectory afterwards: each pose from the measurements before and after'
+    ' it',
+    'before_match': "the node's prior of each image: with the earlier matches, but not this one",
     'prior': 'the same filter without any match',
-    'gnss_only': "the last fix, moved on for at most 1 s by the fixes' own velocity",
+    'gnss_only': 'the last fix, moved on for at most 1 s by the velocity of the fixes',
     'odometry_only': 'the odometry, started from the true pose',
-    'image_blind': 'the node again, each image exchanged for one from elsewhere',
+    'image_blind': 'the node again, each image replaced by one from another place',
     'raw_correlation': 'plain correlation of the view with the orthophoto as the matcher',
     'random_init': 'the same network, untrained',
 }
@@ -53,90 +58,101 @@ OUTCOME_MEANINGS = {outcome.name.lower(): outcome.value for outcome in Outcome}
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo knows beside its recording."""
+    """The results of the demo that its recording does not contain."""
 
     summary: dict
     comparison: Comparison
 
 
 def find_demo(bag: Path, poses: Track) -> Demo | None:
-    """summary.json and frames.csv in the recording's folder, where they are of this recording."""
+    """Read summary.json and frames.csv beside a recording; None if they do not belong to it."""
     summary, csv = bag.parent / 'summary.json', bag.parent / 'frames.csv'
     if not (summary.is_file() and csv.is_file()):
         return None
     try:
-        found = Demo(
+        demo = Demo(
             json.loads(summary.read_text(encoding='utf-8')), pose_metrics.read_comparison(csv))
     except (ValueError, KeyError):
         return None
-    own = found.comparison.rows.get('refined', Track.empty([])).aligned(poses.stamps_ns)
-    known = np.isfinite(own.poses[:, 0])
-    same = np.allclose(own.poses[known], poses.poses[known], rtol=0.0, atol=1e-6)
-    return found if known.any() and same else None
+    refined = demo.comparison.rows.get('refined', Track.empty([])).aligned(poses.stamps_ns)
+    known = np.isfinite(refined.poses[:, 0])
+    same = np.allclose(refined.poses[known], poses.poses[known], rtol=0.0, atol=1e-6)
+    return demo if known.any() and same else None
 
 
 def write_report(
     out: Path, bag: Path, *, input_bag: Path | None = None, map_path: Path | None = None,
     imagery: Sequence[Path] = (), demo: Demo | None = None, topics: Topics | None = None,
-    node: str = NODE, progress: bool = False,
+    node: str = NODE, config: FilterConfig | None = None, progress: bool = False,
 ) -> Path:
-    """Read a recording, draw all of it into ``out`` and return the path of its page.
+    """Read a recording, draw its report into ``out`` and return the path of the page.
 
-    ``demo`` is what stands beside the recording where it is not given.  Raises ValueError or
-    OSError with what was found and expected.
+    Without ``demo`` its files are looked for beside the recording.  ``config`` is the node's, for
+    the smoothed trajectory.  Raises ValueError or OSError with what was found and expected.
     """
     topics = topics or Topics()
     run = read_run(bag, input_bag, topics=topics, node=node, progress=progress)
     recorded_map = run.diagnostics.values.get('map', {}).get('map_path', '')
     ground, notes = find_background(run.frame, map_path, imagery, recorded_map)
     demo = demo or find_demo(bag, run.poses)
-    own = compare_with_truth(run)
-    comparison = demo.comparison if demo else own
-    judged = bool(comparison.evaluated.any())
+    run_comparison = compare_with_truth(run)
+    comparison = demo.comparison if demo else run_comparison
+    smoothed = smooth_run(run, config or FilterConfig(), _match_errors(run), np.union1d(
+        run_comparison.truth.stamps_ns, comparison.truth.stamps_ns))
+    if np.isfinite(smoothed.poses).any() and 'smoothed' not in comparison.rows:
+        comparison = with_row(
+            comparison, 'smoothed', smoothed.aligned(comparison.truth.stamps_ns))
+    has_truth = bool(comparison.evaluated.any())
     fixes_ns = np.array([fix.stamp_ns for fix in run.fixes], np.int64)
     end_ns = int(run.poses.stamps_ns[-1])
     gaps_ns = outages(fixes_ns, run.start_ns, end_ns) if len(fixes_ns) else []
-    shots = read_shots(run, own, choose_typical(run, own), bag, input_bag or bag, topics, node)
-    calibrated = calibration_series(run, comparison)
+    shots = read_shots(
+        run, run_comparison, choose_typical(run, run_comparison), bag, input_bag or bag, topics,
+        node)
+    calibrations = calibration_series(run, comparison)
 
     out.mkdir(parents=True, exist_ok=True)
-    # Trajectory and timeline are there in any case.
-    count = 2 + (3 if judged else len(run.poses) > 1) + sum(
-        map(bool, (calibrated, shots, len(run.latency_ms))))
-    draw = _Pictures(out, count, progress)
-    sections = [_trajectory(draw, run, comparison, ground, gaps_ns)]
-    if judged:
-        sections += _judged_sections(draw, comparison, gaps_ns)
+    # The number of pictures, for the progress bar; trajectory and timeline are always drawn.
+    count = 2 + (3 if has_truth else len(run.poses) > 1) + sum(
+        map(bool, (calibrations, shots, len(run.latency_ms))))
+    draw = _PictureWriter(out, count, progress)
+    sections = [_trajectory_section(draw, run, comparison, ground, gaps_ns, smoothed)]
+    if has_truth:
+        sections += _error_sections(draw, comparison, gaps_ns)
     elif len(run.poses) > 1:
         sections.append(Section(
             'Claimed 95 % bounds, and the matches',
-            'No ground truth was recorded, so errors are not known. The band is the 95 % that the '
-            'filter claims of its pose; a dot is where the match of one image lay from that pose.'
-            + _outage_words(gaps_ns),
+            'No ground truth was recorded, so the errors are not known. The band shows the 95 % '
+            'bounds that the filter claims for its pose. Each dot is the match of one image minus '
+            'that pose.' + _outage_words(gaps_ns),
             *draw('claims', pose_figures.draw_claims, run.poses, run.matches, gaps_ns)))
-    if calibrated:
+    if calibrations:
         sections.append(Section(
-            'Calibration', 'On the dashed line a claimed share p of the errors lies inside the '
-            'ellipsoid of p. Above it the covariance is too wide, below it too narrow. '
-            + ('' if judged else 'Without ground truth only the distance between match and prior '
-               'can be held against what both claim; both may err alike.'),
-            *draw('calibration', pose_figures.draw_calibration, calibrated, half=True), half=True))
+            'Calibration', 'On the dashed line, the ellipsoid that claims a share p of the errors '
+            'contains just that share. Above the line the covariance is too wide, below it too '
+            'narrow. '
+            + ('' if has_truth else 'Without ground truth only the distance between match and '
+               'prior can be compared with their covariances; errors that both have in common do '
+               'not show.'),
+            *draw('calibration', pose_figures.draw_calibration, calibrations, half=True),
+            half=True))
     if shots:
-        sections.append(_heatmaps(draw, shots, ground))
+        sections.append(_heatmap_section(draw, shots, ground))
     sections.append(Section(
         'Inputs, outcomes and diagnostics over time',
-        'Poses by what became of their image, GNSS fixes, how old the newest message of each '
-        'input was, what was refused or dropped, and the state of each part in /diagnostics.',
+        'The poses by the outcome of their image, the GNSS fixes, the age of the newest message '
+        'of each input, what was refused or dropped, and the state of each part in /diagnostics.',
         *draw('timeline', timeline_figures.draw_timeline, run.poses, run.outcomes(), fixes_ns,
               run.diagnostics, run.start_ns, end_ns),
         tables=outcome_tables(run)))
     if run.diagnostics.warnings:
         sections.append(Section(
-            'What /diagnostics warned of', 'Once a second while it lasted, the start included.',
+            'Warnings in /diagnostics', 'Each is counted once a second while it lasted, the start '
+            'included.',
             tables=[_warnings_table(run)], folded=True))
     if len(run.latency_ms):
         sections.append(Section(
-            'Latency', 'From the callback of an image to its published pose.',
+            'Latency', 'The time from the callback of an image to its published pose.',
             *draw('latency', timeline_figures.draw_latency, run.latency_ns, run.latency_ms,
                   run.start_ns)))
     summary = demo.summary if demo else {}
@@ -157,8 +173,21 @@ def write_report(
     return out / PAGE
 
 
-class _Pictures:
-    """Draws a picture for wide and for narrow screens and says where both are."""
+def _match_errors(run: RecordedRun) -> MatchErrors | None:
+    """The match errors of the weights that /diagnostics names, where the file is there."""
+    weights = run.diagnostics.values.get('map', {}).get('weights', '')
+    if not weights:
+        return None
+    from crossview_localizer.networks.checkpoint import read_model_config
+
+    try:
+        return read_model_config(weights)[0].match_errors
+    except (ValueError, OSError):
+        return None
+
+
+class _PictureWriter:
+    """Draws a picture for wide and for narrow screens; returns the paths of both files."""
 
     def __init__(self, folder: Path, count: int, progress: bool):
         self._folder = folder
@@ -192,8 +221,8 @@ def _outage_words(gaps_ns: list) -> str:
     return ' Red: no GNSS for more than three seconds.' if gaps_ns else ''
 
 
-def _trajectory(draw, run: RecordedRun, comparison: Comparison, ground: Background,
-                gaps_ns) -> Section:
+def _trajectory_section(draw, run: RecordedRun, comparison: Comparison, ground: Background,
+                        gaps_ns, smoothed: Track) -> Section:
     track = comparison.rows['refined']
     if comparison.evaluated.any():
         values = pose_metrics.pose_errors(track, comparison.truth)['position_m']
@@ -203,36 +232,40 @@ def _trajectory(draw, run: RecordedRun, comparison: Comparison, ground: Backgrou
         label = '95 % radius claimed [m]'
         how = 'The published pose, coloured by the longer half axis of its 95 % ellipse.'
     if ground.orthophoto is None:
-        how += ' No map or imagery was found, so nothing lies below it.'
+        how += ' No map or imagery was found for the background.'
+    radius_m = figure_style.long_axis_m(smoothed.covariances)
+    if np.isfinite(radius_m).any():
+        how += (' Dashed: the smoothed trajectory, where each pose uses the measurements before '
+                'and after it; its 95 % radius is '
+                f'{np.nanmedian(radius_m):.2f} m in the median.')
     fixes_xy_m = np.array([(fix.x_m, fix.y_m) for fix in run.fixes]).reshape(-1, 2)
     return Section('Trajectory', how, *draw(
         'trajectory', pose_figures.draw_trajectory, track, values, label, comparison.truth,
-        fixes_xy_m, gaps_ns, ground.orthophoto))
+        fixes_xy_m, smoothed.poses[:, :2], gaps_ns, ground.orthophoto))
 
 
-def _judged_sections(draw, comparison: Comparison, gaps_ns) -> list[Section]:
+def _error_sections(draw, comparison: Comparison, gaps_ns) -> list[Section]:
     return [
         Section('Results', 'Position of base_link against the ground truth at every image after '
-                f'the first {pose_metrics.SETTLING_S:g} s, outages of GNSS included; lateral, '
+                f'the first {pose_metrics.SETTLING_S:g} s, outages of GNSS included. Lateral, '
                 'longitudinal and heading are medians of absolute errors. Coverage is the share '
-                'of poses inside their claimed 95 % ellipsoid; NEES, the mean squared Mahalanobis '
-                'error, is ideal at 3 (gnss only: 2).',
+                'of errors inside the claimed 95 % ellipsoid. NEES is the mean squared '
+                'Mahalanobis error; it is ideal at 3 (gnss only: 2).',
                 tables=[results_table(comparison), Table(
                     ('row', 'is'),
                     [(name.replace('_', ' '), ROW_MEANINGS.get(name, ''))
                      for name in _row_order(comparison.rows)],
                     text_columns=frozenset({1}))]),
         Section('Errors over time',
-                'Above: distance from the truth. Below: the signed error of the published pose '
-                'in the 95 % that the filter claims (band).' + _outage_words(gaps_ns),
+                'Above: distance from the truth. Below: the signed error of the published pose, '
+                'and the 95 % bounds that the filter claims (band).' + _outage_words(gaps_ns),
                 *draw('errors', pose_figures.draw_errors, comparison, gaps_ns)),
         Section('Errors across, along and in heading',
-                'Longitudinal is positive ahead of the true vehicle, lateral to its left; the '
-                'outermost bins hold what lies beyond. The second line has the published pose '
-                'alone on a scale of its own.',
+                'Longitudinal is positive ahead of the true vehicle, lateral to its left. The '
+                'outermost bins include all larger errors. The second line shows the published '
+                'pose alone, on its own scale.',
                 *draw('histograms', pose_figures.draw_histograms, comparison)),
-        Section('Share of images below an error', 'Logarithmic: each grid line to the right is '
-                'a larger error.',
+        Section('Share of images below an error', 'The error has a logarithmic scale.',
                 *draw('distribution', pose_figures.draw_distribution, comparison)),
     ]
 
@@ -244,59 +277,60 @@ def results_table(comparison: Comparison) -> Table:
     rows, colours = [], []
     metrics = pose_metrics.metrics_by_row(comparison)
     for name in _row_order(metrics):
-        found = metrics[name]
-        numbers = ['–' if found[key] is None else f'{found[key]:.2f}'
+        values = metrics[name]
+        numbers = ['–' if values[key] is None else f'{values[key]:.2f}'
                    for key in pose_metrics.METRICS[:8]]
-        rows.append((name.replace('_', ' '), *numbers, f'{found["n"]} / {found["n_expected"]}'))
+        rows.append((name.replace('_', ' '), *numbers, f'{values["n"]} / {values["n_expected"]}'))
         colours.append(figure_style.COLOURS.get(name, ''))
     return Table(heads, rows, colours)
 
 
 def _row_order(names) -> list[str]:
-    """What the run is judged by first, then what it is compared with."""
+    """Sort rows in the order of ROW_MEANINGS: the published pose first, then the others."""
     known = list(ROW_MEANINGS)
     return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
 
 
-def _heatmaps(draw, shots: list, ground: Background) -> Section:
-    alone = all(shot.rgb is None for shot in shots)
+def _heatmap_section(draw, shots: list, ground: Background) -> Section:
+    without_images = all(shot.rgb is None for shot in shots)
     reference = 'truth' if shots[0].truth else 'prior'
     return Section(
         'Heat maps of single frames',
-        'Where one image alone puts the vehicle, brighter is more likely: the frames whose '
-        f'peak is nearest to the {reference}, in the middle, and farthest from it. First the '
-        'whole search window, then the white square about its peak; metres, north is up. The '
-        'match is what the heat map says of the neighbourhood of the prior, so that a peak '
-        'far from it need not carry the match away.'
+        'The probability of the position from one image alone; brighter is more likely. These are '
+        f'the frames whose peak has the smallest, the median and the largest distance from the '
+        f'{reference}. First the whole search window, then the white square around its peak; '
+        'metres, north is up. The match weighs the heat map by its distance from the prior: a '
+        'peak far from the prior need not move the match there.'
         + (' The arrow is the true heading.' if shots[0].truth else ''),
-        *draw('heatmaps', heatmap_figures.draw_heatmaps, shots, ground.orthophoto, half=alone),
-        half=alone)
+        *draw('heatmaps', heatmap_figures.draw_heatmaps, shots, ground.orthophoto,
+              half=without_images),
+        half=without_images)
 
 
 def outcome_tables(run: RecordedRun) -> list[Table]:
-    """What became of the images, and in which state the match supervisor was.
+    """Count the outcomes of the images, and the states of the match supervisor.
 
-    A recording without ``~/status`` has one line: the images that gave a pose.
+    Without ``~/status`` in the recording there is one outcome: images that gave a pose.
     """
-    known = run.statuses
-    outcomes = Counter(status.outcome for status in known) if known else Counter(
+    statuses = run.statuses
+    outcomes = Counter(status.outcome for status in statuses) if statuses else Counter(
         run.outcomes().tolist())
-    last_reasons = {status.outcome: status.reason for status in known}
+    last_reasons = {status.outcome: status.reason for status in statuses}
     rows = [(name.replace('_', ' '), count, OUTCOME_MEANINGS.get(name, ''), last_reasons.get(
         name, '')) for name, count in outcomes.most_common()]
-    silent = run.image_count - outcomes.total()
-    if silent > 0:
-        rows.append(('no word', silent, 'dropped, or before the node was ready', ''))
-    images = outcomes.total() + max(silent, 0)
+    unreported = run.image_count - outcomes.total()
+    if unreported > 0:
+        rows.append(('not reported', unreported, 'dropped, or before the node was ready', ''))
+    images = outcomes.total() + max(unreported, 0)
     tables = [Table(
         ('outcome of an image', 'images', 'share', 'meaning', 'last reason'),
         [(name, str(count), f'{count / images:.1%}', meaning, reason)
          for name, count, meaning, reason in rows], text_columns=frozenset({3, 4}))]
-    if known:
-        states = Counter(status.state for status in known)
+    if statuses:
+        states = Counter(status.state for status in statuses)
         tables.append(Table(
             ('state of the match supervisor', 'images', 'share'),
-            [(state, str(count), f'{count / len(known):.1%}')
+            [(state, str(count), f'{count / len(statuses):.1%}')
              for state, count in states.most_common()]))
     return tables
 
@@ -332,14 +366,14 @@ def _banner(summary: dict) -> str:
 
 def _figures(run: RecordedRun, comparison: Comparison) -> list[tuple[str, str]]:
     """(value, label) of the numbers at the top of the page."""
-    found = pose_metrics.metrics(
+    metrics = pose_metrics.metrics(
         comparison.rows['refined'], comparison.truth, comparison.evaluated)
     cards = []
-    if found['n']:
-        cards += [(f'{found["median_m"]:.2f} m', 'median position error'),
-                  (f'{found["p95_m"]:.2f} m', '95 % of the errors are below')]
-        if found['coverage_95'] is not None:
-            cards.append((f'{found["coverage_95"]:.1%}', 'inside the claimed 95 % ellipsoid'))
+    if metrics['n']:
+        cards += [(f'{metrics["median_m"]:.2f} m', 'median position error'),
+                  (f'{metrics["p95_m"]:.2f} m', '95 % of the errors are below')]
+        if metrics['coverage_95'] is not None:
+            cards.append((f'{metrics["coverage_95"]:.1%}', 'inside the claimed 95 % ellipsoid'))
     radius_m = figure_style.long_axis_m(run.poses.covariances)
     cards.append((f'{np.nanmedian(radius_m):.2f} m', 'median 95 % radius claimed'))
     if run.statuses:

@@ -1,4 +1,4 @@
-"""Single frames of a recorded run: the picture, its heat map, and the poses around it."""
+"""Reads single frames of a recorded run: the image, its heat map, and the poses around it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ SHOT_WIDTH_PX = 800
 
 @dataclass(frozen=True)
 class Shot:
-    """One camera frame with its heat map and what the filter held before and after it.
+    """One camera frame with its heat map and the poses before and after the match.
 
-    ``rgb`` (H, W, 3) or None without the input bag.  ``percent`` (rows, cols) is the heat map as
-    published, row 0 south, NaN outside the map; ``extent_m`` its west, east, south, north edges.
-    ``peak_m`` (2,) is where it is highest, ``distance_m`` how far that is from ``truth`` or, where
-    the truth is not known, from ``prior``.
+    ``rgb`` is (H, W, 3), or None without the input bag.  ``percent`` (rows, cols) is the heat map
+    as published, row 0 south, NaN outside the map; ``extent_m`` are its west, east, south and
+    north edges.  ``peak_m`` (2,) is its highest point, ``distance_m`` the distance of that from
+    ``truth`` or, if the truth is not known, from ``prior``.
     """
 
     label: str
@@ -44,9 +44,10 @@ class Shot:
 
 
 def choose_typical(run: RecordedRun, comparison: Comparison) -> dict[str, int]:
-    """The stamps of the heat maps whose peak is nearest to the truth, in the middle, and farthest.
+    """Choose the heat maps with the smallest, the median and the largest error of the peak.
 
-    Without truth: nearest to and farthest from the prior.  Empty where there is no heat map.
+    The error is the distance from the truth or, without truth, from the prior.  Returns labels and
+    stamps, none if there is no heat map.
     """
     reference = peak_references(run, comparison)
     distance_m = np.hypot(*(run.peaks_m - reference.poses[:, :2]).T)
@@ -61,7 +62,7 @@ def choose_typical(run: RecordedRun, comparison: Comparison) -> dict[str, int]:
 
 
 def choose_nearest(run: RecordedRun, at_s: Sequence[float]) -> dict[str, int]:
-    """The stamps of the heat maps nearest to these seconds of the run, by label."""
+    """Choose the heat maps nearest to these seconds of the run; returns labels and stamps."""
     usable_ns = run.heatmap_ns[np.isfinite(run.peaks_m).all(axis=1)]
     usable_ns = usable_ns[np.isin(usable_ns, run.priors.stamps_ns)]
     if not len(usable_ns):
@@ -77,10 +78,13 @@ def read_shots(
     run: RecordedRun, comparison: Comparison, stamps_ns: dict[str, int], bag: Path,
     image_bag: Path, topics: Topics, node: str,
 ) -> list[Shot]:
-    """The frames with these stamps, by label, with their heat maps and pictures."""
+    """Read the frames with these stamps, with their heat maps and images.
+
+    ``stamps_ns`` has them by label.
+    """
     grids = read_messages_stamped(bag, f'{node}/heatmap', stamps_ns.values())
     pictures = read_messages_stamped(image_bag, topics.image, stamps_ns.values())
-    reference, judged = peak_references(run, comparison), bool(comparison.evaluated.any())
+    reference, has_truth = peak_references(run, comparison), bool(comparison.evaluated.any())
     shots = []
     for label, stamp_ns in stamps_ns.items():
         row = int(np.searchsorted(run.heatmap_ns, stamp_ns))
@@ -90,11 +94,11 @@ def read_shots(
         west, south = grid.info.origin.position.x, grid.info.origin.position.y
         extent_m = (west, west + grid.info.width * grid.info.resolution,
                     south, south + grid.info.height * grid.info.resolution)
-        apart_m = np.hypot(*(run.peaks_m[row] - reference.poses[row, :2]))
-        known = judged and np.isfinite(reference.poses[row]).all()
+        distance_m = np.hypot(*(run.peaks_m[row] - reference.poses[row, :2]))
+        truth_is_known = has_truth and np.isfinite(reference.poses[row]).all()
         shots.append(Shot(
             label, stamp_ns, picture_rgb(pictures.get(stamp_ns)), percent, extent_m,
-            run.peaks_m[row], float(apart_m), reference.pose(row) if known else None,
+            run.peaks_m[row], float(distance_m), reference.pose(row) if truth_is_known else None,
             *(_estimate(track, stamp_ns) for track in (run.priors, run.matches, run.poses))))
     return shots
 
@@ -107,7 +111,10 @@ def _estimate(track: Track, stamp_ns: int) -> PoseEstimate | None:
 
 
 def picture_rgb(msg) -> np.ndarray | None:
-    """A recorded image, not rectified, small enough for a page; None where it cannot be shown."""
+    """Decode a recorded image and resize it for a page; None if it cannot be shown.
+
+    The image is not rectified.
+    """
     if msg is None:
         return None
     try:

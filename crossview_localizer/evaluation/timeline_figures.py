@@ -20,9 +20,9 @@ from crossview_localizer.evaluation.figure_style import (
 )
 from crossview_localizer.trajectory import Track
 
-TIME_BIN_S = 2.0            # of counts over time, longer where that would be too many bins
+TIME_BIN_S = 2.0            # width of the bins of counts, unless that gives too many bins
 MOST_TIME_BINS = 150
-# Outcomes of images by the name of the group that the timeline shows; the rest is "no match".
+# The group in which the timeline shows each outcome of an image; all others are NO_MATCH.
 NO_MATCH = 'no match'
 OUTCOME_GROUPS = {
     'used': 'match used', 'gated': 'match refused by the gate',
@@ -40,7 +40,7 @@ def draw_timeline(
     poses: Track, outcomes: np.ndarray, fixes_ns: np.ndarray, diagnostics: Diagnostics,
     start_ns: int, end_ns: int, width_in: float,
 ) -> Figure:
-    """Draw outcomes, GNSS, ages of the inputs, and what /diagnostics said, over time.
+    """Draw outcomes, GNSS, ages of the inputs, and the levels in /diagnostics over time.
 
     ``outcomes`` (n,) has the outcome of the image of each pose.
     """
@@ -97,7 +97,7 @@ def _draw_ages(panel: Axes, time, diagnostics: Diagnostics, unit_s: float) -> No
 
 
 def _draw_refusals(panel: Axes, time, diagnostics: Diagnostics, edges, unit_s: float) -> None:
-    """Draw the messages refused and images dropped in each time bin: steps of the counters."""
+    """Draw how many messages were refused and images dropped in each time bin."""
     bottom = np.zeros(len(edges) - 1)
     refusals = [(part, 'refused', colour) for part, colour in INPUT_COLOURS.items()]
     for part, key, colour in (*refusals, ('camera', 'dropped', '#d1495b')):
@@ -125,12 +125,12 @@ def _draw_levels(panel: Axes, time, diagnostics: Diagnostics, edges, unit_s: flo
     column = np.clip(np.searchsorted(edges, time, side='right') - 1, 0, len(edges) - 2)
     for line, part in zip(worst, parts):
         level = diagnostics.levels[part]
-        seen = np.isfinite(level)
-        line[np.unique(column[seen])] = -1.0
-        np.fmax.at(line, column[seen], level[seen])
-        # A bin shorter than the period of /diagnostics shows the level before it.
-        filled = np.maximum.accumulate(np.where(np.isfinite(line), np.arange(len(line)), -1))
-        line[filled >= 0] = line[filled[filled >= 0]]
+        known = np.isfinite(level)
+        line[np.unique(column[known])] = -1.0
+        np.fmax.at(line, column[known], level[known])
+        # A bin without a message of /diagnostics shows the level of the bin before it.
+        last = np.maximum.accumulate(np.where(np.isfinite(line), np.arange(len(line)), -1))
+        line[last >= 0] = line[last[last >= 0]]
     panel.pcolormesh(
         edges / unit_s, np.arange(len(parts) + 1), worst, cmap=ListedColormap(LEVEL_COLOURS),
         norm=BoundaryNorm((-0.5, 0.5, 1.5, 2.5), 3))
@@ -156,7 +156,8 @@ def draw_latency(
               histtype='stepfilled')
     for (name, value), style in zip(shares.items(), ('-', '--', ':')):
         left.axvline(value, color=COLOURS['prior'], ls=style, label=f'{name} {value:.0f} ms')
-    left.set(xlabel='latency [ms], the rest in the last bin', ylabel='images', xlim=(0.0, end_ms))
+    left.set(xlabel='latency [ms]; the last bin includes all above', ylabel='images',
+             xlim=(0.0, end_ms))
     left.legend(loc='upper right')
     seconds = (times_ns - start_ns) * NS
     unit_s, time_label = time_axis(seconds[-1])

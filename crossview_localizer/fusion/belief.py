@@ -54,7 +54,10 @@ class PoseEkf(ExtendedKalmanFilter):
         self.x = u(self.x)
 
     def predicted(self, known: Belief | Memory, motion, jacobian, noise) -> dict:
-        """Predict with ``motion`` and its ``jacobian``, both functions of the state."""
+        """Predict with ``motion`` and its ``jacobian``, both functions of the state.
+
+        ``F`` is then the jacobian (8, 8) at the state before.
+        """
         self.x, self.P = known.mean, known.covariance
         self.F, self.Q = jacobian(known.mean), noise
         self.predict(motion)

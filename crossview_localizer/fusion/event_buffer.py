@@ -75,6 +75,11 @@ class EventBuffer:
         twin.events, twin._beliefs = list(self.events), list(self._beliefs)
         return twin
 
+    @property
+    def beliefs(self) -> list[Belief]:
+        """What is known after each event."""
+        return list(self._beliefs)
+
     def belief_at(self, stamp_ns: int) -> Belief:
         """What is known after the last event that is not newer than a stamp."""
         index = bisect_right(self.events, stamp_ns, key=stamp_of)
@@ -117,5 +122,5 @@ class EventBuffer:
         return drop > 0
 
 
-def stamp_of(item: Event | OdometrySample) -> int:
+def stamp_of(item: Event | OdometrySample | Belief) -> int:
     return item.stamp_ns

@@ -29,7 +29,7 @@ from crossview_localizer.datatypes import (
 )
 from crossview_localizer.fusion.belief import Belief
 from crossview_localizer.fusion.correction import Corrector
-from crossview_localizer.fusion.event_buffer import Event, EventBuffer
+from crossview_localizer.fusion.event_buffer import Event, EventBuffer, Measurement
 from crossview_localizer.fusion.heading_initializer import HeadingInitializer
 from crossview_localizer.fusion.motion_model import (
     BIAS,
@@ -97,6 +97,22 @@ class PoseFilter:
     @property
     def started(self) -> bool:
         return self._buffer is not None
+
+    @property
+    def history(self) -> tuple[EventBuffer | None, OdometryHistory]:
+        """The events that are kept, with the belief after each, and the odometry between them."""
+        return self._buffer, self._odometry
+
+    def add(self, measurement: Measurement) -> FilterUpdate:
+        """Fuse a measurement by the method of its kind."""
+        match measurement:
+            case OdometrySample():
+                return self.add_odometry(measurement)
+            case GnssFix():
+                return self.add_gnss(measurement)
+            case GnssCourse():
+                return self.add_course(measurement)
+        return self.add_match(measurement)
 
     @property
     def latest_stamp_ns(self) -> int | None:

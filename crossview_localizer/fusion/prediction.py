@@ -27,6 +27,7 @@ from crossview_localizer.fusion.motion_model import (
     propagate,
     propagate_jacobian,
     SPEED,
+    STATES,
     YAW,
 )
 
@@ -114,8 +115,14 @@ class Predictor:
 
     def advance(self, belief: Belief, stamp_ns: int, odometry: OdometryHistory) -> Belief:
         """Predict to a stamp; no odometry sample may lie between."""
+        return self.advance_with_jacobian(belief, stamp_ns, odometry)[0]
+
+    def advance_with_jacobian(
+        self, belief: Belief, stamp_ns: int, odometry: OdometryHistory,
+    ) -> tuple[Belief, np.ndarray]:
+        """The same, and the derivative (8, 8) of the new state by the old one."""
         if stamp_ns == belief.stamp_ns:
-            return belief
+            return belief, np.eye(STATES)
         before, after = odometry.around(belief.stamp_ns)
         time_s = (stamp_ns - belief.stamp_ns) * 1e-9
         decay = decays(self._config, time_s)
@@ -148,6 +155,7 @@ class Predictor:
         memories = tuple(
             replace(memory, **self._ekf.predicted(memory, motion, jacobian, noise))
             for memory in belief.memories)
-        return replace(
+        belief = replace(
             belief, **self._ekf.predicted(belief, motion, jacobian, noise), stamp_ns=stamp_ns,
             memories=memories, driven_m=belief.driven_m + distance_m)
+        return belief, self._ekf.F

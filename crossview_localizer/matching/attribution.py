@@ -78,23 +78,24 @@ def _tile_shares(
     moved_contrast = shifted_scores(contrast, -offset_m / window.grid.cell_m)
 
     nats = np.zeros((1, 1))
-    safa = 0
+    safa_length = 0                                   # of the SAFA part of a descriptor
     if isinstance(network, SafaNetwork):
-        safa = model.heads * model.channels
+        safa_length = model.heads * model.channels
         features = network.ground_features(tensor).detach()                    # (1, C, rows, cols)
         weight = torch.ones_like(features[:, :1]).requires_grad_()
-        described = network.ground.describe(features * weight)[0]
-        target = _weighted_sum(window, moved_contrast)[:safa].to(described)
+        descriptor = network.ground.describe(features * weight)[0]
+        target = _weighted_sum(window, moved_contrast)[:safa_length].to(descriptor)
         share = (1.0 - model.detail_weight) ** 0.5 if model.detail_weight else 1.0
-        score = 2.0 / model.temperature * share * (described @ target)
+        score = 2.0 / model.temperature * share * (descriptor @ target)
         nats = torch.autograd.grad(score, weight)[0][0, 0].cpu().numpy().astype(float)
-    detail = model.detail_weight if safa else 1.0
-    if detail:
-        grey = grey_ground(tensor)[0] * detail ** 0.5
-        of_cells = 2.0 / model.temperature * grey * _weighted_sum(window, contrast)[safa:].to(grey)
+    detail_weight = model.detail_weight if safa_length else 1.0
+    if detail_weight:
+        grey = grey_ground(tensor)[0] * detail_weight ** 0.5
+        target = _weighted_sum(window, contrast)[safa_length:].to(grey)
+        detail_nats = 2.0 / model.temperature * grey * target
         side = view.shape[0] // DETAIL_CELL_PX
-        of_cells = of_cells.cpu().numpy().astype(float).reshape(side, side)
-        nats = of_cells + _cut(nats, side)
+        detail_nats = detail_nats.cpu().numpy().astype(float).reshape(side, side)
+        nats = detail_nats + _subdivided(nats, side)
     if model.ground_view != 'birds_eye':
         return PeakShares(nats, view[..., :3])
     cell_m = model.view_px * model.px_m / nats.shape[0]
@@ -102,23 +103,24 @@ def _tile_shares(
 
 
 def _weighted_sum(window, contrast: np.ndarray) -> torch.Tensor:
-    """The sum (K,) of the descriptors of a window, weighted by ``contrast`` (R, C)."""
+    """Sum (K,) of the descriptors of a window, weighted by ``contrast`` (R, C)."""
     index = window.index.cpu().numpy()
     weights = np.zeros(len(window.descriptors), np.float32)
     weights[index[index >= 0]] = contrast[index >= 0]
     return torch.from_numpy(weights).to(window.descriptors) @ window.descriptors
 
 
-def _cut(nats: np.ndarray, side: int) -> np.ndarray:
-    """Cut cells into finer ones, ``side`` along each side, with the same sum."""
-    times = side // nats.shape[0]
-    return np.kron(nats, np.full((times, times), 1.0 / times**2))
+def _subdivided(nats: np.ndarray, side: int) -> np.ndarray:
+    """Divide cells into finer ones, ``side`` along each side of the square, with the same sum."""
+    parts = side // nats.shape[0]
+    return np.kron(nats, np.full((parts, parts), 1.0 / parts**2))
 
 
 def peak_contrast(heatmap: Heatmap, refine: int) -> np.ndarray:
-    """One at the peak of a heat map minus 1/n everywhere, on the ``refine`` times coarser lattice.
+    """Weights (R, C) of the tiles: one at the peak of a heat map, minus 1/n at all n tiles.
 
-    The four tiles about the peak share its weight.  Missing tiles have no weight.
+    The cells of the heat map are ``refine`` times finer than the tiles: the four tiles around the
+    peak share its weight.  Missing tiles have no weight.
     """
     known = np.isfinite(heatmap.log_probability[::refine, ::refine])
     row, col = np.unravel_index(
@@ -136,7 +138,7 @@ def _dense_shares(
 ) -> PeakShares:
     """The shares are exact: the score is linear in the descriptors of the bird's-eye cells."""
     model = matcher.network.config
-    view, weight = (part.clone() for part in ground)       # leaves the inference mode
+    view, weight = (part.clone() for part in ground)       # gradients need non-inference tensors
     cells = torch.ones_like(view[:, :1]).requires_grad_()                      # (1, 1, F, L)
     scores, *_ = matcher.scores((view * cells, weight), window, prior, search)  # (K, R, C)
     contrast = np.full(heatmap.volume.shape, -1.0 / heatmap.volume.size)
@@ -149,7 +151,7 @@ def _dense_shares(
 
 
 def on_image(found: PeakShares, camera: CameraModel, pitch_rad: float = 0.0) -> np.ndarray:
-    """Project ``nats`` to the flat road in the undistorted image (H, W); NaN off the square.
+    """Project ``nats`` to the flat road in the undistorted image (H, W); NaN outside the square.
 
     The values are a density on the image: they can be compared but not summed.
     Raises ValueError if the view does not lie on the road.
@@ -171,9 +173,9 @@ def on_image(found: PeakShares, camera: CameraModel, pitch_rad: float = 0.0) -> 
 
 
 def road_points(camera: CameraModel, pitch_rad: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """The point of the flat road at each pixel, metres ahead and left of base_link (H, W).
+    """The point of the flat road at each pixel, in metres ahead and left of base_link (H, W).
 
-    NaN at and above the horizon.  It is the inverse of ``views.image_points`` for height 0.
+    NaN at and above the horizon.  This is the inverse of ``views.image_points`` for height 0.
     """
     u_px, v_px = np.meshgrid(np.arange(camera.width_px), np.arange(camera.height_px))
     rays = np.stack((

@@ -1,4 +1,4 @@
-"""The dense matcher: a bird's-eye view against the descriptor raster, over place and heading.
+"""The dense matcher compares a bird's-eye view with a descriptor raster, over place and heading.
 
 Shape legend: K headings, R, C rows and columns of places, C descriptor length, F x L cells of the
 bird's-eye view (ahead x left).
@@ -21,7 +21,7 @@ from crossview_localizer.networks.trunks import normalised
 
 YAW_STEP_RAD = 0.035  # between the headings that are compared
 EDGE_M = 1.0          # width of the edge of the search window
-SEARCH_POOL = 4       # raster cells a side that the search for a pose averages
+SEARCH_POOL = 4       # the search for a pose averages squares of this many cells on a side
 
 
 class DenseMatcher:
@@ -34,8 +34,9 @@ class DenseMatcher:
         self._ground = ground or network.ground
         config = network.config
         self.errors = config.match_errors
-        # The patch lies ahead of the pose: the map must reach that much farther.  A block reaches
-        # half its side beyond its centre; a cell more, as the raster is cut at whole cells.
+        # The patch lies ahead of the pose, so the map must reach farther than the search window.
+        # The blocks are chosen by their centres: each reaches half its side farther.  One more
+        # cell, because the raster is cut at whole cells.
         self.margin_m = (config.middle_m + (config.patch_cells / 2 + 1) * config.cell_m
                          - config.block_px * config.px_m / 2)
 
@@ -51,14 +52,14 @@ class DenseMatcher:
     @torch.inference_mode()
     def match(self, ground, window: MapWindow, prior: PoseEstimate,
               search: SearchWindow) -> Heatmap:
-        """Log-probability over place and heading, and over place alone (its sum over yaw)."""
+        """Compute the log-probability of places and headings, and of places (its sum over yaw)."""
         scores, yaws_rad, grid = self.scores(ground, window, prior, search)
         volume = torch.log_softmax(scores.double().flatten(), 0).view(scores.shape)
         return Heatmap(prior.stamp_ns, grid, torch.logsumexp(volume, 0).cpu().numpy(), yaws_rad,
                        volume.cpu().numpy())
 
     def scores(self, ground, window: MapWindow, prior: PoseEstimate, search: SearchWindow):
-        """Log-likelihood (K, R, C) up to a constant, its yaws (K,) and the grid of its places."""
+        """Log-likelihoods (K, R, C) up to a constant, their yaws (K,), the grid of the places."""
         model = self.network.config
         heading = prior.pose.yaw_rad
         yaws_rad = heading + yaw_offsets(search.half_yaw_rad)                    # (K,)
@@ -84,9 +85,9 @@ class DenseMatcher:
     @torch.inference_mode()
     def search_heatmaps(self, ground, embedding_map, yaws_rad: np.ndarray, x_m: float, y_m: float,
                         half_width_m: float) -> list[Heatmap] | None:
-        """A heat map under each heading (K,), for a search among many poses; None off the map.
+        """Compute a heat map for each heading (K,), for a search; None outside the map.
 
-        A cell is SEARCH_POOL of the raster's wide; descriptors are averaged over it.  The maps are
+        Descriptors are averaged over SEARCH_POOL x SEARCH_POOL cells.  The heat maps are
         normalised together: exp sums to K over all of them.
         """
         model = self.network.config
@@ -108,7 +109,7 @@ class DenseMatcher:
         volume = torch.log_softmax(scores.flatten(), 0).view(scores.shape).cpu().numpy()
         volume += math.log(len(yaws_rad))
         places = volume.shape[1]
-        # Element (0, 0): base_link, with its patch in the raster's north-west corner.
+        # Element (0, 0) is the pose whose patch lies in the north-west corner of the raster.
         first_m = (model.patch_cells - 1) / 2 * model.cell_m
         return [
             Heatmap(0, MapGrid(
@@ -123,9 +124,10 @@ class DenseMatcher:
 
 
 class HalfGround:
-    """The ground branch of a dense network, its trunk in half precision, float32 in and out.
+    """The ground branch of a dense network with its trunk in half precision.
 
-    What follows the trunk stays in float32: it normalises cells that may be zero.
+    Inputs, outputs and the layers after the trunk are float32: they normalise cells that may be
+    zero.
     """
 
     def __init__(self, network: DenseNetwork):
@@ -138,32 +140,32 @@ class HalfGround:
 
 
 def ground_tensors(lifted: list[views.LiftedView], device: str = 'cpu'):
-    """Lifted views to the ground branch's three inputs, as a batch."""
-    def uploaded(values: list[np.ndarray]) -> torch.Tensor:
-        found = torch.from_numpy(values[0][None] if len(values) == 1 else np.stack(values))
+    """Make the three inputs of the ground branch of a batch of lifted views."""
+    def on_device(values: list[np.ndarray]) -> torch.Tensor:
+        batch = torch.from_numpy(values[0][None] if len(values) == 1 else np.stack(values))
         if str(device).startswith('cuda'):
-            return found.pin_memory().to(device, non_blocking=True)
-        return found.to(device)
+            return batch.pin_memory().to(device, non_blocking=True)
+        return batch.to(device)
 
-    images = normalised(uploaded([v.trunk_image for v in lifted]))
-    road = uploaded([v.road for v in lifted])
+    images = normalised(on_device([v.trunk_image for v in lifted]))
+    road = on_device([v.road for v in lifted])
     mask = road[..., 3:].permute(0, 3, 1, 2).float() / 255.0
-    points = uploaded([v.points for v in lifted])
+    points = on_device([v.points for v in lifted])
     return images, torch.cat((normalised(road[..., :3]) * mask, mask), 1), points
 
 
 def yaw_offsets(half_yaw_rad: float) -> np.ndarray:
-    """Headings from the prior's, YAW_STEP_RAD apart, that reach at least so far each way."""
+    """Headings relative to the prior, YAW_STEP_RAD apart, that cover +-half_yaw_rad."""
     steps = math.ceil(half_yaw_rad / YAW_STEP_RAD)
     return YAW_STEP_RAD * np.arange(-steps, steps + 1)
 
 
 def window_raster(window: MapWindow, block_cells: int, cell_m: float, x_m: float, y_m: float,
                   side: int) -> tuple[torch.Tensor, torch.Tensor | None, MapGrid]:
-    """The square of ``side`` cells nearest to a point, cut from the blocks of a map window.
+    """Cut the square of ``side`` cells around a point out of the blocks of a map window.
 
-    Returns descriptors (C, side, side), zero where missing; a mask (side, side) that is 1 there,
-    or None where nothing is missing; and the cells' grid.
+    Returns the descriptors (C, side, side), zero where missing; a mask (side, side) that is 1
+    where they are missing, or None if none is; and the grid of the cells.
     """
     blocks = window.grid
     # Cell (0, 0) of the window's north-west block.

@@ -1,16 +1,16 @@
-"""How well the heat maps of many frames fit the pose that they were made at.
+"""Evidence for the pose of the filter: how well the heat maps of many frames agree with it.
 
-The evidence of one frame, in nats, compares two assumptions: that the frame was taken where the
-filter says, and that it was taken anywhere in the window:
+The evidence of one frame, in nats, compares two hypotheses: the frame was taken at the pose of the
+filter, or it was taken anywhere in the window:
 
     e = log((1 - o) b + o),    b = n sum_c h_c q_c
 
-with the heat map h and the prior q on the n cells of the window, and the share o of frames that
-say nothing (a van, sun in the lens), which limits the weight of one frame against the pose.  A
-flat heat map gives 0.  One with its mass about the prior gives up to log(window / prior), one with
-its mass elsewhere as little as log o.  The mean of right images at a right pose is far above 0.
-That of images of another place, or at a wrong pose, is not.  The mean is over time, not over
-frames: a camera with twice the rate gives no more evidence.
+Here h is the heat map and q the prior on the n cells of the window.  The share o of frames that
+say nothing (a van, sun in the lens) limits how much one frame can count against the pose.  A flat
+heat map gives 0.  A heat map with its mass around the prior gives up to log(window / prior); one
+with its mass elsewhere gives as little as log o.  For the right images at the right pose the mean
+is far above 0; for images of another place, or at a wrong pose, it is not.  The mean is over time,
+not over frames: a camera with twice the rate gives no more evidence.
 """
 
 import math
@@ -19,10 +19,10 @@ import numpy as np
 
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 
-OUTLIER_SHARE = 0.05    # of right frames that say nothing, or something wrong
+OUTLIER_SHARE = 0.05    # share of frames that say nothing, or something wrong, at the right pose
 MEAN_S = 5.0            # the evidence is averaged over this time
 LONGEST_STEP_S = 1.0    # a frame after a pause counts for at most this time
-# A judgement needs so many frames over so much time.
+# A judgement needs at least this many frames over at least this time.
 FIRST_FRAMES, FIRST_S = 4, 1.0
 
 
@@ -34,7 +34,7 @@ def frame_evidence_nats(
     x_m, y_m = heatmap.grid.cell_centres()
     dx_m, dy_m = x_m - prior.pose.x_m, (y_m - prior.pose.y_m)[:, None]
     known = np.isfinite(heatmap.log_probability)
-    # Under a prior finer than the cells the sum would miss the cells' own width.
+    # The width of a cell is added: a prior narrower than a cell could fall between the centres.
     spread = prior.covariance[:2, :2] + np.eye(2) * heatmap.grid.cell_m**2 / 12.0
     (xx, xy), (_, yy) = np.linalg.inv(spread)
     log_q = -0.5 * (xx * dx_m**2 + 2 * xy * dx_m * dy_m + yy * dy_m**2)     # (R, C)
@@ -69,7 +69,7 @@ class MeanEvidence:
         self._stamp_ns = heatmap.stamp_ns
         self._frames += 1
         self._observed_s += step_s
-        # As long as there are few frames it is their plain mean.
+        # The mean of the first few frames is their plain mean.
         share = max(1.0 - math.exp(-step_s / MEAN_S), 1.0 / self._frames)
         self.mean_nats += share * (self.frame_nats - self.mean_nats)
 

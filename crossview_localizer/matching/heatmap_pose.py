@@ -1,4 +1,4 @@
-"""From a heat map to a pose: the match for the filter, and the pose of a single image.
+"""Estimates poses from heat maps: the match for the filter, and the pose of a single image.
 
 Shape legend: K headings, R, C rows and columns; d coordinates, 2 or 3.  Coordinates are in the
 order x, y, yaw.  Each is an array (n,) along one axis of a volume: x along the last axis, y along
@@ -14,19 +14,18 @@ from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import Pose2D, wrap_angle
 from crossview_localizer.networks.dense import GAUSSIAN_DOF
 
-# The reference (see ``pose_from_heatmap``) is so many times wider than the prior, plus these
-# sigmas.
+# The reference (see ``pose_from_heatmap``) is this many times wider than the prior, plus the two
+# sigmas below.
 REFERENCE_INFLATION = 3.0
 REFERENCE_SIGMA_M = 1.0
 REFERENCE_SIGMA_RAD = 0.02
-# More probability than this at the edge of the search window makes a match ambiguous.
+# With more probability than this at the edge of the search window a match is ambiguous.
 MAX_EDGE_PROBABILITY = 0.5
-# A heat map that narrows the reference by less than this gives no match.
+# A heat map with a smaller information gain over the reference gives no match.
 MIN_GAIN_NATS = 0.05
-# A direction with less than this share of the information of the reference has none: the position
-# would lie far outside the window.
+# The information of the heat map along a direction, relative to that of the reference.  Below
+# MIN_INFORMATION the estimate could lie far outside the window: it is replaced by NO_INFORMATION.
 MIN_INFORMATION = 0.05
-# The share of information that such a direction gets instead.
 NO_INFORMATION = 1e-5
 YAW_REFINE = 4        # steps per heading to which a volume is interpolated
 PEAK_RADIUS_M = 3.0   # cells this near to the best place belong to its peak
@@ -46,7 +45,7 @@ def pose_from_heatmap(
         R^-1 = P1^-1 - P0^-1;   z = R (P1^-1 m1 - P0^-1 m0)
 
     (the site of assumed-density filtering; Minka 2001).  A Gaussian likelihood is recovered
-    exactly.  A constant one gives R^-1 = 0, whatever the window and the holes in the map.  A
+    exactly.  A constant likelihood gives R^-1 = 0 for any window and any holes in the map.  A
     direction in which the likelihood is broader than the reference gets a huge variance.
 
     ``edge_cells`` is the width of the edge of the window.  Without headings in the heat map the
@@ -113,9 +112,10 @@ def gaussian_from_likelihood(
     values = np.where(informed, values, NO_INFORMATION)
     axes = np.linalg.solve(root.T, vectors)                         # (d, d)
     covariance = axes @ np.diag(1.0 / values) @ axes.T
-    pull = axes.T @ (precision1 @ mean1 - precision0 @ mean0)
-    rest = axes.T @ precision0 @ mean0
-    return (axes @ np.where(informed, pull / values, rest), covariance), ''
+    information_mean = axes.T @ (precision1 @ mean1 - precision0 @ mean0)
+    reference_mean = axes.T @ precision0 @ mean0
+    mean = axes @ np.where(informed, information_mean / values, reference_mean)
+    return (mean, covariance), ''
 
 
 def _log_gaussian(offsets: list[np.ndarray], covariance: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ def moments(weight: np.ndarray, offsets: list[np.ndarray]) -> tuple[np.ndarray, 
     size = len(offsets)
 
     def marginal(*kept: int) -> np.ndarray:
-        """The sum over all other coordinates; the first one kept lies along the last axis."""
+        """Sum over all other coordinates; the first of ``kept`` lies along the last axis."""
         return weight.sum(tuple(-1 - k for k in range(size) if k not in kept))
 
     mean = np.array([marginal(i) @ u for i, u in enumerate(offsets)])
@@ -160,11 +160,11 @@ def finer_yaws(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Interpolate log-probabilities (K, R, C) linearly to ``factor`` times as many headings."""
     count = len(yaws_rad)
-    places = np.arange((count - 1) * factor + 1) / factor
-    low = np.minimum(places.astype(int), count - 2)
-    share = (places - low)[:, None, None]
-    fine = volume[low] * (1.0 - share) + volume[low + 1] * share
-    return np.interp(places, np.arange(count), yaws_rad), fine
+    index = np.arange((count - 1) * factor + 1) / factor
+    lower = np.minimum(index.astype(int), count - 2)
+    fraction = (index - lower)[:, None, None]
+    fine = volume[lower] * (1.0 - fraction) + volume[lower + 1] * fraction
+    return np.interp(index, np.arange(count), yaws_rad), fine
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,9 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
               min_mass: float = 0.5, inflation: float = 1.0) -> tuple[PoseEstimate, bool]:
     """The pose of a single image at the peak of its heat map, and whether it is ambiguous.
 
-    The pose has the mean and the covariance, times ``inflation``, of the peak.  If less than
-    ``min_mass`` of the probability lies there, the image is ambiguous: the position is that of the
-    peak and the covariance that of the whole window.  Log-probabilities are multiplied by
+    The pose has the mean of the peak, and its covariance times ``inflation``.  If less than
+    ``min_mass`` of the probability lies at the peak, the image is ambiguous: the position is that
+    of the peak and the covariance that of the whole window.  Log-probabilities are multiplied by
     ``sharpening`` first, because a temperature that allows for wrong images makes the peaks of
     right ones too wide.  Without headings in the heat map the heading is that of the prior.
     """
@@ -213,9 +213,9 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
         x_m, y_m = x_m[cols], y_m[rows]
     mean, covariance = moments(
         weight, [x_m - best_m[0], y_m - best_m[1], yaws_rad - prior.pose.yaw_rad])
-    if ambiguous:  # the covariance is about the peak, not about the mean
-        away = np.array([mean[0], mean[1], 0.0])
-        covariance += np.outer(away, away)
+    if ambiguous:  # the position is the peak: the second moments about it, not about the mean
+        mean_from_peak = np.array([mean[0], mean[1], 0.0])
+        covariance += np.outer(mean_from_peak, mean_from_peak)
         mean[:2] = 0.0
     cell_variance = heatmap.grid.cell_m ** 2 / 12.0
     covariance += np.diag([cell_variance, cell_variance, yaw_variance])
@@ -227,11 +227,11 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
 
 
 def distance2_within(share: float, dof: float, dimensions: int = 3) -> float:
-    """Squared Mahalanobis distance, by the covariance, that a share of the errors does not exceed.
+    """The quantile ``share`` of the squared Mahalanobis distance of errors, by their covariance.
 
     The errors have a multivariate Student t distribution with ``dof`` > 2 degrees of freedom.  Its
-    covariance is dof / (dof - 2) times its shape matrix; by the latter, distance2 / dimensions has
-    an F distribution (Kotz and Nadarajah, Multivariate t Distributions, 2004).
+    covariance is dof / (dof - 2) times its shape matrix.  With the shape matrix, distance2 /
+    dimensions has an F distribution (Kotz and Nadarajah, Multivariate t Distributions, 2004).
     """
     if dof >= GAUSSIAN_DOF:
         return float(chdtri(dimensions, 1.0 - share))

@@ -1,9 +1,8 @@
-"""The offset of the imagery, fitted to frames of the dense matcher at known poses.
+"""Fits the offset of the imagery to frames with known poses, by means of the dense matcher.
 
-The matcher scores every frame over place and heading.  The sum of the log-likelihoods of many
-frames at their known poses, all moved by one common offset, is highest where that offset is right.
-A score is taken at the best heading within the window, so that a small error of the known heading
-does not matter.
+The matcher scores every frame over place and heading.  All known poses are moved by one common
+offset; the sum of the log-likelihoods there is highest for the right offset.  A score is that of
+the best heading within the window, so that a small error of the known heading does not matter.
 """
 
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from crossview_localizer.geometry import Pose2D
 from crossview_localizer.matching.dense_matcher import DenseMatcher
 from crossview_localizer.matching.matcher import MIN_HALF_YAW_RAD, SearchWindow
 
-WINDOW_M = 6.0               # of places about each known pose that are scored
-MAX_OFFSET_M = 4.0           # of the imagery: the rest of the window is for the view's own reach
+WINDOW_M = 6.0               # places within this distance of a known pose are scored
+MAX_OFFSET_M = 4.0           # largest offset that is tried
 MIN_FRAMES = 10
 BOOTSTRAPS = 100
 
@@ -38,9 +37,9 @@ class PosedImage:
 class Offset:
     """The offset of the imagery, ``xy_m`` (2,) east and north, and its standard deviations.
 
-    ``gain_nats`` is what it adds to the mean log-likelihood of a frame.  ``at_edge`` says that it
-    lies at the edge of what was tried, ``filtered`` that the poses were those of the filter;
-    ``without_pose`` images were left out because their pose is not known.
+    ``gain_nats`` is what the offset adds to the mean log-likelihood of a frame.  ``at_edge`` is
+    true if it is about as large as MAX_OFFSET_M, ``filtered`` if the poses come from the filter.
+    ``without_pose`` counts the images that were left out because their pose is not known.
     """
 
     xy_m: np.ndarray
@@ -56,9 +55,9 @@ def fit_offset(frames: list[PosedImage], volume: Callable[[PosedImage], tuple[np
                seed: int = 0, progress: Callable[[list], list] = lambda items: items) -> Offset:
     """Maximise the summed log-likelihood of the frames over a common offset.
 
-    ``volume(frame)`` gives log-likelihoods (R, R) of offsets from the known pose, row 0 north,
-    normalised over the window, and the cell in metres.  The standard deviations are those of fits
-    to resampled frames, so they do not rely on the width of the likelihood.
+    ``volume(frame)`` gives the log-likelihoods (R, R) of offsets from the known pose, row 0 north,
+    normalised over the window, and the size of a cell in metres.  The standard deviations are
+    those of fits to resampled frames, so they do not depend on the width of the likelihood.
 
     Raises ValueError for fewer than ``MIN_FRAMES`` frames.
     """
@@ -68,7 +67,7 @@ def fit_offset(frames: list[PosedImage], volume: Callable[[PosedImage], tuple[np
     cell_m = scored[0][1]
     volumes = np.array([v for v, _ in scored])                               # (n, R, R)
     best_m, value = _highest(volumes.mean(0), cell_m)
-    # Neighbouring frames share their errors: blocks of them are drawn together.
+    # The errors of neighbouring frames are correlated: they are drawn in blocks.
     rng = np.random.default_rng(seed)
     block = max(1, len(frames) // 20)
     starts = np.arange(0, len(frames), block)
@@ -84,7 +83,7 @@ def fit_offset(frames: list[PosedImage], volume: Callable[[PosedImage], tuple[np
 
 
 def _highest(surface: np.ndarray, cell_m: float) -> tuple[np.ndarray, float]:
-    """Where a surface (R, R) is highest, as offset (2,) between its cells, and how high."""
+    """The highest point of a surface (R, R), between its cells: its offset (2,) and its height."""
     spline = spline_filter(surface)
     middle = (surface.shape[0] - 1) // 2
     reach = int(MAX_OFFSET_M / cell_m)
@@ -100,7 +99,7 @@ def _highest(surface: np.ndarray, cell_m: float) -> tuple[np.ndarray, float]:
 
 
 class OffsetVolumes:
-    """Log-likelihoods of the dense matcher over offsets from the known pose of a frame."""
+    """Computes log-likelihoods of offsets from the known pose of a frame, by the dense matcher."""
 
     def __init__(self, matcher: DenseMatcher, embedding_map, config: LocalizerConfig):
         self.matcher, self.map = matcher, embedding_map
@@ -117,13 +116,13 @@ class OffsetVolumes:
         ground = self.matcher.embed(frame.image, frame.pose.yaw_rad, self.pitch_rad)
         window = self.map.window(prior, WINDOW_M, self.matcher.margin_m)
         heatmap = self.matcher.match(ground, window, prior, self.search)
-        # The cells lie where the map has them: resample about the known pose.
+        # The cells of the heat map are those of the map: resample it around the known pose.
         grid, log_p = heatmap.grid, heatmap.log_probability
         row, col = grid.row_col_from_xy(frame.pose.x_m, frame.pose.y_m)
         reach = int((WINDOW_M - 1.0) / grid.cell_m)
         steps = np.arange(-reach, reach + 1)
         rows, cols = np.meshgrid(float(row) + steps, float(col) + steps, indexing='ij')
-        # The floor is the share of outliers: frames that fit nowhere must not decide.
+        # The floor is the share of outliers: frames that fit nowhere must not decide the fit.
         floor = np.log(0.05 / log_p.size)
         return np.logaddexp(map_coordinates(log_p, [rows, cols], order=1), floor), grid.cell_m
 

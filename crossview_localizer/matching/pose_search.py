@@ -1,10 +1,10 @@
-"""The search for a pose: many hypotheses, weighed by heat maps until one of them wins.
+"""The search for a pose: heat maps weigh many hypotheses until one of them wins.
 
-It is for a start without a heading, for the time after an outage, and for a filter that is in the
-wrong street.  Each heading has a grid of log-probabilities of positions.  Odometry moves each grid
-as a whole, under its own heading, so that none is resampled.  Each image adds a heat map to each
-grid.  When one mode has held nearly all of the probability for some way, it wins: ``winner`` gives
-a pose for ``PoseFilter.set_pose``.
+It serves a start without a heading, the time after an outage, and a filter that is in the wrong
+street.  Each heading has a grid of log-probabilities of positions.  Odometry moves each grid as a
+whole, along its own heading, so that no grid is resampled.  Each image adds a heat map to each
+grid.  A mode wins when it has held nearly all of the probability over some distance; ``winner``
+then gives a pose for ``PoseFilter.set_pose``.
 
 Shape legend: K headings, R and C rows and columns of a grid.
 """
@@ -19,17 +19,18 @@ from scipy.special import log_softmax
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 
-HEADINGS = 48           # evenly round the circle
+HEADINGS = 48           # number of headings, evenly spaced
 CELL_M = 2.0            # spacing of positions
-RADIUS_M = 100.0        # largest distance at which a pose is searched
-OUTLIER_SHARE = 0.2     # of heat maps that say nothing about the true pose
-CORRELATION_M = 15.0    # heat maps closer together along the road share their errors
+RADIUS_M = 100.0        # largest radius of a search
+OUTLIER_SHARE = 0.2     # share of heat maps that say nothing about the true pose
+CORRELATION_M = 15.0    # heat maps closer together along the road have correlated errors
 DRIFT_SHARE = 0.05      # blur of the grids, metres of sigma for each metre driven
-# A mode is what lies this near to the best hypothesis, in place and in steps of heading.
+# A mode is all hypotheses this near to the best one, in place and in steps of heading.
 MODE_RADIUS_M, MODE_HEADINGS = 10.0, 2
-WIN_PROBABILITY = 0.95  # a mode wins that has held this share of the probability
-WIN_DISTANCE_M = 20.0   # over this distance
-STEP_M, STEP_S = 4.0, 0.9   # between two images of a search; each takes 0.3 s of a core
+# A mode wins if it has held this probability over this distance.
+WIN_PROBABILITY, WIN_DISTANCE_M = 0.95, 20.0
+# Smallest distance and time between two images of a search; each takes 0.3 s of a core.
+STEP_M, STEP_S = 4.0, 0.9
 
 
 class PoseHypotheses:
@@ -47,9 +48,10 @@ class PoseHypotheses:
         self._heading_step_rad = 2 * math.pi / headings
         self._start_yaws_rad = wrap_angle(self._heading_step_rad * np.arange(headings))
         self._turned_rad = 0.0
-        self._moved_m = np.zeros((headings, 2))  # each grid, since the start
-        self._since_update_m = math.inf  # the first heat map counts in full
-        self._led_m: float | None = None  # driven since one mode holds WIN_PROBABILITY
+        self._moved_m = np.zeros((headings, 2))  # how far each grid has moved since the start
+        self._since_update_m = math.inf  # inf: the first heat map counts in full
+        # Distance driven since one mode holds WIN_PROBABILITY; None if none does.
+        self._leading_m: float | None = None
 
     @property
     def yaws_rad(self) -> np.ndarray:
@@ -64,8 +66,8 @@ class PoseHypotheses:
         self._turned_rad += increment.yaw_rad
         distance_m = math.hypot(increment.x_m, increment.y_m)
         self._since_update_m += distance_m
-        if self._led_m is not None:
-            self._led_m += distance_m
+        if self._leading_m is not None:
+            self._leading_m += distance_m
 
     def area(self) -> tuple[float, float, float]:
         """Centre (x_m, y_m) and half width in metres of a square that holds all hypotheses."""
@@ -77,7 +79,7 @@ class PoseHypotheses:
 
     # log p <- log p + share * log((1 - o) h + o / n)       h: heat map, n: its known cells
     def update(self, heatmaps: Sequence[Heatmap | None]) -> None:
-        """Weigh the hypotheses by a heat map for each of K headings; None changes nothing.
+        """Weigh the hypotheses of each heading (K,) by a heat map; None leaves them as they are.
 
         Cells outside a heat map count as outliers.  Raises ValueError for a wrong number of maps.
         """
@@ -95,21 +97,21 @@ class PoseHypotheses:
         self._log_p = log_softmax(self._log_p)
         self._since_update_m = 0.0
         if self._best_mode()[0].sum() < WIN_PROBABILITY:
-            self._led_m = None
-        elif self._led_m is None:
-            self._led_m = 0.0
+            self._leading_m = None
+        elif self._leading_m is None:
+            self._leading_m = 0.0
 
     def winner(self, stamp_ns: int) -> PoseEstimate | None:
         """Mean and covariance of the mode that has won; None until one has."""
-        if self._led_m is None or self._led_m < WIN_DISTANCE_M:
+        if self._leading_m is None or self._leading_m < WIN_DISTANCE_M:
             return None
         weights, xs_m, ys_m, yaws_rad = self._best_mode()
         weights = weights / weights.sum()
         values = np.stack((xs_m, ys_m, yaws_rad))                          # (3, n)
         mean = values @ weights
-        spread = values - mean[:, None]
-        covariance = (weights * spread) @ spread.T
-        # The width of a cell and of a step of heading, and the lag of the blur.
+        deviations = values - mean[:, None]
+        covariance = (weights * deviations) @ deviations.T
+        # The width of a cell and of a step of heading, and the delay of the blurred grids.
         cell_m2 = CELL_M**2 / 12 + (MODE_RADIUS_M / 4) ** 2
         covariance += np.diag([cell_m2, cell_m2, self._heading_step_rad**2 / 12])
         return PoseEstimate(
@@ -136,7 +138,7 @@ class PoseHypotheses:
     def _log_likelihood(self, index: int, heatmap: Heatmap) -> np.ndarray:
         """Log-likelihood (R, C) of the positions under one heading; 0 for a flat heat map."""
         known = np.isfinite(heatmap.log_probability)
-        density = np.exp(heatmap.log_probability) * known.sum()            # 1 where uniform
+        density = np.exp(heatmap.log_probability) * known.sum()            # 1 if uniform
         row, col = heatmap.grid.row_col_from_xy(
             self._grid.x0_m + self._moved_m[index, 0], self._grid.y0_m + self._moved_m[index, 1])
         step = self._grid.cell_m / heatmap.grid.cell_m
@@ -149,7 +151,7 @@ class PoseHypotheses:
 
 
 class PoseSearch:
-    """The hypotheses about a place, and which images of a drive weigh them.
+    """The hypotheses around a place, and the choice of images that weigh them.
 
     These images are at least STEP_M and STEP_S apart.
     """
@@ -178,7 +180,7 @@ def _blurred(log_p: np.ndarray, sigma_cells: float) -> np.ndarray:
     highest = log_p.max()
     if sigma_cells == 0.0 or highest == -np.inf:
         return log_p
-    # float32 has no digits so far below the highest; such hypotheses keep a tiny probability.
+    # exp would be 0 in float32 far below the highest; such hypotheses keep a tiny probability.
     p = cv2.GaussianBlur(
         np.exp(np.maximum(log_p - highest, -80.0)).astype(np.float32), (0, 0), sigma_cells)
     return highest + np.log(np.maximum(p, 1e-35)).astype(float)

@@ -20,15 +20,15 @@ from crossview_localizer.fusion.pose_filter import LOST_YAW_SIGMA_RAD, PoseFilte
 from crossview_localizer.matching.evidence import MeanEvidence
 from crossview_localizer.matching.pose_search import PoseHypotheses, PoseSearch, RADIUS_M
 
-# Images with a mean evidence below this are taken to be of another place.
+# Matches are distrusted when the mean evidence falls below this: the images show another place.
 DISTRUST_NATS = -0.1
-# They are trusted, at first or again, with a mean evidence above this.
+# Matches are trusted, at first or again, when the mean evidence is above this.
 TRUST_NATS = 1.2
 # How often one filter takes over the state of the other, see MatchSupervisor.
 RETRY_S = 10.0
 # A search begins when matches have been distrusted for this long.
 SEARCH_AFTER_S = 20.0
-# A search without a winner after so many metres begins again, or ends if there is no pose.
+# A search without a winner after this distance begins again, or ends if there is no pose.
 SEARCH_LIMIT_M = 300.0
 
 
@@ -87,7 +87,7 @@ class MatchSupervisor:
         self._evidence = MeanEvidence()
         self._odometry = OdometryPath(config)
         self._search: PoseSearch | None = None
-        self._distrusted_ns: int | None = None   # since when, or since a pose was set
+        self._distrusted_ns: int | None = None   # when distrust began or a pose was set last
         self._copied_ns: int | None = None       # when a filter last took over the other's state
         self._copy_is_due = False
 
@@ -171,7 +171,7 @@ class MatchSupervisor:
             self._copied_ns = stamp_ns
 
     def add_match(self, match: PoseEstimate | None, reason: str) -> FilterUpdate:
-        """Use the match of the heat map that was weighed last; None if it gave none, and why."""
+        """Use the match of the heat map that was weighed last, or the reason why it has none."""
         update = FilterUpdate(Outcome.AMBIGUOUS, reason)
         if match is not None:
             update = self._with_matches.add_match(match)

@@ -1,4 +1,4 @@
-"""The paper's matcher: descriptor distances from one image to the satellite tiles around a prior.
+"""The paper's matcher: distances of the descriptor of an image to those of satellite tiles.
 
 Shape legend: R, C rows and columns of the window; n tiles in it; K descriptor length.
 """
@@ -48,11 +48,12 @@ class TileMatcher:
               search: SearchWindow | None = None) -> Heatmap:
         """Score all tiles of the map window: log-likelihood = -(2 - 2 cos) / temperature.
 
-        On validation drives the matches of the SAFA part are off by a mean offset in the
-        vehicle's axes: its scores are moved back by it, under the prior's heading.
+        The scores of the SAFA part are moved back by its mean error on validation drives, which is
+        known in the axes of the vehicle; they are turned by the heading of the prior.
         """
         model = self.network.config
-        safa = model.heads * model.channels if model.detail_weight else len(ground)
+        # The length of the SAFA part of a descriptor; the detail part follows.
+        safa_length = model.heads * model.channels if model.detail_weight else len(ground)
         descriptors = window.descriptors.to(ground.dtype)                      # (n, K)
         index = window.index.cpu().numpy()                                     # (R, C)
         known = index >= 0
@@ -64,8 +65,9 @@ class TileMatcher:
         offset_m = Pose2D(0.0, 0.0, prior.pose.yaw_rad).transform(
             np.array([model.offset_forward_m, model.offset_left_m]))
         scores = shifted_scores(
-            on_grid(descriptors[:, :safa] @ ground[:safa]), offset_m / window.grid.cell_m)
-        scores += on_grid(descriptors[:, safa:] @ ground[safa:])
+            on_grid(descriptors[:, :safa_length] @ ground[:safa_length]),
+            offset_m / window.grid.cell_m)
+        scores += on_grid(descriptors[:, safa_length:] @ ground[safa_length:])
         scores[~known] = -np.inf
         return heatmap_from_scores(scores, window.grid, self.refine, prior.stamp_ns)
 
@@ -76,11 +78,14 @@ class TileMatcher:
 
 
 def shifted_scores(scores: np.ndarray, offset_cells: np.ndarray) -> np.ndarray:
-    """Move scores (R, C) by minus (east, north) cells, cubic; the edge is repeated."""
+    """Move scores (R, C) by minus (east, north) cells, with cubic interpolation.
+
+    Scores from beyond the edge are those of the edge.
+    """
     if not offset_cells.any():
         return scores
     rows, cols = np.indices(scores.shape, dtype=np.float32)
-    highest = scores.max()  # keeps float32 precise where it matters
+    highest = scores.max()  # subtracted to keep float32 precise near the highest scores
     return highest + cv2.remap(
         (scores - highest).astype(np.float32), cols + np.float32(offset_cells[0]),
         rows - np.float32(offset_cells[1]), cv2.INTER_CUBIC,
@@ -90,10 +95,10 @@ def shifted_scores(scores: np.ndarray, offset_cells: np.ndarray) -> np.ndarray:
 def heatmap_from_scores(
     log_likelihood: np.ndarray, grid: MapGrid, refine: int, stamp_ns: int,
 ) -> Heatmap:
-    """Interpolate tile scores (R, C), -inf where no tile is, to a ``refine`` times finer grid.
+    """Interpolate tile scores (R, C), -inf at missing tiles, to a ``refine`` times finer grid.
 
-    Cubic in the log-likelihood, so that the peak may lie between tiles; what is nearer to a
-    missing tile than to a known one stays unknown.
+    The interpolation is cubic in the log-likelihood, so that the peak may lie between tiles.  A
+    cell whose nearest tile is missing stays unknown.
     """
     known = np.isfinite(log_likelihood)
     if not known.any():
@@ -104,11 +109,11 @@ def heatmap_from_scores(
     cols = (np.arange(fine.cols) / refine).astype(np.float32)
     map_rows, map_cols = np.meshgrid(rows, cols, indexing='ij')
     border = cv2.BORDER_REPLICATE
-    offset = filled.max()  # keeps float32 precise where it matters
+    offset = filled.max()  # subtracted to keep float32 precise near the highest scores
     scores = cv2.remap(
         (filled - offset).astype(np.float32), map_cols, map_rows, cv2.INTER_CUBIC,
         borderMode=border).astype(np.float64)
-    there = cv2.remap(
+    known_fine = cv2.remap(
         known.astype(np.uint8), map_cols, map_rows, cv2.INTER_NEAREST, borderMode=border) > 0
-    scores[~there] = -np.inf
+    scores[~known_fine] = -np.inf
     return Heatmap(stamp_ns, fine, log_softmax(scores))

@@ -1,8 +1,8 @@
 """Weights files: the tensors of a network, its model settings, and how it was made.
 
-A file is a safetensors file whose metadata are JSON texts: ``model`` (ModelConfig or DenseConfig),
-``match_errors`` (MatchErrors) and ``provenance``.  Its fingerprint, by which a map knows the
-weights that it was made with, is of all but ``match_errors``.
+A weights file is a safetensors file whose metadata are JSON texts: ``model`` (ModelConfig or
+DenseConfig), ``match_errors`` (MatchErrors) and ``provenance``.  Its fingerprint is the SHA-256 of
+everything but ``match_errors``; a map holds the fingerprint of the weights that it was made with.
 """
 
 from dataclasses import asdict, fields, replace
@@ -25,7 +25,7 @@ FORMAT = 'crossview_localizer weights 1'
 
 def save_network(network: SafaNetwork | DenseNetwork, path: str | Path,
                  provenance: dict[str, object], precision: torch.dtype = torch.float16):
-    """Write weights with their model settings and how they were made, whole or not at all.
+    """Write weights with their model settings and how they were made, atomically.
 
     The same weights give the same bytes, and so the same fingerprint.
     """
@@ -46,9 +46,9 @@ def save_network(network: SafaNetwork | DenseNetwork, path: str | Path,
 
 
 def write_match_errors(path: str | Path, errors: MatchErrors) -> None:
-    """Put fitted MatchErrors into a weights file; its fingerprint stays.
+    """Put fitted MatchErrors into a weights file; its fingerprint stays the same.
 
-    Raises ValueError for a file whose header is not as ``save_network`` writes it.
+    Raises ValueError for a file whose header is not in the form that ``save_network`` writes.
     """
     data = Path(path).read_bytes()
     header, tensors = _split(data)
@@ -62,13 +62,13 @@ def write_match_errors(path: str | Path, errors: MatchErrors) -> None:
 
 
 def _split(data: bytes) -> tuple[dict, bytes]:
-    """The header of a safetensors file, and its tensors."""
+    """Split a safetensors file into its header and its tensors."""
     end = 8 + int.from_bytes(data[:8], 'little')
     return json.loads(data[8:end]), data[end:]
 
 
 def _joined(header: dict, tensors: bytes) -> bytes:
-    """A safetensors file: 8 bytes of length, a JSON header with its keys in order, tensors."""
+    """Make a safetensors file: 8 bytes of length, a JSON header with sorted keys, the tensors."""
     text = json.dumps(header, sort_keys=True).encode()
     text += b' ' * (-len(text) % 8)
     return len(text).to_bytes(8, 'little') + text + tensors
@@ -84,10 +84,10 @@ def fingerprint_of(path: Path) -> str:
 
 
 def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict]:
-    """Model settings and provenance of a weights file, without its tensors.
+    """Read the model settings and the provenance of a weights file, without its tensors.
 
-    A setting that is missing keeps its default.
-    Raises ValueError where the file is no weights file, FileNotFoundError where it is absent.
+    A missing setting has its default.
+    Raises FileNotFoundError if there is no file, ValueError if it is not a weights file.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,7 +110,7 @@ def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict
 
 
 def _checked(kind: type, settings: dict, path: Path):
-    """A dataclass of JSON values; raises ValueError for an unknown name or another kind."""
+    """Make a dataclass of JSON values; raises ValueError for an unknown name or a wrong type."""
     defaults = {item.name: item.default for item in fields(kind)}
     unknown = set(settings) - set(defaults)
     if unknown:
@@ -121,7 +121,7 @@ def _checked(kind: type, settings: dict, path: Path):
     for key, value in settings.items():
         wanted = (int, float) if isinstance(defaults[key], float) else type(defaults[key])
         if not isinstance(value, wanted):
-            raise ValueError(f'{path}: model setting {key} is {value!r}; expected the kind of '
+            raise ValueError(f'{path}: model setting {key} is {value!r}; expected the type of '
                              f'{defaults[key]!r}')
     return kind(**settings)
 
@@ -129,8 +129,8 @@ def _checked(kind: type, settings: dict, path: Path):
 def load_network(source: str | Path, device: str = 'cpu', like: str | Path | None = None):
     """Load a weights file, or make a control network, ready for inference.
 
-    ``source`` is a file, ``raw_correlation`` or ``random_init:SEED``; a control takes its sizes
-    and temperature from the weights file ``like``, where given.
+    ``source`` is a file, ``raw_correlation`` or ``random_init:SEED``.  A control takes its sizes
+    and temperature from the weights file ``like``, if there is one.
     Raises ValueError or FileNotFoundError with what was found and expected.
     """
     name, _, seed = str(source).partition(':')
@@ -148,9 +148,9 @@ def _network_from_file(path: Path) -> SafaNetwork | DenseNetwork:
     with safe_open(path, framework='pt') as file:
         state = {key: file.get_tensor(key) for key in file.keys()}
     for key, value in network.state_dict().items():
-        found = tuple(state[key].shape) if key in state else 'nothing'
-        if found != tuple(value.shape):
-            raise ValueError(f'{path}: variable {key} is {found}; expected {tuple(value.shape)}')
+        shape = tuple(state[key].shape) if key in state else 'missing'
+        if shape != tuple(value.shape):
+            raise ValueError(f'{path}: variable {key} is {shape}; expected {tuple(value.shape)}')
         if state[key].is_floating_point() and not state[key].isfinite().all():
             raise ValueError(f'{path}: variable {key} is not finite; the file is damaged')
     network.load_state_dict(state)
@@ -159,9 +159,9 @@ def _network_from_file(path: Path) -> SafaNetwork | DenseNetwork:
 
 
 def prepare_torch(device: str, threads: int) -> tuple[str, str]:
-    """Set the CPU threads and settle ``auto``, ``cpu`` or ``cuda`` to a device that is there.
+    """Set the number of CPU threads, and choose an available device for auto, cpu or cuda.
 
-    Returns the device and, where ``cuda`` was asked for in vain, what to tell the user.
+    Returns the device, and a message for the user if ``cuda`` is not available.
     """
     torch.set_num_threads(threads)
     if device == 'cpu':

