@@ -11,6 +11,7 @@ import numpy as np
 
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
+from training.data.datasets import World
 
 JPEG_QUALITY = 94
 
@@ -33,6 +34,14 @@ class RenderedPlace:
     grid: MapGrid
     aerials: list[np.ndarray]
     shots: list[Shot]
+
+    def world(self, number: int) -> World:
+        """One shot against one picture from above, those of that number (modulo their count)."""
+        shot = self.shots[number % len(self.shots)]
+        return World(
+            self.name, decode_jpeg(self.aerials[number % len(self.aerials)]), self.grid,
+            np.stack([decode_jpeg(frame) for frame in shot.frames]), shot.camera, shot.poses,
+            np.zeros(len(shot.frames), int))
 
 
 def encode_jpeg(rgb: np.ndarray) -> np.ndarray:

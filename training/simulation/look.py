@@ -11,7 +11,7 @@ from datetime import datetime, UTC
 import cv2
 import numpy as np
 
-from .appearance import Day, _encode, _pyramid, _bare_twigs, _car_template, _CAR_RGB
+from .appearance import _bare_twigs, _CAR_RGB, _car_template, _encode, _pyramid, Day
 from .city import Raster
 from .mesh import Material, Mesh, MeshBuilder, turned
 from .place import Ground, Part, Place
@@ -341,12 +341,13 @@ def _grow_trees(place: Place, day: Day, rng, builder: MeshBuilder) -> None:
         z = float(place.ground(np.array([tree.x]), np.array([tree.y]))[0]) - 0.1
         grown = rng.uniform(0.85, 1.1)
         h, r = tree.height_m * grown, tree.crown_m * grown
-        clear = 0.08 * h if h < 2.5 else {'cone': 0.1 * h, 'column': 0.12 * h, 'palm': 0.85 * h}.get(
-            tree.shape, min(own.uniform(0.15, 0.42) * h, 4.0))
+        clear = 0.08 * h if h < 2.5 else {
+            'cone': 0.1 * h, 'column': 0.12 * h, 'palm': 0.85 * h,
+        }.get(tree.shape, min(own.uniform(0.15, 0.42) * h, 4.0))
         bark = np.array([0.11, 0.085, 0.06]) * own.uniform(0.6, 2.2)
         thick = 0.03 * h + 0.05
-        builder.box((tree.x, tree.y, z), own.uniform(0, 1.5), (thick, thick, 0.7 * h + 0.3 * clear),
-                    Material.PLAIN, bark, 0.5)
+        builder.box((tree.x, tree.y, z), own.uniform(0, 1.5),
+                    (thick, thick, 0.7 * h + 0.3 * clear), Material.PLAIN, bark, 0.5)
         clumps = own.integers(6, 12)
         tall = (h - clear) / 2
         if tree.shape in ('cone', 'column'):

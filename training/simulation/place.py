@@ -1,9 +1,9 @@
 """A place: a small neighbourhood of some region of the world, laid out from a seed.
 
-It is a square about the origin (x east, y north, z up, metres) with streets, lots, buildings, trees
+It is a square about the origin (x east, y north, z up, metres): streets, lots, buildings, trees
 and furniture.  The ground is a raster of classes and of units (a lot, a patch, a slab), without
-colours; objects carry a kind and a group in place of a colour.  ``look.py`` draws the colours, anew
-for each view, so that no two views of a place agree on what is lighter than what.
+colours; objects carry a kind and a group in place of a colour.  ``look.py`` draws the colours for
+each view anew, so that no two views of a place agree on what is lighter than what.
 Rasters are south-up: row 0 is the southernmost, so row grows with y and column with x.
 """
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from .appearance import Day, day_mesh, Surfaces, surfaces, wear_field
-from .city import City, LAND_PX_M, MARKING_PX_M, Raster, remap_points, WALL_FIELDS
+from .city import City, MARKING_PX_M, Raster, remap_points, WALL_FIELDS
 from .mesh import Material, Mesh
 
 _WALL = {name: k for k, name in enumerate(WALL_FIELDS)}
