@@ -116,6 +116,8 @@ def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
     new_from_map = origin.inverse()
     poses = np.array([(p.x_m, p.y_m, p.yaw_rad) for p in (
         new_from_map @ Pose2D(*map(float, pose)) for pose in poses)])            # (B, 3)
+    poses[:, 2] += camera.yaw_rad        # from here on those of the camera, as in DenseMatcher
+    camera = camera.facing_ahead()
     headings = poses[:, 2]
     ahead = config.middle_m * np.stack((np.cos(headings), np.sin(headings)), 1)
 
