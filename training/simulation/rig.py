@@ -3,7 +3,7 @@
 Axes of base_link: x ahead, y left, z up; its origin lies on the road below the camera.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -69,7 +69,7 @@ def draw_poses(place: Place, camera: CameraModel, count: int, rng) -> list[Pose]
 
 
 def pose_on_road(place: Place, camera: CameraModel, x, y, yaw, rng) -> Pose:
-    """The car stands on the road's plane and shakes by half a degree that nobody tells."""
+    """The car stands on the plane of the road; an unknown nod and lean of 0.35 degrees add up."""
     ahead = np.array([np.cos(yaw), np.sin(yaw)])
     left = np.array([-ahead[1], ahead[0]])
     at = np.array([(x, y), (x + 1.4 * ahead[0], y + 1.4 * ahead[1]),
@@ -120,9 +120,3 @@ def photograph(renderer: Renderer, camera: CameraModel, pose: Pose, rng) -> np.n
     image = np.clip(image, 0, None) ** (1 / 2.2)
     image += rng.normal(0.0, rng.uniform(0.0, 0.02), image.shape)
     return np.clip(255 * image + 0.5, 0, 255).astype(np.uint8)
-
-
-def without_margin(camera: CameraModel, rgb: np.ndarray, top: int, bottom: int):
-    """A frame without its first and last rows, and its camera."""
-    return replace(camera, height_px=camera.height_px - top - bottom,
-                   cy_px=camera.cy_px - top), rgb[top:rgb.shape[0] - bottom]
