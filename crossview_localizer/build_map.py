@@ -22,8 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         description='Build an embedding map from georeferenced imagery (GeoTIFF, any CRS).',
         epilog='example: build_map orthophoto.tif --weights config/weights/WEIGHTS.safetensors '
         '--route drive/gps/gps.csv --out oxford.map')
-    parser.add_argument('imagery', type=Path, nargs='+',
-                        help='8-bit GeoTIFFs; where they overlap the first is used')
+    parser.add_argument('imagery', nargs='+', help='GeoTIFFs, folders of them, a VRT, or '
+                        'addresses on the web; where they overlap the first is used')
     parser.add_argument('--weights', type=Path, required=True, help='the network (.safetensors)')
     parser.add_argument('--out', type=Path, required=True, help='the map file to write')
     where = parser.add_mutually_exclusive_group(required=True)
@@ -122,8 +122,8 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
             f'{arguments.out} cannot be written; expected a file in a folder that exists')
     frame = LocalFrame(*arguments.origin) if arguments.origin else None
     imagery = Imagery.open(arguments.imagery, frame)
-    for accuracy in imagery.crs_accuracy:
-        print(accuracy)
+    for line in (*imagery.crs_accuracy, *imagery.notes):
+        print(line)
     route = read_route(arguments.route, arguments.topic) if arguments.route else None
     network = load_network(arguments.weights, device)
     partial = arguments.out.with_name(arguments.out.name + '.partial')
