@@ -14,7 +14,6 @@ from launch.actions import (
 )
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 
-
 SIGTERM_AFTER_S = 5.0  # as the real one: a process that is still starting may miss SIGINT
 
 
