@@ -287,6 +287,7 @@ class LocalizerNode(LifecycleNode):
         self.diagnostics.pose.reset()
         self.timeline.reset()
         self._gnss.reset()
+        self._odometry.reset()
         self._estimate = None
         if self._worker is not None:
             self._worker.reset()
