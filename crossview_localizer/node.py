@@ -32,6 +32,7 @@ from crossview_localizer.datatypes import (
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.ros import conversions
 from crossview_localizer.ros.clock_jump import call_on_backward_jump
+from crossview_localizer.ros.console import ConsoleLog
 from crossview_localizer.ros.diagnostics import Diagnostics, NodeMonitor
 from crossview_localizer.ros.gnss_input import GnssInput, Velocity
 from crossview_localizer.ros.image_processor import ImageProcessor, ProcessedImage, ReceivedImage
@@ -51,6 +52,8 @@ from crossview_localizer.ros.status import image_status, Level
 # the image thread.
 SWITCH_INTERVAL_S = 0.0005
 DIAGNOSTICS_PERIOD_S = 1.0
+# The lines of /diagnostics that are also said on the console; the others are where they arise.
+CONSOLE_LINES = ('camera', 'gnss', 'gnss_velocity', 'odometry', 'matcher', 'filter')
 
 
 class LocalizerNode(LifecycleNode):
@@ -107,7 +110,20 @@ class LocalizerNode(LifecycleNode):
             self._processor.process, self._results_are_there.trigger,
             self._node_config.odometry_wait_s)
         self.diagnostics.start(time.monotonic())
+        self._console = ConsoleLog(
+            CONSOLE_LINES, self.get_logger().warning, self.get_logger().info)
+        self.get_logger().info(f'active: {self._describe()}')
         return result
+
+    def _describe(self) -> str:
+        """The map and the network, and the topics that are listened to."""
+        values = self.diagnostics.map_status.values
+        network = (f'map {values["map_path"]}, weights {values["weights"]}, on {values["device"]}'
+                   if self.diagnostics.map_status.level is not Level.ERROR and values
+                   else 'no map, the prior alone is published')
+        topics = [image_topic(self, self._node_config), *(
+            self.resolve_topic_name(name) for name in ('gnss', 'odometry'))]
+        return f'{network}; listening to {", ".join(topics)}'
 
     def on_deactivate(self, state) -> TransitionCallbackReturn:
         self._stop_worker()
@@ -360,6 +376,7 @@ class LocalizerNode(LifecycleNode):
             waits_for_clock = self.get_parameter('use_sim_time').value and stamp_ns == 0
             statuses = self.diagnostics.statuses(
                 now_s, self._present_covariance(now_s), waits_for_clock)
+            self._console.report(statuses)
         self._diagnostics_publisher.publish(conversions.diagnostics_msg_from_statuses(
             statuses, stamp_ns, self.get_name()))
 

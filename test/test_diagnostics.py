@@ -194,6 +194,12 @@ def test_before_the_start_the_filter_says_what_it_waits_for():
     assert 'driven 0.0 m of the 8.0 m' in status.text
 
 
+@pytest.mark.parametrize(('others', 'said'), [(0, True), (1, False)])
+def test_it_is_said_where_nobody_else_publishes_transforms(others, said):
+    values = lines(diagnostics({'/tf': 1 + others}), 1.0)['odometry'].values
+    assert ('publish_odom_tf' in values.get('tf', '')) == said
+
+
 def test_two_publishers_of_one_input_are_at_least_a_warning():
     parts = diagnostics({'odometry': 2})
     parts.odometry.add_message(0.0)

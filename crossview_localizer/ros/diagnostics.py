@@ -288,14 +288,16 @@ class Diagnostics:
         self, now_s: float, covariance: np.ndarray | None, waits_for_clock: bool,
     ) -> list[Status]:
         """All lines, from the present covariance (3, 3) of the pose, None before the start."""
+        odometry = self._warned_of_two_publishers(
+            'odometry', self._input_status(self.odometry, 'odometry', now_s))
+        if self._find_publishers('/tf')[1] <= self._config.publish_tf:
+            odometry.values['tf'] = remedies.NO_ODOM_TF  # of no concern to the localizer
         statuses = [
             self.node.status(covariance is not None, waits_for_clock),
             self._warned_of_two_publishers(self._image_topic, self.camera.status(
                 now_s, self._config.input_timeout_s, *self._image_silence())),
             self._input_status(self.gnss, 'gnss', now_s),
-            self._warned_of_two_publishers(
-                'odometry', self._input_status(self.odometry, 'odometry', now_s)),
-            self.map_status,
+            odometry, self.map_status,
             self.matcher.status(now_s, self._config.input_timeout_s),
             self.pose.status(covariance, now_s, self.matcher.matched_s)]
         # The velocity is optional: no line where nobody publishes it.
