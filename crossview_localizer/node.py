@@ -171,12 +171,12 @@ class LocalizerNode(LifecycleNode):
             self.get_logger().warning(f'map: {status.text}')
         self._outputs = LocalizerOutputs(self, config)
         self._to_destroy.append(self._outputs.destroy)
-        inputs = LocalizerInputs(self, config, {
+        self._inputs = LocalizerInputs(self, config, {
             '/tf_static': self._on_static_transforms, 'camera_info': self._on_camera_info,
             'gnss': self._on_gnss, 'gnss_velocity': self._on_gnss_velocity,
             'odometry': self._on_odometry, 'initialpose': self._on_initial_pose,
             'image': self._on_image}, self._on_incompatible_qos)
-        self._to_destroy.append(inputs.destroy)
+        self._to_destroy.append(self._inputs.destroy)
         service = self.create_service(Trigger, '~/reset', self._on_reset)
         self._to_destroy.append(lambda: self.destroy_service(service))
         handle = call_on_backward_jump(self, self._on_clock_jump)
@@ -368,6 +368,8 @@ class LocalizerNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         now_s, stamp_ns = time.monotonic(), self.get_clock().now().nanoseconds
+        if self._is_configured and self.rig.camera_info is None:
+            self._inputs.take_latched_camera_info()
         if self._worker is None:
             statuses = [self._node_monitor.inactive_status(self._is_configured)]
         else:
