@@ -1,4 +1,4 @@
-"""The way of odometry to the Localizer."""
+"""Passes odometry messages to the Localizer."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,9 @@ from crossview_localizer.ros.status import Level
 
 
 class OdometryInput:
-    """Gives each message to the Localizer, and enters what became of it.
+    """Gives each message to the Localizer, and counts how it was used.
 
-    Where the stamps have gone to another time, ``restart(reason)`` is called first.
+    If the stamps have jumped to another time, ``restart(reason)`` is called first.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class OdometryInput:
         self._restart = restart
 
     def add(self, msg: Odometry) -> OdometrySample | None:
-        """Use a message; returns its sample where that is the newest, else None."""
+        """Use a message; return its sample if that is the newest, else None."""
         if msg.child_frame_id.lstrip('/') not in ('', self._base_frame):
             self._monitor.add_refused(
                 f'child_frame_id is {msg.child_frame_id!r}; expected {self._base_frame!r} '
@@ -54,6 +54,6 @@ class OdometryInput:
             self._restart(f'stamps of the odometry {jump.text}')
         update = localizer.add_odometry(sample)
         self._monitor.add_update(update)
-        # The sample after a jump in place is a new one, though its increment is not used.
+        # After a jump in position the sample is the newest, though its increment is not used.
         is_newest = update.outcome is not Outcome.TOO_OLD and self._timeline.advance(sample)
         return sample if is_newest else None

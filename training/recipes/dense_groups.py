@@ -27,7 +27,7 @@ NEAR_YAW_RAD = 0.2    # and head the same way
 
 
 def uniform_window(half_width_m: float) -> SearchWindow:
-    """All that a prior of ``prior_about`` holds to be possible."""
+    """The window of all poses that a prior of ``prior_about`` allows."""
     return SearchWindow(half_width_m, math.radians(PRIOR_DEG))
 
 
@@ -68,8 +68,8 @@ def companions(world: World, first: int, size: int, rng: np.random.Generator) ->
 def dense_group(world: World, first: int, size: int, config: DenseConfig, seed) -> DenseGroup:
     """Draw a group about frame ``first``: prior, map orientation, light, camera errors.
 
-    The imagery is turned by a random angle (a map's axes are nobody's business), never mirrored:
-    that would hide on which side of the road one drives.
+    The imagery is turned by a random angle, as a result must not depend on the map's axes. It is
+    never mirrored: that would hide on which side of the road one drives.
     """
     rng = np.random.default_rng(seed)
     members = companions(world, first, size, rng)
@@ -109,7 +109,7 @@ def dense_group(world: World, first: int, size: int, config: DenseConfig, seed) 
             rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.3, 1.2))
         lifted.append(views.lifted_view(rgb, camera, config, pitch))
 
-    # Yaw bins: the two that enclose the truth, 2 degrees apart, and one that is wrong each side.
+    # Yaw bins: the two that enclose the truth, 2 degrees apart, and a wrong one on each side.
     below = np.radians(rng.uniform(0.0, 2.0, len(members)))
     right, left = np.radians(rng.uniform(3.0, 12.0, (2, len(members))))
     yaws = poses[:, 2:] + np.stack((-below, np.radians(2.0) - below, -right, left), 1)
@@ -125,7 +125,7 @@ def dense_group(world: World, first: int, size: int, config: DenseConfig, seed) 
 
 
 def coloured(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random gain a channel, gamma, offset and grain: another day's light, another camera."""
+    """Vary gain (per channel), gamma, offset and grain, as on another day or camera."""
     gain = rng.normal(1.0, 0.06, 3) * rng.normal(1.0, 0.15)
     values = (np.arange(256) / 255.0) ** np.exp(rng.normal(0.0, 0.2))
     table = np.clip(values[:, None] * gain * 255.0 + rng.normal(0.0, 8.0), 0.0, 255.0)  # (256, 3)
