@@ -1,9 +1,9 @@
 """The pictures of the RViz scene, drawn without ROS.
 
-The first is the camera image with marks on the road plane that the localizer assumes: where they
-do not lie on the road, the camera's height, pitch or mounting is wrong.  The second shows what is
-compared: the camera image seen from above, beside the satellite image at the refined pose.  The
-third, on demand, is the heat map over the satellite image.
+The first is the camera image with marks on the road plane that the localizer assumes: if they do
+not lie on the road, the camera's height, pitch or mounting is wrong. The second shows what is
+compared: the camera image seen from above, beside the satellite image at the refined pose. The
+third, on request, is the heat map over the satellite image.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from crossview_localizer.camera.views import birds_eye_view
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 
-# Small enough for the DDS defaults of a machine that knows no profile for large images.
+# Small enough for the DDS defaults of a machine without the profile for large images.
 CAMERA_WIDTH_PX = 400
 VIEW_PX = 200
 VIEW_AHEAD_PX = 150                     # of these, ahead of base_link
@@ -139,7 +139,7 @@ def _heatmap_view(percent, grid, orthophoto, estimates, peak_m, centre_m, side_m
 
     def pixels(points_m):
         offset = (points_m - centre_m) / side_m * (1.0, -1.0)
-        # The ellipse of a match on a straight road reaches far out of the picture.
+        # The ellipse of a match on a straight road may reach far beyond the picture.
         return ((offset + 0.5) * VIEW_PX).clip(-1e4, 1e4).round().astype(int)
 
     angle_rad = np.linspace(0.0, 2.0 * math.pi, 41)
@@ -164,7 +164,7 @@ def _side_by_side(*halves: tuple[np.ndarray, str]) -> np.ndarray:
 
 
 def satellite_view(rgb: np.ndarray, grid: MapGrid, map_from_base: Pose2D) -> np.ndarray:
-    """The square of VIEW_PX around a pose, its heading up; grey where there is no image."""
+    """The square of VIEW_PX around a pose, its heading up; grey beyond the image."""
     pixels = np.arange(VIEW_PX)
     ahead_m, left_m = np.meshgrid(
         (VIEW_AHEAD_PX - 0.5 - pixels) * VIEW_PX_M, ((VIEW_PX - 1) / 2 - pixels) * VIEW_PX_M,
@@ -174,7 +174,7 @@ def satellite_view(rgb: np.ndarray, grid: MapGrid, map_from_base: Pose2D) -> np.
 
 
 def _sampled(values, grid: MapGrid, x_m, y_m, interpolation: int, outside: int) -> np.ndarray:
-    """Values on a grid at points (H, W); ``outside`` where there is no grid."""
+    """Values on a grid at points (H, W); ``outside`` beyond the grid."""
     row, col = grid.row_col_from_xy(x_m, y_m)
     return cv2.remap(
         values, col.astype(np.float32), row.astype(np.float32), interpolation,
@@ -182,7 +182,7 @@ def _sampled(values, grid: MapGrid, x_m, y_m, interpolation: int, outside: int) 
 
 
 def _line(picture: np.ndarray, ends_px: np.ndarray, scale: float, rgb) -> bool:
-    """Draw between two projected points; False where one of them is behind the camera."""
+    """Draw between two projected points; False if one of them is behind the camera."""
     if (ends_px[:, 2] < NEAR_M).any():
         return False
     # Whole pixel coordinates far outside the picture would overflow in cv2.
