@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import math
 
 import numpy as np
+from scipy.special import logsumexp
 import torch
 
 from benchmarks.accuracy.gradient_correlation import GradientCorrelation
@@ -105,9 +106,8 @@ def best_pose(matcher: RasterMatcher, frame: BenchmarkFrame) -> Pose2D:
         volume = scores.double().cpu().numpy()
         peak_score = float(volume.max())
         if peak_score > best_score:
-            normal = volume - peak_score
-            normal -= math.log(np.exp(normal).sum())
-            heatmap = Heatmap(0, grid, np.log(np.exp(normal).sum(0)), yaws_rad, normal)
+            volume -= logsumexp(volume)
+            heatmap = Heatmap(0, grid, logsumexp(volume, 0), yaws_rad, volume)
             best, best_score = (heatmap, prior), peak_score
     return peak_pose(*best, model.sharpening, model.min_mass, model.peak_inflation)[0].pose
 
@@ -136,7 +136,7 @@ class Published:
     source: str
 
 
-SECOND_HAND = 'as quoted by later work, not checked against the paper'
+SECOND_HAND = 'second hand, not checked against the paper'
 PUBLISHED = {
     'kitti test1': (
         Published('CCVPE', {'mean_m': 1.22, 'median_m': 0.62}, f'T-PAMI 2023, {SECOND_HAND}'),
@@ -147,6 +147,8 @@ PUBLISHED = {
         Published('HC-Net', {'mean_m': 8.47, 'median_m': 4.57}, f'NeurIPS 2023, {SECOND_HAND}'),
         Published('FG2', {'mean_m': 7.31, 'median_m': 4.15}, f'CVPR 2025, {SECOND_HAND}')),
 }
+
+
 def table(name: str, rows: dict[str, dict[str, float]]) -> str:
     """Our rows and the published ones of a benchmark, '-' where nothing is published."""
     published = PUBLISHED.get(name, ())
