@@ -48,7 +48,8 @@ class Block:
 
 
 def documents() -> list[Path]:
-    return [REPOSITORY / 'README.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
+    return [REPOSITORY / 'README.md', REPOSITORY / 'config/weights/README.md',
+            *sorted((REPOSITORY / 'docs').glob('*.md'))]
 
 
 def blocks(path: Path) -> list[Block]:

@@ -9,7 +9,7 @@ from docs_check import blocks, commands, documents, problems
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = [pytest.param(path, id=path.name) for path in documents()]
+DOCUMENTS = [pytest.param(path, id=str(path.relative_to(REPOSITORY))) for path in documents()]
 
 
 def test_a_script_is_taken_apart_into_its_commands():
