@@ -43,18 +43,17 @@ CVACT_HEADS = ('recall@1', '@5', '@10', '@1%')
 
 def score(frames: Frames, rows: dict, device: str, out: Path) -> dict[str, dict[str, float]]:
     """The scores of each row; a line for each frame and row goes to ``out``."""
-    found = {}
+    errors = {name: [] for name in rows}
     with gzip.open(out, 'wt', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(('row', 'frame', 'longitudinal_m', 'lateral_m', 'heading_deg'))
-        for name, row in rows.items():
-            errors = []
-            for view, pose in tqdm(estimates(frames, row, device), f'{frames.name} {name}',
-                                   len(frames), unit=' frames', mininterval=2.0):
-                errors.append(signed_errors(pose, view.truth))
-                writer.writerow((name, view.name, *(f'{value:.4f}' for value in errors[-1])))
-            found[name] = pose_scores(np.array(errors))
-    return found
+        with tqdm(total=len(frames) * len(rows), desc=frames.name, unit=' images',
+                  mininterval=2.0) as bar:
+            for name, view, pose in estimates(frames, rows, device):
+                errors[name].append(signed_errors(pose, view.truth))
+                writer.writerow((name, view.name, *(f'{v:.4f}' for v in errors[name][-1])))
+                bar.update()
+    return {name: pose_scores(np.array(values)) for name, values in errors.items()}
 
 
 def report(benchmarks: list[Frames], args: argparse.Namespace) -> None:

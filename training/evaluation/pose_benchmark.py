@@ -14,13 +14,13 @@ from scipy.special import logsumexp
 import torch
 
 from benchmarks.accuracy.gradient_correlation import GradientCorrelation
-from benchmarks.accuracy.overhead_raster import describe, RasterMatcher
+from benchmarks.accuracy.overhead_raster import describe, OverheadRaster, RasterMatcher
 from crossview_localizer.camera.views import UNSEEN
-from crossview_localizer.datatypes import Heatmap, PoseEstimate
+from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.geometry import body_axes_error, Pose2D, wrap_angle
 from crossview_localizer.matching.heatmap_pose import peak_pose
 from crossview_localizer.matching.matcher import MAX_HALF_YAW_RAD, SearchWindow
-from training.data.benchmark_frames import BenchmarkFrame, Frames, uniform_prior
+from training.data.benchmark_frames import Frames, uniform_prior
 from training.data.real_pairs import View
 
 LIMITS = (1, 3, 5)                  # of recalls, in metres and in degrees
@@ -74,41 +74,49 @@ def pose_scores(errors: np.ndarray) -> dict[str, float]:
                     'heading_median_deg': float(np.median(turn_deg)), 'n': len(errors)}
 
 
-def estimates(frames: Frames, row: Row, device: str = 'cpu') -> Iterator[tuple[View, Pose2D]]:
-    """Each frame's view and the pose that the row says."""
-    if row.network is None:
-        yield from ((frame.view, frame.prior.pose) for frame in frames)
-        return
-    matcher = RasterMatcher(row.network, device)
+def estimates(frames: Frames, rows: dict[str, Row],
+              device: str = 'cpu') -> Iterator[tuple[str, View, Pose2D]]:
+    """Of each frame, and of each row: the row's name, the view, and the pose that the row says."""
+    matchers = {name: RasterMatcher(row.network, device)
+                for name, row in rows.items() if row.network is not None}
     for number, frame in enumerate(frames):
-        shown = frame
-        if row.blind:
-            image = frames[(number + len(frames) // 2) % len(frames)].view.image
-            if len(frames) == 1:
-                image = replace(image, rgb=np.full_like(image.rgb, UNSEEN))
-            shown = replace(frame, view=replace(frame.view, image=image))
-        yield frame.view, best_pose(matcher, shown)
+        rasters = {}     # of rows with the same network
+        for name, row in rows.items():
+            if row.network is None:
+                yield name, frame.view, frame.prior.pose
+                continue
+            if row.network not in rasters:
+                rasters[row.network] = describe(frame.view.overhead, row.network, device)
+            image = image_elsewhere(frames, number) if row.blind else frame.view.image
+            yield name, frame.view, best_pose(
+                matchers[name], image, rasters[row.network], frame.prior, frame.search)
 
 
-def best_pose(matcher: RasterMatcher, frame: BenchmarkFrame) -> Pose2D:
-    """The pose at the peak of a frame's heat map.
+def image_elsewhere(frames: Frames, number: int) -> CameraImage:
+    """The image half the list away; a grey one where there is only one."""
+    image = frames[(number + len(frames) // 2) % len(frames)].view.image
+    return image if len(frames) > 1 else replace(image, rgb=np.full_like(image.rgb, UNSEEN))
+
+
+def best_pose(matcher: RasterMatcher, image: CameraImage, raster: OverheadRaster,
+              prior: PoseEstimate, search: SearchWindow) -> Pose2D:
+    """The pose at the peak of an image's heat map.
 
     Headings are searched in sectors no wider than MAX_HALF_YAW_RAD to each side, whose scores are
     comparable; the sector of the highest peak wins.
     """
     model = matcher.network.config
-    raster = describe(frame.view.overhead, matcher.network, matcher.device)
-    ground = matcher.embed(frame.view.image, 0.0)
+    ground = matcher.embed(image, 0.0)
     best, best_score = None, -math.inf
-    for prior, search in sectors(frame.prior, frame.search):
+    for middle, part in sectors(prior, search):
         with torch.inference_mode():
-            scores, yaws_rad, grid = matcher.scores(ground, raster, prior, search)
+            scores, yaws_rad, grid = matcher.scores(ground, raster, middle, part)
         volume = scores.double().cpu().numpy()
         peak_score = float(volume.max())
         if peak_score > best_score:
             volume -= logsumexp(volume)
             heatmap = Heatmap(0, grid, logsumexp(volume, 0), yaws_rad, volume)
-            best, best_score = (heatmap, prior), peak_score
+            best, best_score = (heatmap, middle), peak_score
     return peak_pose(*best, model.sharpening, model.min_mass, model.peak_inflation)[0].pose
 
 
