@@ -2,8 +2,8 @@
 
 The node declares its ROS parameters from these dataclasses, and a test checks ``config/*.yaml``
 against them.  What belongs to a trained network (sizes, temperature, errors of its matches) is in
-its weights file, see ``networks.checkpoint``.  What no user would change is a constant beside the
-code that uses it.
+its weights file, see ``networks.checkpoint``.  A value that no user would change is a constant
+beside the code that uses it.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def tunable(default, description: str, low=None, high=None, choices=None):
-    """A dataclass field with what ``ros2 param describe`` shows."""
+    """A dataclass field with the description and range that ``ros2 param describe`` shows."""
     return field(
         default=default,
         metadata={'description': description, 'low': low, 'high': high, 'choices': choices},
@@ -91,7 +91,7 @@ class NodeConfig:
         '', 'embedding map made by build_map; empty: no matching, the prior alone is published')
     weights_path: str = tunable('', 'network weights; empty: those shipped with the package')
     device: str = tunable(
-        'auto', 'where the network runs; auto takes the GPU where there is one',
+        'auto', 'device of the network; auto takes the GPU if there is one',
         choices=('auto', 'cpu', 'cuda'))
     torch_threads: int = tunable(
         1, 'threads of the network on the CPU; two on two busy cores can be far slower', 1, 64)
@@ -130,6 +130,9 @@ class NodeConfig:
     gnss_unknown_sigma_m: float = tunable(
         5.0, 'horizontal sigma assumed of fixes whose covariance is unknown, zero or NaN',
         0.1, 100.0)
+    odometry_from_twist: bool = tunable(
+        False, 'integrate the twist of the odometry (linear x and y, angular z, in base_link) '
+        'instead of reading its pose, for sources that fill the twist alone')
     odometry_wait_s: float = tunable(
         0.1, 'an image waits this long for odometry that reaches its stamp, then it is '
         'processed with an extrapolated prior', 0.0, 1.0)
@@ -205,6 +208,10 @@ def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, Loca
     node_names = tunables(NodeConfig())
     node_config = config_from_flat(
         NodeConfig, {name: value for name, value in values.items() if name in node_names})
+    if node_config.map_frame in (node_config.odom_frame, node_config.base_frame):
+        raise ValueError(
+            f'map_frame is {node_config.map_frame!r}, and so is odom_frame or base_frame; '
+            'expected three different frames')
     for name, length in (('camera_xyz_rpy', 6), ('antenna_xyz_m', 3)):
         found = len(getattr(node_config, name))
         if found not in (0, length):
