@@ -132,7 +132,7 @@ def add_common(parser: argparse.ArgumentParser, weights: Path | None) -> None:
                         help='folder of the results (default %(default)s)')
     if weights is not None:
         parser.add_argument('--rows', nargs='+', choices=ROWS, default=DEFAULT_ROWS)
-        parser.add_argument('--every', type=int, default=1, help='only each so manieth image')
+        parser.add_argument('--every', type=int, default=1, help='only every N-th image')
 
 
 def main(arguments=None) -> int:
