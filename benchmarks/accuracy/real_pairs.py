@@ -32,11 +32,11 @@ from benchmarks.accuracy.overhead_raster import describe, RasterMatcher
 from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
-from crossview_localizer.geometry import body_axes_error, wrap_angle
 from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.dense import DENSE, GAUSSIAN_DOF
 from training.data.real_pairs import read_views, View
+from training.evaluation.pose_benchmark import signed_errors
 from training.recipes.dense_groups import prior_about, uniform_window
 
 PRIORS = 3                 # a view
@@ -143,10 +143,8 @@ def exchanged(views: list[View]) -> list[View | None]:
 
 def errors_of(estimate: PoseEstimate, view: View) -> tuple[float, float, float, float]:
     """Position, longitudinal and lateral error (m) in the view's axes, heading error (degrees)."""
-    offset = (estimate.pose.as_array() - view.truth.as_array())[:2]
-    along, across = body_axes_error(offset, view.truth.yaw_rad)
-    return (math.hypot(*offset), float(along), float(across),
-            math.degrees(wrap_angle(estimate.pose.yaw_rad - view.truth.yaw_rad)))
+    along, across, heading_deg = signed_errors(estimate.pose, view.truth)
+    return math.hypot(along, across), along, across, heading_deg
 
 
 def is_covered(answer: Answer) -> bool:
