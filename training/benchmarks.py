@@ -32,7 +32,8 @@ from training.evaluation.pose_benchmark import (
 )
 from training.evaluation.recall import recall
 
-WEIGHTS = Path(__file__).resolve().parents[1] / 'config/weights/crossview_dense_synthetic.safetensors'
+WEIGHTS = (Path(__file__).resolve().parents[1]
+           / 'config/weights/crossview_dense_synthetic.safetensors')
 DEFAULT_ROWS = ('dense', 'prior_centre', 'image_blind')
 CVACT_RADIUS_M = 100.0
 # Recall at 1, 5, 10 and 1 % on CVACT_val: SAFA by its README, Sample4Geo by its paper.
