@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
         prog='build_map',
         description='Build an embedding map from georeferenced imagery (GeoTIFF, any CRS).',
         epilog='example: build_map orthophoto.tif --route drive/gps/gps.csv --out oxford.map')
-    parser.add_argument('imagery', type=Path, nargs='+',
-                        help='8-bit GeoTIFFs; where they overlap the first is used')
+    parser.add_argument('imagery', nargs='+', help='GeoTIFFs, folders of them, a VRT, or '
+                        'addresses on the web; where they overlap the first is used')
     parser.add_argument('--weights', type=Path,
                         help='the network (.safetensors; default: the shipped dense matcher)')
     parser.add_argument('--out', type=Path, required=True, help='the map file to write')
@@ -122,8 +122,8 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
             f'{arguments.out} cannot be written; expected a file in a folder that exists')
     frame = LocalFrame(*arguments.origin) if arguments.origin else None
     imagery = Imagery.open(arguments.imagery, frame)
-    for accuracy in imagery.crs_accuracy:
-        print(accuracy)
+    for line in (*imagery.crs_accuracy, *imagery.notes):
+        print(line)
     route = read_route(arguments.route, arguments.topic) if arguments.route else None
     weights = arguments.weights
     if weights is None:     # this import needs ROS; a machine without it must be given the weights

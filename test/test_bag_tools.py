@@ -318,7 +318,7 @@ def test_the_player_refuses_what_is_no_bag(small_bag, tmp_path, capfd, signal_ha
     from crossview_localizer.play_bag import main
     cut = tmp_path / 'cut.mcap'
     (whole,) = small_bag.glob('*.mcap')
-    cut.write_bytes(whole.read_bytes()[:-50])
+    cut.write_bytes(whole.read_bytes()[:50])
     empty = write_bag(tmp_path / 'empty', [])
     for path in (tmp_path / 'nothing', tmp_path, cut, empty):
         assert main([str(path)]) == 2

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -221,6 +222,15 @@ def test_tiles_without_enough_imagery_are_left_out_and_counted(orthophoto):
     offered = int(lines[0].split()[0])
     assert missing + len(built.descriptors) == offered
     assert missing >= 21
+
+
+def test_the_share_of_imagery_that_is_lost_is_said_by_cause(orthophoto):
+    lines = []
+    build_map(Imagery.open(orthophoto, FRAME), MeanColours(), 5.0, report=lines.append)
+    [line] = [line for line in lines if line.startswith('no imagery in')]
+    # The lattice reaches from -50 to 50 m east, in cells of 5 m; the data end at 40 m.
+    found = re.fullmatch(r'no imagery in (.*)% of the map: (.*)% nodata value', line)
+    assert [float(share) for share in found.groups()] == pytest.approx([11.9] * 2, abs=1.0)
 
 
 def test_the_map_is_not_put_on_the_device_that_embeds_it(orthophoto, route_csv):

@@ -8,6 +8,7 @@ stopped run, with the same losses as in a run that was not stopped.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from crossview_localizer.files import write_atomically
@@ -46,6 +48,7 @@ class TrainConfig:
     cosine: bool = False           # then falls to zero at the last step; else it stays
     clip_norm: float = 0.0         # longer gradients are shortened to this; 0: never
     frozen_stages: int = 0         # early stages of EfficientNet that keep their weights
+    average_steps: int = 0         # validate and keep a moving average over these; 0: none
     seed: int = 0
 
 
@@ -106,8 +109,14 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
     recipe.to(ranks.device)
     set_training(network, config.frozen_stages)
     optimizer = make_optimizer(network, recipe, config)
-    state = RunState(out.with_suffix('.state'), json.dumps(settings, sort_keys=True),
-                     {'network': network, 'recipe': recipe, 'optimizer': optimizer})
+    modules = {'network': network, 'recipe': recipe, 'optimizer': optimizer}
+    best = network         # what is validated and kept
+    if config.average_steps:
+        average = modules['average'] = AveragedModel(
+            network, avg_fn=partial(averaged, steps=config.average_steps))
+        best = average.module
+    state = RunState(
+        out.with_suffix('.state'), json.dumps(settings, sort_keys=True), modules)
     state.load()
     step, first = state.step, ranks.rank == 0
     if first:
@@ -134,6 +143,8 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
             if config.clip_norm:
                 nn.utils.clip_grad_norm_(objective.parameters(), config.clip_norm)
             optimizer.step()
+            if config.average_steps:
+                average.update_parameters(network)
             step, steps = step + 1, steps + 1
             sums = {name: sums.get(name, 0.0) + term for name, term in terms.items()}
             progress.update(1)
@@ -145,14 +156,14 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
                      for name, total in sums.items()}
             sums, steps = {}, 0
             if first:
-                network.eval()
-                metrics, fitted = recipe.validate(network, ranks)
+                best.eval()
+                metrics, fitted = recipe.validate(best, ranks)
                 set_training(network, config.frozen_stages)
                 line = {'step': step, **means, **metrics, 'seconds': time.monotonic() - started_s}
                 log.write(line)
                 if state.judge(step, metrics[recipe.score_name]):
-                    network.config = replace(network.config, **fitted)
-                    save_network(network, out, provenance | {
+                    best.config = replace(best.config, **fitted)
+                    save_network(best, out, provenance | {
                         'step': step, 'validation': metrics,
                         'train_config': asdict(config) | {'recipe': asdict(recipe.config)}})
                 state.save()
@@ -208,6 +219,11 @@ def make_optimizer(network: Network, recipe: Recipe, config: TrainConfig) -> tor
     for group in groups:
         group['full_rate'] = group['lr']
     return torch.optim.AdamW(groups)
+
+
+def averaged(mean: torch.Tensor, new: torch.Tensor, count: int, steps: int) -> torch.Tensor:
+    """An exponential moving average over about ``steps``, or over fewer at the beginning."""
+    return torch.lerp(mean, new, max(1.0 / steps, 9.0 / (float(count) + 10.0)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 import math
 from pathlib import Path
 
-from crossview_localizer.bags.bag import Bag, BagError, header_stamp_ns
+from crossview_localizer.bags.bag import (
+    Bag,
+    BagError,
+    header_stamp_ns,
+    refused_messages,
+)
 from crossview_localizer.bags.topics import Topics
 from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix, OdometrySample
@@ -64,12 +69,23 @@ def read_events(
     """The events of a bag, in ``map`` as ``frame`` places it.
 
     A topic whose name is empty is not read.  ``images_ns`` are the stamps of the images that are
-    wanted, where not all are: the others are neither decoded nor returned.
+    wanted, where not all are: the others are neither decoded nor returned.  The log names what is
+    unusable, once, when the reading ends.
 
     Raises BagError or OSError where the bag cannot be read.
     """
     stream = _EventStream(
         frame, node_config or NodeConfig(), config or LocalizerConfig(), topics or Topics())
+    with refused_messages(bag) as refused:
+        for event in _read_all(bag, stream, images_ns):
+            if isinstance(event, Unusable):
+                refused.add(event.topic, event.reason)
+            yield event
+
+
+def _read_all(
+    bag: str | Path, stream: '_EventStream', images_ns: Collection[int] | None,
+) -> Iterator[Event]:
     with Bag(bag) as opened:
         for connection, bag_ns, data in opened.read_raw(stream.fields):
             yield from stream.advance(bag_ns)
