@@ -29,7 +29,7 @@ def main(arguments=None) -> int:
                         'truth or GNSS')
     parser.add_argument('--params', type=Path,
                         help='parameter file of the node, with the camera to start from')
-    parser.add_argument('--map', type=Path, help="map of build_map, to fit the imagery's offset too")
+    parser.add_argument('--map', type=Path, help="map of build_map; fits the imagery's offset too")
     parser.add_argument('--weights', type=Path, help='weights of the dense matcher, for --map')
     parser.add_argument('--filtered', action='store_true',
                         help="use the filter's poses for the offset, even if the bag has true "

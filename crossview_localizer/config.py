@@ -130,6 +130,9 @@ class NodeConfig:
     gnss_unknown_sigma_m: float = tunable(
         5.0, 'horizontal sigma assumed of fixes whose covariance is unknown, zero or NaN',
         0.1, 100.0)
+    odometry_from_twist: bool = tunable(
+        False, 'integrate the twist of the odometry (linear x and y, angular z, in base_link) '
+        'instead of reading its pose, for sources that fill the twist alone')
     odometry_wait_s: float = tunable(
         0.1, 'an image waits this long for odometry that reaches its stamp, then it is '
         'processed with an extrapolated prior', 0.0, 1.0)
@@ -205,6 +208,10 @@ def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, Loca
     node_names = tunables(NodeConfig())
     node_config = config_from_flat(
         NodeConfig, {name: value for name, value in values.items() if name in node_names})
+    if node_config.map_frame in (node_config.odom_frame, node_config.base_frame):
+        raise ValueError(
+            f'map_frame is {node_config.map_frame!r}, and so is odom_frame or base_frame; '
+            'expected three different frames')
     for name, length in (('camera_xyz_rpy', 6), ('antenna_xyz_m', 3)):
         found = len(getattr(node_config, name))
         if found not in (0, length):

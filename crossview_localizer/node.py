@@ -17,8 +17,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 import numpy as np
-from rclpy.clock import Clock, ClockType, JumpThreshold
-from rclpy.duration import Duration
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from std_srvs.srv import Trigger
@@ -32,6 +31,7 @@ from crossview_localizer.datatypes import (
 )
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.ros import conversions
+from crossview_localizer.ros.clock_jump import call_on_backward_jump
 from crossview_localizer.ros.diagnostics import Diagnostics, NodeMonitor
 from crossview_localizer.ros.gnss_input import GnssInput, Velocity
 from crossview_localizer.ros.image_processor import ImageProcessor, ProcessedImage, ReceivedImage
@@ -47,8 +47,6 @@ from crossview_localizer.ros.saved_pose import PoseKeeper, saved_pose_path
 from crossview_localizer.ros.sensor_rig import SensorRig
 from crossview_localizer.ros.status import image_status, Level
 
-# A step back of /clock that is smaller than this is no jump.
-CLOCK_JUMP_S = 0.1
 # Python switches threads this often. With its default of 5 ms each message would wait several
 # times for the image thread.
 SWITCH_INTERVAL_S = 0.0005
@@ -165,10 +163,7 @@ class LocalizerNode(LifecycleNode):
         self._to_destroy.append(inputs.destroy)
         service = self.create_service(Trigger, '~/reset', self._on_reset)
         self._to_destroy.append(lambda: self.destroy_service(service))
-        threshold = JumpThreshold(
-            min_forward=None, min_backward=Duration(seconds=-CLOCK_JUMP_S), on_clock_change=False)
-        handle = self.get_clock().create_jump_callback(
-            threshold, post_callback=self._on_clock_jump)
+        handle = call_on_backward_jump(self, self._on_clock_jump)
         self._to_destroy.append(handle.unregister)
 
     @property
@@ -282,8 +277,8 @@ class LocalizerNode(LifecycleNode):
         response.message = 'restarted; ' + Outcome.NOT_STARTED.value
         return response
 
-    def _on_clock_jump(self, jump) -> None:
-        self._restart(f'the clock jumped back by {-jump.delta.nanoseconds / 1e9:.1f} s')
+    def _on_clock_jump(self, back_s: float) -> None:
+        self._restart(f'the clock jumped back by {back_s:.1f} s')
 
     def _restart(self, reason: str) -> None:
         """Forget the pose, all measurements, and the images in process."""
@@ -292,6 +287,7 @@ class LocalizerNode(LifecycleNode):
         self.diagnostics.pose.reset()
         self.timeline.reset()
         self._gnss.reset()
+        self._odometry.reset()
         self._estimate = None
         if self._worker is not None:
             self._worker.reset()

@@ -17,11 +17,13 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
-from visualization_msgs.msg import MarkerArray
+from visualization_msgs.msg import Marker, MarkerArray
+from visualization_msgs.srv import GetInteractiveMarkers
 
 from crossview_localizer.config import configs_from_parameters
 from crossview_localizer.datatypes import CameraImage, PoseEstimate
 from crossview_localizer.ros import conversions, scene_messages, scene_pictures
+from crossview_localizer.ros.clock_jump import call_on_backward_jump
 from crossview_localizer.ros.inputs import image_topic
 from crossview_localizer.ros.parameters import parameter_values
 from crossview_localizer.ros.process import run_node
@@ -59,11 +61,19 @@ class SceneNode(Node):
         self._waiting_images: dict[int, CameraImage] = {}   # by stamp
         self._last_picture_s: dict[str, float] = {}         # by topic
         self._create_outputs(bool(own['publish_odom_tf']), bool(own['heatmap_picture']))
-        self._orthophoto = self._publish_ground()
+        self._orthophoto = self._read_orthophoto()
+        self._ground_tiles = MarkerArray()
+        self._is_ground_due = False
+        self._publish_ground()
         self._create_inputs()
+        # RViz drops all markers when it is reset and when its clock jumps back, and does not ask
+        # for the latched ones again.  Its display of interactive markers then calls this service.
+        self.create_service(
+            GetInteractiveMarkers, '~/get_interactive_markers', self._on_viewer_reset)
+        self._jump_handle = call_on_backward_jump(self, self._on_clock_jump)
         # A steady clock: paths are also drawn while /clock stands still.
         self.create_timer(
-            1.0, self._publish_trails, clock=Clock(clock_type=ClockType.STEADY_TIME))
+            1.0, self._publish_background, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _create_outputs(self, publish_odom_tf: bool, heatmap_picture: bool) -> None:
         outputs = {
@@ -78,8 +88,8 @@ class SceneNode(Node):
         if publish_odom_tf:
             self._outputs['tf'] = self.create_publisher(TFMessage, '/tf', 100)
 
-    def _publish_ground(self):
-        """Publish the map's orthophoto; returns rgb with its grid, or None without one."""
+    def _read_orthophoto(self):
+        """The map's orthophoto, rgb with its grid, or None without one."""
         if not self._config.map_path:
             self.get_logger().warning('no map_path is set: the ground stays empty')
             return None
@@ -88,10 +98,30 @@ class SceneNode(Node):
         orthophoto = read_orthophoto(self._config.map_path)
         if orthophoto is None:
             self.get_logger().warning(f'{self._config.map_path} holds no orthophoto')
-            return None
-        for tile in scene_messages.ground_tiles(*orthophoto, self._config.map_frame):
-            self._outputs['ground'].publish(tile)
         return orthophoto
+
+    def _publish_ground(self) -> None:
+        """Publish the orthophoto in new markers instead of those published before."""
+        if self._orthophoto is None:
+            return
+        old = self._ground_tiles.markers
+        if old:
+            self._outputs['ground'].publish(scene_messages.removal(self._ground_tiles))
+        self._ground_tiles = MarkerArray()
+        for tile in scene_messages.ground_tiles(
+                *self._orthophoto, self._config.map_frame, old[-1].id + 1 if old else 0):
+            self._outputs['ground'].publish(tile)
+            self._ground_tiles.markers += [
+                Marker(header=marker.header, ns=marker.ns, id=marker.id)
+                for marker in tile.markers]
+
+    def _on_clock_jump(self, back_s: float) -> None:
+        self._is_ground_due = True  # in the timer: now RViz might still have to drop its markers
+
+    def _on_viewer_reset(self, request, response):
+        """A viewer was started or reset; it gets the ground, and an empty answer."""
+        self._publish_ground()
+        return response
 
     def _create_inputs(self) -> None:
         image = CompressedImage if self._config.image_transport == 'compressed' else Image
@@ -203,7 +233,10 @@ class SceneNode(Node):
             self._trails.set_map_frame(
                 (position.latitude, position.longitude), (latest.pose.x_m, latest.pose.y_m))
 
-    def _publish_trails(self) -> None:
+    def _publish_background(self) -> None:
+        if self._is_ground_due:
+            self._is_ground_due = False
+            self._publish_ground()
         for name, trail in self._trails.take_changed():
             self._outputs[f'path/{name}'].publish(scene_messages.path_msg(
                 trail.stamps_ns, trail.xy_m, self._config.map_frame))

@@ -53,7 +53,7 @@ RVIZ_TOPICS = (
     *(f'/crossview_scene/{name}' for name in (
         'ground', 'heatmap', 'heatmap_updates', 'ellipses', 'alternatives', 'path/gnss',
         'path/prior', 'path/refined', 'path/ground_truth', 'camera', 'views',
-        'heatmap_picture')),
+        'heatmap_picture', 'get_interactive_markers', 'update', 'feedback')),
     '/initialpose',
 )
 RECORDED = ('^(/tf|/tf_static|/diagnostics|/ground_truth/.*'

@@ -99,7 +99,22 @@ def judge(views: list[View], row: Row) -> Iterable[list[Answer]]:
             yield [Answer(view, prior, prior, True, GAUSSIAN_DOF, 0.0)
                    for prior in priors_of(view)]
         return
-    matcher, model = RasterMatcher(row.network), row.network.config
+    model = row.network.config
+    for view, heatmaps in match_views(views, row):
+        answers = []
+        for prior, heatmap in heatmaps:
+            estimate, ambiguous = peak_pose(
+                heatmap, prior, model.sharpening, model.min_mass, model.peak_inflation)
+            answers.append(Answer(
+                view, prior, estimate, ambiguous, GAUSSIAN_DOF if ambiguous else model.peak_dof,
+                evidence_nats(heatmap, view)))
+        yield answers
+
+
+def match_views(
+        views: list[View], row: Row) -> Iterable[tuple[View, list[tuple[PoseEstimate, Heatmap]]]]:
+    """Each view with its priors and the heat maps within them."""
+    matcher = RasterMatcher(row.network)
     overhead, raster = None, None
     for view, shown in zip(views, exchanged(views) if row.blind else views):
         if view.overhead is not overhead:
@@ -108,15 +123,9 @@ def judge(views: list[View], row: Row) -> Iterable[list[Answer]]:
         if shown is None:
             image = replace(image, rgb=np.full_like(image.rgb, UNSEEN))
         ground = matcher.embed(image, 0.0)
-        answers = []
-        for prior in priors_of(view):
-            heatmap = matcher.match(ground, raster, prior, uniform_window(view.prior_m))
-            estimate, ambiguous = peak_pose(
-                heatmap, prior, model.sharpening, model.min_mass, model.peak_inflation)
-            answers.append(Answer(
-                view, prior, estimate, ambiguous, GAUSSIAN_DOF if ambiguous else model.peak_dof,
-                evidence_nats(heatmap, view)))
-        yield answers
+        yield view, [
+            (prior, matcher.match(ground, raster, prior, uniform_window(view.prior_m)))
+            for prior in priors_of(view)]
 
 
 def exchanged(views: list[View]) -> list[View | None]:

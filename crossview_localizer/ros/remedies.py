@@ -19,6 +19,11 @@ GNSS_VELOCITY = (
     'the velocity must be to the east and north, not ahead and left, with the stamps of the '
     'receiver; the node works without it: remap gnss_velocity to leave it out')
 ODOMETRY = 'check the source of the odometry, its stamps and base_frame'
+ODOMETRY_IN_MAP = (
+    'remap odometry to the odometry of the wheels or the camera: that of a filter with GNSS in it '
+    'jumps, and its GNSS would count twice')
+ODOMETRY_STANDS = (
+    'set odometry_from_twist: true if the source fills its twist alone, else check the source')
 TWO_PUBLISHERS = 'stop all publishers of this topic but one, or remap them'
 CONTRADICTION = (
     "check the odometry's scale, units and direction of turning (positive is counter-clockwise), "

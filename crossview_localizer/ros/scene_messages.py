@@ -33,6 +33,7 @@ GROUND_POSE_Z_M = -5000.0
 ELLIPSE_SIGMAS = math.sqrt(-2.0 * math.log(0.05))   # 95 % of two Gaussian coordinates
 ELLIPSE_POINTS = 48
 FILLED_M = 20.0
+DOT_M = 0.8
 
 # The largest value that RViz's costmap colours draw in red: 99 is cyan and 100 purple.
 HEATMAP_TOP = 98
@@ -42,14 +43,17 @@ ALTERNATIVE_APART_M = 5.0
 MAX_ALTERNATIVES = 8
 
 
-def ground_tiles(rgb: np.ndarray, grid: MapGrid, frame_id: str) -> Iterator[MarkerArray]:
+def ground_tiles(
+    rgb: np.ndarray, grid: MapGrid, frame_id: str, first_id: int = 0,
+) -> Iterator[MarkerArray]:
     """The orthophoto, rgb (rows, cols, 3) uint8, as textured squares, one in each message.
 
-    Neighbours share a row or column of pixels, whose centres are their common edge.
+    Neighbours share a row or column of pixels, whose centres are their common edge.  Markers are
+    numbered from ``first_id``: an RViz that has a marker of that number stacks the textures.
     """
-    for number, (row, col) in enumerate(
+    for number, (row, col) in enumerate((
             (row, col) for row in range(0, grid.rows - 1, TILE_PX - 1)
-            for col in range(0, grid.cols - 1, TILE_PX - 1)):
+            for col in range(0, grid.cols - 1, TILE_PX - 1)), first_id):
         pixels = rgb[row:row + TILE_PX, col:col + TILE_PX]
         tile = grid.crop(row, col, *pixels.shape[:2])
         marker = _marker(Marker.TRIANGLE_LIST, 'ground', number, (255, 255, 255), 1.0, frame_id)
@@ -138,7 +142,10 @@ def alternative_markers(msg: OccupancyGrid) -> MarkerArray:
 
 
 def ellipse_markers(name: str, estimate: PoseEstimate, rgb, frame_id: str) -> MarkerArray:
-    """The 95 % ellipse of a position: its outline, faintly filled, with a dot at the mean."""
+    """The 95 % ellipse of a position: its outline, faintly filled, with a dot at the mean.
+
+    The dot is a quarter of the ellipse's width, and at most DOT_M: it never hides the ellipse.
+    """
     mean = np.array([estimate.pose.x_m, estimate.pose.y_m])
     covariance = estimate.covariance[:2, :2]
     variances, axes = np.linalg.eigh(covariance)
@@ -158,7 +165,7 @@ def ellipse_markers(name: str, estimate: PoseEstimate, rgb, frame_id: str) -> Ma
 
     dot = _marker(Marker.SPHERE, name, 2, rgb, 1.0, frame_id)
     dot.pose.position.x, dot.pose.position.y = mean.tolist()
-    dot.scale.x = dot.scale.y = dot.scale.z = 0.8
+    dot.scale.x = dot.scale.y = dot.scale.z = min(DOT_M, float(short_m) / 4.0)
     return MarkerArray(markers=[disc, outline, dot])
 
 

@@ -22,7 +22,7 @@ VIEW_PX = 200
 VIEW_AHEAD_PX = 150                     # of these, ahead of base_link
 VIEW_PX_M = 0.24
 CAPTION_PX = 18
-MARKS_M = (5.0, 10.0, 20.0, 40.0)       # ahead of base_link
+MARKS_M = (5.0, 10.0, 20.0, 40.0)       # from base_link
 MARK_HALF_WIDTH_M = 3.0
 NEAR_M = 0.5                            # nothing nearer to the camera is drawn
 MARK_RGB = (255, 220, 60)
@@ -57,8 +57,11 @@ def project_ground(
 
 
 def camera_picture(image: CameraImage, pitch_rad: float = 0.0) -> np.ndarray:
-    """The image with the horizon and marks on the road, rgb (H, CAMERA_WIDTH_PX, 3) uint8."""
-    camera = image.camera
+    """The image with the horizon and marks on the road, rgb (H, CAMERA_WIDTH_PX, 3) uint8.
+
+    The marks lie in the direction in which the camera looks, at distances from base_link.
+    """
+    camera = image.camera.facing_ahead()
     scale = CAMERA_WIDTH_PX / camera.width_px
     size_px = (CAMERA_WIDTH_PX, round(camera.height_px * scale))
     picture = cv2.resize(image.rgb, size_px, interpolation=cv2.INTER_AREA)
@@ -81,20 +84,25 @@ def views_picture(
     image: CameraImage, map_from_base: Pose2D, pitch_rad: float,
     orthophoto: tuple[np.ndarray, MapGrid] | None,
 ) -> np.ndarray:
-    """Camera image and satellite image at the pose, both from above with ahead up.
+    """Camera image and satellite image at the pose, both from above.
 
+    The direction in which the camera looks is up in both; a triangle shows the vehicle's.
     Returns rgb (VIEW_PX + CAPTION_PX, 2 VIEW_PX, 3) uint8.  ``orthophoto`` is rgb (rows, cols, 3)
     with its grid; without one the right half is grey.
     """
     seen = birds_eye_view(
-        image.rgb, image.camera, np.pi / 2, 2 * VIEW_AHEAD_PX, VIEW_PX_M, pitch_rad)
+        image.rgb, image.camera.facing_ahead(), np.pi / 2, 2 * VIEW_AHEAD_PX, VIEW_PX_M, pitch_rad)
     left_px = VIEW_AHEAD_PX - VIEW_PX // 2
     seen = np.ascontiguousarray(seen[:VIEW_PX, left_px:left_px + VIEW_PX, :3])
     satellite = np.full_like(seen, 127)
     if orthophoto is not None:
-        satellite = satellite_view(*orthophoto, map_from_base)
+        satellite = satellite_view(
+            *orthophoto, map_from_base @ Pose2D(0.0, 0.0, image.camera.yaw_rad))
+    # A triangle points to where the vehicle heads; rows grow downwards.
+    cos, sin = math.cos(image.camera.yaw_rad), math.sin(image.camera.yaw_rad)
+    triangle = np.array([[0, -7], [5, 6], [-5, 6]]) @ np.array([[cos, sin], [-sin, cos]])
+    triangle = np.rint(triangle).astype(int) + (VIEW_PX // 2, VIEW_AHEAD_PX)
     for view in (seen, satellite):
-        triangle = np.array([[0, -7], [5, 6], [-5, 6]]) + (VIEW_PX // 2, VIEW_AHEAD_PX)
         cv2.polylines(view, [triangle], True, VEHICLE_RGB, 2, cv2.LINE_AA)
     return _side_by_side(
         (seen, 'camera, from above'), (satellite, 'satellite, refined pose'))
