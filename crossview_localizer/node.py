@@ -198,6 +198,7 @@ class LocalizerNode(LifecycleNode):
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self.rig.camera_info = msg
+        self._node_monitor.add_accepted('camera_info')
 
     def _on_gnss(self, msg: NavSatFix, info: dict) -> None:
         if self._worker is not None:
@@ -266,10 +267,12 @@ class LocalizerNode(LifecycleNode):
             return
         self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s))
 
-    def _on_incompatible_qos(self, topic: str) -> None:
-        self.diagnostics.qos_problems[topic] = (
-            'a publisher offers a QoS that image_reliability '
-            f'{self._node_config.image_reliability} does not accept; set best_effort')
+    def _on_incompatible_qos(self, topic: str, policy: str) -> None:
+        text = self.diagnostics.add_qos_problem(topic, policy)
+        self.get_logger().warning(text)
+        for name in ('/tf_static', 'camera_info', 'initialpose'):  # without a line of their own
+            if self.resolve_topic_name(name) == topic:
+                self._node_monitor.add_refused(name, text)
 
     def _on_reset(self, request, response):
         self._restart('asked for by the service reset')

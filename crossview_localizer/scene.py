@@ -24,7 +24,7 @@ from crossview_localizer.config import configs_from_parameters
 from crossview_localizer.datatypes import CameraImage, PoseEstimate
 from crossview_localizer.ros import conversions, scene_messages, scene_pictures
 from crossview_localizer.ros.clock_jump import call_on_backward_jump
-from crossview_localizer.ros.inputs import image_topic
+from crossview_localizer.ros.inputs import image_topic, subscribe_to_latched
 from crossview_localizer.ros.parameters import parameter_values
 from crossview_localizer.ros.process import run_node
 from crossview_localizer.ros.qos import latched_profile
@@ -138,6 +138,7 @@ class SceneNode(Node):
                 (GeoPoseWithCovarianceStamped, f'{LOCALIZER}/geopose', self._on_geopose, 20),
                 (OccupancyGrid, f'{LOCALIZER}/heatmap', self._on_heatmap, 5)):
             self.create_subscription(kind, topic, callback, qos)
+        subscribe_to_latched(self, CameraInfo, 'camera_info', self._on_camera_info)
 
     # --- inputs of the localizer
 

@@ -14,9 +14,9 @@ from crossview_localizer.config import (
     LocalizerConfig,
     MatchConfig,
     NodeConfig,
-    read_parameters,
     tunables,
 )
+from crossview_localizer.parameter_file import read_parameters
 
 PACKAGE = Path(__file__).resolve().parents[1] / 'crossview_localizer'
 

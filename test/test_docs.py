@@ -71,7 +71,7 @@ def test_every_link_leads_somewhere(path):
 
 @pytest.mark.parametrize('path', DOCUMENTS)
 def test_every_parameter_of_an_example_file_is_one(path, tmp_path):
-    from crossview_localizer.config import read_parameters
+    from crossview_localizer.parameter_file import read_parameters
     for block in blocks(path):
         if block.language == 'yaml' and '/**' in block.text:
             (tmp_path / 'example.yaml').write_text(block.text)

@@ -617,7 +617,42 @@ def test_a_publisher_with_an_incompatible_qos_is_named(bench):
     bench.driver.destroy_publisher(bench.publishers['image'])
     bench.driver.create_publisher(
         Image, 'image', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
-    bench.expect('camera', 2, 'set best_effort')
+    bench.expect('camera', 2, 'does not accept: RELIABILITY')
+
+
+@pytest.mark.parametrize('part', ['gnss', 'odometry'])
+def test_a_sensor_of_best_effort_is_named_with_the_parameter(bench, part):
+    bench.start(input_timeout_s=0.5)
+    kind = {'gnss': NavSatFix, 'odometry': Odometry}[part]
+    bench.driver.destroy_publisher(bench.publishers[part])
+    bench.driver.create_publisher(
+        kind, part, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    bench.expect(part, 2, 'does not accept: RELIABILITY')
+    assert 'sensor_reliability: best_effort' in bench.value(part, 'remedy')
+
+
+def test_transforms_that_are_not_latched_are_named(bench):
+    bench.start()
+    bench.driver.create_publisher(TFMessage, '/tf_static', 10)
+    bench.expect('node', 1, '/tf_static offers a QoS that this node does not accept: DURABILITY')
+
+
+def test_camera_info_that_was_latched_before_the_start_is_taken(bench):
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    bench.driver.create_publisher(CameraInfo, 'camera_info', latched).publish(camera_info_msg())
+    bench.start(autostart=False)
+    bench.node.trigger_configure()
+    bench.wait(lambda: bench.node.rig.camera_info is not None)
+
+
+def test_without_camera_info_the_remedy_is_not_that_of_missing_transforms(bench):
+    bench.start()
+    bench.node.rig.camera_info = None
+    bench.publish('odometry', odometry_msg(0.0))
+    bench.publish('image', image_msg(0.0))
+    bench.expect('camera', 2, 'no camera_info has been received')
+    assert 'camera_info' in bench.value('camera', 'remedy')
+    assert 'tf_static' not in bench.value('camera', 'remedy')
 
 
 def test_an_unknown_encoding_is_reported_and_a_good_image_after_it_is_used(bench):

@@ -5,6 +5,7 @@ This file imports ROS only inside functions: doctor checks first whether ROS is 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+import math
 import os
 import time
 
@@ -283,7 +284,7 @@ def check_transforms(observation: Observation) -> Iterator[Finding]:
             frame = observation.parameters.get('camera_frame') or frame
         if observation.static_transforms.lookup(base, frame.lstrip('/')) is not None:
             yield ok(f'{what} extrinsics', f'/tf_static joins {base} and {frame}')
-        elif observation.parameters.get(parameter):
+        elif all(map(math.isfinite, observation.parameters.get(parameter) or [math.nan])):
             yield ok(f'{what} extrinsics', f'from the parameter {parameter}')
         else:
             yield problem(
