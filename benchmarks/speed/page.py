@@ -179,9 +179,9 @@ last `publish()` has returned, with batch 1.
 
 {lives}
 {no_gpu}
-What makes it faster, most effective first: `onnx_path` (the network by ONNX Runtime: `export
-WEIGHTS --out FOLDER`, then the file that ends in `.ground.onnx`); one thread if there are few
-cores; `image_transport: raw` on the same machine.
+What makes it faster, most effective first: ONNX Runtime (`pip install onnx onnxruntime`; the node
+then uses it on a CPU); one thread if there are few cores; `image_transport: raw` on the same
+machine.
 
 ## Maps
 
