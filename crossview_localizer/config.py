@@ -95,8 +95,9 @@ class NodeConfig:
     torch_threads: int = tunable(
         1, 'threads of the network on the CPU; two on two busy cores can be far slower', 1, 64)
     onnx_path: str = tunable(
-        '', 'ground branch of the same weights, written by export: ONNX Runtime runs it, which is '
-        'faster on a CPU; empty: torch')
+        'auto', 'ground branch of the weights, written by export: ONNX Runtime runs it, which is '
+        'faster on a CPU; auto: exported on first use where ONNX Runtime is installed and the '
+        'network runs on the CPU; empty: torch')
     precision: str = tunable(
         'float32', 'precision of the trunk of the dense ground branch in torch; half is for GPUs',
         choices=('float32', 'half'))

@@ -139,7 +139,7 @@ class LocalizerNode(LifecycleNode):
             config, self._node_monitor, image_topic(self, config), self._find_publishers)
         self.rig = SensorRig(config, self._config.camera)
         self.timeline = OdometryTimeline(self._config.filter)
-        self._holder = LocalizerHolder(config, self._config)
+        self._holder = LocalizerHolder(config, self._config, self.get_logger().info)
         self._processor = ImageProcessor(self.rig, self._holder)
         self._pose_keeper = PoseKeeper(
             saved_pose_path(config.last_pose_path, self.get_fully_qualified_name()),
