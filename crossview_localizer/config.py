@@ -2,8 +2,8 @@
 
 The node declares its ROS parameters from these dataclasses, and a test checks ``config/*.yaml``
 against them.  What belongs to a trained network (sizes, temperature, errors of its matches) is in
-its weights file, see ``networks.checkpoint``.  What no user would change is a constant beside the
-code that uses it.
+its weights file, see ``networks.checkpoint``.  A value that no user would change is a constant
+beside the code that uses it.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -11,7 +11,7 @@ import math
 
 
 def tunable(default, description: str, low=None, high=None, choices=None):
-    """A dataclass field with what ``ros2 param describe`` shows."""
+    """A dataclass field with the description and range that ``ros2 param describe`` shows."""
     return field(
         default=default,
         metadata={'description': description, 'low': low, 'high': high, 'choices': choices},
@@ -90,13 +90,14 @@ class NodeConfig:
         '', 'embedding map made by build_map; empty: no matching, the prior alone is published')
     weights_path: str = tunable('', 'network weights; empty: those shipped with the package')
     device: str = tunable(
-        'auto', 'where the network runs; auto takes the GPU where there is one',
+        'auto', 'device of the network; auto takes the GPU if there is one',
         choices=('auto', 'cpu', 'cuda'))
     torch_threads: int = tunable(
         1, 'threads of the network on the CPU; two on two busy cores can be far slower', 1, 64)
     onnx_path: str = tunable(
-        '', 'ground branch of the same weights, written by export: ONNX Runtime runs it, which is '
-        'faster on a CPU; empty: torch')
+        'auto', 'ground branch of the weights, written by export: ONNX Runtime runs it, which is '
+        'faster on a CPU; auto: exported on first use where ONNX Runtime is installed and the '
+        'network runs on the CPU; empty: torch')
     precision: str = tunable(
         'float32', 'precision of the trunk of the dense ground branch in torch; half is for GPUs',
         choices=('float32', 'half'))

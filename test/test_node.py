@@ -555,7 +555,7 @@ def test_a_velocity_of_the_receiver_is_used_as_the_course_is_offline(bench):
     np.testing.assert_allclose(found.covariance, expected.covariance, atol=1e-9)
 
 
-def test_a_velocity_without_covariance_is_used_where_the_parameter_says_so(bench):
+def test_a_velocity_without_covariance_is_used_if_the_parameter_says_so(bench):
     bench.start(gnss_velocity_type='TwistStamped').drive()
     before_rad = yaw_sigma_rad(bench, 4.0)
     msg = velocity_msg(4.0)
@@ -925,7 +925,7 @@ def test_an_image_that_shows_nothing_is_not_matched_and_the_prior_is_published(b
     assert not bench.received['match']
 
 
-def test_the_same_picture_is_frozen_only_where_the_vehicle_has_moved(bench):
+def test_a_repeated_picture_counts_as_frozen_only_if_the_vehicle_moved(bench):
     bench.start().drive()
     bench.process_image(4.0)
     msg = image_msg(4.0)
@@ -968,7 +968,7 @@ def test_a_localization_that_the_localizer_calls_superseded_is_not_published(ben
     assert not bench.received['pose'] and not bench.received['prior']
 
 
-def test_the_reset_service_starts_the_filter_anew(bench):
+def test_the_reset_service_restarts_the_filter(bench):
     bench.start().drive()
     bench.wait(lambda: bench.received['odometry'])
     assert call(bench, Trigger, 'reset', Trigger.Request()).success
@@ -979,7 +979,7 @@ def test_the_reset_service_starts_the_filter_anew(bench):
     assert position_error_m(bench.received['pose'][-1], 9.0) < 1.5
 
 
-def test_a_clock_that_jumps_back_starts_the_filter_anew(bench):
+def test_a_clock_that_jumps_back_restarts_the_filter(bench):
     bench.start(use_sim_time=True)
     bench.expect('node', 1, 'nothing comes on /clock')
     clock = bench.node.get_clock()
@@ -996,7 +996,7 @@ def test_a_clock_that_jumps_back_starts_the_filter_anew(bench):
     bench.expect('node', 0, 'active')
 
 
-def test_odometry_that_jumps_back_without_a_clock_starts_the_filter_anew(bench):
+def test_odometry_that_jumps_back_without_a_clock_restarts_the_filter(bench):
     bench.start().drive(0.0, 8.0)
     poses = len(bench.received['odometry'])
     bench.drive(0.0, 4.0)

@@ -208,7 +208,7 @@ def test_of_several_nodes_in_one_recording_one_must_be_named(ros, tmp_path, caps
     assert viewer_bag.main([*arguments, '--node', '/b/crossview_localizer']) == 0
 
 
-def test_what_is_no_recording_ends_with_one_line_and_leaves_nothing(tmp_path, capsys):
+def test_a_file_that_is_no_recording_gives_one_line_and_no_output(tmp_path, capsys):
     assert viewer_bag.main([str(tmp_path / 'none'), '--out', str(tmp_path / 'a.mcap')]) == 2
     error = capsys.readouterr().err
     assert error.startswith('viewer_bag: error: ') and error.count('\n') == 1

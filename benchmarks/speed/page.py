@@ -180,9 +180,9 @@ last `publish()` has returned, with batch 1.
 
 {lives}
 {no_gpu}
-What makes the node faster, most effective first: `onnx_path` (ONNX Runtime runs the network; write
-the file with `export WEIGHTS --out FOLDER` and take the one that ends in `.ground.onnx`); one
-thread if there are few cores; `image_transport: raw` on the same machine.
+What makes the node faster, most effective first: ONNX Runtime (`pip install onnx onnxruntime`; the
+node then uses it on a CPU); one thread if there are few cores; `image_transport: raw` on the same
+machine.
 
 ## Maps
 

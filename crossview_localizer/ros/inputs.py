@@ -85,6 +85,6 @@ def subscribe_if_latched(node: Node, kind, topic: str, callback: Callable):
 
 
 def image_topic(node: Node, config: NodeConfig) -> str:
-    """The full name of the images' topic; as image_transport, /compressed is put after it."""
+    """The full name of the image topic, with /compressed if image_transport says so."""
     name = node.resolve_topic_name('image')
     return f'{name}/compressed' if config.image_transport == 'compressed' else name

@@ -15,7 +15,7 @@ from crossview_localizer.ros.interrupts import stop_on_interrupt
 
 def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Callable[[], Node],
              on_error: Callable[[Node, Exception], None] | None = None) -> int:
-    """Spin the node that ``create`` makes until SIGINT or SIGTERM; both may come again.
+    """Spin the node that ``create`` makes until SIGINT or SIGTERM; both may be repeated.
 
     Returns the exit status: 2, with one line on stderr, where ROS refuses the arguments or a
     parameter file, or ``create`` raises ValueError or OSError.  ``on_error``, if given, gets the
