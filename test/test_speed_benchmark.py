@@ -1,5 +1,6 @@
 """The speed benchmark in its smallest size: what it writes, and that the page is made of it."""
 
+from collections import Counter
 import json
 
 import numpy as np
@@ -7,6 +8,10 @@ import pytest
 
 from benchmarks.speed import bench, map_speed, page, peers, training_speed
 from benchmarks.speed.world import percentiles_ms, repeated_s
+from crossview_localizer.bags.drive import Drive
+from crossview_localizer.datatypes import GnssFix
+from crossview_localizer.geometry import Pose2D
+from crossview_localizer.trajectory import Track
 
 
 def test_percentiles_are_those_of_the_calls():
@@ -40,6 +45,15 @@ def test_the_peers_give_the_same_correlation_and_are_all_timed():
     assert found['relative_difference'] < 1e-4
     assert {'correlation (ours)', 'scipy fftconvolve'} < set(found)
     assert peers.kalman_filter('cpu', 2)['states'] >= 3
+
+
+def test_a_plain_ekf_and_ours_follow_a_straight_drive():
+    stamps_ns = 10**9 + np.arange(100) * 100_000_000
+    truth = Track.from_poses(stamps_ns, [Pose2D(0.5 * k, 2.0, 0.0) for k in range(100)])
+    fixes = [GnssFix(int(ns), 0.5 * k, 2.0, np.eye(2)) for k, ns in enumerate(stamps_ns)][::10]
+    found = peers.filter_drive(Drive(np.array([]), truth, fixes, truth, Counter()))
+    assert len(found) == 2
+    assert all(row['median_m'] < 0.2 and row['p50_ms'] > 0.0 for row in found.values())
 
 
 def row(value):
