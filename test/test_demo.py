@@ -84,8 +84,8 @@ def test_the_demo_ends_with_a_report_that_shows_its_controls(smoke):
 def test_the_offline_localizer_gives_the_poses_of_the_node(smoke, shipped_weights):
     from crossview_localizer.bags import replay
     from crossview_localizer.bags.recorded_run import read_run
-    from crossview_localizer.config import read_parameters
     from crossview_localizer.localizer import load_localizer
+    from crossview_localizer.parameter_file import read_parameters
 
     node_config, config = read_parameters(ros_run.PARAMETERS)
     localizer = load_localizer(smoke / 'maps/trained.map', shipped_weights[0], config)

@@ -32,7 +32,7 @@ from benchmarks.demo.summary import (
     print_summary,
     write_json,
 )
-from crossview_localizer.config import read_parameters
+from crossview_localizer.parameter_file import read_parameters
 from crossview_localizer.evaluation import pose_metrics
 from crossview_localizer.evaluation.pose_metrics import Comparison
 from crossview_localizer.trajectory import TRUTH_MAX_GAP_S
