@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.speed import bench, map_speed, page, peers, training_speed
+from benchmarks.speed import bench, gpu_check, map_speed, page, peers, training_speed
 from benchmarks.speed.world import percentiles_ms, repeated_s
 from crossview_localizer.bags.drive import Drive
 from crossview_localizer.datatypes import GnssFix
@@ -54,6 +54,13 @@ def test_a_plain_ekf_and_ours_follow_a_straight_drive():
     found = peers.filter_drive(Drive(np.array([]), truth, fixes, truth, Counter()))
     assert len(found) == 2
     assert all(row['median_m'] < 0.2 and row['p50_ms'] > 0.0 for row in found.values())
+
+
+def test_the_check_of_a_gpu_runs_every_step_and_compares_with_the_cpu(capsys):
+    assert gpu_check.main(['--device', 'cpu', '--runs', '1']) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ['cpu', 'float32', 'half']
+    assert found['float32']['difference'] == 0.0 and 0.0 < found['half']['difference'] < 0.5
 
 
 def row(value):

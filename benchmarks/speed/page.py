@@ -185,8 +185,8 @@ last `publish()` has returned, with batch 1.
 
 {lives}
 {no_gpu}
-What makes the node faster, most effective first: ONNX Runtime (`pip install onnx onnxruntime`; the node
-then uses it on a CPU); one thread if there are few cores; `image_transport: raw` on the same
+What makes the node faster, most effective first: ONNX Runtime (`pip install onnx onnxruntime`; the
+node then uses it on a CPU); one thread if there are few cores; `image_transport: raw` on the same
 machine.
 
 ## Maps
