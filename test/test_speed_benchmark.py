@@ -76,8 +76,11 @@ def result():
             'bare_forward': {'eager': row(9.0)},
             'runs': {'torch, 10 Hz': {'frames_per_s': 9.0, 'end_to_end': row(40.0),
                                       'used_share': 1.0}}}
+    cost = {'cpu_ms': {'forward': 20.0, 'whole': 50.0},
+            'memory_mb': {'Python': 10.0, 'NumPy': 50.0, 'ROS 2': 160.0, 'torch': 190.0,
+                          'all': 540.0}}
     return {
-        'cpu': about | live,
+        'cpu': about | live, 'cost': about | {'torch': cost, 'onnx': cost},
         'map_build': {'km2': 1.0, 'tiles': 9, 'km2_per_s': 0.01, 'ratio_to_bare': 1.1,
                       'pixels_per_block_pixel': 1.4, 'ratio_to_each_pixel_once': 1.5,
                       'workers': {'1': {'wall_s': 1.0, 'peak_mb': 900}},
@@ -117,6 +120,8 @@ def test_the_page_says_which_goals_are_reached_and_which_are_missed(tmp_path):
     assert 'reached' in lines['opening any of the maps, s']
     assert 'missed' in lines['warm window at 30 m/s, p99 ms']                         # 9 of 5
     assert 'Nothing was measured on a GPU' in text
+    assert 'takes 2.50 times' in text and '**missed**: the\nlibraries alone' in text
+    assert 'are 410 MB' in text
     assert '57600 steps of visual odometry' in text and '101 / 102 / 103 / 103' in text
     assert (tmp_path / 'results/bench.png').stat().st_size > 1000
 
