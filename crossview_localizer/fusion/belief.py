@@ -41,6 +41,11 @@ class Belief:
     match_seen_ns: int | None = None     # last match, used or refused
     match_distance2: float = 1.0         # mean squared distance of matches for each coordinate
     course_ns: int | None = None         # last used course
+    held_driven_m: float | None = None   # distance driven when a repeated fix was new
+    held_ns: int | None = None           # and its stamp
+    doubt: np.ndarray | None = None      # (3, 3), widens the published pose, see ``doubt``
+    disbelieved_until_ns: int = 0        # odometry is not believed before
+    disbelieved_times: int = 0           # in a row
 
 
 class PoseEkf(ExtendedKalmanFilter):

@@ -24,8 +24,11 @@ from crossview_localizer.datatypes import (
     PoseEstimate,
 )
 from crossview_localizer.fusion.belief import Belief, Memory, PoseEkf
+from crossview_localizer.fusion.doubt import beyond, doubt_of, turned_rad
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.gnss_integrity import (
+    FixHistory,
+    FixSeen,
     FixVerdict,
     GATE_PATIENCE_S,
     GATE_PROBABILITY,
@@ -39,9 +42,12 @@ from crossview_localizer.fusion.motion_model import (
     mahalanobis2,
     POSE,
     POSITION,
+    rotation,
+    SCALE,
     SPEED,
     STATES,
     tail_weight,
+    TURN_BIAS,
     YAW,
 )
 from crossview_localizer.geometry import wrap_angle
@@ -61,6 +67,26 @@ MATCH_TAIL_DOF = 4.0
 # The squared distance of matches is averaged over this time.  A mean above one for each coordinate
 # multiplies their covariance.
 MATCH_DISTANCE_S = 5.0
+# Matches that have been refused for so long are right if they are within so many sigmas of the
+# GNSS bias.
+MATCH_PATIENCE_S = 5.0
+MATCH_PATIENCE_SIGMAS = 3.0
+# A match supports the pose against GNSS for so long.
+MATCH_SUPPORT_S = 3.0
+# A position that is repeated while the vehicle has driven farther than this is told.
+HELD_M = 2.0
+# A memory outside this share of its distribution puts the pose in doubt, before the alarm.
+MEMORY_DOUBT_PROBABILITY = 0.9
+# Refused fixes widen the variance of the pose by their squared residual and that of the GNSS bias
+# by this share of it, up to LARGEST_BIAS_M.
+STEPPED_BIAS_SHARE, GROWN_BIAS_SHARE = 4.0, 0.25
+LARGEST_BIAS_M = 30.0
+# The odometry is not believed for DISBELIEF_S, and twice as long each time that follows within
+# DISBELIEF_MEMORY_S.
+DISBELIEF_S, LONGEST_DISBELIEF_S, DISBELIEF_MEMORY_S = 30.0, 240.0, 120.0
+# Sigmas of a start from two fixes: that of the heading where they are near or far, and the speed.
+LARGEST_RESTART_YAW_SIGMA_RAD, RESTART_YAW_SIGMA_RAD = 0.6, 0.3
+RESTART_SPEED_SIGMA_MPS = 2.0
 # A single match adds at most this squared distance to the mean.
 MAX_DISTANCE2 = 25.0
 
@@ -73,6 +99,8 @@ class Corrector:
         self._ekf = PoseEkf()
         self._monitor = IntegrityMonitor(config)
         self._course_gate = chdtri(1, 1.0 - GATE_PROBABILITY)
+        self._fix_gate = chdtri(2, 1.0 - GATE_PROBABILITY)
+        self._memory_limit = chdtri(2, 1.0 - MEMORY_DOUBT_PROBABILITY)
         self._match_gates = [
             chdtri(dof, 1.0 - MATCH_GATE_PROBABILITY) for dof in (1, 2, 3)]
 
@@ -89,6 +117,8 @@ class Corrector:
                 return self._apply_match(belief, event, bridge_m2)
             case GnssCourse():
                 return self._apply_course(belief, event)
+        if event.stamp_ns < belief.disbelieved_until_ns:
+            return belief, FilterUpdate(Outcome.USED)
         return replace(belief, moved_ns=event.stamp_ns), FilterUpdate(Outcome.USED)
 
     # --- GNSS
@@ -102,30 +132,75 @@ class Corrector:
             predicted_m = gnss_prediction(known.mean, fix.base_from_antenna_m)
             return np.array([fix.x_m, fix.y_m]) - predicted_m
 
+        history, matched = belief.fixes, _is_matched(belief)
+        position_m = np.array([fix.x_m, fix.y_m])
+        if history.position_m is not None and (history.position_m == position_m).all():
+            return self._repeated(belief)
         residual = residual_of(belief)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         memory_distance2 = max((
             mahalanobis2(residual_of(memory), jacobian, memory.covariance, noise)
             for memory in belief.memories[:1]), default=0.0)
-        verdict, history, reason = self._monitor.judge(
-            belief.fixes, fix.stamp_ns, residual, noise, belief.driven_m, distance2,
-            memory_distance2)
-        belief = replace(belief, fixes=history)
+        verdict, seen, reason = self._monitor.judge(
+            history, FixSeen(fix.stamp_ns, position_m, residual, noise, belief.driven_m,
+                             distance2, memory_distance2), matched)
+        belief = replace(belief, fixes=seen, held_ns=None, doubt=None)
+        if verdict is FixVerdict.DISBELIEVE_ODOMETRY:
+            return (_restarted(belief, fix, noise, history, self._config),
+                    FilterUpdate(Outcome.USED, reason, distance2))
         if verdict is FixVerdict.REFUSE:
+            # A single fix is an outlier rather than a contradiction.
+            if not matched and seen.refused_ns != fix.stamp_ns:
+                belief = replace(belief, doubt=self._doubt_of_refused(seen, residual, distance2))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.GO_BACK:
             older = belief.memories[0]
+            offset_m = beyond(residual_of(older), memory_distance2, self._fix_gate)
             belief = replace(
-                belief, mean=older.mean, covariance=older.covariance, memories=(older,))
+                belief, mean=older.mean, covariance=older.covariance, memories=(older,),
+                doubt=None if matched else doubt_of(offset_m))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.WIDEN:
-            belief, widened = _widened(belief, float(residual @ residual))
+            belief, widened = _widened(
+                belief, float(residual @ residual), history.stepped)
             reason = f'{widened} widened after {reason}'
+        elif not matched and belief.memories:
+            offset_m = (belief.memories[0].mean - belief.mean)[POSITION]
+            belief = replace(belief, doubt=doubt_of(
+                beyond(offset_m, memory_distance2, self._memory_limit)))
         belief = replace(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise),
             fixed_ns=fix.stamp_ns)
         belief = replace(belief, memories=()) if verdict is FixVerdict.WIDEN else _remember(belief)
         return belief, FilterUpdate(Outcome.USED, reason, distance2)
+
+    def _repeated(self, belief: Belief) -> tuple[Belief, FilterUpdate]:
+        """A position that is sent once more is no news; it is told where the vehicle has moved."""
+        since_ns = belief.held_ns or belief.fixes.stamp_ns
+        since_m = belief.held_driven_m if belief.held_ns else belief.fixes.driven_m
+        moved_m, reason = belief.driven_m - since_m, ''
+        if moved_m > HELD_M:
+            held_s = (belief.stamp_ns - since_ns) * 1e-9
+            reason = f'the receiver repeats it for {held_s:.0f} s and {moved_m:.0f} m of driving'
+        return (replace(belief, held_ns=since_ns, held_driven_m=since_m),
+                FilterUpdate(Outcome.REPEATED, reason))
+
+    def _doubt_of_refused(self, seen: FixHistory, residual, distance2: float) -> np.ndarray | None:
+        """What a refused fix says against the pose.
+
+        After a jump of GNSS it is only what the residual has grown by since.
+        """
+        first = seen.first_refused
+        growth_m = residual - first.residual_m
+        noise_m = 2.0 * math.sqrt(np.trace(seen.noise_m2 + first.noise_m2) / 2.0)
+        distance_m = max(seen.driven_m - first.driven_m,
+                         float(np.linalg.norm(seen.position_m - first.position_m)))
+        offset_m = beyond(residual, distance2, self._fix_gate)
+        if seen.distrusted_ns is not None and seen.stepped:
+            length_m = float(np.linalg.norm(growth_m))
+            offset_m = growth_m * max(0.0, 1.0 - noise_m / max(length_m, 1e-9))
+        return doubt_of(offset_m, turned_rad(
+            float(np.linalg.norm(growth_m)), noise_m, distance_m))
 
     def _apply_course(self, belief: Belief, event: Event) -> tuple[Belief, FilterUpdate]:
         course = event.measurement
@@ -173,8 +248,14 @@ class Corrector:
         size = len(residual)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         belief = _follow_distance(belief, event.stamp_ns, distance2 / size)
-        if distance2 > self._match_gates[size - 1]:
-            since_ns = belief.match_refused_ns or event.stamp_ns
+        gate = self._match_gates[size - 1]
+        since_ns = belief.match_refused_ns or event.stamp_ns
+        if distance2 > gate and observes_position:
+            doubtful = self._doubted(belief, residual, event, since_ns)
+            doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
+            if doubtful_distance2 <= gate:
+                belief, distance2 = replace(doubtful, memories=()), doubtful_distance2
+        if distance2 > gate:
             reason = f'refused for {(event.stamp_ns - since_ns) * 1e-9:.1f} s'
             if belief.fixes.refused_ns is not None:
                 reason += '; GNSS is refused too'
@@ -195,8 +276,24 @@ class Corrector:
                 for memory in belief.memories),
             match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None)
         if observes_position:
-            belief = replace(belief, fixed_ns=event.stamp_ns)
+            belief = replace(belief, fixed_ns=event.stamp_ns, doubt=None)
         return belief, FilterUpdate(Outcome.USED, '', distance2)
+
+    def _doubted(self, belief: Belief, residual, event: Event, since_ns: int) -> Belief:
+        """The belief as wide as the fixes that contradict it, or these matches, would have it.
+
+        Matches that have been refused for MATCH_PATIENCE_S, and that GNSS allows, are right.
+        """
+        doubt = np.zeros((3, 3)) if belief.doubt is None else belief.doubt
+        allowed_m = MATCH_PATIENCE_SIGMAS * self._config.gnss_bias_sigma_m
+        if (event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9
+                and np.linalg.norm(residual[:2]) <= allowed_m):
+            offset = np.zeros(3)
+            offset[event.observed] = residual
+            doubt = doubt + np.diag(offset**2)
+        covariance = belief.covariance.copy()
+        covariance[POSE, POSE] += doubt
+        return replace(belief, covariance=covariance)
 
     def _new_information(self, belief: Belief) -> float:
         """Share (0 to 1) of the information of a match that is not in the last used match."""
@@ -211,10 +308,17 @@ class Corrector:
         return min(1.0, max(shares))
 
 
-def _widened(belief: Belief, residual_m2: float) -> tuple[Belief, str]:
+def _is_matched(belief: Belief) -> bool:
+    """Whether matches support the pose: one was used lately, and none has been refused since."""
+    return (belief.match_ns is not None and belief.match_refused_ns is None
+            and belief.stamp_ns - belief.match_ns <= MATCH_SUPPORT_S * 1e9)
+
+
+def _widened(belief: Belief, residual_m2: float, stepped: bool) -> tuple[Belief, str]:
     """Widen what may explain the refused fixes, and name it.
 
-    It is the GNSS bias if matches were used lately, else the pose.
+    It is the GNSS bias if matches were used lately.  Else it is both, the pose more than the bias
+    where the residual has grown, and less where it came by a step, which is no error of odometry.
     """
     matched_s = (
         math.inf if belief.match_ns is None else (belief.stamp_ns - belief.match_ns) * 1e-9)
@@ -226,7 +330,51 @@ def _widened(belief: Belief, residual_m2: float) -> tuple[Belief, str]:
         name = 'pose'
         added[POSITION] = residual_m2
         added[YAW] = START_YAW_SIGMA_RAD**2
+        share = STEPPED_BIAS_SHARE if stepped else GROWN_BIAS_SHARE
+        added[BIAS] = min(share * residual_m2, LARGEST_BIAS_M**2)
     return replace(belief, covariance=belief.covariance + np.diag(added)), name
+
+
+# p = z - R(yaw) l - b,  var(p) = W + var(b),  cov(p, b) = -var(b)
+def _restarted(
+    belief: Belief, fix: GnssFix, noise_m2: np.ndarray, history: FixHistory, config: FilterConfig,
+) -> Belief:
+    """The belief that the last fixes alone give; the odometry is not believed for a while."""
+    first = history.first_refused
+    way_m = np.array([fix.x_m, fix.y_m]) - history.position_m
+    time_s = (fix.stamp_ns - history.stamp_ns) * 1e-9
+    noise_m = math.sqrt(np.trace(noise_m2))
+    if np.linalg.norm(way_m) < 3.0 * noise_m:
+        way_m = np.array([fix.x_m, fix.y_m]) - first.position_m
+        time_s = (fix.stamp_ns - first.stamp_ns) * 1e-9
+    length_m = float(np.linalg.norm(way_m))
+    mean, sigmas = belief.mean.copy(), np.zeros(STATES)
+    reverses = belief.velocity[0] < 0.0
+    if length_m > 3.0 * noise_m:
+        mean[YAW] = wrap_angle(math.atan2(way_m[1], way_m[0]) + (math.pi if reverses else 0.0))
+        sigmas[YAW] = max(RESTART_YAW_SIGMA_RAD, noise_m / length_m)
+    else:
+        sigmas[YAW] = LARGEST_RESTART_YAW_SIGMA_RAD
+    mean[SPEED] = (-1.0 if reverses else 1.0) * length_m / time_s
+    mean[SCALE] = mean[TURN_BIAS] = 0.0
+    mean[BIAS] = 0.0
+    lever_m = rotation(mean[YAW]) @ np.asarray(fix.base_from_antenna_m)
+    mean[POSITION] = np.array([fix.x_m, fix.y_m]) - lever_m
+    sigmas[SPEED] = RESTART_SPEED_SIGMA_MPS
+    sigmas[SCALE] = config.odometry_scale_sigma
+    sigmas[TURN_BIAS] = config.odometry_turn_bias_sigma_radps
+    sigmas[BIAS] = config.gnss_bias_sigma_m
+    covariance = np.diag(sigmas**2)
+    covariance[POSITION, POSITION] = noise_m2 + config.gnss_bias_sigma_m**2 * np.eye(2)
+    covariance[POSITION, BIAS] = covariance[BIAS, POSITION] = (
+        -config.gnss_bias_sigma_m**2 * np.eye(2))
+    again = fix.stamp_ns - belief.disbelieved_until_ns < DISBELIEF_MEMORY_S * 1e9
+    times = belief.disbelieved_times + 1 if again else 1
+    disbelief_s = min(DISBELIEF_S * 2 ** (times - 1), LONGEST_DISBELIEF_S)
+    return replace(
+        belief, mean=mean, covariance=covariance, memories=(), fixed_ns=fix.stamp_ns,
+        velocity=(float(mean[SPEED]), 0.0, 0.0), match_refused_ns=None, match_distance2=1.0,
+        disbelieved_times=times, disbelieved_until_ns=fix.stamp_ns + round(disbelief_s * 1e9))
 
 
 def _remember(belief: Belief) -> Belief:

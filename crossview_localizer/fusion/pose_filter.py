@@ -244,7 +244,8 @@ class PoseFilter:
         """Pose at a stamp from all events up to it; None before the start or the buffer.
 
         After the last odometry, fix or match the pose moves at constant velocity for
-        ODOMETRY_MAX_GAP_S and then stays.  Its covariance grows all the time.
+        ODOMETRY_MAX_GAP_S and then stays.  Its covariance grows all the time.  While fixes or
+        matches contradict it, it is as wide as they are away.
         """
         if self._buffer is None or stamp_ns < self._buffer.base.stamp_ns:
             return None
@@ -252,6 +253,8 @@ class PoseFilter:
             self._buffer.belief_at(stamp_ns), stamp_ns, self._odometry)
         covariance = belief.covariance[POSE, POSE].copy()
         covariance[POSITION, POSITION] += bridge_m2(belief, self._odometry)
+        if belief.doubt is not None:
+            covariance += belief.doubt
         return PoseEstimate(stamp_ns, Pose2D(*map(float, belief.mean[POSE])), covariance)
 
     def _step(self, belief: Belief, event: Event) -> tuple[Belief, FilterUpdate]:

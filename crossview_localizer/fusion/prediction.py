@@ -83,8 +83,11 @@ def is_gap(before: OdometrySample, after: OdometrySample) -> bool:
 
 
 def is_believed(belief: Belief, before: OdometrySample, after: OdometrySample) -> bool:
-    """Whether the increment between two samples is used: it is no jump, and no gap or a bridge."""
-    if is_jump(before, after):
+    """Whether the increment between two samples is used: it is no jump, and no gap or a bridge.
+
+    Not while the odometry contradicts GNSS, see ``gnss_integrity``.
+    """
+    if belief.stamp_ns < belief.disbelieved_until_ns or is_jump(before, after):
         return False
     if not is_gap(before, after):
         return True
@@ -149,7 +152,9 @@ class Predictor:
                 partial(function, moving_s=moving_s, turn_rad=turn_rad, decay=decay)
                 for function in (coast, coast_jacobian))
             jump = bool(before and after) and is_jump(before, after)
-            noise += coasting_noise(belief.mean, moving_s, turn_rad, begin_s, end_s, jump)
+            noise += coasting_noise(
+                belief.mean, moving_s, turn_rad, begin_s, end_s, jump,
+                belief.stamp_ns < belief.disbelieved_until_ns)
             distance_m = abs(belief.mean[SPEED]) * moving_s
 
         memories = tuple(

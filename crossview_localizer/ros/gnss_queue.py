@@ -10,6 +10,10 @@ import time
 
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 
+# A receiver's messages come with the odometry of their time, or after it.  One that waits longer
+# than this for it has the stamp of another clock.
+MAX_WAIT_S = 2.0
+
 
 class GnssQueue:
     """Messages of one topic, in the order in which they came.
@@ -36,8 +40,19 @@ class GnssQueue:
         self._waiting.clear()
 
     def take_due(self) -> Iterator[tuple[object, float]]:
-        """Remove and yield each message that is due, with the time in s that it has waited."""
+        """Remove and yield each message that is due, with the time in s that it has waited.
+
+        See ``clock_problem`` for one that has waited too long.
+        """
         while self._waiting and not self._timeline.is_worth_waiting_for(
                 self._waiting[0][0], self._odometry_wait_s):
             _, msg, received_s = self._waiting.popleft()
             yield msg, self._clock_s() - received_s
+
+
+def clock_problem(what: str, waited_s: float) -> str:
+    """Why messages that wait for odometry for so long are not used, or ''."""
+    if waited_s <= MAX_WAIT_S:
+        return ''
+    return (f'{what} wait {waited_s:.1f} s for odometry of their time: their clock is ahead (GPS '
+            'time is 18 s ahead of UTC), or the machine is too busy; they are not used')
