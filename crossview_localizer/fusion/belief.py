@@ -20,6 +20,7 @@ class Memory:
     taken_ns: int
     mean: np.ndarray
     covariance: np.ndarray
+    driven_m: float = 0.0  # until it was taken
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ from crossview_localizer.fusion.gnss_integrity import (
     GATE_PATIENCE_S,
     GATE_PROBABILITY,
     IntegrityMonitor,
+    LIE_SHARE,
+    LIE_SIGMAS,
+    ODOMETRY_LIES,
 )
 from crossview_localizer.fusion.heading_initializer import START_YAW_SIGMA_RAD
 from crossview_localizer.fusion.motion_model import (
@@ -69,10 +72,12 @@ MATCH_TAIL_DOF = 4.0
 MATCH_DISTANCE_S = 5.0
 # Matches that have been refused for so long are right if they are within so many sigmas of the
 # GNSS bias.
-MATCH_PATIENCE_S = 5.0
+MATCH_PATIENCE_S = 2.0
 MATCH_PATIENCE_SIGMAS = 3.0
 # A match supports the pose against GNSS for so long.
 MATCH_SUPPORT_S = 3.0
+# A share of the distance is that of at least this distance.
+LEAST_M = 5.0
 # A position that is repeated while the vehicle has driven farther than this is told.
 HELD_M = 2.0
 # A memory outside this share of its distribution puts the pose in doubt, before the alarm.
@@ -83,7 +88,7 @@ STEPPED_BIAS_SHARE, GROWN_BIAS_SHARE = 4.0, 0.25
 LARGEST_BIAS_M = 30.0
 # The odometry is not believed for DISBELIEF_S, and twice as long each time that follows within
 # DISBELIEF_MEMORY_S.
-DISBELIEF_S, LONGEST_DISBELIEF_S, DISBELIEF_MEMORY_S = 30.0, 240.0, 120.0
+DISBELIEF_S, LONGEST_DISBELIEF_S, DISBELIEF_MEMORY_S = 60.0, 480.0, 120.0
 # Sigmas of a start from two fixes: that of the heading where they are near or far, and the speed.
 LARGEST_RESTART_YAW_SIGMA_RAD, RESTART_YAW_SIGMA_RAD = 0.6, 0.3
 RESTART_SPEED_SIGMA_MPS = 2.0
@@ -144,21 +149,22 @@ class Corrector:
         verdict, seen, reason = self._monitor.judge(
             history, FixSeen(fix.stamp_ns, position_m, residual, noise, belief.driven_m,
                              distance2, memory_distance2), matched)
-        belief = replace(belief, fixes=seen, held_ns=None, doubt=None)
+        doubt_before, belief = belief.doubt, replace(belief, fixes=seen, held_ns=None, doubt=None)
         if verdict is FixVerdict.DISBELIEVE_ODOMETRY:
             return (_restarted(belief, fix, noise, history, self._config),
                     FilterUpdate(Outcome.USED, reason, distance2))
         if verdict is FixVerdict.REFUSE:
             # A single fix is an outlier rather than a contradiction.
             if not matched and seen.refused_ns != fix.stamp_ns:
-                belief = replace(belief, doubt=self._doubt_of_refused(seen, residual, distance2))
+                belief = replace(belief, doubt=self._doubt_of_refused(
+                    seen, residual, distance2, doubt_before))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.GO_BACK:
             older = belief.memories[0]
             offset_m = beyond(residual_of(older), memory_distance2, self._fix_gate)
             belief = replace(
                 belief, mean=older.mean, covariance=older.covariance, memories=(older,),
-                doubt=None if matched else doubt_of(offset_m))
+                doubt=None if matched else _memory_doubt(older, offset_m, belief.driven_m))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.WIDEN:
             belief, widened = _widened(
@@ -166,8 +172,9 @@ class Corrector:
             reason = f'{widened} widened after {reason}'
         elif not matched and belief.memories:
             offset_m = (belief.memories[0].mean - belief.mean)[POSITION]
-            belief = replace(belief, doubt=doubt_of(
-                beyond(offset_m, memory_distance2, self._memory_limit)))
+            belief = replace(belief, doubt=_memory_doubt(
+                belief.memories[0], beyond(offset_m, memory_distance2, self._memory_limit),
+                belief.driven_m))
         belief = replace(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise),
             fixed_ns=fix.stamp_ns)
@@ -185,10 +192,12 @@ class Corrector:
         return (replace(belief, held_ns=since_ns, held_driven_m=since_m),
                 FilterUpdate(Outcome.REPEATED, reason))
 
-    def _doubt_of_refused(self, seen: FixHistory, residual, distance2: float) -> np.ndarray | None:
+    def _doubt_of_refused(self, seen: FixHistory, residual, distance2: float,
+                          doubt_before: np.ndarray | None) -> np.ndarray | None:
         """What a refused fix says against the pose.
 
-        After a jump of GNSS it is only what the residual has grown by since.
+        After a jump of GNSS it is only what the residual has grown by since.  The heading stays
+        in doubt until a fix is used.
         """
         first = seen.first_refused
         growth_m = residual - first.residual_m
@@ -199,8 +208,9 @@ class Corrector:
         if seen.distrusted_ns is not None and seen.stepped:
             length_m = float(np.linalg.norm(growth_m))
             offset_m = growth_m * max(0.0, 1.0 - noise_m / max(length_m, 1e-9))
-        return doubt_of(offset_m, turned_rad(
-            float(np.linalg.norm(growth_m)), noise_m, distance_m))
+        before_rad = 0.0 if doubt_before is None else math.sqrt(doubt_before[2, 2])
+        return doubt_of(offset_m, max(before_rad, turned_rad(
+            float(np.linalg.norm(growth_m)), noise_m, distance_m)))
 
     def _apply_course(self, belief: Belief, event: Event) -> tuple[Belief, FilterUpdate]:
         course = event.measurement
@@ -251,8 +261,13 @@ class Corrector:
         gate = self._match_gates[size - 1]
         since_ns = belief.match_refused_ns or event.stamp_ns
         if distance2 > gate and observes_position:
-            doubtful = self._doubted(belief, residual, event, since_ns)
+            patient = event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9
+            doubtful = self._doubted(belief, residual, event, patient)
             doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
+            agrees_with_fixes = belief.fixes.refused_ns is not None and doubtful_distance2 <= gate
+            if (patient or agrees_with_fixes) and _is_share_of_distance(belief, residual, noise):
+                return (_restarted_at_match(belief, event, noise, self._config),
+                        FilterUpdate(Outcome.USED, ODOMETRY_LIES, distance2))
             if doubtful_distance2 <= gate:
                 belief, distance2 = replace(doubtful, memories=()), doubtful_distance2
         if distance2 > gate:
@@ -279,20 +294,24 @@ class Corrector:
             belief = replace(belief, fixed_ns=event.stamp_ns, doubt=None)
         return belief, FilterUpdate(Outcome.USED, '', distance2)
 
-    def _doubted(self, belief: Belief, residual, event: Event, since_ns: int) -> Belief:
+    def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
         """The belief as wide as the fixes that contradict it, or these matches, would have it.
 
-        Matches that have been refused for MATCH_PATIENCE_S, and that GNSS allows, are right.
+        Matches that have been refused for MATCH_PATIENCE_S, and that GNSS allows, are right; then
+        the scale and the yaw-rate bias of the odometry are in doubt too.
         """
-        doubt = np.zeros((3, 3)) if belief.doubt is None else belief.doubt
-        allowed_m = MATCH_PATIENCE_SIGMAS * self._config.gnss_bias_sigma_m
-        if (event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9
-                and np.linalg.norm(residual[:2]) <= allowed_m):
-            offset = np.zeros(3)
-            offset[event.observed] = residual
-            doubt = doubt + np.diag(offset**2)
         covariance = belief.covariance.copy()
-        covariance[POSE, POSE] += doubt
+        if belief.doubt is not None:
+            covariance[POSE, POSE] += belief.doubt
+        off_m = float(np.linalg.norm(residual[:2]))
+        if patient and off_m <= MATCH_PATIENCE_SIGMAS * self._config.gnss_bias_sigma_m:
+            added = np.zeros(STATES)
+            added[event.observed] = residual**2
+            added[SCALE] = (off_m / max(belief.driven_m - belief.match_driven_m, LEAST_M)) ** 2
+            if event.observed[-1] == YAW and belief.match_ns is not None:
+                passed_s = (event.stamp_ns - belief.match_ns) * 1e-9
+                added[TURN_BIAS] = (residual[-1] / max(passed_s, 1.0)) ** 2
+            covariance += np.diag(added)
         return replace(belief, covariance=covariance)
 
     def _new_information(self, belief: Belief) -> float:
@@ -306,6 +325,13 @@ class Corrector:
             for passed, length in ((driven_m, self._errors.correlation_m),
                                    (passed_s, self._errors.correlation_s))]
         return min(1.0, max(shares))
+
+
+# theta = 2 |d| / s      a heading that goes wrong evenly over the distance s
+def _memory_doubt(memory: Memory, offset_m: np.ndarray, driven_m: float) -> np.ndarray | None:
+    """What the offset of the pose from a memory says against its position and heading."""
+    return doubt_of(offset_m, 2.0 * turned_rad(
+        float(np.linalg.norm(offset_m)), 0.0, driven_m - memory.driven_m))
 
 
 def _is_matched(belief: Belief) -> bool:
@@ -368,13 +394,50 @@ def _restarted(
     covariance[POSITION, POSITION] = noise_m2 + config.gnss_bias_sigma_m**2 * np.eye(2)
     covariance[POSITION, BIAS] = covariance[BIAS, POSITION] = (
         -config.gnss_bias_sigma_m**2 * np.eye(2))
-    again = fix.stamp_ns - belief.disbelieved_until_ns < DISBELIEF_MEMORY_S * 1e9
+    belief = replace(belief, mean=mean, covariance=covariance)
+    return _disbelieving(belief, fix.stamp_ns)
+
+
+def _restarted_at_match(
+    belief: Belief, event: Event, noise: np.ndarray, config: FilterConfig,
+) -> Belief:
+    """The belief that a match alone gives; the odometry is not believed for a while."""
+    mean, sigmas = belief.mean.copy(), np.zeros(STATES)
+    mean[event.observed] = event.measurement.pose.as_array()[event.observed]
+    sigmas[YAW] = LARGEST_RESTART_YAW_SIGMA_RAD
+    sigmas[SPEED] = max(abs(mean[SPEED]), RESTART_SPEED_SIGMA_MPS)
+    mean[SCALE] = mean[TURN_BIAS] = 0.0
+    mean[BIAS] = 0.0
+    sigmas[SCALE] = config.odometry_scale_sigma
+    sigmas[TURN_BIAS] = config.odometry_turn_bias_sigma_radps
+    sigmas[BIAS] = config.gnss_bias_sigma_m
+    covariance = np.diag(sigmas**2)
+    covariance[np.ix_(event.observed, event.observed)] = noise
+    belief = replace(
+        belief, mean=mean, covariance=covariance, match_ns=event.stamp_ns,
+        match_driven_m=belief.driven_m)
+    return _disbelieving(belief, event.stamp_ns)
+
+
+def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
+    """The same belief at its start again, which does not believe the odometry for a while."""
+    again = stamp_ns - belief.disbelieved_until_ns < DISBELIEF_MEMORY_S * 1e9
     times = belief.disbelieved_times + 1 if again else 1
     disbelief_s = min(DISBELIEF_S * 2 ** (times - 1), LONGEST_DISBELIEF_S)
     return replace(
-        belief, mean=mean, covariance=covariance, memories=(), fixed_ns=fix.stamp_ns,
-        velocity=(float(mean[SPEED]), 0.0, 0.0), match_refused_ns=None, match_distance2=1.0,
-        disbelieved_times=times, disbelieved_until_ns=fix.stamp_ns + round(disbelief_s * 1e9))
+        belief, memories=(), fixed_ns=stamp_ns, velocity=(float(belief.mean[SPEED]), 0.0, 0.0),
+        fixes=FixHistory(stamp_ns), match_refused_ns=None, match_distance2=1.0, doubt=None,
+        disbelieved_times=times, disbelieved_until_ns=stamp_ns + round(disbelief_s * 1e9))
+
+
+# |r| > share * s + sigmas * sqrt(tr(W) / 2)      s: driven since the last used match
+def _is_share_of_distance(belief: Belief, residual, noise) -> bool:
+    """Whether a match is farther off than sound odometry can be since the last one."""
+    if belief.match_ns is None:
+        return False
+    driven_m = max(belief.driven_m - belief.match_driven_m, LEAST_M)
+    noise_m = math.sqrt(np.trace(noise[POSITION, POSITION]) / 2.0)
+    return np.linalg.norm(residual[:2]) > LIE_SHARE * driven_m + LIE_SIGMAS * noise_m
 
 
 def _remember(belief: Belief) -> Belief:
@@ -386,7 +449,7 @@ def _remember(belief: Belief) -> Belief:
     if not settled or (
             belief.memories and belief.stamp_ns - belief.memories[-1].taken_ns < MEMORY_S * 1e9):
         return belief
-    now = Memory(belief.stamp_ns, belief.mean, belief.covariance)
+    now = Memory(belief.stamp_ns, belief.mean, belief.covariance, belief.driven_m)
     return replace(belief, memories=(*belief.memories[-1:], now))
 
 

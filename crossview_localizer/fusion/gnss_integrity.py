@@ -45,6 +45,12 @@ STEP_DRIFT = 0.1
 LIE_SHARE = 0.2
 LIE_SIGMAS = 3.0
 LIE_DISTANCE_M = 20.0
+# Reflections between houses make residuals that go to and fro: what lies goes straight on, by at
+# least this share of the way of the residual.
+STRAIGHT_SHARE = 0.6
+
+
+ODOMETRY_LIES = 'the odometry is off by a share of the distance and is not believed for a while'
 
 
 class FixVerdict(Enum):
@@ -71,6 +77,7 @@ class FixHistory:
     refused_ns: int | None = None     # since when fixes have been refused without a break
     stepped: bool = False             # whether the residual stepped when that began
     first_refused: 'FixHistory | None' = None  # the history of the first of these fixes
+    strayed_m: float = 0.0            # the way of the residual since, from fix to fix
     distrusted_ns: int | None = None  # since when GNSS has been distrusted
     agreeing_ns: int | None = None    # since when distrusted fixes have passed the gate
     cause: str = ''                   # why GNSS is distrusted
@@ -119,10 +126,12 @@ class IntegrityMonitor:
             noise_m2=fix.noise_m2, driven_m=fix.driven_m)
         if silent:
             seen = replace(seen, refused_ns=None, agreeing_ns=None, first_refused=None)
+        elif seen.first_refused is not None:
+            seen = replace(seen, strayed_m=history.strayed_m + float(
+                np.linalg.norm(fix.residual_m - history.residual_m)))
         inside = fix.distance2 <= self._gate
         if not inside and not matched and self._odometry_lies(seen):
-            cause = 'the odometry contradicts the fixes by a share of the distance'
-            return FixVerdict.DISBELIEVE_ODOMETRY, FixHistory(stamp_ns), cause
+            return FixVerdict.DISBELIEVE_ODOMETRY, FixHistory(stamp_ns), ODOMETRY_LIES
 
         if seen.distrusted_ns is not None:
             return self._judge_distrusted(seen, stamp_ns, inside, stepped_m > JUMP_M, patience_ns)
@@ -137,7 +146,8 @@ class IntegrityMonitor:
                     replace(seen, refused_ns=None, first_refused=None, stepped=False), '')
         if seen.refused_ns is None:
             seen = replace(
-                seen, refused_ns=stamp_ns, first_refused=_bare(seen), stepped=stepped_m > 0.0)
+                seen, refused_ns=stamp_ns, first_refused=_bare(seen), stepped=stepped_m > 0.0,
+                strayed_m=0.0)
         refused_s = (stamp_ns - seen.refused_ns) * 1e-9
         if refused_s >= GATE_PATIENCE_S:
             return (FixVerdict.WIDEN, FixHistory(stamp_ns),
@@ -172,6 +182,7 @@ class IntegrityMonitor:
         noise_m = math.sqrt(np.trace(seen.noise_m2 + first.noise_m2) / 2.0)
         growth_m = float(np.linalg.norm(seen.residual_m - first.residual_m))
         return (distance_m >= LIE_DISTANCE_M
+                and growth_m >= STRAIGHT_SHARE * seen.strayed_m
                 and growth_m > LIE_SHARE * distance_m + LIE_SIGMAS * noise_m)
 
     # step = r - r_before,  S = W + W_before + (2 s_b^2 (1 - a) + (0.1 driven)^2) I
@@ -192,7 +203,7 @@ class IntegrityMonitor:
 def _distrusted(seen: FixHistory, cause: str, first: FixHistory | None) -> FixHistory:
     return replace(
         seen, refused_ns=seen.stamp_ns, distrusted_ns=seen.stamp_ns, agreeing_ns=None, cause=cause,
-        first_refused=first and _bare(first), stepped=first is not None)
+        first_refused=first and _bare(first), stepped=first is not None, strayed_m=0.0)
 
 
 def _bare(seen: FixHistory) -> FixHistory:
