@@ -44,6 +44,7 @@ class Belief:
     course_ns: int | None = None         # last used course
     held_driven_m: float | None = None   # distance driven when a repeated fix was new
     held_ns: int | None = None           # and its stamp
+    fix_distance2: float = 1.0           # mean squared distance of fixes for each coordinate
     doubt: np.ndarray | None = None      # (3, 3), widens the published pose, see ``doubt``
     disbelieved_until_ns: int = 0        # odometry is not believed before
     disbelieved_times: int = 0           # in a row

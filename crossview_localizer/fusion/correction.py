@@ -53,6 +53,7 @@ from crossview_localizer.fusion.motion_model import (
     TURN_BIAS,
     YAW,
 )
+from crossview_localizer.fusion.prediction import is_disbelieved
 from crossview_localizer.geometry import wrap_angle
 
 # Courses are late by about this time; the turn in that time is added to their sigma.
@@ -81,7 +82,7 @@ LEAST_M = 5.0
 # A position that is repeated while the vehicle has driven farther than this is told.
 HELD_M = 2.0
 # A memory outside this share of its distribution puts the pose in doubt, before the alarm.
-MEMORY_DOUBT_PROBABILITY = 0.9
+MEMORY_DOUBT_PROBABILITY = 0.75
 # Refused fixes widen the variance of the pose by their squared residual and that of the GNSS bias
 # by this share of it, up to LARGEST_BIAS_M.
 STEPPED_BIAS_SHARE, GROWN_BIAS_SHARE = 4.0, 0.25
@@ -92,7 +93,9 @@ DISBELIEF_S, LONGEST_DISBELIEF_S, DISBELIEF_MEMORY_S = 60.0, 480.0, 120.0
 # Sigmas of a start from two fixes: that of the heading where they are near or far, and the speed.
 LARGEST_RESTART_YAW_SIGMA_RAD, RESTART_YAW_SIGMA_RAD = 0.6, 0.3
 RESTART_SPEED_SIGMA_MPS = 2.0
-# A single match adds at most this squared distance to the mean.
+# That of fixes is averaged over this time.
+FIX_DISTANCE_S = 20.0
+# A single fix or match adds at most this squared distance to the mean.
 MAX_DISTANCE2 = 25.0
 
 
@@ -122,7 +125,7 @@ class Corrector:
                 return self._apply_match(belief, event, bridge_m2)
             case GnssCourse():
                 return self._apply_course(belief, event)
-        if event.stamp_ns < belief.disbelieved_until_ns:
+        if is_disbelieved(belief):
             return belief, FilterUpdate(Outcome.USED)
         return replace(belief, moved_ns=event.stamp_ns), FilterUpdate(Outcome.USED)
 
@@ -149,7 +152,12 @@ class Corrector:
         verdict, seen, reason = self._monitor.judge(
             history, FixSeen(fix.stamp_ns, position_m, residual, noise, belief.driven_m,
                              distance2, memory_distance2), matched)
-        doubt_before, belief = belief.doubt, replace(belief, fixes=seen, held_ns=None, doubt=None)
+        mean = belief.fix_distance2
+        if history.stamp_ns:
+            passed_s = (fix.stamp_ns - history.stamp_ns) * 1e-9
+            mean = _followed(mean, distance2 / 2.0, passed_s, FIX_DISTANCE_S)
+        doubt_before, belief = belief.doubt, replace(
+            belief, fixes=seen, held_ns=None, doubt=None, fix_distance2=mean)
         if verdict is FixVerdict.DISBELIEVE_ODOMETRY:
             return (_restarted(belief, fix, noise, history, self._config),
                     FilterUpdate(Outcome.USED, reason, distance2))
@@ -175,6 +183,7 @@ class Corrector:
             belief = replace(belief, doubt=_memory_doubt(
                 belief.memories[0], beyond(offset_m, memory_distance2, self._memory_limit),
                 belief.driven_m))
+        noise = noise * max(1.0, mean)
         belief = replace(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise),
             fixed_ns=fix.stamp_ns)
@@ -266,7 +275,7 @@ class Corrector:
             doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
             agrees_with_fixes = belief.fixes.refused_ns is not None and doubtful_distance2 <= gate
             if (patient or agrees_with_fixes) and _is_share_of_distance(belief, residual, noise):
-                return (_restarted_at_match(belief, event, noise, self._config),
+                return (_restarted_at_match(belief, event, residual, noise, self._config),
                         FilterUpdate(Outcome.USED, ODOMETRY_LIES, distance2))
             if doubtful_distance2 <= gate:
                 belief, distance2 = replace(doubtful, memories=()), doubtful_distance2
@@ -399,13 +408,16 @@ def _restarted(
 
 
 def _restarted_at_match(
-    belief: Belief, event: Event, noise: np.ndarray, config: FilterConfig,
+    belief: Belief, event: Event, residual, noise: np.ndarray, config: FilterConfig,
 ) -> Belief:
     """The belief that a match alone gives; the odometry is not believed for a while."""
     mean, sigmas = belief.mean.copy(), np.zeros(STATES)
     mean[event.observed] = event.measurement.pose.as_array()[event.observed]
     sigmas[YAW] = LARGEST_RESTART_YAW_SIGMA_RAD
-    sigmas[SPEED] = max(abs(mean[SPEED]), RESTART_SPEED_SIGMA_MPS)
+    passed_s = max((event.stamp_ns - belief.match_ns) * 1e-9, 1.0)
+    ahead_mps, left_mps = residual[:2] @ rotation(mean[YAW]) / passed_s
+    mean[SPEED] += ahead_mps
+    sigmas[SPEED] = max(abs(left_mps), RESTART_SPEED_SIGMA_MPS)
     mean[SCALE] = mean[TURN_BIAS] = 0.0
     mean[BIAS] = 0.0
     sigmas[SCALE] = config.odometry_scale_sigma
@@ -456,6 +468,11 @@ def _remember(belief: Belief) -> Belief:
 def _follow_distance(belief: Belief, stamp_ns: int, distance2: float) -> Belief:
     """Update the mean squared distance of matches, used or refused; 1 is as their errors say."""
     since_s = (stamp_ns - (belief.match_seen_ns or stamp_ns)) * 1e-9
-    keep = math.exp(-since_s / MATCH_DISTANCE_S)
-    mean = keep * belief.match_distance2 + (1.0 - keep) * min(distance2, MAX_DISTANCE2)
+    mean = _followed(belief.match_distance2, distance2, since_s, MATCH_DISTANCE_S)
     return replace(belief, match_distance2=mean, match_seen_ns=stamp_ns)
+
+
+def _followed(mean: float, distance2: float, passed_s: float, memory_s: float) -> float:
+    """The mean squared distance of the last ``memory_s``, with a new one."""
+    keep = math.exp(-passed_s / memory_s)
+    return keep * mean + (1.0 - keep) * min(distance2, MAX_DISTANCE2)

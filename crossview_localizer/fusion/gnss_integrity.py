@@ -41,13 +41,15 @@ DISTRUST_S = 300.0
 # Error of the odometry, metres for each metre driven, that may explain a step between two fixes.
 STEP_DRIFT = 0.1
 # The odometry lies where the residual of refused fixes has grown by this share of the distance
-# (the larger one of GNSS and odometry), and LIE_SIGMAS of the noise, over at least LIE_DISTANCE_M.
+# (the larger one of GNSS and odometry), and LIE_SIGMAS of the noise, over at least LIE_DISTANCE_M
+# and LIE_FIXES fixes.
 LIE_SHARE = 0.2
 LIE_SIGMAS = 3.0
 LIE_DISTANCE_M = 20.0
-# Reflections between houses make residuals that go to and fro: what lies goes straight on, by at
-# least this share of the way of the residual.
-STRAIGHT_SHARE = 0.6
+LIE_FIXES = 5
+# Reflections between houses make residuals that go to and fro, or by a single step: what lies goes
+# straight on, by at least this share of the way of the residual.
+STRAIGHT_SHARE = 0.75
 
 
 ODOMETRY_LIES = 'the odometry is off by a share of the distance and is not believed for a while'
@@ -78,6 +80,8 @@ class FixHistory:
     stepped: bool = False             # whether the residual stepped when that began
     first_refused: 'FixHistory | None' = None  # the history of the first of these fixes
     strayed_m: float = 0.0            # the way of the residual since, from fix to fix
+    largest_step_m: float = 0.0       # its largest step
+    refused_fixes: int = 0            # how many have been refused since
     distrusted_ns: int | None = None  # since when GNSS has been distrusted
     agreeing_ns: int | None = None    # since when distrusted fixes have passed the gate
     cause: str = ''                   # why GNSS is distrusted
@@ -127,8 +131,10 @@ class IntegrityMonitor:
         if silent:
             seen = replace(seen, refused_ns=None, agreeing_ns=None, first_refused=None)
         elif seen.first_refused is not None:
-            seen = replace(seen, strayed_m=history.strayed_m + float(
-                np.linalg.norm(fix.residual_m - history.residual_m)))
+            way_m = float(np.linalg.norm(fix.residual_m - history.residual_m))
+            seen = replace(seen, strayed_m=history.strayed_m + way_m,
+                           largest_step_m=max(history.largest_step_m, way_m),
+                           refused_fixes=history.refused_fixes + 1)
         inside = fix.distance2 <= self._gate
         if not inside and not matched and self._odometry_lies(seen):
             return FixVerdict.DISBELIEVE_ODOMETRY, FixHistory(stamp_ns), ODOMETRY_LIES
@@ -141,13 +147,17 @@ class IntegrityMonitor:
         if fix.memory_distance2 > self._alarm and inside:
             cause = 'GNSS drifts away from odometry and matches'
             return FixVerdict.GO_BACK, _distrusted(seen, cause, None), cause
+        if inside and seen.stepped and not stepped_m:
+            # The gate has grown to where the step went; that says nothing for it.
+            return (FixVerdict.WIDEN, FixHistory(stamp_ns),
+                    f'{(stamp_ns - seen.refused_ns) * 1e-9:.1f} s of refused fixes')
         if inside:
             return (FixVerdict.USE,
                     replace(seen, refused_ns=None, first_refused=None, stepped=False), '')
         if seen.refused_ns is None:
             seen = replace(
                 seen, refused_ns=stamp_ns, first_refused=_bare(seen), stepped=stepped_m > 0.0,
-                strayed_m=0.0)
+                strayed_m=0.0, largest_step_m=0.0, refused_fixes=0)
         refused_s = (stamp_ns - seen.refused_ns) * 1e-9
         if refused_s >= GATE_PATIENCE_S:
             return (FixVerdict.WIDEN, FixHistory(stamp_ns),
@@ -181,8 +191,9 @@ class IntegrityMonitor:
                          float(np.linalg.norm(seen.position_m - first.position_m)))
         noise_m = math.sqrt(np.trace(seen.noise_m2 + first.noise_m2) / 2.0)
         growth_m = float(np.linalg.norm(seen.residual_m - first.residual_m))
-        return (distance_m >= LIE_DISTANCE_M
+        return (seen.refused_fixes >= LIE_FIXES and distance_m >= LIE_DISTANCE_M
                 and growth_m >= STRAIGHT_SHARE * seen.strayed_m
+                and growth_m >= 2.0 * seen.largest_step_m
                 and growth_m > LIE_SHARE * distance_m + LIE_SIGMAS * noise_m)
 
     # step = r - r_before,  S = W + W_before + (2 s_b^2 (1 - a) + (0.1 driven)^2) I
@@ -203,7 +214,8 @@ class IntegrityMonitor:
 def _distrusted(seen: FixHistory, cause: str, first: FixHistory | None) -> FixHistory:
     return replace(
         seen, refused_ns=seen.stamp_ns, distrusted_ns=seen.stamp_ns, agreeing_ns=None, cause=cause,
-        first_refused=first and _bare(first), stepped=first is not None, strayed_m=0.0)
+        first_refused=first and _bare(first), stepped=first is not None, strayed_m=0.0,
+        largest_step_m=0.0, refused_fixes=0)
 
 
 def _bare(seen: FixHistory) -> FixHistory:

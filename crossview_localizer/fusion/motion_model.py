@@ -16,6 +16,7 @@ STATES = 8
 YAW, SPEED, SCALE, TURN_BIAS = 2, 3, 4, 5
 POSE, POSITION, BIAS = slice(0, 3), slice(0, 2), slice(6, 8)
 
+BEYOND_SIGMAS = 3.0
 # Correlation times of the slowly varying states.
 ODOMETRY_SCALE_TAU_S = 600.0
 ODOMETRY_TURN_BIAS_TAU_S = 300.0
@@ -127,11 +128,16 @@ def decays(config: FilterConfig, time_s: float) -> np.ndarray:
 
 
 # q_s, q_w, q_b = sigma^2 (1 - a^2);  i_p^2 dt and i_yaw^2 dt, moving or not
-def idle_noise(config: FilterConfig, time_s: float, decay: np.ndarray) -> np.ndarray:
+# A scale or yaw-rate bias above BEYOND_SIGMAS sigma is of an odometry that has another sigma.
+def idle_noise(
+    config: FilterConfig, time_s: float, decay: np.ndarray, state: np.ndarray,
+) -> np.ndarray:
     """Process noise (8, 8) that grows with time alone."""
     position_m2 = config.idle_position_noise_m**2 * time_s
     sigma = np.array([
-        0.0, 0.0, 0.0, 0.0, config.odometry_scale_sigma, config.odometry_turn_bias_sigma_radps,
+        0.0, 0.0, 0.0, 0.0,
+        max(config.odometry_scale_sigma, abs(state[SCALE]) / BEYOND_SIGMAS),
+        max(config.odometry_turn_bias_sigma_radps, abs(state[TURN_BIAS]) / BEYOND_SIGMAS),
         config.gnss_bias_sigma_m, config.gnss_bias_sigma_m])
     variances = sigma**2 * (1.0 - decay**2)
     variances[:3] = position_m2, position_m2, config.idle_yaw_noise_rad**2 * time_s

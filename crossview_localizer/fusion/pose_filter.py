@@ -48,6 +48,7 @@ from crossview_localizer.fusion.motion_model import (
 from crossview_localizer.fusion.prediction import (
     bridge_m2,
     is_believed,
+    is_disbelieved,
     is_gap,
     OdometryHistory,
     Predictor,
@@ -332,7 +333,7 @@ class PoseFilter:
             reason = f'{gap_s:.1f} s without odometry: the increment over the gap is not used'
         belief = self._buffer.belief_at(sample.stamp_ns)
         yaw_sigma_rad = math.sqrt(belief.covariance[YAW, YAW])
-        if yaw_sigma_rad <= LOST_YAW_SIGMA_RAD:
+        if yaw_sigma_rad <= LOST_YAW_SIGMA_RAD or is_disbelieved(belief):
             return FilterUpdate(Outcome.USED, reason)
         later = self._odometry.since(sample.stamp_ns)
         self.reset()
