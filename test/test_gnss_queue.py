@@ -5,7 +5,7 @@ import pytest
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import OdometrySample
 from crossview_localizer.geometry import Pose2D
-from crossview_localizer.ros.gnss_queue import GnssQueue
+from crossview_localizer.ros.gnss_queue import clock_problem, GnssQueue, MAX_WAIT_S
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 
 SECOND_NS = 10**9
@@ -79,3 +79,8 @@ def test_a_cleared_queue_is_empty(queue, timeline):
     queue.clear()
     advance(timeline, 11 * SECOND_NS)
     assert list(queue.take_due()) == []
+
+
+def test_a_message_that_waits_longer_than_odometry_is_ever_late_has_another_clock():
+    assert clock_problem('fixes', MAX_WAIT_S) == ''
+    assert 'fixes wait 18.0 s for odometry of their time' in clock_problem('fixes', 18.0)

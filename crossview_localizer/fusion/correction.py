@@ -36,6 +36,7 @@ from crossview_localizer.fusion.gnss_integrity import (
     LIE_SHARE,
     LIE_SIGMAS,
     ODOMETRY_LIES,
+    ResidualWay,
 )
 from crossview_localizer.fusion.heading_initializer import START_YAW_SIGMA_RAD
 from crossview_localizer.fusion.motion_model import (
@@ -90,9 +91,13 @@ LARGEST_BIAS_M = 30.0
 # The odometry is not believed for DISBELIEF_S, and twice as long each time that follows within
 # DISBELIEF_MEMORY_S.
 DISBELIEF_S, LONGEST_DISBELIEF_S, DISBELIEF_MEMORY_S = 60.0, 480.0, 120.0
+# In that time a mean squared distance of fixes or matches above this speaks against it again.
+AGAIN_DISTANCE2 = 1.7
 # Sigmas of a start from two fixes: that of the heading where they are near or far, and the speed.
 LARGEST_RESTART_YAW_SIGMA_RAD, RESTART_YAW_SIGMA_RAD = 0.6, 0.3
 RESTART_SPEED_SIGMA_MPS = 2.0
+# An odometry that is faster than this backwards says that the vehicle reverses.
+REVERSING_MPS = 0.3
 # That of fixes is averaged over this time.
 FIX_DISTANCE_S = 20.0
 # A single fix or match adds at most this squared distance to the mean.
@@ -174,6 +179,8 @@ class Corrector:
                 belief, mean=older.mean, covariance=older.covariance, memories=(older,),
                 doubt=None if matched else _memory_doubt(older, offset_m, belief.driven_m))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
+        if verdict is FixVerdict.USE and not matched and _fails_again(belief, mean):
+            belief = _disbelieving_and_wider(belief, residual)
         if verdict is FixVerdict.WIDEN:
             belief, widened = _widened(
                 belief, float(residual @ residual), history.stepped)
@@ -267,14 +274,21 @@ class Corrector:
         size = len(residual)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         belief = _follow_distance(belief, event.stamp_ns, distance2 / size)
+        if observes_position and _fails_again(belief, belief.match_distance2):
+            belief = _disbelieving_and_wider(belief, residual[:2])
+            distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         gate = self._match_gates[size - 1]
         since_ns = belief.match_refused_ns or event.stamp_ns
         if distance2 > gate and observes_position:
-            patient = event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9
+            way = (belief.match_way or ResidualWay(np.zeros(2), np.zeros(2))).extended(
+                residual[:2])
+            belief = replace(belief, match_way=way)
+            patient = event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.is_straight
             doubtful = self._doubted(belief, residual, event, patient)
             doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
             agrees_with_fixes = belief.fixes.refused_ns is not None and doubtful_distance2 <= gate
-            if (patient or agrees_with_fixes) and _is_share_of_distance(belief, residual, noise):
+            if (patient and way.is_even or agrees_with_fixes) and _is_share_of_distance(
+                    belief, residual, noise):
                 return (_restarted_at_match(belief, event, residual, noise, self._config),
                         FilterUpdate(Outcome.USED, ODOMETRY_LIES, distance2))
             if doubtful_distance2 <= gate:
@@ -298,7 +312,8 @@ class Corrector:
                 replace(memory, **self._ekf.corrected(
                     memory, residual_of(memory), jacobian, noise / share))
                 for memory in belief.memories),
-            match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None)
+            match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
+            match_way=None)
         if observes_position:
             belief = replace(belief, fixed_ns=event.stamp_ns, doubt=None)
         return belief, FilterUpdate(Outcome.USED, '', distance2)
@@ -306,8 +321,8 @@ class Corrector:
     def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
         """The belief as wide as the fixes that contradict it, or these matches, would have it.
 
-        Matches that have been refused for MATCH_PATIENCE_S, and that GNSS allows, are right; then
-        the scale and the yaw-rate bias of the odometry are in doubt too.
+        Matches that agree, that have been refused for MATCH_PATIENCE_S, and that GNSS allows, are
+        right; then the scale and the yaw-rate bias of the odometry are in doubt too.
         """
         covariance = belief.covariance.copy()
         if belief.doubt is not None:
@@ -384,7 +399,7 @@ def _restarted(
         time_s = (fix.stamp_ns - first.stamp_ns) * 1e-9
     length_m = float(np.linalg.norm(way_m))
     mean, sigmas = belief.mean.copy(), np.zeros(STATES)
-    reverses = belief.velocity[0] < 0.0
+    reverses = belief.velocity[0] < -REVERSING_MPS
     if length_m > 3.0 * noise_m:
         mean[YAW] = wrap_angle(math.atan2(way_m[1], way_m[0]) + (math.pi if reverses else 0.0))
         sigmas[YAW] = max(RESTART_YAW_SIGMA_RAD, noise_m / length_m)
@@ -438,8 +453,26 @@ def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
     disbelief_s = min(DISBELIEF_S * 2 ** (times - 1), LONGEST_DISBELIEF_S)
     return replace(
         belief, memories=(), fixed_ns=stamp_ns, velocity=(float(belief.mean[SPEED]), 0.0, 0.0),
-        fixes=FixHistory(stamp_ns), match_refused_ns=None, match_distance2=1.0, doubt=None,
-        disbelieved_times=times, disbelieved_until_ns=stamp_ns + round(disbelief_s * 1e9))
+        fixes=FixHistory(stamp_ns), fix_distance2=1.0, match_refused_ns=None, match_way=None,
+        match_distance2=1.0, doubt=None, disbelieved_times=times,
+        disbelieved_until_ns=stamp_ns + round(disbelief_s * 1e9))
+
+
+def _fails_again(belief: Belief, distance2: float) -> bool:
+    """Whether odometry that was not believed until lately is contradicted again.
+
+    ``distance2`` is the mean squared distance of fixes or matches, 1 where all is well.
+    """
+    since_s = (belief.stamp_ns - belief.disbelieved_until_ns) * 1e-9
+    return 0.0 <= since_s < DISBELIEF_MEMORY_S and distance2 > AGAIN_DISTANCE2
+
+
+def _disbelieving_and_wider(belief: Belief, residual_m: np.ndarray) -> Belief:
+    added = np.zeros(STATES)
+    added[POSITION] = residual_m**2
+    added[YAW], added[SPEED] = RESTART_YAW_SIGMA_RAD**2, RESTART_SPEED_SIGMA_MPS**2
+    return _disbelieving(
+        replace(belief, covariance=belief.covariance + np.diag(added)), belief.stamp_ns)
 
 
 # |r| > share * s + sigmas * sqrt(tr(W) / 2)      s: driven since the last used match

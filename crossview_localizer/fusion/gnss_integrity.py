@@ -47,9 +47,11 @@ LIE_SHARE = 0.2
 LIE_SIGMAS = 3.0
 LIE_DISTANCE_M = 20.0
 LIE_FIXES = 5
-# Reflections between houses make residuals that go to and fro, or by a single step: what lies goes
-# straight on, by at least this share of the way of the residual.
+# Reflections between houses make residuals that go to and fro, or by a single step.  Those of an
+# odometry that lies go straight on, by at least this share of their way, and evenly: no step is a
+# larger share of their growth than this.
 STRAIGHT_SHARE = 0.75
+LARGEST_STEP_SHARE = 0.45
 
 
 ODOMETRY_LIES = 'the odometry is off by a share of the distance and is not believed for a while'
@@ -61,6 +63,36 @@ class FixVerdict(Enum):
     GO_BACK = 'refuse the fix and return to the memory'
     WIDEN = 'widen the covariance, then use the fix'
     DISBELIEVE_ODOMETRY = 'start again at the fix and disbelieve the odometry for a while'
+
+
+@dataclass(frozen=True)
+class ResidualWay:
+    """The way of the residuals (2,) of refused fixes or matches, from one to the next."""
+
+    first_m: np.ndarray
+    last_m: np.ndarray
+    length_m: float = 0.0
+    largest_step_m: float = 0.0
+    steps: int = 0
+
+    def extended(self, residual_m: np.ndarray) -> 'ResidualWay':
+        """The way with one more residual."""
+        step_m = float(np.linalg.norm(residual_m - self.last_m))
+        return ResidualWay(
+            self.first_m, residual_m, self.length_m + step_m, max(self.largest_step_m, step_m),
+            self.steps + 1)
+
+    @property
+    def growth_m(self) -> float:
+        return float(np.linalg.norm(self.last_m - self.first_m))
+
+    @property
+    def is_straight(self) -> bool:
+        return self.growth_m >= STRAIGHT_SHARE * self.length_m
+
+    @property
+    def is_even(self) -> bool:
+        return self.largest_step_m <= LARGEST_STEP_SHARE * self.growth_m
 
 
 @dataclass(frozen=True)
@@ -79,9 +111,7 @@ class FixHistory:
     refused_ns: int | None = None     # since when fixes have been refused without a break
     stepped: bool = False             # whether the residual stepped when that began
     first_refused: 'FixHistory | None' = None  # the history of the first of these fixes
-    strayed_m: float = 0.0            # the way of the residual since, from fix to fix
-    largest_step_m: float = 0.0       # its largest step
-    refused_fixes: int = 0            # how many have been refused since
+    way: ResidualWay | None = None    # that of the residuals since then
     distrusted_ns: int | None = None  # since when GNSS has been distrusted
     agreeing_ns: int | None = None    # since when distrusted fixes have passed the gate
     cause: str = ''                   # why GNSS is distrusted
@@ -131,10 +161,7 @@ class IntegrityMonitor:
         if silent:
             seen = replace(seen, refused_ns=None, agreeing_ns=None, first_refused=None)
         elif seen.first_refused is not None:
-            way_m = float(np.linalg.norm(fix.residual_m - history.residual_m))
-            seen = replace(seen, strayed_m=history.strayed_m + way_m,
-                           largest_step_m=max(history.largest_step_m, way_m),
-                           refused_fixes=history.refused_fixes + 1)
+            seen = replace(seen, way=history.way.extended(fix.residual_m))
         inside = fix.distance2 <= self._gate
         if not inside and not matched and self._odometry_lies(seen):
             return FixVerdict.DISBELIEVE_ODOMETRY, FixHistory(stamp_ns), ODOMETRY_LIES
@@ -157,7 +184,7 @@ class IntegrityMonitor:
         if seen.refused_ns is None:
             seen = replace(
                 seen, refused_ns=stamp_ns, first_refused=_bare(seen), stepped=stepped_m > 0.0,
-                strayed_m=0.0, largest_step_m=0.0, refused_fixes=0)
+                way=ResidualWay(fix.residual_m, fix.residual_m))
         refused_s = (stamp_ns - seen.refused_ns) * 1e-9
         if refused_s >= GATE_PATIENCE_S:
             return (FixVerdict.WIDEN, FixHistory(stamp_ns),
@@ -178,7 +205,9 @@ class IntegrityMonitor:
         if distrusted_s >= DISTRUST_S:
             return FixVerdict.WIDEN, FixHistory(stamp_ns), f'{distrusted_s:.0f} s of distrust'
         first = seen.first_refused or _bare(seen)
-        return (FixVerdict.REFUSE, replace(seen, agreeing_ns=agreeing_ns, first_refused=first),
+        way = seen.way or ResidualWay(seen.residual_m, seen.residual_m)
+        return (FixVerdict.REFUSE,
+                replace(seen, agreeing_ns=agreeing_ns, first_refused=first, way=way),
                 f'{seen.cause}; refused for {distrusted_s:.1f} s')
 
     # growth = |r - r_first| > share * distance + sigmas * sqrt(tr(W + W_first) / 2)
@@ -190,11 +219,9 @@ class IntegrityMonitor:
         distance_m = max(seen.driven_m - first.driven_m,
                          float(np.linalg.norm(seen.position_m - first.position_m)))
         noise_m = math.sqrt(np.trace(seen.noise_m2 + first.noise_m2) / 2.0)
-        growth_m = float(np.linalg.norm(seen.residual_m - first.residual_m))
-        return (seen.refused_fixes >= LIE_FIXES and distance_m >= LIE_DISTANCE_M
-                and growth_m >= STRAIGHT_SHARE * seen.strayed_m
-                and growth_m >= 2.0 * seen.largest_step_m
-                and growth_m > LIE_SHARE * distance_m + LIE_SIGMAS * noise_m)
+        return (seen.way.steps >= LIE_FIXES and distance_m >= LIE_DISTANCE_M
+                and seen.way.is_straight and seen.way.is_even
+                and seen.way.growth_m > LIE_SHARE * distance_m + LIE_SIGMAS * noise_m)
 
     # step = r - r_before,  S = W + W_before + (2 s_b^2 (1 - a) + (0.1 driven)^2) I
     def _step_m(self, history: FixHistory, fix: FixSeen) -> float:
@@ -214,8 +241,8 @@ class IntegrityMonitor:
 def _distrusted(seen: FixHistory, cause: str, first: FixHistory | None) -> FixHistory:
     return replace(
         seen, refused_ns=seen.stamp_ns, distrusted_ns=seen.stamp_ns, agreeing_ns=None, cause=cause,
-        first_refused=first and _bare(first), stepped=first is not None, strayed_m=0.0,
-        largest_step_m=0.0, refused_fixes=0)
+        first_refused=first and _bare(first), stepped=first is not None,
+        way=first and ResidualWay(first.residual_m, first.residual_m))
 
 
 def _bare(seen: FixHistory) -> FixHistory:
