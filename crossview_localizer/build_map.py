@@ -20,11 +20,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='build_map',
         description='Build an embedding map from georeferenced imagery (GeoTIFF, any CRS).',
-        epilog='example: build_map orthophoto.tif --weights config/weights/WEIGHTS.safetensors '
-        '--route drive/gps/gps.csv --out oxford.map')
-    parser.add_argument('imagery', type=Path, nargs='+',
-                        help='8-bit GeoTIFFs; where they overlap the first is used')
-    parser.add_argument('--weights', type=Path, required=True, help='the network (.safetensors)')
+        epilog='example: build_map orthophoto.tif --route drive/gps/gps.csv --out oxford.map')
+    parser.add_argument('imagery', nargs='+', help='GeoTIFFs, folders of them, a VRT, or '
+                        'addresses on the web; where they overlap the first is used')
+    parser.add_argument('--weights', type=Path,
+                        help='the network (.safetensors; default: the shipped dense matcher)')
     parser.add_argument('--out', type=Path, required=True, help='the map file to write')
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument('--route', type=Path, metavar='FILE',
@@ -122,10 +122,14 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
             f'{arguments.out} cannot be written; expected a file in a folder that exists')
     frame = LocalFrame(*arguments.origin) if arguments.origin else None
     imagery = Imagery.open(arguments.imagery, frame)
-    for accuracy in imagery.crs_accuracy:
-        print(accuracy)
+    for line in (*imagery.crs_accuracy, *imagery.notes):
+        print(line)
     route = read_route(arguments.route, arguments.topic) if arguments.route else None
-    network = load_network(arguments.weights, device)
+    weights = arguments.weights
+    if weights is None:     # this import needs ROS; a machine without it must be given the weights
+        from crossview_localizer.ros.localizer_holder import shipped_weights
+        weights = shipped_weights()
+    network = load_network(weights, device)
     partial = arguments.out.with_name(arguments.out.name + '.partial')
     with Workers(argv, arguments.workers if share[0] == 0 else 1) as workers:
         embedding_map = build_map(

@@ -1,6 +1,8 @@
 """From imagery and a route to the embedding map, with a small stand-in for the network."""
 
 import math
+from pathlib import Path
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -222,6 +224,15 @@ def test_tiles_without_enough_imagery_are_left_out_and_counted(orthophoto):
     assert missing >= 21
 
 
+def test_the_share_of_imagery_that_is_lost_is_said_by_cause(orthophoto):
+    lines = []
+    build_map(Imagery.open(orthophoto, FRAME), MeanColours(), 5.0, report=lines.append)
+    [line] = [line for line in lines if line.startswith('no imagery in')]
+    # The lattice reaches from -50 to 50 m east, in cells of 5 m; the data end at 40 m.
+    found = re.fullmatch(r'no imagery in (.*)% of the map: (.*)% nodata value', line)
+    assert [float(share) for share in found.groups()] == pytest.approx([11.9] * 2, abs=1.0)
+
+
 def test_the_map_is_not_put_on_the_device_that_embeds_it(orthophoto, route_csv):
     class OnAnotherDevice(MeanColours):
         def embed_satellite(self, tiles):
@@ -404,3 +415,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_missing_weights_are_refused(orthophoto, route_csv, tmp_path, capsys):
     assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
     assert capsys.readouterr().err.startswith('build_map: no weights at w')
+
+
+def test_without_weights_the_shipped_dense_ones_are_used(
+        ros, orthophoto, route_csv, tmp_path, monkeypatch):
+    asked = []
+
+    def load(path, device):
+        asked.append(Path(path).name)
+        return MeanColours()
+    monkeypatch.setattr(command_module, 'load_network', load)
+    assert main([str(orthophoto), '--route', str(route_csv), '--out', str(tmp_path / 'a.map'),
+                 '--corridor-m', '12']) == 0
+    assert asked == ['crossview_dense_synthetic.safetensors']

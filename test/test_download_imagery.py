@@ -197,7 +197,7 @@ def test_failures_that_may_pass_are_tried_again_with_growing_waits(server, tmp_p
     }
     url = tile_url(source(server), tiles_of_box(source(server), ZOOM, *OXFORD), 5, 6, '')
     picture = fetcher(time, attempts=5).fetch(url, 256)
-    np.testing.assert_allclose(picture, np.rint(tile_picture(ZOOM, 5, 6)), atol=1)
+    np.testing.assert_allclose(picture[..., 2::-1], np.rint(tile_picture(ZOOM, 5, 6)), atol=1)
     np.testing.assert_allclose(time.sleeps_s, [1.0, 2.0, 4.0, 8.0])
 
 
@@ -350,6 +350,35 @@ def test_the_whole_world_is_its_four_tiles_at_zoom_1():
     whole = tiles_of_box(Source('http://x/{z}/{x}/{y}', '', ''), 1, -85.0, -180.0, 85.0, 180.0)
     assert sorted(zip(whole.columns.tolist(), whole.rows.tolist())) == [
         (0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_a_region_across_180_degrees_is_one_piece_and_asks_for_tiles_on_both_sides():
+    fiji = Source('http://x/{z}/{x}/{y}', '', '')
+    tiles = tiles_of_box(fiji, 10, -17.0, 179.9, -16.9, -179.9)
+    assert sorted(set(tiles.columns.tolist())) == [1023, 1024]
+    assert tile_url(fiji, tiles, 1024, 560, '') == 'http://x/10/0/560'
+    route = np.array([(-16.8, 179.999), (-16.8, -179.999)])
+    along = tiles_of_route(fiji, 19, route, 30.0)
+    assert sorted(set(along.columns.tolist())) == list(range(2 ** 19 - 2, 2 ** 19 + 2))
+    backwards = tiles_of_route(fiji, 19, route[::-1], 30.0)
+    assert np.array_equal(backwards.columns, along.columns)
+
+
+def test_what_is_transparent_at_the_server_is_transparent_in_the_file(server, tmp_path):
+    half = np.dstack((np.full((256, 256, 3), 90, np.uint8), np.full((256, 256), 255, np.uint8)))
+    half[:, 128:] = 0
+    server.faults = dict.fromkeys(
+        range(100), lambda handler: handler.answer(cv2.imencode('.png', half)[1].tobytes()))
+    server.faults[1] = lambda handler: handler.answer(
+        cv2.imencode('.png', np.zeros_like(half))[1].tobytes())
+    tiles = tiles_of_box(source(server), ZOOM, *OXFORD)
+    assert download(source(server), tiles, tmp_path / 'tiles', fetcher()) == 1
+    write_geotiff(source(server), tiles, tmp_path / 'tiles', tmp_path / 'area.tif')
+    with rasterio.open(tmp_path / 'area.tif') as file:
+        pixels = file.read()
+    assert np.array_equal(pixels[3, :256, :256], half[..., 3])
+    assert not pixels[3, :256, 256:512].any()
+    assert (pixels[:3, pixels[3] == 255] == 90).all()
 
 
 def test_mercator_is_that_of_epsg_3857_and_comes_back():

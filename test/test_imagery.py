@@ -1,5 +1,6 @@
 """Imagery: where a pixel lies, what is averaged into it, and what is refused."""
 
+import cv2
 import numpy as np
 from pyproj import Transformer
 import pytest
@@ -8,6 +9,7 @@ from rasterio.transform import Affine
 
 from crossview_localizer.geometry import LocalFrame, MapGrid
 from crossview_localizer.maps.imagery import Imagery
+from crossview_localizer.maps.samples import Lost
 
 OXFORD = LocalFrame(51.7606, -1.2610)
 UTRECHT = LocalFrame(52.0900, 5.1200)
@@ -47,9 +49,9 @@ def test_a_crop_shows_each_place_at_its_own_coordinates(tmp_path, crs, cell_m):
     west, north = corner_in_crs(frame, crs, -200.0, 200.0)
     rows, cols = np.indices((1600, 1600)) + 0.5
     blobs_px = [(u_px, v_px) for u_px in (100.5, 800.8, 1480.2) for v_px in (130.0, 810.3, 1500.9)]
-    pixels = np.zeros((1600, 1600))
+    pixels = np.full((1600, 1600), 50.0)                # not black, which may be a collar
     for u_px, v_px in blobs_px:
-        pixels += 255.0 * np.exp(-((cols - u_px) ** 2 + (rows - v_px) ** 2) / (2.0 * 4.0**2))
+        pixels += 200.0 * np.exp(-((cols - u_px) ** 2 + (rows - v_px) ** 2) / (2.0 * 4.0**2))
     path = write_tiff(
         tmp_path / 'blobs.tif', np.rint(pixels).astype(np.uint8),
         Affine(width, 0.0, west, 0.0, -height, north), crs)
@@ -63,7 +65,7 @@ def test_a_crop_shows_each_place_at_its_own_coordinates(tmp_path, crs, cell_m):
         reach_m = (size_px - 1) * cell_m / 2.0
         grid = MapGrid(size_px, size_px, cell_m, x_m - reach_m, y_m + reach_m)
         assert valid.all()
-        found_xy_m = centroid(grid, rgb[..., 0].astype(float))
+        found_xy_m = centroid(grid, rgb[..., 0] - 50.0)
         assert np.abs(np.subtract(found_xy_m, true_xy_m)).max() < 0.05 * min(cell_m, 0.25)
 
 
@@ -193,7 +195,7 @@ REFUSED = {
     'has the geotransform': {'transform': Affine(0.25, 0, float('nan'), 0, -0.25, 5.7e6)},
     'pixels of 500 m': {'transform': Affine(500.0, 0, 6e5, 0, -500.0, 5.7e6)},
     'pixels of 2.7e-06 m': {'transform': Affine(2.7e-6, 0, 6e5, 0, -2.7e-6, 5.7e6)},
-    'uint16 samples': {'dtype': np.uint16},
+    'complex64 samples': {'dtype': np.complex64},
     'lies outside': {'crs': 'EPSG:4326', 'transform': Affine(0.25, 0, 6e5, 0, -0.25, 5.7e6)},
 }
 
@@ -218,11 +220,27 @@ def test_files_that_are_missing_foreign_or_cut_off_are_an_os_error(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3)).astype(np.uint8)
     path = write_tiff(tmp_path / 'cut.tif', noise, UTM, 'EPSG:32630')
     path.write_bytes(path.read_bytes()[:200_000])
-    imagery = Imagery.open(path)
     with pytest.raises(OSError, match='cut.tif is damaged'):
-        imagery.crop(0.0, 0.0, 120.0, 200)
+        Imagery.open(path)
     with pytest.raises(ValueError, match='no imagery given'):
         Imagery.open([])
+
+
+REAL = {              # real files of unusual form: what is said of them, and their sides in metres
+    'spacenet_atlanta_pan_uint16_050m_utm16_nodata0.tif': ('uint16 values', 450.0),
+    'spacenet_vegas_pan_uint16_epsg4326_030m.tif': ('uint16 values', 316.0),
+    'spacenet_rotterdam_ms4_float64_1m_utm31.tif': ('bands 1, 2 and 3 are taken', 300.0),
+    'zug_050m_epsg2056_uncompressed.tif': ('', 437.5)}
+
+
+@pytest.mark.parametrize('name', REAL)
+def test_real_imagery_of_unusual_form_is_seen_in_contrast(data_dir, name):
+    said, width_m = REAL[name]
+    imagery = Imagery.open(data_dir / 'geotiff' / name)
+    assert any(said in note for note in imagery.notes) == bool(said)
+    assert imagery.bounds_m[2] - imagery.bounds_m[0] == pytest.approx(width_m, rel=0.04)
+    rgb, valid = imagery.crop(0.0, 0.0, 150.0, 300)
+    assert valid.all() and 40.0 < rgb.mean() < 180.0 and rgb.std() > 25.0
 
 
 @pytest.mark.parametrize('name, side_m, accuracy_m', [
@@ -239,3 +257,196 @@ def test_real_orthophotos_have_their_size_on_the_ground(data_dir, name, side_m, 
     assert imagery.crs_accuracy[0].accuracy_m == accuracy_m
     rgb, valid = imagery.crop(0.0, 0.0, 100.0, 256)
     assert valid.all() and rgb.std() > 10.0
+
+
+FIJI = LocalFrame(-16.8, 180.0)
+ACROSS = {              # reference system: origin and size of pixels of about 0.25 m
+    'EPSG:4326': (180.0, -16.8, 2.35e-6, 2.26e-6),
+    'EPSG:3857': (np.pi * 6378137.0, -1897480.0, 0.26, 0.26),
+    'EPSG:3832': (np.pi * 6378137.0 / 6, -1885000.0, 0.26, 0.26),
+    'EPSG:32760': (820000.0, 8140000.0, 0.25, 0.25),
+    'EPSG:3460': (2071000.0, 4021000.0, 0.25, 0.25)}
+
+
+def across_180(crs):
+    """The transform of 800 x 800 pixels in the middle of which 180 degrees lies."""
+    _, _, width, height = ACROSS[crs]
+    east, north = Transformer.from_crs('EPSG:4326', crs, always_xy=True).transform(180.0, -16.8)
+    if crs in ('EPSG:4326', 'EPSG:3857'):
+        east = abs(east)
+    return Affine(width, 0.0, east - 400 * width, 0.0, -height, north + 400 * height)
+
+
+@pytest.mark.parametrize('crs', ACROSS)
+def test_imagery_across_180_degrees_is_seen_whole_and_its_frame_lies_there(tmp_path, crs):
+    pixels = np.full((800, 800, 3), 60, np.uint8)
+    pixels[:, 400:] = 200
+    path = write_tiff(tmp_path / 'fiji.tif', pixels, across_180(crs), crs)
+    for frame in (None, FIJI, LocalFrame(-16.8, -180.0), LocalFrame(-16.8, 179.9995)):
+        imagery = Imagery.open(path, frame)
+        assert imagery.frame.latitude_deg == pytest.approx(-16.8, abs=1e-3)
+        assert abs(imagery.frame.longitude_deg) == pytest.approx(180.0, abs=1e-3)
+        x_m, y_m = imagery.frame.xy_from_latlon(-16.8, 180.0)
+        rgb, valid = imagery.crop(x_m, y_m, 150.0, 60)
+        assert valid.all()
+        assert (rgb[20:40, :28] == 60).all() and (rgb[20:40, 32:] == 200).all()
+
+
+@pytest.mark.parametrize('crs', ['EPSG:4326', 'EPSG:3857'])
+def test_sheets_on_both_sides_of_180_degrees_lie_side_by_side(tmp_path, crs):
+    transform, period = across_180(crs), {'EPSG:4326': 360.0}.get(crs, 2 * np.pi * 6378137.0)
+    sheets = [
+        write_tiff(tmp_path / 'west.tif', np.full((800, 400), 60, np.uint8), transform, crs),
+        write_tiff(tmp_path / 'east.tif', np.full((800, 400), 200, np.uint8),
+                   Affine.translation(400 * transform.a - period, 0.0) @ transform, crs)]
+    imagery = Imagery.open(sheets)
+    x_m, y_m = imagery.frame.xy_from_latlon(-16.8, 180.0)
+    rgb, valid = imagery.crop(x_m, y_m, 150.0, 60)
+    assert valid.all()
+    assert (rgb[:, :28] == 60).all() and (rgb[:, 32:] == 200).all()
+
+
+LOCAL = ('LOCAL_CS["Local Coordinates (m)",UNIT["metre",1]]',
+         'ENGCRS["site",EDATUM["peg"],CS[Cartesian,2],AXIS["(E)",east],AXIS["(N)",north],'
+         'LENGTHUNIT["metre",1]]')
+
+
+@pytest.mark.parametrize('crs, expected', [
+    *((crs, 'that is local') for crs in LOCAL),
+    ('IAU_2015:49900', 'another celestial body'),
+    ('EPSG:4978', 'that is no map')])
+def test_a_reference_system_that_is_no_map_of_the_earth_is_refused(tmp_path, crs, expected):
+    path = write_tiff(tmp_path / 'odd.tif', np.full((64, 64, 3), 9, np.uint8), UTM,
+                      rasterio.crs.CRS.from_user_input(crs))
+    with pytest.raises(ValueError, match=f'odd.tif.*({expected}).*gdal_edit.py -a_srs'):
+        Imagery.open(path)
+
+
+@pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning')
+def test_control_points_alone_are_refused_with_the_command_that_uses_them(tmp_path):
+    path = write_tiff(tmp_path / 'gcps.tif', np.full((64, 64, 3), 9, np.uint8), None, None)
+    with rasterio.open(path, 'r+') as file:
+        file.gcps = ([rasterio.control.GroundControlPoint(row, col, 6e5 + col, 5.7e6 - row)
+                      for row in (0, 64) for col in (0, 64)], 'EPSG:32630')
+    with pytest.raises(ValueError, match='4 control points .*gdalwarp -t_srs EPSG:32630'):
+        Imagery.open(path)
+
+
+def town(path, pixels, **profile):
+    """Write pixels of 0.25 m around the origin of the returned frame."""
+    frame = LocalFrame(51.76, -3.0)
+    west, north = corner_in_crs(frame, 'EPSG:32630', -40.0, 40.0)
+    return write_tiff(
+        path, pixels, Affine(0.25, 0, west, 0, -0.25, north), 'EPSG:32630', **profile), frame
+
+
+def noise(low, high, shape=(320, 320, 3), dtype=np.uint8):
+    return np.random.default_rng(0).integers(low, high, shape).astype(dtype)
+
+
+def test_an_infrared_band_that_is_called_alpha_hides_nothing(tmp_path):
+    pixels = np.dstack((noise(40, 220), noise(5, 250, (320, 320, 1))))
+    path, frame = town(tmp_path / 'rgbn.tif', pixels, photometric='RGB', alpha='YES')
+    imagery = Imagery.open(path, frame)
+    assert imagery.crop(0.0, 0.0, 60.0, 240)[1].all()
+    assert 'taken for infrared' in imagery.notes[0]
+
+
+@pytest.mark.parametrize('value', [0, 255])
+@pytest.mark.parametrize('ending', ['.tif', '.jpg'])
+def test_the_collar_of_a_turned_sheet_lets_the_other_sheet_show(tmp_path, value, ending):
+    whole = cv2.resize(noise(40, 220, (20, 20, 3)), (320, 320))
+    row, col = np.indices((320, 320))
+    sheets, compress = [], {'compress': 'JPEG', 'photometric': 'YCBCR'} if ending == '.jpg' else {}
+    for name, seen in (('a', col + 0.3 * row < 180), ('b', col + 0.3 * row >= 160)):
+        sheet = np.where(seen[..., None], whole, np.uint8(value))
+        path, frame = town(tmp_path / f'{name}.tif', sheet, **compress)
+        sheets.append(path)
+    rgb, valid = Imagery.open(sheets, frame).crop(0.0, 0.0, 60.0, 240)
+    expected, _ = Imagery.open(town(tmp_path / 'whole.tif', whole)[0], frame).crop(0, 0, 60.0, 240)
+    assert valid.mean() > 0.995
+    assert (np.abs(rgb.astype(int) - expected).max(2) < 40).mean() > 0.99
+    _, lost = Imagery.open(sheets[0], frame).raster_with_causes(
+        MapGrid(60, 60, 1.0, -30.0, 30.0))
+    assert set(np.unique(lost)) == {0, int(Lost.COLLAR)}
+
+
+def test_dark_roofs_within_a_sheet_are_imagery(tmp_path):
+    pixels = noise(40, 220)
+    pixels[100:150, 100:150] = 0
+    path, frame = town(tmp_path / 'roof.tif', pixels)
+    assert Imagery.open(path, frame).crop(0.0, 0.0, 60.0, 240)[1].all()
+
+
+@pytest.mark.parametrize('dtype, low, high', [
+    (np.uint16, 200, 1900), (np.uint16, 3000, 60000), (np.int16, 10, 900),
+    (np.float32, 1000, 9000), (np.float64, 50, 500)])
+def test_values_that_are_not_8_bit_are_stretched_by_percentiles_and_it_is_said(
+        tmp_path, dtype, low, high):
+    ramp = np.linspace(low, high, 320).astype(dtype)
+    path, frame = town(tmp_path / 'deep.tif', np.tile(ramp, (320, 1)))
+    imagery = Imagery.open(path, frame)
+    rgb, valid = imagery.crop(0.0, 0.0, 70.0, 280)
+    assert valid.all() and (rgb[..., 0] == rgb[..., 2]).all()
+    expected = 255.0 * (np.linspace(20.5, 299.5, 280) / 320 - 0.01) / 0.98
+    assert np.abs(rgb[140, :, 0] - expected).max() < 4.0
+    assert any('one band, shown as grey' in note for note in imagery.notes)
+    assert any('become 0 to 255' in note for note in imagery.notes)
+
+
+def test_files_of_one_type_are_stretched_alike(tmp_path):
+    dark, frame = town(tmp_path / 'dark.tif', noise(100, 1000, dtype=np.uint16))
+    bright, _ = town(tmp_path / 'bright.tif', noise(1000, 2000, dtype=np.uint16))
+    alone = Imagery.open(dark, frame).crop(0.0, 0.0, 40.0, 160)[0]
+    both = Imagery.open([dark, bright], frame).crop(0.0, 0.0, 40.0, 160)[0]
+    assert alone.mean() > 120 > 80 > both.mean()
+
+
+def test_what_is_lost_is_told_by_its_cause(tmp_path):
+    pixels = np.dstack((noise(40, 220), np.full((320, 320), 255, np.uint8)))
+    pixels[:80, :, 3] = 0
+    path, frame = town(tmp_path / 'part.tif', pixels, photometric='RGB', alpha='YES')
+    _, lost = Imagery.open(path, frame).raster_with_causes(MapGrid(100, 100, 1.0, -49.5, 49.5))
+    assert (lost == Lost.TRANSPARENT).mean() == pytest.approx(0.16, abs=0.002)
+    assert (lost == Lost.OUTSIDE).mean() == pytest.approx(0.36, abs=0.002)
+
+
+def mosaic(path, *sheets):
+    """A virtual mosaic of sheets that lie on one another."""
+    with rasterio.open(sheets[0]) as file:
+        terms, crs = file.transform.to_gdal(), file.crs.to_wkt().replace('"', '&quot;')
+        size = f'rasterXSize="{file.width}" rasterYSize="{file.height}"'
+    parts = ''.join(
+        f'<SimpleSource><SourceFilename relativeToVRT="1">{sheet.name}</SourceFilename>'
+        '<SourceBand>1</SourceBand></SimpleSource>' for sheet in sheets)
+    path.write_text(
+        f'<VRTDataset {size}><SRS>{crs}</SRS><GeoTransform>{", ".join(map(str, terms))}'
+        f'</GeoTransform><VRTRasterBand dataType="Byte" band="1">{parts}</VRTRasterBand>'
+        '</VRTDataset>')
+    return path
+
+
+def test_a_mosaic_names_the_sheets_that_are_missing_also_in_the_mosaics_within_it(tmp_path):
+    sheets = [town(tmp_path / f'sheet_{k}.tif', noise(40, 220))[0] for k in range(3)]
+    inner = mosaic(tmp_path / 'inner.vrt', *sheets[:2])
+    outer = mosaic(tmp_path / 'outer.vrt', inner, sheets[2])
+    assert Imagery.open(outer).crop(0.0, 0.0, 40.0, 40)[1].all()
+    sheets[1].rename(tmp_path / 'moved.tif')
+    with pytest.raises(OSError, match=r'outer.vrt is made of files .*sheet_1.tif.*move them'):
+        Imagery.open(outer)
+
+
+def test_a_folder_of_sheets_and_a_coarse_view_of_it_are_read(tmp_path):
+    path, frame = town(tmp_path / 'a.tif', noise(40, 220))
+    with rasterio.open(path) as file:
+        east = file.transform @ Affine.translation(320, 0)
+    write_tiff(tmp_path / 'b.tif', noise(40, 220), east, 'EPSG:32630')
+    (tmp_path / 'readme.txt').write_text('not an image')
+    imagery = Imagery.open(tmp_path, frame)
+    assert imagery.attribution == ('a.tif', 'b.tif')
+    rgb, valid = imagery.raster(MapGrid(14, 30, 5.0, -32.5, 32.5))
+    assert valid.all()
+    assert np.abs(rgb.astype(float) - 129.5).max() < 12.0     # 400 pixels in each cell
+    with pytest.raises(ValueError, match='holds no image'):
+        (tmp_path / 'empty').mkdir()
+        Imagery.open(tmp_path / 'empty')

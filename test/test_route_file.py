@@ -41,10 +41,30 @@ def test_the_route_of_a_bag_is_that_of_its_fixes(tmp_path):
     ('other.csv', '\ufeff"Lat";"Lon"\r\n51.75;-1.26\r\n51.76;-1.25\r\n'),
     ('track.gpx', '<gpx xmlns="http://www.topografix.com/GPX/1/1"><trk><trkseg>'
      '<trkpt lat="51.75" lon="-1.26"><ele>60</ele></trkpt><trkpt lat="51.76" lon="-1.25"/>'
-     '</trkseg></trk></gpx>')])
+     '</trkseg></trk></gpx>'),
+    ('comma.csv', 'sep=;\nlatitude;longitude\n51,75;-1,26\n51,76;-1,25\n'),
+    ('quoted.csv', 'lat,lon\n"51,75","-1,26"\n"51,76","-1,25"\n'),
+    ('letters.csv', 'latitude,longitude\n51.75N,1.26W\nN 51.76,W 1.25\n'),
+    ('minutes.csv', 'Latitude (deg)\tLongitude (deg)\n51°45\'0.0"N\t1°15\'36"W\n'
+     '51 45.6\t-1 15\n'),
+    ('gaps.csv', 'lat,lon\n51.75,-1.26\nn/a,\n51.76,-1.25\n')])
 def test_csv_files_of_other_programs_and_gpx_are_read(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding='utf-8')
-    assert read_route(tmp_path / name).tolist() == [[51.75, -1.26], [51.76, -1.25]]
+    np.testing.assert_allclose(
+        read_route(tmp_path / name), [[51.75, -1.26], [51.76, -1.25]], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('row', ['51,75,-1,26', 'north,-1.26', '-51.75S,1.26W', '51 75,1.26'])
+def test_a_row_that_cannot_be_read_is_quoted(tmp_path, row):
+    (tmp_path / 'route.csv').write_text(f'latitude,longitude\n51.75,-1.26\n{row}\n')
+    with pytest.raises(ValueError, match=f"route.csv, row 3, cannot be read .*'{row}'"):
+        read_route(tmp_path / 'route.csv')
+
+
+def test_a_file_without_a_valid_fix_shows_the_first_that_was_read(tmp_path):
+    (tmp_path / 'route.csv').write_text('latitude,longitude\n517500000,-12600000\n')
+    with pytest.raises(ValueError, match=r'first is \[517500000.0, -12600000.0\]'):
+        read_route(tmp_path / 'route.csv')
 
 
 def test_a_damaged_gpx_file_is_refused(tmp_path):

@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.files import write_atomically
-from training.data.datasets import read_rgb
 
 # Half the circumference of Web Mercator's sphere, m (EPSG:3857).
 HALF_WORLD_M = math.pi * 6378137.0
@@ -92,7 +91,10 @@ class Source:
 
 @dataclass(frozen=True)
 class TileRange:
-    """Tiles of one zoom level: ``columns`` and ``rows`` (N,), counted from the north-west."""
+    """Tiles of one zoom level: ``columns`` and ``rows`` (N,), counted from the north-west.
+
+    East of 180 degrees the columns of a region that begins west of it go on.
+    """
 
     zoom: int
     side_m: float
@@ -120,13 +122,17 @@ def tiles_of_box(source: Source, zoom: int, south_deg: float, west_deg: float, n
                  east_deg: float) -> TileRange:
     """All tiles that a box in latitude and longitude touches.
 
-    Raises ValueError for a box that is not one, and for more than MAX_TILES tiles.
+    A box with ``west_deg`` above ``east_deg`` crosses 180 degrees. Raises ValueError for a box
+    that is not one, and for more than MAX_TILES tiles.
     """
     if not (-MAX_LATITUDE_DEG <= south_deg < north_deg <= MAX_LATITUDE_DEG
-            and -180.0 <= west_deg < east_deg <= 180.0):
+            and -180.0 <= west_deg <= 180.0 and -180.0 <= east_deg <= 180.0
+            and west_deg != east_deg):
         raise ValueError(
             f'the box is south {south_deg}, west {west_deg}, north {north_deg}, east {east_deg}; '
-            f'expected degrees, south below north within +-{MAX_LATITUDE_DEG}, west below east')
+            f'expected degrees, south below north within +-{MAX_LATITUDE_DEG}, west other than '
+            'east within +-180 (a box across 180 degrees has west above east)')
+    east_deg += 360.0 * (east_deg < west_deg)
     x_m, y_m = mercator_from_latlon(
         np.array([south_deg, north_deg]), np.array([west_deg, east_deg]))
     boxes = np.array([[x_m[0], y_m[0], x_m[1], y_m[1]]])
@@ -141,7 +147,9 @@ def tiles_of_route(source: Source, zoom: int, route_deg: np.ndarray,
     """
     if not 0.0 < corridor_m < 10e3:
         raise ValueError(f'the corridor is {corridor_m} m; expected 0 to 10 km')
-    x_m, y_m = mercator_from_latlon(*np.asarray(route_deg, float).T)
+    latitude_deg, longitude_deg = np.asarray(route_deg, float).T
+    # Where a route passes 180 degrees its longitudes go on instead of jumping.
+    x_m, y_m = mercator_from_latlon(latitude_deg, np.unwrap(longitude_deg, period=360.0))
     stretch = 1.0 / np.cos(np.radians(np.asarray(route_deg)[:, 0]))   # plane metres a metre
     points = [np.column_stack((x_m, y_m, stretch))]
     for k in range(len(x_m) - 1):
@@ -157,11 +165,14 @@ def tiles_of_route(source: Source, zoom: int, route_deg: np.ndarray,
 
 def _tiles_of_boxes(boxes_m: np.ndarray, zoom: int, side_m: float) -> TileRange:
     """The tiles that boxes (N, 4) of x_min, y_min, x_max, y_max touch."""
-    last = math.ceil(2 * HALF_WORLD_M / side_m) - 1
+    count = math.ceil(2 * HALF_WORLD_M / side_m)
     corners = np.column_stack((
         boxes_m[:, 0] + HALF_WORLD_M, boxes_m[:, 2] + HALF_WORLD_M,       # columns
         HALF_WORLD_M - boxes_m[:, 3], HALF_WORLD_M - boxes_m[:, 1]))      # rows
-    ranges = np.clip(np.floor(corners / side_m).astype(int), 0, last)
+    first, last = np.floor(corners / side_m).astype(int), np.ceil(corners / side_m).astype(int) - 1
+    ranges = np.column_stack((first[:, 0], last[:, 1], first[:, 2], last[:, 3]))
+    ranges[:, 2:] = ranges[:, 2:].clip(0, count - 1)
+    ranges[:, :2] -= ranges[:, 0].min() // count * count     # the westernmost is on the Earth
     found = set()
     for col0, col1, row0, row1 in np.unique(ranges, axis=0).tolist():
         size = (col1 - col0 + 1) * (row1 - row0 + 1)
@@ -192,6 +203,7 @@ def check_template(url: str) -> None:
 
 def tile_url(source: Source, tiles: TileRange, column: int, row: int, key: str) -> str:
     """The address of one tile."""
+    column %= math.ceil(2 * HALF_WORLD_M / tiles.side_m)
     latitude_deg, longitude_deg = latlon_from_mercator(
         (column + 0.5) * tiles.side_m - HALF_WORLD_M, HALF_WORLD_M - (row + 0.5) * tiles.side_m)
     values = {
@@ -220,7 +232,7 @@ class Fetcher:
     _next_s: float = -math.inf
 
     def fetch(self, url: str, size_px: int) -> np.ndarray | None:
-        """A picture (S, S, 3) RGB; None where the server has no imagery. Raises DownloadError."""
+        """A picture (S, S, 4) BGRA; None where the server has no imagery. Raises DownloadError."""
         for attempt in range(1, self.attempts + 1):
             self._wait_for_turn()
             try:
@@ -276,7 +288,7 @@ class Fetcher:
             raise _TransientError(str(getattr(error, 'reason', None) or error)) from error
 
     def _decode(self, kind: str, body: bytes, size_px: int) -> np.ndarray:
-        picture = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR) if body else None
+        picture = _bgra_of(body)
         if picture is None and not kind.startswith('image/'):
             raise _FinalError(f'the server sent {kind}, {len(body)} bytes; expected an image')
         if picture is None:
@@ -284,10 +296,24 @@ class Fetcher:
         if picture.shape[:2] != (size_px, size_px):
             raise _FinalError(f'the picture is {picture.shape[1]}x{picture.shape[0]}; expected '
                               f'{size_px}x{size_px} (see --tile-px)')
-        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        return picture
 
     def _without_key(self, url: str) -> str:
         return url.replace(urllib.parse.quote(self.key, safe=''), 'KEY') if self.key else url
+
+
+def _bgra_of(body: bytes) -> np.ndarray | None:
+    """The picture in a file, with alpha; None if it is none."""
+    picture = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED) if body else None
+    if picture is None:
+        return None
+    if picture.dtype == np.uint16:
+        picture = (picture >> 8).astype(np.uint8)
+    if picture.ndim == 2 or picture.shape[2] == 1:
+        return cv2.cvtColor(picture, cv2.COLOR_GRAY2BGRA)
+    if picture.shape[2] == 3:
+        return cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
+    return picture
 
 
 class _FinalError(Exception):
@@ -340,7 +366,8 @@ def download(source: Source, tiles: TileRange, folder: Path, fetcher: Fetcher) -
             data = b''
             if picture is not None:
                 middle = picture[margin:margin + source.tile_px, margin:margin + source.tile_px]
-                data = cv2.imencode('.png', cv2.cvtColor(middle, cv2.COLOR_RGB2BGR))[1].tobytes()
+                if middle[..., 3].any():
+                    data = cv2.imencode('.png', middle)[1].tobytes()
             with write_atomically(path) as writing:
                 writing.write_bytes(data)
         empty += path.stat().st_size == 0
@@ -372,8 +399,7 @@ def write_geotiff(source: Source, tiles: TileRange, folder: Path, out: Path) -> 
             path = folder / f'{row}_{column}.png'
             if not path.stat().st_size:
                 continue
-            rgb = read_rgb(path)
-            rgba = np.dstack((rgb, np.full(rgb.shape[:2], 255, np.uint8)))
+            rgba = cv2.cvtColor(_bgra_of(path.read_bytes()), cv2.COLOR_BGRA2RGBA)
             file.write(np.moveaxis(rgba, 2, 0), window=Window(
                 (column - col0) * side_px, (row - row0) * side_px, side_px, side_px))
 

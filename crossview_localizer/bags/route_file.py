@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 import csv
+import math
 from pathlib import Path
+import re
 from xml.etree import ElementTree
 
 import numpy as np
 
-from crossview_localizer.bags.bag import Bag
+from crossview_localizer.bags.bag import Bag, read_messages
+from crossview_localizer.bags.storage import SUFFIXES
 
 LATITUDE_NAMES = ('latitude', 'lat')
+NO_VALUE = ('', 'NAN', 'NA', 'N/A', 'NULL', 'NONE', '-', '--')
 LONGITUDE_NAMES = ('longitude', 'lon', 'lng', 'long')
 
 
@@ -18,45 +22,78 @@ def read_route(path: str | Path, topic: str | None = None) -> np.ndarray:
 
     ``path`` is a CSV with columns ``latitude`` and ``longitude`` (RobotCar's gps.csv, ins.csv and
     rtk.csv have them) or ``lat`` and ``lon``, a GPX track or route, or a rosbag2 with a NavSatFix
-    topic. Invalid fixes are left out. Raises OSError or ValueError.
+    topic. A CSV may have decimal commas and letters for the hemispheres. Invalid fixes are left
+    out. Raises OSError or ValueError, for a row that cannot be read with its text.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f'route {path} does not exist; expected a CSV or a bag')
-    is_bag = path.is_dir() or path.suffix in ('.mcap', '.db3')
-    if is_bag:
+    if path.is_dir() or path.name.lower().endswith(SUFFIXES):
         fixes = list(_bag_fixes(path, topic))
     else:
         fixes = list((_gpx_fixes if path.suffix.lower() == '.gpx' else _csv_fixes)(path))
     route = np.array(fixes, float).reshape(-1, 2)
     good = np.isfinite(route).all(1) & (np.abs(route) <= [89.0, 180.0]).all(1) & route.any(1)
     if not good.any():
+        first = f', the first is {route[0].tolist()}' if len(route) else ''
         raise ValueError(
-            f'{path} holds no valid fix ({len(route)} read); expected a drive with GNSS')
+            f'{path} holds no valid fix ({len(route)} read{first}); expected latitude and '
+            'longitude of a drive in degrees')
     return route[good]
 
 
 def _csv_fixes(path: Path) -> Iterator[tuple[float, float]]:
     try:
         with open(path, newline='', encoding='utf-8-sig') as file:
-            first = file.readline()
-            delimiter = ';' if ';' in first and ',' not in first else ','
-            head = next(csv.reader([first], delimiter=delimiter), [])
-            names = [name.strip().lower() for name in head]
-            columns = [next((names.index(name) for name in known if name in names), None)
-                       for known in (LATITUDE_NAMES, LONGITUDE_NAMES)]
-            if None in columns:
+            lines = [line for line in file if not line.lower().startswith('sep=')]
+        head = lines[0] if lines else ''
+        delimiter = max(';\t,', key=head.count)
+        head_row = next(csv.reader([head], delimiter=delimiter), [])
+        names = [name.strip().lower() for name in head_row]
+        words = [re.split('[^a-z]', name)[0] for name in names]       # "lat (deg)", "lat_deg"
+        columns = [next((words.index(name) for name in known if name in words), None)
+                   for known in (LATITUDE_NAMES, LONGITUDE_NAMES)]
+        if None in columns:
+            raise ValueError(
+                f'{path} has the columns {", ".join(names)[:80] or "(none)"}; expected '
+                'latitude and longitude')
+        for number, row in enumerate(csv.reader(lines[1:], delimiter=delimiter), 2):
+            if len(row) <= max(columns):                # an empty or truncated row
+                continue
+            try:
+                if any(row[len(names):]):
+                    raise ValueError(f'{len(row)} fields for {len(names)} columns')
+                yield tuple(_degrees(row[column], letters)
+                            for column, letters in zip(columns, ('NS', 'EW')))
+            except ValueError as error:
                 raise ValueError(
-                    f'{path} has the columns {", ".join(names)[:80] or "(none)"}; expected '
-                    'latitude and longitude')
-            for row in csv.reader(file, delimiter=delimiter):
-                try:
-                    yield tuple(float(row[column]) for column in columns)
-                except (IndexError, ValueError):       # an empty or truncated row
-                    continue
+                    f'{path}, row {number}, cannot be read as numbers: '
+                    f'{delimiter.join(row)[:80]!r} ({error}); expected degrees such as 51.7605, '
+                    '"51,7605" or 51.7605N') from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f'{path} is not a CSV; expected latitude and longitude columns') from error
+
+
+def _degrees(text: str, letters: str) -> float:
+    """Degrees from a number with a point or comma, or degrees, minutes and seconds.
+
+    ``letters`` are those of the positive and the negative hemisphere, which may stand before or
+    after. What says that there is no value is NaN.
+    """
+    plain = text.strip().upper().replace(',', '.')
+    if plain in NO_VALUE:
+        return math.nan
+    found = re.fullmatch(f'([{letters}]?)(.*?)([{letters}]?)', plain)
+    before, number, after = found.groups()
+    parts = re.split(r'[\s°º\'′’"″”:]+', number.strip(' °º\'′’"″”'))
+    values = [float(part) for part in parts]
+    if len(values) > 3 or (before and after) or not all(0 <= value < 60 for value in values[1:]):
+        raise ValueError(f'{text.strip()!r} is no angle')
+    if (before or after) and parts[0].startswith('-'):
+        raise ValueError(f'{text.strip()!r} has a sign and a letter')
+    size = sum(abs(value) / 60 ** k for k, value in enumerate(values))
+    return -size if parts[0].startswith('-') or letters[1] in before + after else size
 
 
 def _gpx_fixes(path: Path) -> Iterator[tuple[float, float]]:
@@ -78,7 +115,6 @@ def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
             raise ValueError(
                 f'{path} has {len(topics)} NavSatFix topics ({", ".join(topics) or "none"}); '
                 'expected one: name it with --topic')
-        for connection, _, data in bag.read_raw(topics):
-            fix = bag.decode(connection, data)
-            if fix.status.status >= 0:
-                yield fix.latitude, fix.longitude
+    for _, _, fix in read_messages(path, topics):
+        if fix.status.status >= 0:
+            yield fix.latitude, fix.longitude

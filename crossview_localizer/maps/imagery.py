@@ -1,80 +1,74 @@
 """Georeferenced aerial or satellite imagery, read as north-up rasters in the ``map`` plane.
 
-It takes one or more GeoTIFFs with 8-bit samples, each in any coordinate reference system. For
-each system one PROJ operation is chosen explicitly, so that its accuracy is known and can be
-refused. Where files overlap, the first one of the list that holds data is shown.
+It takes GeoTIFFs or other rasters that GDAL reads, each in any coordinate reference system: files,
+folders of sheets, virtual mosaics, and addresses on the web. Where files overlap, the first one of
+the list that holds data is shown. ``georeference`` says where a pixel lies and ``samples`` what it
+holds.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 import math
 from pathlib import Path
 import warnings
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
-from pyproj import CRS
-from pyproj.aoi import AreaOfInterest
-from pyproj.exceptions import ProjError
-from pyproj.transformer import Transformer, TransformerGroup
+from pyproj.transformer import Transformer
 import rasterio
-from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from crossview_localizer.geometry import LocalFrame, MapGrid
+from crossview_localizer.maps.georeference import (
+    apply_affine,
+    bounds_in_map,
+    choose_operation,
+    CrsAccuracy,
+    easting_period,
+    frame_about,
+    near_longitude,
+    outline,
+    read_crs,
+)
+from crossview_localizer.maps.samples import describe_samples, Lost, Samples, stretch
 
 BLOCK_PX = 1024         # working samples per side that are warped at once
 NODE_STEP_PX = 32       # every so many working samples are projected exactly, others interpolated
 OPEN_FILES = 64
 MAX_BLOCK_PX = 2**26    # pixels of a block of a file
 PIXEL_RANGE_M = (0.005, 10.0)
-MAX_EXTENT_M = 200e3    # farther from its origin the transverse Mercator plane is not metric
-
-
-@dataclass(frozen=True)
-class CrsAccuracy:
-    """What PROJ says of the transform from the reference system of some files to WGS84.
-
-    ``accuracy_m`` is None if PROJ does not know it; ``missing_grid`` is the file that a more
-    accurate operation needs and that is not installed.
-    """
-
-    files: tuple[str, ...]
-    crs: str
-    operation: str
-    accuracy_m: float | None
-    missing_grid: str | None
-
-    def __str__(self) -> str:
-        known = 'unknown' if self.accuracy_m is None else f'{self.accuracy_m:g} m'
-        grid = f'; better with the PROJ grid {self.missing_grid}' if self.missing_grid else ''
-        more = f' and {len(self.files) - 1} more' if len(self.files) > 1 else ''
-        return f'{self.files[0]}{more}: {self.crs}, accuracy {known} ({self.operation}{grid})'
+COARSE = 8              # cells this many times larger than the pixels are read from overviews
+IMAGE_SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2', '.png', '.jpg', '.jpeg', '.img')
+MAX_NAMES = 3           # of files, in one message
 
 
 @dataclass(frozen=True)
 class _Source:
-    path: Path
+    path: str
     size_px: tuple[int, int]                          # width, height
     crs_from_pixel: rasterio.Affine
-    bands: tuple[int, ...]                            # three, or one that is repeated
-    palette: np.ndarray | None                        # (256, 3) uint8
+    samples: Samples
     map_from_crs: Transformer
+    easting_period: float | None
     pixel_m: float                                    # the finer of both axes
     bounds_m: tuple[float, float, float, float]       # x_min, y_min, x_max, y_max
     attribution: str
 
 
 class Imagery:
-    """A mosaic of GeoTIFFs in one ``map`` frame; an instance serves one thread at a time."""
+    """A mosaic of files in one ``map`` frame; an instance serves one thread at a time.
 
-    def __init__(
-        self, frame: LocalFrame, sources: Sequence[_Source], crs_accuracy: Sequence[CrsAccuracy]
-    ):
+    ``notes`` says, line by line, how files are read that are not plain 8-bit colour.
+    """
+
+    def __init__(self, frame: LocalFrame, sources: Sequence[_Source],
+                 crs_accuracy: Sequence[CrsAccuracy], notes: Sequence[str] = ()):
         self.frame = frame
         self.crs_accuracy = tuple(crs_accuracy)     # one entry per reference system
+        self.notes = tuple(notes)
         self._sources = tuple(sources)
         self._dataset = lru_cache(OPEN_FILES)(_open_dataset)
 
@@ -82,33 +76,49 @@ class Imagery:
     def open(
         cls, paths: str | Path | Sequence[str | Path], frame: LocalFrame | None = None
     ) -> 'Imagery':
-        """Open GeoTIFFs; without a frame the origin of the map is the centre of the imagery.
+        """Open files; without a frame the origin of the map is the centre of the imagery.
 
-        Raises OSError for a file that cannot be read and ValueError for one that is not
-        georeferenced, has an impossible size, or does not hold 8-bit grey, RGB or palette samples
-        with optional alpha.
+        A folder stands for the images in it. Values of other types than 8-bit are stretched by
+        their percentiles, the same for all files of a type. Raises OSError for a file, or a
+        member of a virtual mosaic, that cannot be read, and ValueError for one that is not
+        georeferenced on Earth, has an impossible size, or does not hold colours.
         """
-        paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-        if not paths:
-            raise ValueError('no imagery given; expected at least one GeoTIFF')
-        files = {}                                  # paths and boxes by reference system
-        for path in map(Path, paths):
-            crs, box = _crs_and_box(path)
-            files.setdefault(crs, []).append((path, box))
-        if frame is None:
-            boxes = [box for found in files.values() for _, box in found]
-            frame = LocalFrame(*_middle(_union(boxes)))
-        sources, accuracies = {}, []
+        paths = _named_files([paths] if isinstance(paths, (str, Path)) else paths)
+        files, outlines = {}, {}                    # paths by reference system, outlines by path
+        for path in paths:
+            with _open_dataset(path) as dataset:
+                _require_members(path)
+                crs = read_crs(path, dataset)
+                outlines[path] = outline(path, dataset, crs)
+            files.setdefault(crs, []).append(path)
+        frame = frame or frame_about(list(outlines.values()))
+        sources, accuracies, sampled, notes = {}, [], {}, {}
         for crs, found in files.items():
-            operation, accuracy = _choose_operation(crs, frame, found)
+            operation, accuracy = choose_operation(
+                crs, frame, found, [_name(path) for path in found],
+                [outlines[path] for path in found])
             accuracies.append(accuracy)
-            sources.update({path: _describe(path, frame, crs, operation) for path, _ in found})
-        return cls(frame, [sources[Path(path)] for path in paths], accuracies)
+            period = easting_period(crs)
+            for path in found:
+                sources[path], values, remarks = _describe(path, frame, crs, operation, period)
+                for remark in remarks:
+                    notes.setdefault(remark, []).append(path)
+                if values is not None:
+                    sampled.setdefault((values.dtype, len(values)), {})[path] = values
+        for group in sampled.values():
+            limits, remark = stretch(list(group.values()))
+            notes.setdefault(remark, []).extend(group)
+            for path in group:
+                samples = replace(sources[path].samples, limits=limits)
+                sources[path] = replace(sources[path], samples=samples)
+        return cls(frame, [sources[path] for path in paths], accuracies, [
+            f'{_named(found)}: {remark}' for remark, found in notes.items()])
 
     @property
     def bounds_m(self) -> tuple[float, float, float, float]:
         """The box around all files in ``map``: x_min, y_min, x_max, y_max."""
-        return _union(source.bounds_m for source in self._sources)
+        boxes = np.array([source.bounds_m for source in self._sources])
+        return (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
 
     @property
     def pixel_m(self) -> float:
@@ -120,9 +130,12 @@ class Imagery:
         """Name, size in bytes and modification time (ns) of each file.
 
         It changes with an input, and is the same for a copy in another folder that kept its time.
+        A file on the web has its address, and zeros.
         """
-        stats = [(source.path.name, source.path.stat()) for source in self._sources]
-        return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+        return tuple(
+            (source.path, 0, 0) if _is_remote(source.path) else
+            (_name(source.path), (stat := Path(source.path).stat()).st_size, stat.st_mtime_ns)
+            for source in self._sources)
 
     @property
     def attribution(self) -> tuple[str, ...]:
@@ -153,32 +166,45 @@ class Imagery:
 
         A cell is valid if at least half of its area holds data; else its rgb is 0.
         """
+        rgb, lost = self.raster_with_causes(grid)
+        return rgb, lost == 0
+
+    def raster_with_causes(self, grid: MapGrid) -> tuple[np.ndarray, np.ndarray]:
+        """As ``raster``, with 0 or the ``Lost`` of each cell, int8, in place of valid."""
         rgb = np.zeros((grid.rows, grid.cols, 3), np.uint8)
-        valid = np.zeros((grid.rows, grid.cols), bool)
+        lost = np.full((grid.rows, grid.cols), Lost.OUTSIDE, np.int8)
         step = max(1, BLOCK_PX // max(_oversampling(grid, source) for source in self._sources))
         for row in range(0, grid.rows, step):
             for col in range(0, grid.cols, step):
                 block = grid.crop(
                     row, col, min(step, grid.rows - row), min(step, grid.cols - col))
                 part = np.s_[row:row + block.rows, col:col + block.cols]
-                rgb[part], valid[part] = self._raster_block(block)
-        return rgb, valid
+                rgb[part], lost[part] = self._raster_block(block)
+        return rgb, lost
 
     def _raster_block(self, grid: MapGrid) -> tuple[np.ndarray, np.ndarray]:
         total = np.zeros((grid.rows, grid.cols, 4), np.float32)   # rgb * weight, weight
+        lost = np.full((grid.rows, grid.cols), Lost.OUTSIDE, np.int8)
         for source in self._sources:
             if total[..., 3].min() > 0.999:
                 break
             layer = self._warp(grid, source)
             if layer is not None:
-                total += (1.0 - total[..., 3:]) * layer
+                total += (1.0 - total[..., 3:]) * layer[0]
+                # A cause within a file says more than "outside".
+                np.minimum(lost, layer[1], out=lost)
         weight = total[..., 3:]
         valid = weight[..., 0] >= 0.5
         rgb = np.where(valid[..., None], total[..., :3] / np.maximum(weight, 1e-6), 0.0)
-        return np.rint(rgb).clip(0, 255).astype(np.uint8), valid
+        lost[valid] = 0
+        return np.rint(rgb).clip(0, 255).astype(np.uint8), lost
 
-    def _warp(self, grid: MapGrid, source: _Source) -> np.ndarray | None:
-        """One file over a grid, float32 (rows, cols, 4): rgb * weight, weight; None outside it."""
+    def _warp(self, grid: MapGrid, source: _Source) -> tuple[np.ndarray, np.ndarray] | None:
+        """One file over a grid; None outside it.
+
+        Gives float32 (rows, cols, 4), rgb * weight and weight, and the ``Lost`` at the cells'
+        centres, OUTSIDE where there is imagery.
+        """
         if not _overlap(grid, source.bounds_m):
             return None
         factor = _oversampling(grid, source)
@@ -194,113 +220,129 @@ class Imagery:
             return None
 
         # Read the part that is needed, with a margin for the interpolation.
-        left, right = _span(u_px[inside], width)
-        top, bottom = _span(v_px[inside], height)
-        pixels = self._read(source, Window(left, top, right - left, bottom - top))
+        reduction = _reduction(grid, source)
+        left, right = _span(u_px[inside], width, reduction)
+        top, bottom = _span(v_px[inside], height, reduction)
+        window = Window(left, top, right - left, bottom - top)
+        shape = None
+        if reduction > 1:
+            shape = -(-window.height // reduction), -(-window.width // reduction)
+        pixels, lost = self._read(source, window, shape)
+        u_px = (u_px - left + 0.5) * (pixels.shape[1] / window.width) - 0.5
+        v_px = (v_px - top + 0.5) * (pixels.shape[0] / window.height) - 0.5
 
         # Interpolate at the working samples, then average those of each cell.
-        layer = cv2.remap(
-            pixels, (u_px - left).astype(np.float32), (v_px - top).astype(np.float32),
-            cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        places = u_px.astype(np.float32), v_px.astype(np.float32)
+        layer = cv2.remap(pixels, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         layer[~inside] = 0.0
-        return cv2.resize(layer, (grid.cols, grid.rows), interpolation=cv2.INTER_AREA)
+        layer = cv2.resize(layer, (grid.cols, grid.rows), interpolation=cv2.INTER_AREA)
+        centres = np.s_[factor // 2::factor, factor // 2::factor]
+        causes = cv2.remap(
+            lost.astype(np.float32), *(np.ascontiguousarray(place[centres]) for place in places),
+            cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+        causes[~inside[centres] | (causes == 0.0)] = Lost.OUTSIDE
+        return layer, causes.astype(np.int8)
 
-    def _read(self, source: _Source, window: Window) -> np.ndarray:
-        """float32 (H, W, 4): rgb * weight, and weight: 1 where the file has data, else 0."""
+    def _read(self, source: _Source, window: Window, shape) -> tuple[np.ndarray, np.ndarray]:
         try:
-            dataset = self._dataset(source.path)
-            bands = dataset.read(source.bands, window=window)        # (1 or 3, H, W)
-            weight = dataset.dataset_mask(window=window) > 127       # (H, W)
-        except RasterioIOError as error:
-            raise OSError(
-                f'{source.path} is damaged ({_one_line(error)}); expected a complete GeoTIFF'
-            ) from error
-        pixels = np.empty((*weight.shape, 4), np.float32)
-        if source.palette is not None:
-            pixels[..., :3] = source.palette[bands[0]]
-        else:
-            pixels[..., :3] = np.moveaxis(bands, 0, 2)
-        pixels[..., 3] = 1.0
-        pixels[~weight] = 0.0
-        return pixels
+            return source.samples.read(self._dataset(source.path), window, shape)
+        except RasterioError as error:
+            raise _damaged(source.path, error) from error
 
 
-def _open_dataset(path: Path):
-    if not path.exists():
+def _named_files(paths: Iterable[str | Path]) -> list[str]:
+    """Each file once; a folder is replaced by the images in it, by name."""
+    found = []
+    for path in paths:
+        if _is_remote(str(path)) or not Path(path).is_dir():
+            found.append(str(path))
+            continue
+        images = sorted(str(file) for file in Path(path).iterdir()
+                        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        if not images:
+            raise ValueError(
+                f'the folder {path} holds no image; expected {", ".join(IMAGE_SUFFIXES)}')
+        found += images
+    if not found:
+        raise ValueError('no imagery given; expected at least one GeoTIFF')
+    return list(dict.fromkeys(found))
+
+
+def _is_remote(path: str) -> bool:
+    """Whether GDAL reads a file by another way than the file system."""
+    return '://' in path or path.startswith('/vsi')
+
+
+def _name(path: str) -> str:
+    return path.rstrip('/').rpartition('/')[2]
+
+
+def _named(paths: Sequence[str]) -> str:
+    names = [_name(path) for path in paths]
+    more = f' and {len(names) - 1} more' if len(names) > MAX_NAMES else ''
+    return names[0] + more if more else ', '.join(names)
+
+
+def _open_dataset(path: str):
+    if not _is_remote(path) and not Path(path).exists():
         raise FileNotFoundError(f'{path} does not exist; expected a GeoTIFF')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
             return rasterio.open(path)
     except RasterioError as error:
-        raise OSError(f'{path} cannot be read as an image ({_one_line(error)})') from error
+        raise OSError(f'{path} cannot be read as an image ({_reason(error)})') from error
 
 
-def _georeference(path: Path, dataset) -> CRS:
-    if dataset.crs is None:
-        raise ValueError(
-            f'{path} has no coordinate reference system; expected a GeoTIFF with one '
-            '(gdal_edit.py -a_srs EPSG:... adds it)'
-        )
-    terms = np.array(dataset.transform[:6])
-    if not np.isfinite(terms).all() or dataset.transform.is_degenerate:
-        raise ValueError(
-            f'{path} has the geotransform {terms.tolist()}; expected finite, independent axes')
-    if dataset.transform.is_identity:
-        raise ValueError(f'{path} has no geotransform; expected an orthorectified GeoTIFF')
+def _damaged(path: str, error: Exception) -> OSError:
+    return OSError(f'{path} is damaged ({_reason(error)}); expected a complete image')
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause of an error, which is the one that names a file, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _require_members(path: str) -> None:
+    """Raise FileNotFoundError for the sheets of a virtual mosaic that are not there."""
+    missing = sorted(set(_missing_members(Path(path))))
+    if missing:
+        more = f' and {len(missing) - MAX_NAMES} more' if len(missing) > MAX_NAMES else ''
+        raise FileNotFoundError(
+            f'{path} is made of files that do not exist: {", ".join(missing[:MAX_NAMES])}{more}; '
+            'expected them there: move them back, or build the mosaic again (gdalbuildvrt)')
+
+
+def _missing_members(path: Path, depth: int = 0) -> Iterable[str]:
+    """The local files that a VRT and the VRTs in it name, as far as they do not exist."""
+    if path.suffix.lower() != '.vrt' or not path.is_file() or depth > 8:
+        return
     try:
-        return CRS.from_user_input(dataset.crs).to_2d()
-    except ProjError as error:
-        raise ValueError(f'{path}: its coordinate reference system is not understood') from error
+        elements = list(ElementTree.parse(path).iter())
+    except ElementTree.ParseError:                  # not ours to judge: GDAL has read it
+        return
+    for element in elements:
+        if element.tag not in ('SourceFilename', 'SourceDataset') or not element.text:
+            continue
+        named = element.text.strip()
+        member = path.parent / named if element.get('relativeToVRT') == '1' else Path(named)
+        # A driver's own name ("NETCDF:...", "<VRTDataset>") is no path.
+        if _is_remote(named) or ':' in named[2:] or named.startswith('<'):
+            continue
+        if not member.exists():
+            yield str(member)
+        else:
+            yield from _missing_members(member, depth + 1)
 
 
-def _apply(affine: rasterio.Affine, first, second):
-    return (
-        affine.a * first + affine.b * second + affine.c,
-        affine.d * first + affine.e * second + affine.f,
-    )
-
-
-def _edge_points(dataset, steps: int = 21) -> tuple[np.ndarray, np.ndarray]:
-    """Points along the outline of a file, in its own coordinates."""
-    along = np.linspace(0.0, 1.0, steps)
-    u_px = dataset.width * np.concatenate((along, along, 0 * along, 0 * along + 1))
-    v_px = dataset.height * np.concatenate((0 * along, 0 * along + 1, along, along))
-    return _apply(dataset.transform, u_px, v_px)
-
-
-def _crs_and_box(path: Path) -> tuple[CRS, tuple[float, float, float, float]]:
-    """The reference system, and the box: least latitude and longitude, then the greatest."""
+def _describe(path: str, frame: LocalFrame, crs, map_from_crs: Transformer, period: float | None,
+              ) -> tuple[_Source, np.ndarray | None, list[str]]:
+    """The source; the sampled colours, where they need a stretch; and what to say of it."""
     with _open_dataset(path) as dataset:
-        crs = _georeference(path, dataset)
-        wgs84_from_crs = Transformer.from_crs(crs, 'EPSG:4326', always_xy=True)
-        longitude_deg, latitude_deg = wgs84_from_crs.transform(*_edge_points(dataset))
-    box = (latitude_deg.min(), longitude_deg.min(), latitude_deg.max(), longitude_deg.max())
-    if not np.isfinite(box).all() or abs(box[0]) > 89.0 or abs(box[2]) > 89.0:
-        raise ValueError(f'{path} lies outside its coordinate reference system {crs.name}')
-    return crs, box
-
-
-def _union(boxes) -> tuple[float, float, float, float]:
-    boxes = np.array(list(boxes))
-    return (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
-
-
-def _middle(box) -> tuple[float, float]:
-    """The middle, rounded to 7 decimals (a centimetre) so that it can be typed."""
-    return round((box[0] + box[2]) / 2.0, 7), round((box[1] + box[3]) / 2.0, 7)
-
-
-def _describe(path: Path, frame: LocalFrame, crs: CRS, map_from_crs: Transformer) -> _Source:
-    with _open_dataset(path) as dataset:
-        x_m, y_m = map_from_crs.transform(*_edge_points(dataset))
-        bounds_m = tuple(float(value) for value in (x_m.min(), y_m.min(), x_m.max(), y_m.max()))
-        if not np.isfinite(bounds_m).all() or max(map(abs, bounds_m)) > MAX_EXTENT_M:
-            raise ValueError(
-                f'{path} reaches {max(map(abs, bounds_m)) / 1e3:.0f} km from the map origin '
-                f'({frame.latitude_deg:.5f}, {frame.longitude_deg:.5f}); expected at most '
-                f'{MAX_EXTENT_M / 1e3:.0f} km'
-            )
+        bounds_m = bounds_in_map(path, dataset, frame, map_from_crs)
         pixel_m = _pixel_size(dataset, map_from_crs)
         if not PIXEL_RANGE_M[0] <= pixel_m <= PIXEL_RANGE_M[1]:
             raise ValueError(
@@ -312,68 +354,35 @@ def _describe(path: Path, frame: LocalFrame, crs: CRS, map_from_crs: Transformer
             raise ValueError(
                 f'{path} has blocks of {block_px / 1e6:.0f} million pixels, which are read whole; '
                 f'expected at most {MAX_BLOCK_PX / 1e6:.0f} (gdal_translate -co TILED=YES)')
-        bands, palette = _colour_bands(path, dataset)
+        try:
+            samples, values, notes = describe_samples(path, dataset)
+        except RasterioError as error:
+            raise _damaged(path, error) from error
         owner = dataset.tags().get('TIFFTAG_COPYRIGHT', '').strip()
-        return _Source(
-            path, (dataset.width, dataset.height), dataset.transform, bands, palette, map_from_crs,
-            pixel_m, bounds_m, f'{path.name} ({owner})' if owner else path.name)
-
-
-def _choose_operation(crs: CRS, frame: LocalFrame, found) -> tuple[Transformer, CrsAccuracy]:
-    """The best installed operation for the area of these files, and its accuracy by PROJ."""
-    south, west, north, east = _union(box for _, box in found)
-    area = AreaOfInterest(west, south, east, north)
-    names = tuple(path.name for path, _ in found)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)      # CrsAccuracy reports missing grids
-        group = TransformerGroup(crs, CRS(frame.proj4), always_xy=True, area_of_interest=area)
-    if not group.transformers:
-        raise ValueError(f'{names[0]}: PROJ knows no transform from {crs.name} to WGS84')
-    chosen = group.transformers[0]
-    missing = None
-    if not group.best_available:
-        grids = [grid.short_name for grid in group.unavailable_operations[0].grids]
-        missing = ', '.join(grids) or None
-    accuracy_m = chosen.accuracy if chosen.accuracy >= 0.0 else None
-    return chosen, CrsAccuracy(names, crs.name, _shift_name(chosen), accuracy_m, missing)
-
-
-def _shift_name(operation: Transformer) -> str:
-    """The datum shift of an operation; the projections before and after it are exact."""
-    steps = (step.name for step in operation.operations or ())
-    shifts = [name for name in steps if ' to ' in name or 'Ballpark' in name]
-    return '; '.join(shifts) or 'no datum shift'
+        source = _Source(
+            path, (dataset.width, dataset.height), dataset.transform, samples, map_from_crs,
+            period, pixel_m, bounds_m, f'{_name(path)} ({owner})' if owner else _name(path))
+        return source, values, notes
 
 
 def _pixel_size(dataset, map_from_crs: Transformer) -> float:
     u_px, v_px = dataset.width / 2.0, dataset.height / 2.0
     steps = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     x_m, y_m = map_from_crs.transform(
-        *_apply(dataset.transform, u_px + steps[:, 0], v_px + steps[:, 1]))
+        *apply_affine(dataset.transform, u_px + steps[:, 0], v_px + steps[:, 1]))
     return float(np.hypot(x_m[1:] - x_m[0], y_m[1:] - y_m[0]).min())
 
 
-def _colour_bands(path: Path, dataset) -> tuple[tuple[int, ...], np.ndarray | None]:
-    if any(kind != 'uint8' for kind in dataset.dtypes):
-        raise ValueError(
-            f'{path} has {", ".join(sorted(set(dataset.dtypes)))} samples; expected 8-bit ones '
-            '(gdal_translate -ot Byte -scale converts)'
-        )
-    meaning = dataset.colorinterp
-    if meaning[0] == ColorInterp.palette:
-        entries = dataset.colormap(1)
-        palette = np.array([entries.get(value, (0, 0, 0))[:3] for value in range(256)], np.uint8)
-        return (1,), palette
-    rgb = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-    if all(colour in meaning for colour in rgb):
-        return tuple(meaning.index(colour) + 1 for colour in rgb), None
-    plain = [band for band, use in enumerate(meaning, 1) if use != ColorInterp.alpha]
-    return (tuple(plain[:3]) if len(plain) >= 3 else (plain[0],)), None
+def _reduction(grid: MapGrid, source: _Source) -> int:
+    """How many pixels of the file, along each axis, are read as one."""
+    pixels = int(grid.cell_m / source.pixel_m)
+    return pixels * 2 // COARSE if pixels >= COARSE else 1
 
 
 def _oversampling(grid: MapGrid, source: _Source) -> int:
-    """Working samples per cell and axis, at most 2 % farther apart than the pixels of the file."""
-    return max(1, math.ceil(0.98 * grid.cell_m / source.pixel_m))
+    """Working samples per cell and axis, at most 2 % farther apart than what is read."""
+    read_m = source.pixel_m * _reduction(grid, source)
+    return max(1, math.ceil(0.98 * grid.cell_m / read_m))
 
 
 def _overlap(grid: MapGrid, bounds_m) -> bool:
@@ -392,7 +401,10 @@ def _pixels_of(grid: MapGrid, source: _Source) -> tuple[np.ndarray, np.ndarray]:
     x_m, y_m = grid.xy_from_row_col(rows[:, None], cols[None, :])
     x_m, y_m = np.broadcast_arrays(x_m, y_m)
     east, north = source.map_from_crs.transform(x_m, y_m, direction='INVERSE')
-    u_px, v_px = _apply(~source.crs_from_pixel, east, north)
+    if source.easting_period is not None:
+        middle, _ = apply_affine(source.crs_from_pixel, *(side / 2 for side in source.size_px))
+        east = near_longitude(east, middle, source.easting_period)
+    u_px, v_px = apply_affine(~source.crs_from_pixel, east, north)
     # What lies outside the projection is inf; NaN would spread through the interpolation as well.
     u_px, v_px = (np.nan_to_num(axis - 0.5, nan=-1e9, posinf=-1e9) for axis in (u_px, v_px))
     return row_weights @ u_px @ col_weights.T, row_weights @ v_px @ col_weights.T
@@ -405,11 +417,7 @@ def _hat_weights(count: int) -> tuple[np.ndarray, np.ndarray]:
     return nodes, np.maximum(0.0, 1.0 - distance / NODE_STEP_PX)
 
 
-def _span(positions_px: np.ndarray, size_px: int) -> tuple[int, int]:
-    first = max(0, math.floor(positions_px.min()) - 1)
-    last = min(size_px, math.ceil(positions_px.max()) + 2)
+def _span(positions_px: np.ndarray, size_px: int, margin_px: int) -> tuple[int, int]:
+    first = max(0, math.floor(positions_px.min()) - margin_px)
+    last = min(size_px, math.ceil(positions_px.max()) + 1 + margin_px)
     return first, last
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
