@@ -29,25 +29,29 @@ class GnssQueue:
         self._timeline = timeline
         self._odometry_wait_s = odometry_wait_s
         self._clock_s = clock_s
-        self._waiting: deque[tuple[int, object, float]] = deque()
+        self._waiting: deque[tuple[int, object, float, float]] = deque()
 
     def add(self, stamp_ns: int, msg: object) -> None:
         """Append a message."""
-        self._waiting.append((stamp_ns, msg, self._clock_s()))
+        self._waiting.append(
+            (stamp_ns, msg, self._clock_s(), self._timeline.early_s(stamp_ns)))
 
     def clear(self) -> None:
         """Forget all messages."""
         self._waiting.clear()
 
     def take_due(self) -> Iterator[tuple[object, float]]:
-        """Remove and yield each message that is due, with the time in s that it has waited.
+        """Remove and yield each message that is due, with the time in s that it has to wait.
 
-        See ``clock_problem`` for one that has waited too long.
+        One for which ``clock_problem`` finds that time too long is due at once.
         """
-        while self._waiting and not self._timeline.is_worth_waiting_for(
-                self._waiting[0][0], self._odometry_wait_s):
-            _, msg, received_s = self._waiting.popleft()
-            yield msg, self._clock_s() - received_s
+        while self._waiting:
+            stamp_ns, msg, received_s, early_s = self._waiting[0]
+            if early_s <= MAX_WAIT_S and self._timeline.is_worth_waiting_for(
+                    stamp_ns, self._odometry_wait_s):
+                break
+            self._waiting.popleft()
+            yield msg, max(early_s, self._clock_s() - received_s)
 
 
 def clock_problem(what: str, waited_s: float) -> str:
