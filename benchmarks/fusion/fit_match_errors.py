@@ -19,12 +19,13 @@ from benchmarks import REPOSITORY
 from benchmarks.fusion.estimates import AXES, Estimates, estimates_of, normalized_errors, pooled
 from benchmarks.fusion.town_runs import WARM_UP_S
 from benchmarks.fusion.towns import feed, ImageAt, Town, town_from_bag, town_from_seed
-from crossview_localizer.config import LocalizerConfig, NodeConfig, read_parameters
+from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import GnssFix, MatchErrors, OdometrySample, PoseEstimate
 from crossview_localizer.evaluation.pose_metrics import CHI2_95
 from crossview_localizer.files import write_atomically
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.networks.checkpoint import load_network, write_match_errors
+from crossview_localizer.parameter_file import read_parameters
 from crossview_localizer.trajectory import TRUTH_MAX_GAP_S
 
 # Trials of each number, the others held, until nothing improves, at most ROUNDS times.
