@@ -74,7 +74,7 @@ def test_odometry_of_another_frame_or_with_nan_is_refused_with_the_reason(bench)
 def test_before_the_map_frame_is_placed_odometry_is_refused():
     bench = Bench()
     assert bench.odometry.add(msg_at(1.0)) is None
-    assert 'waiting for a first GNSS fix' in bench.line().text
+    assert 'waiting for GNSS fixes that agree' in bench.line().text
 
 
 def test_stamps_that_stay_in_another_time_restart_and_are_then_used(bench):
