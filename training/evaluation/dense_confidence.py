@@ -4,7 +4,8 @@ The temperature makes the score volume a likelihood; sharpening, least mass, inf
 of freedom say what the peak of a single frame's volume claims (see ``peak_pose``).
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 import math
 from pathlib import Path
 
@@ -36,15 +37,19 @@ LEAST_DOF, MOST_DOF = 2.1, 100.0
 
 @dataclass(frozen=True)
 class ScoredFrame:
-    """The score volume of one frame under a uniform prior, and its true pose."""
+    """The score volume of one frame under a uniform prior, and its true pose.
+
+    ``truth_covariance`` (3, 3) says how well that pose is known: zero where it is true.
+    """
 
     heatmap: Heatmap
     prior: PoseEstimate
     truth: Pose2D
+    truth_covariance: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
 
 
 @torch.inference_mode()
-def score_frames(network: DenseNetwork, worlds: list[World], count: int) -> list[ScoredFrame]:
+def score_frames(network: DenseNetwork, worlds: Sequence[World], count: int) -> list[ScoredFrame]:
     """Score ``count`` frames with the matcher that the node runs."""
     network = network.eval()
     matcher = DenseMatcher(network)
@@ -59,7 +64,10 @@ def score_frames(network: DenseNetwork, worlds: list[World], count: int) -> list
             ground = matcher.embed(CameraImage(0, world.images[index], world.camera), 0.0)
             heatmap = matcher.match(ground, window, prior, uniform_window(PRIOR_M))
             heatmap = replace(heatmap, volume=heatmap.volume.astype(np.float32))
-            found.append(ScoredFrame(heatmap, prior, truth))
+            covariance = np.zeros((3, 3))
+            if world.pose_covariances is not None:
+                covariance[:2, :2] = world.pose_covariances[index]
+            found.append(ScoredFrame(heatmap, prior, truth, covariance))
     return found
 
 
@@ -71,16 +79,32 @@ def fit_temperature(frames: list[ScoredFrame]) -> tuple[float, float]:
         row, col = heatmap.grid.row_col_from_xy(truth.x_m, truth.y_m)
         turn_rad = wrap_angle(truth.yaw_rad - heatmap.yaws_rad[0])
         yaw = turn_rad / (heatmap.yaws_rad[1] - heatmap.yaws_rad[0])
+        # The places about the truth, whole cells apart, and their shares of its Gaussian.
+        north, east, share = _cells_of_gaussian(
+            frame.truth_covariance[:2, :2] / heatmap.grid.cell_m ** 2)
         at_truth = map_coordinates(
-            heatmap.volume, [[yaw], [float(row)], [float(col)]], order=1, mode='nearest')
-        volumes.append((heatmap.volume, float(at_truth[0])))
+            heatmap.volume, [np.full(len(east), yaw), row - north, col + east], order=1,
+            mode='nearest')
+        volumes.append((heatmap.volume, at_truth, share))
 
     def nll(factor: float) -> float:
         return float(np.mean([
-            logsumexp(volume * factor) - factor * at_truth for volume, at_truth in volumes]))
+            logsumexp(volume * factor) - logsumexp(factor * at_truth, b=share)
+            for volume, at_truth, share in volumes]))
 
     best = minimize_scalar(lambda log: nll(math.exp(log)), bounds=(-2.5, 1.5), method='bounded')
     return math.exp(best.x), float(best.fun)
+
+
+def _cells_of_gaussian(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps north and east of the mean, in cells, and the share of each; covariance in cells."""
+    reach = np.arange(-math.ceil(3.0 * math.sqrt(covariance.trace())), 1)
+    steps = np.concatenate((reach, -reach[-2::-1]))
+    north, east = (axis.ravel() for axis in np.meshgrid(steps, steps, indexing='ij'))
+    off = np.stack((east, north), 1)
+    squared = np.einsum('ni,ij,nj->n', off, np.linalg.inv(covariance + 1e-6 * np.eye(2)), off)
+    share = np.exp(-0.5 * squared)
+    return north, east, share / share.sum()
 
 
 def fit_peaks(frames: list[ScoredFrame], factor: float) -> tuple[float, float]:
@@ -114,7 +138,8 @@ def _log_densities(frame: ScoredFrame, sharpening: float, min_mass: float) -> tu
                       wrap_angle(pose.yaw_rad - truth.yaw_rad)])
     yaw_step_rad = frame.heatmap.yaws_rad[1] - frame.heatmap.yaws_rad[0]
     window = frame.heatmap.volume.size * grid.cell_m**2 * yaw_step_rad
-    return (multivariate_normal.logpdf(error, cov=estimate.covariance), -math.log(window))
+    covariance = estimate.covariance + frame.truth_covariance
+    return (multivariate_normal.logpdf(error, cov=covariance), -math.log(window))
 
 
 def fit_tails(frames: list[ScoredFrame], sharpening: float,
@@ -128,7 +153,8 @@ def fit_tails(frames: list[ScoredFrame], sharpening: float,
         peak_pose(frame.heatmap, frame.prior, sharpening, min_mass) for frame in frames))
     distances2 = pose_errors(
         Track.from_poses(range(len(frames)), [estimate.pose for estimate in estimates],
-                         [estimate.covariance for estimate in estimates]),
+                         [estimate.covariance + frame.truth_covariance
+                          for estimate, frame in zip(estimates, frames)]),
         Track.from_poses(range(len(frames)), [frame.truth for frame in frames]))['nees']
     ambiguous = np.array(ambiguous)
 
@@ -149,7 +175,7 @@ def fit_tails(frames: list[ScoredFrame], sharpening: float,
     return needed(0.68) / distance2_within(0.68, dof), dof
 
 
-def fit_confidence(path: Path, worlds: list[World], count: int = 300) -> None:
+def fit_confidence(path: Path, worlds: Sequence[World], count: int = 300) -> None:
     """Fit the confidence of the weights at ``path`` on ``count`` frames and store it there.
 
     The temperature of a network with random weights, a control, is fitted too.
