@@ -1,5 +1,7 @@
 """What a single frame's scores claim: as much as their errors on validation frames allow."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import multivariate_t
@@ -31,6 +33,19 @@ def test_temperature_and_sharpening_are_those_of_the_errors(wrong):
         assert factor < 1.0 and sharpening > 2.5
     else:
         assert factor == pytest.approx(4.0, rel=0.2) and sharpening == pytest.approx(1.0, abs=0.25)
+
+
+def test_the_temperature_does_not_take_the_uncertainty_of_the_truth_for_an_error():
+    rng = np.random.default_rng(0)
+    covariance, known = np.diag([0.6, 0.9, 0.0008]), np.diag([2.0, 1.0, 0.0])
+    mean = np.array([100.0, 50.0, 0.5])
+    heatmap = gaussian_volume(mean, 4.0 * covariance, PRIOR)
+    frames = [ScoredFrame(heatmap, PRIOR, Pose2D(*rng.multivariate_normal(
+        mean, covariance + known)), known) for _ in range(300)]
+    factor, _ = fit_temperature(frames)
+    assert factor == pytest.approx(4.0, rel=0.3)
+    as_true, _ = fit_temperature([replace(f, truth_covariance=0.0 * known) for f in frames])
+    assert as_true < 2.5
 
 
 @pytest.mark.parametrize('dof, wrong', [(1e6, 0), (4.0, 0), (1e6, 24)])

@@ -6,7 +6,6 @@ so that many drives are a folder of files that training reads as it needs them. 
 held out, for all drives, and training frames near them are left out.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import json
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from crossview_localizer.camera.views import sampling_image, UNSEEN
@@ -28,8 +28,9 @@ SPACING_M = 1.5            # smallest distance between two frames of a drive
 SQUARE_M = 100.0           # side of the squares
 MARGIN_M = 90.0            # of imagery around a square
 AHEAD_M = 16.0             # the middle of what a camera sees, and half of its width
-GUARD_M = 30.0             # training frames are at least this far from held-out ones
+GUARD_M = 25.0             # training frames are at least this far from held-out ones
 HELD_OUT_SHARE = 0.2       # of all frames, at least
+SPLITS = 30
 MAX_SIGMA_M = 8.0          # poses that are less certain are not used
 IMAGERY_SIGMA_M = 1.0      # of the shift of the imagery
 LEAST_GREY = 35.0          # images whose mean is below show too little light
@@ -101,24 +102,22 @@ def _covered_share(imagery, pose: np.ndarray) -> float:
 def split_by_place(drives: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
     """For each drive's positions (N, 2) 1 for training, 2 for held out, 0 for neither.
 
-    Squares are drawn until they hold HELD_OUT_SHARE of all frames.  Raises ValueError where this
-    leaves too few.
+    Squares are drawn until they hold HELD_OUT_SHARE of all frames; of SPLITS such draws the one
+    that leaves the most frames for training counts.  Raises Refused where it leaves too few.
     """
     positions_m = np.concatenate(drives)
-    squares = square_of(positions_m)
-    counts = Counter(map(tuple, squares.tolist()))
-    order = sorted(counts)
-    held_out, frames = set(), 0
-    for number in np.random.default_rng(seed).permutation(len(order)):
-        if frames >= HELD_OUT_SHARE * len(positions_m):
-            break
-        held_out.add(order[number])
-        frames += counts[order[number]]
-    is_held_out = np.array([tuple(square) in held_out for square in squares.tolist()])
-    part = np.where(is_held_out, 2, 1)
-    for position_m in positions_m[is_held_out]:
-        near = np.hypot(*(positions_m - position_m).T) < GUARD_M
-        part[near & ~is_held_out] = 0
+    _, square = np.unique(square_of(positions_m), axis=0, return_inverse=True)
+    square = square.ravel()
+    near = cKDTree(positions_m).query_ball_point(positions_m, GUARD_M)
+    part, rng = np.zeros(len(positions_m), int), np.random.default_rng(seed)
+    for _ in range(SPLITS):
+        order = rng.permutation(square.max() + 1)
+        before = np.cumsum(np.bincount(square)[order]) - np.bincount(square)[order]
+        held_out = np.isin(square, order[before < HELD_OUT_SHARE * len(positions_m)])
+        split = np.where(held_out, 2, 1)
+        split[[k for k in np.flatnonzero(~held_out) if held_out[near[k]].any()]] = 0
+        if (split == 1).sum() > (part == 1).sum():
+            part = split
     for value, least, what in ((1, MIN_TRAIN_FRAMES, 'training'),
                                (2, MIN_HELD_OUT_FRAMES, 'held-out stretches')):
         if (part == value).sum() < least:
