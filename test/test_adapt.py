@@ -162,7 +162,8 @@ def recording(ros, tmp_path_factory):
             transform=rasterio.Affine(2.0, 0.0, -200.0, 0.0, -2.0, 200.0)) as file:
         file.write(np.random.default_rng(0).integers(0, 255, (3, 200, 200)).astype(np.uint8))
     made.write_bag(folder / 'drive', [
-        *map(with_noise, made.input_messages(60.0)), *made.odometry_messages(60.0), *made.truth_messages(60.0)])
+        *map(with_noise, made.input_messages(60.0)), *made.odometry_messages(60.0),
+        *made.truth_messages(60.0)])
     made.write_bag(folder / 'short', [
         *made.input_messages(16.0), *made.odometry_messages(16.0)])
     save_network(random_network(MODEL, 0), folder / 'init.safetensors', {})

@@ -27,7 +27,7 @@ from training.recipes.augment import changed
 
 PRIOR_M, PRIOR_DEG = 18.5, 10.0  # the truth lies within these of the prior, on each axis
 NARROW_PRIOR = 0.45   # half of the groups have a prior of this share of PRIOR_M
-UNSURE_M = 2.5        # but for those whose place has a larger standard deviation
+UNSURE_M = 2.5        # but none whose places have a larger sigma on each axis
 OWN_PRIOR_M = 4.0     # the frames of a group have priors that differ by up to this
 EDGE_M = 1.5          # the score volume reaches this far beyond the prior
 NEAR_M = 18.0         # companions of a frame lie within this of it
@@ -130,7 +130,7 @@ def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
     if covariances is None:
         covariances = np.zeros((len(poses), 2, 2))
     # Of a place that is not well known the narrow window could miss most.
-    unsure = covariances.trace(axis1=1, axis2=2).max() > UNSURE_M ** 2
+    unsure = covariances.trace(axis1=1, axis2=2).max() / 2 > UNSURE_M ** 2
     reach_m = PRIOR_M * rng.choice([1.0 if unsure else NARROW_PRIOR, 1.0])
     places = 2 * math.ceil((reach_m + EDGE_M) / config.cell_m) + 1
     side = places - 1 + config.patch_cells

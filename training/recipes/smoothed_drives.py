@@ -89,7 +89,9 @@ def estimate_offsets(network: DenseNetwork, sources: Sequence[WorldFiles], confi
             network, _by_world(drive, chosen[order], sources), sigma_m))
         times_s = (drive.stamps_ns - drive.stamps_ns[0]) * 1e-9
         moved_m = np.hypot(*np.diff(drive.poses[chosen, :2], axis=0, prepend=np.inf).T)
-        weights = np.clip(moved_m / errors.correlation_m, 0.0, 1.0)
+        waited_s = np.diff(times_s[chosen], prepend=-np.inf)
+        weights = np.minimum(1.0, np.maximum(
+            moved_m / errors.correlation_m, waited_s / errors.correlation_s))
         means, covariances = offset_posterior(
             np.stack(list(likelihoods)) * weights[:, None, None], times_s[chosen],
             network.config.cell_m, sigma_m, config.tau_s)
