@@ -2,8 +2,8 @@
 
 The node declares its ROS parameters from these dataclasses, and a test checks ``config/*.yaml``
 against them.  What belongs to a trained network (sizes, temperature, errors of its matches) is in
-its weights file, see ``networks.checkpoint``.  What no user would change is a constant beside the
-code that uses it.
+its weights file, see ``networks.checkpoint``.  A value that no user would change is a constant
+beside the code that uses it.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def tunable(default, description: str, low=None, high=None, choices=None):
-    """A dataclass field with what ``ros2 param describe`` shows."""
+    """A dataclass field with the description and range that ``ros2 param describe`` shows."""
     return field(
         default=default,
         metadata={'description': description, 'low': low, 'high': high, 'choices': choices},
@@ -91,7 +91,7 @@ class NodeConfig:
         '', 'embedding map made by build_map; empty: no matching, the prior alone is published')
     weights_path: str = tunable('', 'network weights; empty: those shipped with the package')
     device: str = tunable(
-        'auto', 'where the network runs; auto takes the GPU where there is one',
+        'auto', 'device of the network; auto takes the GPU if there is one',
         choices=('auto', 'cpu', 'cuda'))
     torch_threads: int = tunable(
         1, 'threads of the network on the CPU; two on two busy cores can be far slower', 1, 64)

@@ -136,7 +136,7 @@ class Localizer:
         return FilterUpdate(outcome, self._supervisor.search_text or outcome.value)
 
     def _windows(self, tried: PoseEstimate | None):
-        """The search window about a pose, the map there, and if there is none the reason."""
+        """The search window about a pose and the map there, or the reason why there is none."""
         if tried is None:
             with self._lock:
                 return None, None, self._without_prior()

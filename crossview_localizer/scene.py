@@ -1,7 +1,7 @@
-"""What RViz shows of a running localizer, on topics that stock displays understand.
+"""Publishes what RViz shows of a running localizer, for displays that come with RViz.
 
-It listens to the node's outputs and inputs and computes nothing that the node would need: the
-localization is the same with and without it, and it may run on another machine.
+It subscribes to the outputs and inputs of the localizer. The localizer does not depend on it, and
+it may run on another machine.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from crossview_localizer.ros.trails import Trails
 OWN_PARAMETERS = {'publish_odom_tf': False, 'picture_hz': 5.0, 'heatmap_picture': False}
 LOCALIZER = 'crossview_localizer'
 TRAILS = ('gnss', 'prior', 'refined', 'ground_truth')
-# So many images wait for their poses.
+# At most so many images wait for their poses.
 WAITING_IMAGES = 8
 BEST_EFFORT = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
 
@@ -71,7 +71,7 @@ class SceneNode(Node):
         self.create_service(
             GetInteractiveMarkers, '~/get_interactive_markers', self._on_viewer_reset)
         self._jump_handle = call_on_backward_jump(self, self._on_clock_jump)
-        # A steady clock: paths are drawn whether or not /clock runs.
+        # A steady clock: paths are also drawn while /clock stands still.
         self.create_timer(
             1.0, self._publish_background, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -93,7 +93,7 @@ class SceneNode(Node):
         if not self._config.map_path:
             self.get_logger().warning('no map_path is set: the ground stays empty')
             return None
-        # torch comes with it.
+        # This import loads torch.
         from crossview_localizer.maps.embedding_map import read_orthophoto
         orthophoto = read_orthophoto(self._config.map_path)
         if orthophoto is None:
@@ -139,7 +139,7 @@ class SceneNode(Node):
                 (OccupancyGrid, f'{LOCALIZER}/heatmap', self._on_heatmap, 5)):
             self.create_subscription(kind, topic, callback, qos)
 
-    # --- what the sensors say
+    # --- inputs of the localizer
 
     def _on_static_transforms(self, msg: TFMessage) -> None:
         self.rig.static_transforms.add(msg)
@@ -148,7 +148,7 @@ class SceneNode(Node):
         self.rig.camera_info = msg
 
     def _on_image(self, msg: Image | CompressedImage) -> None:
-        """Draw the camera's picture, where somebody looks, and keep the image for its pose."""
+        """Draw the camera's picture, if it has a subscriber; keep the image until its pose."""
         if not self._is_picture_due('camera', 'views'):
             return
         image = self.rig.camera_image(msg)
@@ -180,7 +180,7 @@ class SceneNode(Node):
                 sample.odom_from_base, sample.stamp_ns, msg.header.frame_id or 'odom',
                 msg.child_frame_id or self._config.base_frame)]))
 
-    # --- what the localizer says
+    # --- outputs of the localizer
 
     def _on_pose(self, msg: PoseWithCovarianceStamped) -> None:
         estimate = conversions.pose_estimate_from_msg(msg)
@@ -212,7 +212,7 @@ class SceneNode(Node):
     def _on_heatmap(self, msg: OccupancyGrid) -> None:
         self._outputs['heatmap'].publish(scene_messages.costmap_from_heatmap(msg))
         self._outputs['alternatives'].publish(scene_messages.alternative_markers(msg))
-        # The localizer clears its heat map where an image gave no match.
+        # The localizer clears its heat map if an image gave no match.
         if max(msg.data, default=-1) < 0 and self._match_ellipse.markers:
             self._outputs['ellipses'].publish(scene_messages.removal(self._match_ellipse))
             self._match_ellipse = MarkerArray()
@@ -226,7 +226,7 @@ class SceneNode(Node):
             picture, stamp_ns, self._config.map_frame))
 
     def _on_geopose(self, msg: GeoPoseWithCovarianceStamped) -> None:
-        """Pose and geopose of one instant tell where the map frame lies on Earth."""
+        """Place the map frame on Earth, from pose and geopose of one instant."""
         latest, position = self._latest_pose, msg.pose.pose.position
         if latest is not None and (
                 latest.stamp_ns == conversions.stamp_ns_from_msg(msg.header.stamp)):
@@ -242,7 +242,7 @@ class SceneNode(Node):
                 trail.stamps_ns, trail.xy_m, self._config.map_frame))
 
     def _is_picture_due(self, *topics: str) -> bool:
-        """Whether somebody looks at one of the pictures, and the last is old enough."""
+        """Whether a picture has a subscriber, and the last one is old enough."""
         now_s, last_s = time.monotonic(), self._last_picture_s.get(topics[0], 0.0)
         is_due = now_s - last_s >= self._picture_period_s and any(
             self._outputs[topic].get_subscription_count()
@@ -267,7 +267,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def log_refused_message(node: SceneNode, error: Exception) -> None:
-    """Log a message that makes no sense: it must not end the scene."""
+    """Log a message that is not valid; it must not end the node."""
     if not isinstance(error, ValueError):
         raise error
     node.get_logger().warning(str(error), throttle_duration_sec=10.0)

@@ -130,7 +130,7 @@ def entry_points() -> dict[str, str]:
 
 
 @cache
-def help_of(module: str) -> str | None:
+def help_of(module: str, *subcommand: str) -> str | None:
     """What --help prints; None where there is no such command."""
     try:
         spec = importlib.util.find_spec(module)
@@ -142,7 +142,7 @@ def help_of(module: str) -> str | None:
     main = importlib.import_module(f'{module}.__main__' if is_package else module).main
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main(['--help'])
+        main([*subcommand, '--help'])
     return printed.getvalue()
 
 
@@ -150,6 +150,11 @@ def _option_problems(module: str, arguments: list[str]) -> list[str]:
     text = help_of(module)
     if text is None:
         return [f'there is no command {module}']
+    subcommands = re.search(r'\{([\w,]+)\} \.\.\.', text)
+    if subcommands and arguments and not arguments[0].startswith('-'):
+        if arguments[0] not in subcommands[1].split(','):
+            return [f'{module} has no command {arguments[0]}']
+        text = help_of(module, arguments[0])
     known = set(re.findall(r'(?<![\w-])--?[A-Za-z][\w-]*', text))
     own, ros = arguments, []
     if '--ros-args' in arguments:

@@ -9,8 +9,14 @@ from test_heatmap_pose import gaussian_volume
 from test_heatmap_pose import SHARP_PRIOR as PRIOR
 
 from crossview_localizer.geometry import Pose2D
-from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
-from training.evaluation.dense_confidence import fit_peaks, fit_tails, fit_temperature, ScoredFrame
+from crossview_localizer.matching.heatmap_pose import distance2_within, peak_of, peak_pose
+from training.evaluation.dense_confidence import (
+    fit_peaks,
+    fit_tails,
+    fit_temperature,
+    least_mass,
+    ScoredFrame,
+)
 
 
 @pytest.mark.parametrize('wrong', [0, 6])
@@ -35,19 +41,6 @@ def test_temperature_and_sharpening_are_those_of_the_errors(wrong):
         assert factor == pytest.approx(4.0, rel=0.2) and sharpening == pytest.approx(1.0, abs=0.25)
 
 
-def test_the_temperature_does_not_take_the_uncertainty_of_the_truth_for_an_error():
-    rng = np.random.default_rng(0)
-    covariance, known = np.diag([0.6, 0.9, 0.0008]), np.diag([2.0, 1.0, 0.0])
-    mean = np.array([100.0, 50.0, 0.5])
-    heatmap = gaussian_volume(mean, 4.0 * covariance, PRIOR)
-    frames = [ScoredFrame(heatmap, PRIOR, Pose2D(*rng.multivariate_normal(
-        mean, covariance + known)), known) for _ in range(300)]
-    factor, _ = fit_temperature(frames)
-    assert factor == pytest.approx(4.0, rel=0.3)
-    as_true, _ = fit_temperature([replace(f, truth_covariance=0.0 * known) for f in frames])
-    assert as_true < 2.5
-
-
 @pytest.mark.parametrize('dof, wrong', [(1e6, 0), (4.0, 0), (1e6, 24)])
 def test_both_ellipsoids_hold_their_share_of_all_frames(dof, wrong):
     """Errors twice as large as the peaks are wide, with tails or without, or some elsewhere."""
@@ -67,3 +60,31 @@ def test_both_ellipsoids_hold_their_share_of_all_frames(dof, wrong):
     for share in (0.68, 0.95):
         held = np.mean(distances2 <= distance2_within(share, fitted))
         assert held == pytest.approx(share, abs=0.02)
+
+
+def test_the_least_mass_lets_only_the_allowed_share_of_wrong_frames_be_sure():
+    """Of 40 frames 10 are 8 m off, with peaks of falling certainty."""
+    frames = []
+    for k in range(40):
+        sigma_m = 0.5 + 0.1 * k
+        heatmap = gaussian_volume(
+            np.array([100.0, 50.0, 0.5]), np.diag([sigma_m**2, sigma_m**2, 0.0008]), PRIOR)
+        frames.append(ScoredFrame(
+            heatmap, PRIOR, Pose2D(100.0, 58.0 if k % 4 == 0 else 50.0, 0.5)))
+    masses = [peak_of(frame.heatmap).mass for frame in frames]
+    assert masses == sorted(masses, reverse=True)
+    # Two of 40 may be wrong: the third wrong frame, number 8, must not be sure.
+    mass = least_mass(frames, 1.0, 5.0, 0.05)
+    assert masses[8] < mass <= masses[7]
+    assert least_mass(frames, 1.0, 9.0, 0.0) == 0.0
+    better_known = [replace(frame, accuracy_m=4.0) for frame in frames]
+    assert least_mass(better_known, 1.0, 5.0, 0.0) == 0.0
+
+
+def test_a_place_known_to_a_metre_may_lie_anywhere_in_its_disc():
+    heatmap = gaussian_volume(
+        np.array([100.0, 50.0, 0.5]), np.diag([0.05, 0.05, 0.0008]), PRIOR)
+    frame = ScoredFrame(heatmap, PRIOR, Pose2D(101.0, 50.0, 0.5))
+    _, exact = fit_temperature([frame])
+    _, within = fit_temperature([replace(frame, accuracy_m=1.0)])
+    assert within < exact - 1.0

@@ -22,6 +22,8 @@ def test_a_script_is_taken_apart_into_its_commands():
     ('ros2 run crossview_localizer build_map a.tif --weight w --area', 'no option --weight'),
     ('ros2 run crossview_localizer buildmap', 'no command of the package'),
     ('python -m training.nothing', 'no command training.nothing'),
+    ('python -m training.benchmarks kitty --root a', 'has no command kitty'),
+    ('python -m training.benchmarks kitti --root a --maps b', 'no option --maps'),
     ('ros2 launch crossview_localizer robotcar.launch.py bags:=drive', 'no argument bags'),
     ('python -m crossview_localizer.node --ros-args -p map:=a.map', 'no parameter map'),
     ('make demos', 'does not know demos'),

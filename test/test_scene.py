@@ -1,6 +1,7 @@
 """What RViz shows: the messages of the scene, and every display compared with the live graph."""
 
 from array import array
+from dataclasses import replace
 import gc
 import importlib.util
 import math
@@ -181,6 +182,26 @@ def test_the_satellite_view_is_turned_so_that_ahead_is_up(yaw_rad):
     both = scene_pictures.views_picture(image, pose, 0.0, (rgb, grid))
     assert both.shape == (
         scene_pictures.VIEW_PX + scene_pictures.CAPTION_PX, 2 * scene_pictures.VIEW_PX, 3)
+
+
+def test_the_pictures_of_a_rear_camera_look_back_and_show_where_the_vehicle_heads():
+    rgb = smooth_picture(300, 400)
+    ahead = CameraImage(STAMP_NS, rgb, CAMERA)
+    turn = np.diag([-1.0, -1.0, 1.0, 1.0])
+    back = replace(ahead, camera=replace(CAMERA, base_from_camera=turn @ CAMERA.base_from_camera))
+    marked = [scene_pictures.camera_picture(image) for image in (ahead, back)]
+    assert (marked[0] != rgb).any(2).sum() > 1000
+    assert (marked[0] != marked[1]).any(2).sum() < 500     # lines that are rounded otherwise
+    grid, map_rgb = MapGrid(600, 600, 0.25, -75.0, 75.0), smooth_picture(600, 600)
+    ours = scene_pictures.views_picture(back, Pose2D(5.0, -8.0, 0.7), 0.0, (map_rgb, grid))
+    theirs = scene_pictures.views_picture(
+        ahead, Pose2D(5.0, -8.0, 0.7 + math.pi), 0.0, (map_rgb, grid))
+    differs = np.nonzero((ours != theirs).any(2))
+    # Only the triangles, which point the other way, differ.
+    assert len(differs[0]) > 20
+    assert np.ptp(differs[0]) < 20
+    row = scene_pictures.CAPTION_PX + scene_pictures.VIEW_AHEAD_PX
+    assert abs(differs[0].mean() - row) < 4
 
 
 # --- the live graph

@@ -58,6 +58,7 @@ class Adaptation:
     freeze: bool = False
     seed: int = 0
     held_out_frames: int = HELD_OUT_FRAMES
+    validations: int = VALIDATIONS
     offsets: OffsetConfig = OffsetConfig()
     likelihood: PoseLikelihoodConfig = LIKELIHOOD
 
@@ -79,7 +80,7 @@ def adapt(adaptation: Adaptation, ranks: Ranks = ALONE) -> dict[str, dict]:
     config = replace(CONFIG, seed=adaptation.seed,
                      frozen_stages=ALL_STAGES if adaptation.freeze else CONFIG.frozen_stages)
     steps = planned_steps(adaptation, network, recipe, config, ranks)
-    config = replace(config, steps=steps, validate_steps=math.ceil(steps / VALIDATIONS))
+    config = replace(config, steps=steps, validate_steps=math.ceil(steps / adaptation.validations))
     provenance = {
         'init': {'file': adaptation.init.name, **read_model_config(adaptation.init)[1]},
         'train_files': [path.name for path in adaptation.train_files],
@@ -125,7 +126,7 @@ def planned_steps(adaptation: Adaptation, network: DenseNetwork, recipe: Smoothe
         validation_s = frame_s * (2 * likelihood.validation_groups + offsets.frames * drives)
         end_s = frame_s * (3 * adaptation.held_out_frames + 2 * offsets.confidence_frames
                            + offsets.frames * drives)
-        other_s = (VALIDATIONS + 1) * validation_s + end_s
+        other_s = (adaptation.validations + 1) * validation_s + end_s
         steps = adaptation.steps or min(MOST_STEPS, max(
             FEWEST_STEPS, int((3600.0 * adaptation.hours - other_s) / step_s)))
         total_h = (steps * step_s + other_s) / 3600.0

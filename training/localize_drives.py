@@ -1,4 +1,4 @@
-"""Run the offline Localizer over drives with truth: errors of refined pose and prior."""
+"""Run the offline Localizer on drives with truth; print errors of refined pose and prior."""
 
 import argparse
 from pathlib import Path

@@ -1,8 +1,8 @@
 """One training run, whatever is learned: read ``train`` from top to bottom.
 
 A ``Recipe`` says what is learned: it draws batches, computes their loss and validates. The loop
-does the rest: learning rates, several ranks, the log, keeping the best weights, and going on with
-a run that was stopped, with the same losses as if it had not been.
+does the rest: learning rates, several ranks, the log, keeping the best weights, and continuing a
+stopped run, with the same losses as in a run that was not stopped.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ class TrainConfig:
 class Recipe(Protocol):
     """What is learned: a torch module whose own parameters (a temperature) are trained too.
 
-    Everything that is drawn depends on the seed and the step alone, so that a run can go on.
+    All random draws depend only on the seed and the step, so that a stopped run can continue.
     """
 
     config: Any            # a dataclass, stored with the weights
@@ -103,7 +103,7 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
     With ``validate_first`` these are never worse than those that the run began with.
     ``out`` with the suffix ``.state`` holds what a stopped run needs to go on from its last
     validation, ``.jsonl`` the log. ``on_validation`` gets each line of it, after both are saved.
-    Raises ValueError where that state is of a run with other settings, or the loss not finite.
+    Raises ValueError if that state is of a run with other settings, or the loss not finite.
     """
     epoch = recipe.epoch_length
     config = replace(config, steps=config.steps or config.epochs * epoch,
@@ -120,7 +120,7 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
         average = modules['average'] = AveragedModel(
             network, avg_fn=partial(averaged, steps=config.average_steps))
         best = average.module
-    state = State(
+    state = RunState(
         out.with_suffix('.state'), json.dumps(settings, sort_keys=True), modules)
     state.load()
     step, first = state.step, ranks.rank == 0
@@ -203,7 +203,7 @@ def backward(objective: nn.Module, parts: list, ranks: Ranks) -> dict[str, torch
 
 
 def set_training(network: Network, frozen_stages: int) -> None:
-    """Put the network into training mode, but for what keeps its pretrained values.
+    """Put the network into training mode, except the parts that keep their pretrained values.
 
     These are all statistics of batch norm, and the stem and first stages of EfficientNet.
     """
@@ -218,7 +218,7 @@ def set_training(network: Network, frozen_stages: int) -> None:
 
 
 def make_optimizer(network: Network, recipe: Recipe, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a rate of their own for the trunks, and no decay of the recipe's parameters."""
+    """AdamW with a separate rate for the trunks and no decay of the recipe's parameters."""
     trunk = [parameter for branch in (network.ground, network.satellite)
              for parameter in branch.trunk.parameters() if parameter.requires_grad]
     in_trunk = set(trunk)
@@ -258,7 +258,7 @@ def seed_generator(*numbers: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
-class State:
+class RunState:
     """What a stopped run needs to go on; ``modules`` are loaded and saved with it."""
 
     def __init__(self, path: Path, settings: str, modules: dict[str, Any]):
@@ -266,14 +266,14 @@ class State:
         self.step, self.best, self.since_best = 0, math.inf, 0
 
     def judge(self, step: int, score: float) -> bool:
-        """Note a validation; whether it is the best so far."""
+        """Note a validation; return whether it is the best so far."""
         self.step, self.since_best = step, self.since_best + 1
         if score < self.best:
             self.best, self.since_best = score, 0
         return self.since_best == 0
 
     def load(self) -> None:
-        """Take up the state at ``path``, if there is one."""
+        """Load the state at ``path``, if there is one."""
         if not self.path.exists():
             return
         found = read_torch(self.path)

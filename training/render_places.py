@@ -23,7 +23,7 @@ def render_place(seed: int, out: Path, aerials: int, shots: int, frames: int) ->
     if path.exists():
         return path
     from training.simulation.look import draw_look, make_view
-    from training.simulation.place import make_place
+    from training.simulation.planning.planner import make_place
     from training.simulation.renderer import draw_aerial_look, render_aerial, Renderer
     from training.simulation.rig import draw_camera, draw_poses, photograph
 

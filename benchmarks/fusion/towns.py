@@ -105,7 +105,7 @@ def elsewhere(places_m: np.ndarray, index: int, rng) -> int:
 
 
 def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:
-    """Give the events to a Localizer and return what each image gave."""
+    """Give the events to a Localizer and return the result of each image."""
     found = []
     for event in events:
         if isinstance(event, ImageAt):
@@ -120,7 +120,7 @@ def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:
 def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jobs: int) -> Town:
     """The town of a seed with one drive through it; what is missing in ``folder`` is made.
 
-    Map and views are named after the weights.  Raises ValueError or OSError where ``folder`` holds
+    Map and views are named after the weights.  Raises ValueError or OSError if ``folder`` holds
     another town.
     """
     from benchmarks.demo.stages import build_corridor_map, convert

@@ -55,7 +55,7 @@ REBUILD = (
 
 @dataclass(frozen=True)
 class MapWindow:
-    """The tiles around a prior.
+    """The tiles of the map around a prior.
 
     ``index`` (rows, cols) int64, on the CPU, gives the row of ``rows`` (n, D) float16, on the
     map's device, for each cell of ``grid``, -1 where there is no tile.  ``coverage`` is the share
@@ -74,7 +74,7 @@ class MapWindow:
 
 
 class ChunkedIndex:
-    """The row of the descriptors for each lattice point, in squares without the empty ones.
+    """The row of ``descriptors`` for each lattice point, in squares; empty squares are left out.
 
     ``chunks`` and ``cells`` are as in the file; ``cells`` may be memory-mapped.
     """
@@ -109,14 +109,14 @@ class ChunkedIndex:
         return cls(chunks, squares[filled], grid)
 
     def crop(self, top: int, left: int, rows: int, cols: int) -> np.ndarray:
-        """A part (rows, cols) int64 that begins at a lattice point; -1 also beyond the grid."""
+        """Part of the index, (rows, cols) int64, from a point on; -1 also beyond the grid."""
         found = np.full((rows, cols), -1, np.int64)
         for r in range(max(top, 0) // CHUNK, -(-min(top + rows, self.grid.rows) // CHUNK)):
             for c in range(max(left, 0) // CHUNK, -(-min(left + cols, self.grid.cols) // CHUNK)):
                 number = self.chunks[r, c]
                 if number < 0:
                     continue
-                # The place of the square in the part, cut off at the edges.
+                # Where the square lies in the part, cut off at the edges of the part.
                 r0, c0 = r * CHUNK - top, c * CHUNK - left
                 inner = np.s_[max(-r0, 0):rows - r0, max(-c0, 0):cols - c0]
                 cells = self.cells[number][inner]
@@ -128,7 +128,7 @@ class ChunkedIndex:
         return self.crop(0, 0, self.grid.rows, self.grid.cols)
 
     def require_each_once(self, tiles: int) -> None:
-        """Raise ValueError unless the index names each of so many tiles once."""
+        """Raise ValueError unless the index names each of ``tiles`` tiles once."""
         used = self.cells[self.cells >= 0]
         if (self.cells < -1).any() or used.size != tiles or (
                 used.max() >= tiles or np.bincount(used).max() > 1):
@@ -136,7 +136,7 @@ class ChunkedIndex:
 
 
 class StoredRows:
-    """Rows of a (T, D) float16 tensor in a file; the rows used last stay on the device.
+    """Rows of a (T, D) float16 tensor in a file; the most recently used ones stay on the device.
 
     They are read by ``pread``, which does not stop other threads as a page fault does.
     """
@@ -169,7 +169,7 @@ class StoredRows:
             return self._cache[slots]
 
     def prefetch(self, numbers: np.ndarray) -> None:
-        """Read these rows unless they are in memory; another thread may ask for rows meanwhile."""
+        """Read rows that are not in memory; another thread may ask for rows meanwhile."""
         missing = [n for n in numbers.tolist() if n not in self._slot_of][:len(self._cache) // 2]
         step = max(1, READ_BYTES // self._row_bytes)
         for first in range(0, len(missing), step):
@@ -180,7 +180,7 @@ class StoredRows:
                 self._keep([part[k] for k in fresh], rows[fresh], ())
 
     def _keep(self, numbers: list[int], rows: torch.Tensor, wanted) -> None:
-        """Put rows into the cache in place of the least recently used, sparing ``wanted``."""
+        """Put rows in the place of the least recently used ones, but never of ``wanted``."""
         for n in wanted:
             if n in self._slot_of:
                 self._slot_of.move_to_end(int(n))
@@ -206,7 +206,7 @@ class StoredRows:
 
 
 class EmbeddingMap:
-    """All tiles of a map, in memory or in a file."""
+    """A map: all its tiles, in memory or in a file."""
 
     def __init__(self, frame: LocalFrame, grid: MapGrid, index: torch.Tensor | ChunkedIndex,
                  descriptors: torch.Tensor | StoredRows, fingerprint: str, tile_m: float,
@@ -214,7 +214,7 @@ class EmbeddingMap:
                  orthophoto_grid: MapGrid | None = None):
         """``index`` (rows, cols) int64 and ``descriptors`` (T, D) float16 as in the file.
 
-        Raises ValueError where they do not fit the grid or each other.
+        Raises ValueError if they do not fit the grid or each other.
         """
         self.frame, self.grid, self.descriptors = frame, grid, descriptors
         self.fingerprint, self.tile_m, self.tile_px = fingerprint, tile_m, tile_px
@@ -250,18 +250,18 @@ class EmbeddingMap:
 
     def window(self, prior: PoseEstimate, half_width_m: float,
                margin_m: float = 0.0) -> MapWindow | None:
-        """The square of tiles that reaches at least half_width_m each way from the prior's mean.
+        """The tiles of a square that reaches ``half_width_m`` each way from the prior's mean.
 
         With ``margin_m`` it reaches that much farther, while the coverage is that of the cells
-        which overlap the inner square. None where the mean is outside the grid or the square
-        holds no tile. Cells beyond the edge of the grid have no tile. If the map is left in its
-        file, the tiles ahead are read in the background; where they are follows from the motion
-        of the priors.
+        which overlap the inner square. None if the mean is outside the grid or the square
+        holds no tile. Cells beyond the edge of the grid have no tile. If the map stays in its
+        file, the tiles ahead are read in the background; the motion of the priors says where that
+        is.
         """
         x_m, y_m = prior.pose.x_m, prior.pose.y_m
         if not self.grid.contains(x_m, y_m):
             return None
-        # Half a cell more: the mean may be that far from the centre of the nearest tile.
+        # Half a cell is added: the mean may be that far from the centre of the nearest tile.
         reach = math.ceil((half_width_m + margin_m) / self.grid.cell_m + 0.5)
         top, left, index = self._square(x_m, y_m, reach)
         known = index >= 0
@@ -288,7 +288,7 @@ class EmbeddingMap:
         return row - reach, col - reach, index
 
     def _read_ahead(self, prior: PoseEstimate, reach: int) -> None:
-        """Let the thread read the next windows on the way, unless it is still reading."""
+        """Let the thread read the next windows along the way, unless it is still reading."""
         last, self._last = self._last, prior
         if last is None or not 0 < prior.stamp_ns - last.stamp_ns < 2e9 or (
                 self._reading is not None and not self._reading.done()):

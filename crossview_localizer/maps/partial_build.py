@@ -1,7 +1,8 @@
-"""The files of an unfinished map, from which a stopped build goes on.
+"""The files of an unfinished map, with which a stopped build continues.
 
-Each process of a build appends the jobs that it has done to a file of its own, and process 0
-reads those of all. A file begins with HEADER and the hash of all that the descriptors depend on.
+Each process of a build appends the jobs that it has done to its own file, and process 0 reads the
+files of all processes. A file begins with HEADER and a hash of everything that the descriptors
+depend on.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ def _is_ours(path: Path) -> bool:
 class PartialBuild:
     """The jobs that an unfinished build has done, each with its number and a checksum.
 
-    Without a path nothing is stored. Opening raises ValueError where the path is another's file.
+    Without a path nothing is stored. Opening raises ValueError if build_map did not write the file
+    at the path.
     """
 
     def __init__(self, path: Path | None, plan: str, record: np.dtype, sizes: list[int],
@@ -53,7 +55,7 @@ class PartialBuild:
                 self._file.truncate()
                 self._file.write(self._header)
                 self._file.flush()
-            # What follows the last whole job is cut off.
+            # Anything after the last complete job is cut off.
             end = max([len(self._header), *(
                 end for *_, end in self._jobs(self._file, len(self._header)))])
             self._file.seek(end)
@@ -61,7 +63,7 @@ class PartialBuild:
         return self
 
     def _jobs(self, file, at: int) -> Iterator[tuple[int, np.ndarray, int]]:
-        """Number, content and end of each whole job from a place on."""
+        """Number, content and end of each complete job after the position ``at``."""
         file.seek(at)
         while len(head := file.read(8)) == 8:
             number, check = (int.from_bytes(part, 'little') for part in (head[:4], head[4:]))
@@ -73,7 +75,7 @@ class PartialBuild:
             yield number, np.frombuffer(data, self._record), file.tell()
 
     def new(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and content of the jobs that came into any file since the last call."""
+        """Number and content of the jobs that any process has added since the last call."""
         for path in partial_files(self._path) if self._path else ():
             with open(path, 'rb') as file:
                 if file.read(len(self._header)) != self._header:

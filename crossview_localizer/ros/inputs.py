@@ -24,9 +24,9 @@ SENSOR_DEPTH = 1000
 class LocalizerInputs:
     """The subscriptions of a configured node.
 
-    ``callbacks`` has the callback of each topic; the executor serves what is ready in the order
-    below, GNSS before odometry.  ``on_incompatible_qos(topic)`` is called where a publisher of
-    images offers a QoS that does not fit.
+    ``callbacks`` has the callback of each topic. The executor serves waiting messages in the order
+    below, GNSS before odometry. ``on_incompatible_qos(topic)`` is called if a publisher of images
+    offers a QoS that does not fit.
     """
 
     def __init__(
@@ -62,6 +62,6 @@ class LocalizerInputs:
 
 
 def image_topic(node: Node, config: NodeConfig) -> str:
-    """The full name of the images' topic; as image_transport, /compressed is put after it."""
+    """The full name of the image topic, with /compressed if image_transport says so."""
     name = node.resolve_topic_name('image')
     return f'{name}/compressed' if config.image_transport == 'compressed' else name

@@ -1,4 +1,4 @@
-"""The way of odometry to the Localizer."""
+"""Passes odometry messages to the Localizer."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,9 @@ from crossview_localizer.ros.status import Level
 
 
 class OdometryInput:
-    """Gives each message to the Localizer, and enters what became of it.
+    """Gives each message to the Localizer, and counts how it was used.
 
-    Where the stamps have gone to another time, ``restart(reason)`` is called first; it resets this
+    If the stamps have jumped to another time, ``restart(reason)`` is called first; it resets this
     object too.
     """
 
@@ -32,7 +32,7 @@ class OdometryInput:
         self._restart = restart
 
     def add(self, msg: Odometry) -> OdometrySample | None:
-        """Use a message; returns its sample where that is the newest, else None."""
+        """Use a message; return its sample if that is the newest, else None."""
         try:
             self._reader.check_frames(msg)
             localizer = self._holder.localizer
@@ -53,7 +53,7 @@ class OdometryInput:
             return None
         update = localizer.add_odometry(sample)
         self._monitor.add_update(update, self._reader.remark, remedies.ODOMETRY_STANDS)
-        # The sample after a jump in place is a new one, though its increment is not used.
+        # After a jump in position the sample is the newest, though its increment is not used.
         is_newest = update.outcome is not Outcome.TOO_OLD and self._timeline.advance(sample)
         return sample if is_newest else None
 

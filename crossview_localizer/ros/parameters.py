@@ -31,8 +31,8 @@ class NodeParameters:
     """Declares every parameter with its description and range, and reads them.
 
     The node must have been made with ``automatically_declare_parameters_from_overrides``: only
-    then is a misspelled name seen.  Raises ValueError for a name that is unknown or a value that
-    is not valid.  While ``locked``, changes are refused.
+    then is a misspelled name noticed.  Raises ValueError for a name that is unknown or a value
+    that is not valid.  While ``locked``, changes are refused.
     """
 
     def __init__(self, node: Node):
@@ -51,7 +51,7 @@ class NodeParameters:
         node.add_on_set_parameters_callback(self._refuse_changes_while_locked)
 
     def configs(self) -> tuple[NodeConfig, LocalizerConfig]:
-        """The present values; raises ValueError where one is not valid."""
+        """The present values; raises ValueError if one is not valid."""
         return configs_from_parameters(parameter_values(self._node))
 
     def _refuse_changes_while_locked(self, parameters) -> SetParametersResult:

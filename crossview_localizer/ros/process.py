@@ -14,9 +14,9 @@ from crossview_localizer.ros.interrupts import stop_on_interrupt
 
 def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Callable[[], Node],
              on_error: Callable[[Node, Exception], None] | None = None) -> int:
-    """Spin the node that ``create`` makes until SIGINT or SIGTERM; both may come again.
+    """Spin the node that ``create`` makes until SIGINT or SIGTERM; both may be repeated.
 
-    Returns the exit status: 2, with one line on stderr, where ``create`` raises ValueError or
+    Returns the exit status: 2, with one line on stderr, if ``create`` raises ValueError or
     OSError.  ``on_error``, if given, gets the exceptions of callbacks, and the node goes on.
     """
     parser.add_argument('--ros-args', nargs=argparse.REMAINDER, help='arguments of ROS 2')

@@ -1,4 +1,4 @@
-"""What to do about each part of /diagnostics that is not OK, where its message does not say so."""
+"""What to do about each part of /diagnostics that is not OK, unless its message says so."""
 
 from crossview_localizer.datatypes import Outcome
 

@@ -1,7 +1,7 @@
-"""Where the sensors are mounted and how the camera sees: what makes their messages usable.
+"""Turns sensor messages into records, with the sensors' mounting and the camera's intrinsics.
 
-The node and the offline tools feed it the same messages, from rclpy or from ``rosbags``, and ask
-it for the same records.
+The node and the offline tools give it the same messages, from rclpy or from ``rosbags``, and get
+the same records.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ class StaticTransforms:
         self._parents: dict[str, tuple[str, np.ndarray]] = {}
 
     def add(self, msg) -> None:
-        """Take over each transform; those that are not valid raise one ValueError at the end."""
+        """Add each valid transform; then raise one ValueError for those that are not valid."""
         problems, parents = [], dict(self._parents)
         for transform in msg.transforms:
             child = transform.child_frame_id.lstrip('/')
@@ -41,13 +41,13 @@ class StaticTransforms:
                 problems.append(f'{child}: {error}')
                 continue
             parents[child] = (transform.header.frame_id.lstrip('/'), parent_from_child)
-        # Replaced whole: another thread may look up meanwhile.
+        # Replaced as a whole: another thread may look up a transform meanwhile.
         self._parents = parents
         if problems:
             raise ValueError('; '.join(problems))
 
     def lookup(self, a: str, b: str) -> np.ndarray | None:
-        """``a_from_b`` (4, 4), or None where the tree does not join the two frames."""
+        """``a_from_b`` (4, 4), or None if the tree does not join the two frames."""
         above_a, above_b = self._ancestors(a), self._ancestors(b)
         for ancestor, ancestor_from_b in above_b.items():
             if ancestor in above_a:
@@ -90,10 +90,10 @@ class SensorRig:
         return fix
 
     def gnss_course(self, msg, frame: LocalFrame) -> GnssCourse:
-        """A receiver's velocity with its lever arm; true north is that of the last fix.
+        """The course of a receiver's velocity, with its lever arm; north is that at the last fix.
 
-        Raises UnknownCalibration, or ValueError if not valid: a velocity in the vehicle's axes is
-        not.
+        Raises UnknownCalibration, or ValueError if the message is not valid or in the vehicle's
+        axes.
         """
         if msg.header.frame_id.lstrip('/') == self._config.base_frame:
             raise ValueError(
@@ -127,7 +127,7 @@ class SensorRig:
         return self.static_transforms.lookup(self._config.base_frame, frame_id.lstrip('/'))
 
     def _rectifier_for(self, image_frame_id: str) -> ImageRectifier:
-        """The rectifier of the camera as it is known now."""
+        """The rectifier for the camera with its present calibration."""
         frame_id = self._config.camera_frame or image_frame_id
         base_from_camera = self._base_from(frame_id)
         if base_from_camera is None and self._config.camera_xyz_rpy:

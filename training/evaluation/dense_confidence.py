@@ -5,7 +5,7 @@ of freedom say what the peak of a single frame's volume claims (see ``peak_pose`
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 import math
 from pathlib import Path
 
@@ -39,13 +39,13 @@ LEAST_DOF, MOST_DOF = 2.1, 100.0
 class ScoredFrame:
     """The score volume of one frame under a uniform prior, and its true pose.
 
-    ``truth_covariance`` (3, 3) says how well that pose is known: zero where it is true.
+    ``accuracy_m`` says how well the true place is known; 0 in simulation.
     """
 
     heatmap: Heatmap
     prior: PoseEstimate
     truth: Pose2D
-    truth_covariance: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
+    accuracy_m: float = 0.0
 
 
 @torch.inference_mode()
@@ -64,47 +64,37 @@ def score_frames(network: DenseNetwork, worlds: Sequence[World], count: int) -> 
             ground = matcher.embed(CameraImage(0, world.images[index], world.camera), 0.0)
             heatmap = matcher.match(ground, window, prior, uniform_window(PRIOR_M))
             heatmap = replace(heatmap, volume=heatmap.volume.astype(np.float32))
-            covariance = np.zeros((3, 3))
-            if world.pose_covariances is not None:
-                covariance[:2, :2] = world.pose_covariances[index]
-            found.append(ScoredFrame(heatmap, prior, truth, covariance))
+            accuracy_m = 0.0 if world.pose_covariances is None else math.sqrt(
+                world.pose_covariances[index].trace() / 2)
+            found.append(ScoredFrame(heatmap, prior, truth, accuracy_m))
     return found
 
 
 def fit_temperature(frames: list[ScoredFrame]) -> tuple[float, float]:
     """The factor on log-likelihoods with the least NLL of the true poses, and that NLL."""
-    volumes = []
-    for frame in frames:
-        heatmap, truth = frame.heatmap, frame.truth
-        row, col = heatmap.grid.row_col_from_xy(truth.x_m, truth.y_m)
-        turn_rad = wrap_angle(truth.yaw_rad - heatmap.yaws_rad[0])
-        yaw = turn_rad / (heatmap.yaws_rad[1] - heatmap.yaws_rad[0])
-        # The places about the truth, whole cells apart, and their shares of its Gaussian.
-        north, east, share = _cells_of_gaussian(
-            frame.truth_covariance[:2, :2] / heatmap.grid.cell_m ** 2)
-        at_truth = map_coordinates(
-            heatmap.volume, [np.full(len(east), yaw), row - north, col + east], order=1,
-            mode='nearest')
-        volumes.append((heatmap.volume, at_truth, share))
+    volumes = [(frame.heatmap.volume, _near_truth(frame)) for frame in frames]
 
     def nll(factor: float) -> float:
         return float(np.mean([
-            logsumexp(volume * factor) - logsumexp(factor * at_truth, b=share)
-            for volume, at_truth, share in volumes]))
+            logsumexp(volume * factor) - logsumexp(factor * near) + math.log(len(near))
+            for volume, near in volumes]))
 
     best = minimize_scalar(lambda log: nll(math.exp(log)), bounds=(-2.5, 1.5), method='bounded')
     return math.exp(best.x), float(best.fun)
 
 
-def _cells_of_gaussian(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps north and east of the mean, in cells, and the share of each; covariance in cells."""
-    reach = np.arange(-math.ceil(3.0 * math.sqrt(covariance.trace())), 1)
-    steps = np.concatenate((reach, -reach[-2::-1]))
-    north, east = (axis.ravel() for axis in np.meshgrid(steps, steps, indexing='ij'))
-    off = np.stack((east, north), 1)
-    squared = np.einsum('ni,ij,nj->n', off, np.linalg.inv(covariance + 1e-6 * np.eye(2)), off)
-    share = np.exp(-0.5 * squared)
-    return north, east, share / share.sum()
+def _near_truth(frame: ScoredFrame) -> np.ndarray:
+    """Log-likelihoods (n,) at the true pose, or all over the disc in which it lies."""
+    heatmap, truth = frame.heatmap, frame.truth
+    steps_m = np.arange(-frame.accuracy_m, frame.accuracy_m + 1e-9, heatmap.grid.cell_m)
+    east_m, north_m = (part.ravel() for part in np.meshgrid(steps_m, steps_m))
+    inside = np.hypot(east_m, north_m) <= frame.accuracy_m + 1e-9
+    inside[len(inside) // 2] = True
+    row, col = heatmap.grid.row_col_from_xy(
+        truth.x_m + east_m[inside], truth.y_m + north_m[inside])
+    turn_rad = wrap_angle(truth.yaw_rad - heatmap.yaws_rad[0])
+    yaw = np.full(len(row), turn_rad / (heatmap.yaws_rad[1] - heatmap.yaws_rad[0]))
+    return map_coordinates(heatmap.volume, [yaw, row, col], order=1, mode='nearest')
 
 
 def fit_peaks(frames: list[ScoredFrame], factor: float) -> tuple[float, float]:
@@ -138,8 +128,27 @@ def _log_densities(frame: ScoredFrame, sharpening: float, min_mass: float) -> tu
                       wrap_angle(pose.yaw_rad - truth.yaw_rad)])
     yaw_step_rad = frame.heatmap.yaws_rad[1] - frame.heatmap.yaws_rad[0]
     window = frame.heatmap.volume.size * grid.cell_m**2 * yaw_step_rad
-    covariance = estimate.covariance + frame.truth_covariance
+    covariance = estimate.covariance + np.diag([frame.accuracy_m**2, frame.accuracy_m**2, 0.0])
     return (multivariate_normal.logpdf(error, cov=covariance), -math.log(window))
+
+
+def least_mass(frames: list[ScoredFrame], sharpening: float, wrong_m: float,
+               share: float) -> float:
+    """The smallest min_mass with which at most this share of frames is sure and wrong.
+
+    Wrong is an error of the peak above ``wrong_m`` and the accuracy of the truth.
+    """
+    masses = []
+    for frame in frames:
+        peak = peak_of(frame.heatmap, sharpening)
+        x_m, y_m = frame.heatmap.grid.cell_centres()
+        error_m = math.hypot(x_m[peak.col] - frame.truth.x_m, y_m[peak.row] - frame.truth.y_m)
+        if error_m > wrong_m + frame.accuracy_m:
+            masses.append(peak.mass)
+    allowed = math.floor(share * len(frames))
+    if len(masses) <= allowed:
+        return 0.0
+    return float(np.nextafter(sorted(masses, reverse=True)[allowed], 2.0))
 
 
 def fit_tails(frames: list[ScoredFrame], sharpening: float,
@@ -151,10 +160,12 @@ def fit_tails(frames: list[ScoredFrame], sharpening: float,
     """
     estimates, ambiguous = zip(*(
         peak_pose(frame.heatmap, frame.prior, sharpening, min_mass) for frame in frames))
+    label_variances = [np.diag([frame.accuracy_m**2, frame.accuracy_m**2, 0.0])
+                       for frame in frames]
     distances2 = pose_errors(
         Track.from_poses(range(len(frames)), [estimate.pose for estimate in estimates],
-                         [estimate.covariance + frame.truth_covariance
-                          for estimate, frame in zip(estimates, frames)]),
+                         [estimate.covariance + label_variance for estimate, label_variance
+                          in zip(estimates, label_variances)]),
         Track.from_poses(range(len(frames)), [frame.truth for frame in frames]))['nees']
     ambiguous = np.array(ambiguous)
 

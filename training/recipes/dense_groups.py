@@ -38,7 +38,7 @@ HEIGHT_ERRORS, PITCH_ERROR_DEG = (0.02, 0.05), 0.4  # sigma; height as a share
 
 
 def uniform_window(half_width_m: float) -> SearchWindow:
-    """All that a prior of ``prior_about`` holds to be possible."""
+    """The window of all poses that a prior of ``prior_about`` allows."""
     return SearchWindow(half_width_m, math.radians(PRIOR_DEG))
 
 
@@ -154,7 +154,7 @@ def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
     patch_middle = np.array([1.0, -1.0]) * (config.patch_cells - 1) / 2 * config.cell_m
     base_0 = window_0 + patch_middle - ahead     # base_link of element (0, 0) of the volume
 
-    # Yaw bins: the two that enclose the truth, 2 degrees apart, and one that is wrong each side.
+    # Yaw bins: the two that enclose the truth, 2 degrees apart, and a wrong one on each side.
     below = np.radians(rng.uniform(0.0, 2.0, len(poses)))
     right, left = np.radians(rng.uniform(3.0, 12.0, (2, len(poses))))
     yaws = headings[:, None] + np.stack((-below, np.radians(2.0) - below, -right, left), 1)

@@ -50,7 +50,8 @@ class PoseLikelihoodRecipe(nn.Module):
         self.config, self.model, self.seed = config, model, seed
         self.train_worlds, self.val_worlds = train_worlds, val_worlds
         kept_back = math.ceil(len(places) / 20)
-        self.places, self.val_places = places[kept_back:], places[:kept_back]
+        self.places = places[:len(places) - kept_back]
+        self.val_places = places[len(places) - kept_back:]
         if places and not self.places:
             raise ValueError('one place is too few: some are for training, some for validation')
         self.frames = [(w, k) for w, world in enumerate(train_worlds)
