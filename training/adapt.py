@@ -80,7 +80,10 @@ def adapt(adaptation: Adaptation, ranks: Ranks = ALONE) -> dict[str, dict]:
     config = replace(CONFIG, seed=adaptation.seed,
                      frozen_stages=ALL_STAGES if adaptation.freeze else CONFIG.frozen_stages)
     steps = planned_steps(adaptation, network, recipe, config, ranks)
-    config = replace(config, steps=steps, validate_steps=math.ceil(steps / adaptation.validations))
+    config = replace(
+        config, steps=steps, validate_steps=math.ceil(steps / adaptation.validations),
+        warmup_steps=min(config.warmup_steps, steps // 10),
+        average_steps=min(config.average_steps, math.ceil(steps / 5)))
     provenance = {
         'init': {'file': adaptation.init.name, **read_model_config(adaptation.init)[1]},
         'train_files': [path.name for path in adaptation.train_files],

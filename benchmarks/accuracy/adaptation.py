@@ -61,8 +61,9 @@ def simulate_drives(folder: Path, seed: int, duration_s: float) -> tuple[list[Pa
 
 
 def simulation(bags: list[Path], orthophoto: Path, init: Path, work: Path, steps: int,
-               hours: float) -> dict[str, dict]:
-    """The rows of the test drive, the last bag, or where there is one bag of its held-out places.
+               hours: float, names: list[str]) -> dict[str, dict]:
+    """The rows of these names for the test drive: the last bag, or if there is one bag its
+    held-out places.
     """
     from crossview_localizer.bags.topics import Topics
     from crossview_localizer.config import LocalizerConfig, NodeConfig
@@ -82,26 +83,24 @@ def simulation(bags: list[Path], orthophoto: Path, init: Path, work: Path, steps
         row = summary(judge_frames(load_network(weights), test, 300))
         return {key: row[key] for key in ('median_m', 'evidence_nats', 'coverage_95', 'n')}
 
-    def adapted(name: str, change: Callable[[World], World]) -> tuple[dict, bool]:
+    def adapted(name: str, change: Callable[[World], World]) -> dict:
         folder = work / name
         files = [rewrite(paths, folder / part, change)
                  for paths, part in ((train_files, 'train'), (held_out_files, 'held_out'))]
-        adaptation = Adaptation(init, *files, folder, steps=steps, hours=hours)
+        adaptation = Adaptation(init, *files, folder, steps=steps, hours=hours,
+                                validations=max(2, steps // 30) if 0 < steps < 300 else 10)
         try:
             adapt(adaptation)
-            refused = False
+            refused = ''
         except NoGain as reason:
-            print(f'{name}: refused: {reason}', flush=True)
-            refused = True
-        return judged(adaptation.weights) | {'refused': refused}, refused
+            refused = str(reason)
+        return judged(adaptation.weights) | {'refused': bool(refused), 'reason': refused}
 
     rows = {'before': judged(init)}
-    for name, change in (('adapted', lambda world: world), ('true_poses', with_true_poses),
-                         ('gnss_as_truth', with_exact_poses)):
-        rows[name], _ = adapted(name, change)
+    for name in names:
+        rows[name] = adapted(name, CHANGES[name])
         print(name, rows[name], flush=True)
-    _, refused = adapted('shuffled', shuffled)
-    return rows | {'shuffled': {'refused': refused}}
+    return rows
 
 
 def rewrite(paths: list[Path], folder: Path, change: Callable[[World], World]) -> list[Path]:
@@ -126,6 +125,12 @@ def with_exact_poses(world: World) -> World:
 def shuffled(world: World) -> World:
     """The images of a file in another order, at least a third of the file from their places."""
     return replace(world, images=np.roll(world.images[::-1], len(world.images) // 3, 0))
+
+
+# What each row changes in the prepared files.
+CHANGES: dict[str, Callable[[World], World]] = {
+    'adapted': lambda world: world, 'true_poses': with_true_poses,
+    'gnss_as_truth': with_exact_poses, 'shuffled': shuffled}
 
 
 def other_streets(test: World, train_files: list[Path]) -> World:
@@ -221,8 +226,8 @@ def run(args: argparse.Namespace) -> None:
             else:
                 bags, orthophoto = simulate_drives(
                     args.work / 'town', args.seed, args.duration_s)
-            result['simulation'] = simulation(
-                bags, orthophoto, args.init, args.work, args.steps, args.hours)
+            result['simulation'] = result.get('simulation', {}) | simulation(
+                bags, orthophoto, args.init, args.work, args.steps, args.hours, args.rows)
         else:
             result['real'] = real(
                 args.init, args.work / 'real', args.pairs, args.steps or 400, args.every)
@@ -238,6 +243,8 @@ def main(arguments=None) -> int:
         prog='python -m benchmarks.accuracy.adaptation', description=__doc__.splitlines()[0],
         epilog='example: python -m benchmarks.accuracy.adaptation --parts real --steps 150')
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
+    parser.add_argument('--rows', nargs='+', choices=CHANGES, default=list(CHANGES),
+                        help='only these rows of the simulation')
     parser.add_argument('--init', type=Path, default=WEIGHTS, help='weights to begin with')
     parser.add_argument('--steps', type=int, default=0,
                         help='steps of each training (default: as many as --hours allow; 400 on '
