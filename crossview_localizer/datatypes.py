@@ -19,6 +19,7 @@ class Outcome(Enum):
     TOO_SLOW = 'too slow for a course'
     INVALID = 'not a valid measurement'
     GATED = 'refused by the gate'
+    REPEATED = 'the position of the fix before once more'
     OUTSIDE_MAP = 'outside the map'
     PRIOR_TOO_WIDE = 'prior too wide for the search window'
     AMBIGUOUS = 'match ambiguous'
@@ -54,6 +55,30 @@ class CameraModel:
             width_px, height_px, self.fx_px * scale_u, self.fy_px * scale_v,
             (self.cx_px + 0.5) * scale_u - 0.5, (self.cy_px + 0.5) * scale_v - 0.5,
             self.base_from_camera, self.height_m)
+
+    @property
+    def quarter_turns_to_upright(self) -> int:
+        """Quarters (0 to 3) by which its images are to be turned counter-clockwise to stand up.
+
+        The nearest ones; 0 for a camera that looks so steeply down or up that no side is up.
+        """
+        right, down, _ = self.base_from_camera[2, :3]  # the vertical, in the optical frame
+        if math.hypot(right, down) < 0.5:
+            return 0
+        return round(1.0 - math.atan2(-down, right) / (math.pi / 2)) % 4
+
+    def turned(self, quarter_turns: int) -> 'CameraModel':
+        """The camera after its images are turned by quarters counter-clockwise."""
+        turned = self
+        for _ in range(quarter_turns % 4):
+            # Pixel (u, v) goes to (v, width - 1 - u).
+            base_from_camera = turned.base_from_camera.copy()
+            base_from_camera[:3, :3] = (
+                base_from_camera[:3, :3] @ Rotation.from_euler('z', math.pi / 2).as_matrix())
+            turned = CameraModel(
+                turned.height_px, turned.width_px, turned.fy_px, turned.fx_px, turned.cy_px,
+                turned.width_px - 1 - turned.cx_px, base_from_camera, turned.height_m)
+        return turned
 
     @property
     def yaw_rad(self) -> float:

@@ -24,7 +24,7 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
     yield from check_device(args.device)
     yield from check_weights_and_map(args.weights, args.map)
     if args.params_file:
-        yield from check_parameters(args.params_file)
+        yield from check_parameters(args.params_file, args.namespace)
     if args.listen > 0 and not missing_modules(ROS_PACKAGES):
         yield from check_running_system(args.namespace, args.listen)
 

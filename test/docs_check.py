@@ -31,6 +31,9 @@ PACKAGE_RUN = ('ros2', 'run', 'crossview_localizer')
 LAUNCH = ('ros2', 'launch', 'crossview_localizer', 'robotcar.launch.py')
 LAUNCH_FILE = REPOSITORY / 'launch/robotcar.launch.py'
 OWN_PACKAGES = ('crossview_localizer', 'training', 'benchmarks')
+FOLDERS = (
+    *OWN_PACKAGES, 'config', 'docs', 'fusion', 'launch', 'maps', 'matching', 'networks', 'ros')
+OTHERS_VARIABLES = ('PIP_', 'ROS_', 'RMW_', 'FASTDDS_', 'FASTRTPS_')     # of the environment
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,29 @@ def _make_problems(arguments: list[str]) -> list[str]:
         if not known:
             found.append(f'the Makefile does not know {word}')
     return found
+
+
+def unknown_names(path: Path) -> list[str]:
+    """Files, parameters and constants in the code spans of a document that the code lacks."""
+    text = re.sub(r'^( *)```.*?^\1```$', '', path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [name for name in re.findall(r'`([\w./]+)`', text) if not _is_known(name)]
+
+
+def _is_known(name: str) -> bool:
+    if re.fullmatch(r'(filter|match|camera)\.\w+', name):
+        return is_parameter(name)
+    if re.fullmatch(r'[A-Z][A-Z0-9]*_[A-Z0-9_]+', name):
+        return name.startswith(OTHERS_VARIABLES) or name in _code()
+    if name.endswith('.py') or name.split('/')[0] in FOLDERS and '/' in name.rstrip('./'):
+        return any((folder / name).exists() for folder in (
+            REPOSITORY, REPOSITORY / 'crossview_localizer'))
+    return True
+
+
+@cache
+def _code() -> str:
+    files = [path for folder in OWN_PACKAGES for path in (REPOSITORY / folder).rglob('*.py')]
+    return '\n'.join(path.read_text() for path in (*files, REPOSITORY / 'Makefile'))
 
 
 def links(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ PACKAGE = 'crossview_localizer'
 
 # Folders and top-level files: each line may import itself and the lines above it.
 ORDER = [
-    ['config', 'datatypes', 'files', 'geometry', 'trajectory'],  # the vocabulary
+    ['config', 'datatypes', 'files', 'geometry', 'parameter_file', 'trajectory'],  # vocabulary
     ['fusion', 'camera', 'networks', 'maps'],
     ['matching'],
     ['localizer'],

@@ -41,6 +41,17 @@ def test_every_command_and_option_exists(ros, path):
 
 
 @pytest.mark.parametrize('path', DOCUMENTS)
+def test_every_file_parameter_and_constant_that_is_named_exists(ros, path):
+    assert not docs_check.unknown_names(path)
+
+
+def test_a_name_that_the_code_lacks_is_found(ros, tmp_path):
+    page = tmp_path / 'page.md'
+    page.write_text('`ros/gone.py` `filter.gone_m` `GONE_M` `JUMP_M` `fusion/belief.py` `run1`')
+    assert docs_check.unknown_names(page) == ['ros/gone.py', 'filter.gone_m', 'GONE_M']
+
+
+@pytest.mark.parametrize('path', DOCUMENTS)
 def test_every_block_has_a_known_tag_and_is_closed(path):
     assert path.read_text().count('```') == 2 * len(blocks(path))
     for block in blocks(path):
@@ -60,7 +71,7 @@ def test_every_link_leads_somewhere(path):
 
 @pytest.mark.parametrize('path', DOCUMENTS)
 def test_every_parameter_of_an_example_file_is_one(path, tmp_path):
-    from crossview_localizer.config import read_parameters
+    from crossview_localizer.parameter_file import read_parameters
     for block in blocks(path):
         if block.language == 'yaml' and '/**' in block.text:
             (tmp_path / 'example.yaml').write_text(block.text)

@@ -15,7 +15,6 @@ from synthetic_pairs import Plane, resemblance, save
 import torch
 import torch.nn.functional as F
 
-from benchmarks.accuracy.overhead_raster import describe, RasterMatcher
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.networks.checkpoint import load_network
@@ -25,6 +24,7 @@ from training.data.benchmark_frames import Frames, uniform_prior
 from training.data.kitti_frames import kitti_frames, read_split, tile_px_m
 from training.data.oxford import read_splits, stitched_map_transform
 from training.data.oxford_patches import oxford_patches, patch_corner, PX_M
+from training.evaluation.overhead_raster import describe, RasterMatcher
 from training.evaluation.pose_benchmark import (
     best_pose,
     estimates,

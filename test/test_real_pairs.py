@@ -13,8 +13,6 @@ from synthetic_pairs import Plane, resemblance
 import torch
 
 from benchmarks.accuracy import real_pairs
-from benchmarks.accuracy.gradient_correlation import GradientCorrelation
-from benchmarks.accuracy.overhead_raster import describe
 from benchmarks.accuracy.real_pairs import Answer, Row
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
@@ -22,6 +20,8 @@ from crossview_localizer.networks.checkpoint import load_network, save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig, GAUSSIAN_DOF
 from training.data.real_pairs import Overhead, read_views, View
+from training.evaluation.gradient_correlation import GradientCorrelation
+from training.evaluation.overhead_raster import describe
 
 WRITERS = ('cvact', 'cvusa', 'dayton', 'london', 'nuscenes', 'neutral')
 SMALL = DenseConfig(channels=4, width=8, ahead_cells=32, across_cells=32, patch_cells=40)

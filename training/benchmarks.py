@@ -13,7 +13,6 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import REPOSITORY
 from crossview_localizer.networks.checkpoint import load_network, prepare_torch
 from crossview_localizer.networks.dense import DENSE
 from training.data.benchmark_frames import Frames
@@ -33,7 +32,8 @@ from training.evaluation.pose_benchmark import (
 )
 from training.evaluation.recall import recall
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
+WEIGHTS = (Path(__file__).resolve().parents[1]
+           / 'config/weights/crossview_dense_synthetic.safetensors')
 DEFAULT_ROWS = ('dense', 'prior_centre', 'image_blind')
 CVACT_RADIUS_M = 100.0
 # Recall at 1, 5, 10 and 1 % on CVACT_val: SAFA by its README, Sample4Geo by its paper.

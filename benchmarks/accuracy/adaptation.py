@@ -21,7 +21,6 @@ import torch
 
 from benchmarks import REPOSITORY
 from benchmarks.accuracy import real_pairs
-from benchmarks.accuracy.overhead_raster import resample
 from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.networks.checkpoint import load_network, save_network
 from training.adapt import adapt, Adaptation, CONFIG, network_to_begin_with, NoGain
@@ -29,6 +28,7 @@ from training.data.datasets import load_world, save_world, World
 from training.data.own_drives import prepare_drives
 from training.data.real_pairs import read_views, View
 from training.evaluation.held_out import judge_frames, summary
+from training.evaluation.overhead_raster import resample
 from training.loop import train
 from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
 

@@ -27,8 +27,6 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import REPOSITORY
-from benchmarks.accuracy.gradient_correlation import GradientCorrelation
-from benchmarks.accuracy.overhead_raster import describe, RasterMatcher
 from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
@@ -36,6 +34,8 @@ from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pos
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.dense import DENSE, GAUSSIAN_DOF
 from training.data.real_pairs import read_views, View
+from training.evaluation.gradient_correlation import GradientCorrelation
+from training.evaluation.overhead_raster import describe, RasterMatcher
 from training.evaluation.pose_benchmark import signed_errors
 from training.recipes.dense_groups import prior_about, uniform_window
 

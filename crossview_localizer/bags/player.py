@@ -52,17 +52,19 @@ def clock_msg(stamp_ns: int) -> Clock:
 def publisher_qos(connections: list[Connection], image_reliability: str) -> QoSProfile:
     """A QoS profile that offers what every recorded publisher of the topic offered.
 
-    It is reliable or transient local only if all of them were; reliable and volatile if the bag
-    holds no profile.  ``image_reliability`` (``recorded``, ``reliable``, ``best_effort``) decides
-    for images.  A latched topic keeps all of its messages for late subscribers.
+    Reliable or transient local only where all of them were; reliable and volatile if the bag
+    holds no profile.  /tf_static is latched however it was recorded: nobody could use it else.
+    ``image_reliability`` (``recorded``, ``reliable``, ``best_effort``) decides for images.  A
+    latched topic keeps all of its messages for late subscribers.
     """
     offered = [profile for c in connections for profile in c.ext.offered_qos_profiles]
     reliable = all(p.reliability is not QosReliability.BEST_EFFORT for p in offered)
     if connections[0].msgtype in IMAGE_TYPES and image_reliability != 'recorded':
         reliable = image_reliability == 'reliable'
-    latched = all(p.durability is QosDurability.TRANSIENT_LOCAL for p in offered)
-    if not offered:
-        latched = connections[0].topic.endswith('/tf_static')
+    latched = bool(offered) and all(
+        p.durability is QosDurability.TRANSIENT_LOCAL for p in offered)
+    if connections[0].topic.endswith('/tf_static'):
+        reliable = latched = True
     message_count = sum(c.msgcount for c in connections)
     return QoSProfile(
         depth=max(PUBLISHER_DEPTH, message_count if latched else 0),

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Diagnostics:
+class RecordedDiagnostics:
     """The diagnostics of each part of the node.
 
     ``times_ns`` (n,) on the clock of the poses; ``levels`` and ``ages_s`` map the name of a part
@@ -27,7 +27,7 @@ class Diagnostics:
     @classmethod
     def from_messages(
         cls, times_ns: np.ndarray, messages: list, node_name: str,
-    ) -> 'Diagnostics':
+    ) -> 'RecordedDiagnostics':
         """The series of DiagnosticArray messages with their times; other nodes are left out."""
         prefix, size = f'{node_name}: ', len(messages)
         levels, ages_s, counts, last_values = {}, {}, {}, {}

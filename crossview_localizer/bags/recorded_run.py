@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from crossview_localizer.bags.bag import Bag, BagError, read_messages, read_stamps_ns
 from crossview_localizer.bags.drive import Drive, read_drive
-from crossview_localizer.bags.recorded_diagnostics import Diagnostics
+from crossview_localizer.bags.recorded_diagnostics import RecordedDiagnostics
 from crossview_localizer.bags.topics import Topics
 from crossview_localizer.config import NodeConfig
 from crossview_localizer.datatypes import GnssFix, PoseEstimate
@@ -66,7 +66,7 @@ class RecordedRun:
     fixes: list[GnssFix]
     truth: Track
     odometry: Track
-    diagnostics: Diagnostics
+    diagnostics: RecordedDiagnostics
     frame: LocalFrame | None
     delay_ns: int = 0
     image_count: int = 0
@@ -121,9 +121,22 @@ def read_run(
         np.array([xy_m for _, *xy_m in outputs.peaks]).reshape(-1, 2),
         np.array([ns for ns, _ in outputs.latency], np.int64) - delay_ns,
         np.array([ms for _, ms in outputs.latency], float), inputs.fixes, inputs.truth,
-        inputs.odometry, Diagnostics.from_messages(
+        inputs.odometry, RecordedDiagnostics.from_messages(
             times_ns, [msg for _, msg in outputs.diagnostics], node.rsplit('/', 1)[-1]),
         frame, delay_ns, inputs.image_count, inputs.first_image_ns, tuple(notes))
+
+
+def find_node(bag: str | Path) -> str:
+    """The full name of the node whose poses a recording holds, /crossview_localizer if of none.
+
+    Raises BagError where it holds those of several, or OSError.
+    """
+    with Bag(bag) as opened:
+        found = sorted(topic.removesuffix('/pose') for topic in opened.topics
+                       if topic.endswith(f'{NODE}/pose'))
+    if len(found) > 1 and NODE not in found:
+        raise BagError(f'{bag} holds the poses of {", ".join(found)}; name one with --node')
+    return found[0] if found and NODE not in found else NODE
 
 
 # --- what the node published

@@ -9,7 +9,7 @@ from crossview_localizer.datatypes import Localization, OdometrySample
 from crossview_localizer.ros import conversions, remedies
 from crossview_localizer.ros.input_monitor import Problem
 from crossview_localizer.ros.localizer_holder import LocalizerHolder
-from crossview_localizer.ros.sensor_rig import SensorRig, UnknownCalibration
+from crossview_localizer.ros.sensor_rig import NoCameraInfo, SensorRig, UnknownCalibration
 from crossview_localizer.ros.status import Level, Status
 
 
@@ -50,7 +50,9 @@ class ImageProcessor:
             image = self._rig.camera_image(
                 received.msg, newest_odometry and newest_odometry.odom_from_base)
         except ValueError as refusal:
-            remedy = {UnknownCalibration: remedies.EXTRINSICS, BlindImage: remedies.BLIND_CAMERA}
+            remedy = {
+                UnknownCalibration: remedies.EXTRINSICS, NoCameraInfo: remedies.CAMERA_INFO,
+                BlindImage: remedies.BLIND_CAMERA}
             problem = Problem(
                 Level.ERROR, str(refusal), remedy.get(type(refusal), remedies.CAMERA))
             localization = localizer.pass_image(stamp_ns, problem.text)

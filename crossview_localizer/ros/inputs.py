@@ -10,6 +10,7 @@ from geometry_msgs.msg import (
 from nav_msgs.msg import Odometry
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, qos_policy_name_from_kind
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
 
@@ -24,14 +25,15 @@ SENSOR_DEPTH = 1000
 class LocalizerInputs:
     """The subscriptions of a configured node.
 
-    ``callbacks`` has the callback of each topic. The executor serves waiting messages in the order
-    below, GNSS before odometry. ``on_incompatible_qos(topic)`` is called if a publisher of images
-    offers a QoS that does not fit.
+    ``callbacks`` has the callback of each topic; the executor serves what is ready in the order
+    below, GNSS before odometry.  ``on_incompatible_qos(topic, policy)`` is called with the full
+    name of a topic where a publisher offers a QoS that does not fit.  The name of the policy is
+    that of ROS, such as RELIABILITY.
     """
 
     def __init__(
         self, node: Node, config: NodeConfig, callbacks: dict[str, Callable],
-        on_incompatible_qos: Callable[[str], None],
+        on_incompatible_qos: Callable[[str, str], None],
     ):
         self._node = node
         self._subscriptions = []
@@ -46,19 +48,40 @@ class LocalizerInputs:
                 ('initialpose', PoseWithCovarianceStamped, 10),
                 ('image', CompressedImage if compressed else Image,
                  qos_profile(config.image_reliability, 5))):
-            events, callback = None, callbacks[topic]
-            if topic == 'image':
-                topic = image_topic(node, config)
-                events = SubscriptionEventCallbacks(
-                    incompatible_qos=lambda event, name=topic: on_incompatible_qos(name))
+            callback = callbacks[topic]
+            topic = image_topic(node, config) if topic == 'image' else topic
+            name = node.resolve_topic_name(topic)
             self._subscriptions.append(node.create_subscription(
-                kind, topic, callback, qos, event_callbacks=events,
-                qos_overriding_options=overridable()))
+                kind, topic, callback, qos, qos_overriding_options=overridable(),
+                event_callbacks=SubscriptionEventCallbacks(
+                    incompatible_qos=lambda event, name=name: on_incompatible_qos(
+                        name, qos_policy_name_from_kind(event.last_policy_kind)))))
+        self._on_camera_info = callbacks['camera_info']
+        self._latched_camera_info = None
+
+    def take_latched_camera_info(self) -> None:
+        """Subscribe anew where camera_info is latched: call this until one has come."""
+        if self._latched_camera_info is None:
+            self._latched_camera_info = subscribe_if_latched(
+                self._node, CameraInfo, 'camera_info', self._on_camera_info)
 
     def destroy(self) -> None:
         """Destroy all subscriptions."""
+        if self._latched_camera_info is not None:
+            self._subscriptions.append(self._latched_camera_info)
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
+
+
+def subscribe_if_latched(node: Node, kind, topic: str, callback: Callable):
+    """A subscription that gets what was latched on a topic before; None where nobody latches it.
+
+    Publishers that do not latch would warn of it.
+    """
+    publishers = node.get_publishers_info_by_topic(node.resolve_topic_name(topic))
+    if any(info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for info in publishers):
+        return node.create_subscription(kind, topic, callback, latched_profile(1))
+    return None
 
 
 def image_topic(node: Node, config: NodeConfig) -> str:

@@ -23,6 +23,7 @@ LIBRARIES = (
     'numpy', 'cv2', 'scipy', 'yaml', 'pyproj', 'rasterio', 'filterpy', 'safetensors', 'rosbags',
     'tqdm', 'torch',
 )
+NODES = ('crossview_localizer', 'crossview_scene', 'wheel_odometry')
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 # These distributions read the second name, later ones the first.
 DISTRIBUTIONS_WITH_OLD_NAME = ('humble', 'iron', 'jazzy')
@@ -65,12 +66,20 @@ def check_ros() -> Iterator[Finding]:
     from rclpy.utilities import get_rmw_implementation_identifier
     rmw = get_rmw_implementation_identifier()
     yield ok('ROS 2', f'{distribution()}, {rmw}, domain {os.environ.get("ROS_DOMAIN_ID", "0")}, '
-             f'discovery {os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")}')
+             f'discovery {discovery_range()}')
     if rmw == 'rmw_fastrtps_cpp':
         yield check_dds_profile()
     else:
         yield note('large images', f'{rmw} was never tried; the hints here are for Fast DDS',
                    'set RMW_IMPLEMENTATION=rmw_fastrtps_cpp, which was tested')
+
+
+def discovery_range() -> str:
+    """The range of discovery in force, and the setting that makes it so."""
+    if os.environ.get('ROS_LOCALHOST_ONLY') == '1':
+        return ('LOCALHOST (by ROS_LOCALHOST_ONLY=1, which wins over '
+                'ROS_AUTOMATIC_DISCOVERY_RANGE)')
+    return os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE') or 'SUBNET'
 
 
 def distribution() -> str:
@@ -174,15 +183,30 @@ def check_weights_and_map(weights: str, map_path: str) -> Iterator[Finding]:
              f'latitude {found.frame.latitude_deg:.5f}, longitude {found.frame.longitude_deg:.5f}')
 
 
-def check_parameters(path: str) -> Iterator[Finding]:
-    """Check that the localizer accepts every name and value of a parameter file."""
+def check_parameters(path: str, namespace: str = '') -> Iterator[Finding]:
+    """Check that ROS and the localizer accept every name and value of a parameter file.
+
+    The localizer is that of ``namespace``; where that is empty, of any.
+    """
     if missing_modules(['yaml', 'rosbags', *ROS_PACKAGES]):
         return
-    from crossview_localizer.config import read_parameters
+    from crossview_localizer.parameter_file import LOCALIZER, read_parameters, read_sections
+    node = f'/{namespace.strip("/")}/{LOCALIZER}' if namespace.strip('/') else None
     try:
-        read_parameters(path)
+        sections = read_sections(path)
+        read_parameters(path, node)
     except (ValueError, OSError) as error:
         yield problem('parameters', f'{path}: {error}',
                       'correct the name or the value; config.py lists all of them')
         return
-    yield ok('parameters', f'{path}: every name and value is valid')
+    others = [section.key for section in sections if not any(
+        section.may_apply_to(name) if node is None else section.applies_to(
+            node.replace(LOCALIZER, name)) for name in NODES)]
+    if others:
+        yield note('parameters', f'{path}: {", ".join(others)} names no node of this package'
+                   f'{node and " in namespace " + namespace or ""}',
+                   f'where the localizer is meant: /**, {LOCALIZER} or /NAMESPACE/{LOCALIZER}')
+    keys = [section.key for section in sections if section.may_apply_to(LOCALIZER)]
+    only = '' if node or not all(key.count('/') > 1 and '*' not in key for key in keys) else (
+        f'; they are those of {", ".join(keys)} alone')
+    yield ok('parameters', f'{path}: every name and value is valid{only}')

@@ -1,5 +1,7 @@
 """A node's parameters: the fields of NodeConfig and LocalizerConfig, declared and checked."""
 
+import math
+
 from rcl_interfaces.msg import (
     FloatingPointRange,
     IntegerRange,
@@ -7,10 +9,10 @@ from rcl_interfaces.msg import (
     SetParametersResult,
 )
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 
 from crossview_localizer.config import (
     configs_from_parameters,
+    LIST_LENGTHS,
     LocalizerConfig,
     NodeConfig,
     tunables,
@@ -45,8 +47,8 @@ class NodeParameters:
         for config in configs:
             for name, (value, meta) in tunables(config).items():
                 if isinstance(value, tuple):
-                    # An empty list has no type in ROS: such a parameter stays without a value.
-                    value = [float(item) for item in value] or Parameter.Type.DOUBLE_ARRAY
+                    # ROS has no empty lists, and without any value nobody could dump it.
+                    value = [float(item) for item in value] or [math.nan] * LIST_LENGTHS[name]
                 node.declare_parameter(name, value, _descriptor(value, meta), ignore_override=True)
         node.add_on_set_parameters_callback(self._refuse_changes_while_locked)
 

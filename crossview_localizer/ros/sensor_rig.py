@@ -7,6 +7,7 @@ the same records.
 import numpy as np
 
 from crossview_localizer.camera.blind_images import BlindImageCheck
+from crossview_localizer.camera.decoding import BitDepth
 from crossview_localizer.camera.rectification import ImageRectifier
 from crossview_localizer.config import CameraConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix
@@ -19,6 +20,10 @@ GNSS_VELOCITY_UNKNOWN_SIGMA_MPS = 0.3
 
 class UnknownCalibration(ValueError):
     """The mounting of a sensor or the camera's intrinsics are not known (yet)."""
+
+
+class NoCameraInfo(UnknownCalibration):
+    """No camera_info has come (yet)."""
 
 
 class StaticTransforms:
@@ -73,6 +78,7 @@ class SensorRig:
         self.static_transforms = StaticTransforms()
         self.camera_info = None
         self._blind_image_check = BlindImageCheck()
+        self._bit_depth = BitDepth()
         self._config = node_config
         self._camera_height_m = camera_config.height_m
         self._antenna_m = (0.0, 0.0)  # in map, by the last fix
@@ -108,7 +114,8 @@ class SensorRig:
 
         Raises UnknownCalibration, BlindImage, or ValueError if not valid.
         """
-        image = conversions.camera_image_from_msg(msg, self._rectifier_for(msg.header.frame_id))
+        image = conversions.camera_image_from_msg(
+            msg, self._rectifier_for(msg.header.frame_id), self._bit_depth)
         self._blind_image_check.examine(image.rgb, odom_from_base)
         return image
 
@@ -138,7 +145,7 @@ class SensorRig:
                 'and camera_xyz_rpy is not set: images are not used')
         info = self.camera_info
         if info is None:
-            raise UnknownCalibration('no camera_info has been received: images are not used')
+            raise NoCameraInfo('no camera_info has been received: images are not used')
         key = (
             info.width, info.height, info.distortion_model, tuple(info.d), tuple(info.k),
             tuple(info.p), info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height,

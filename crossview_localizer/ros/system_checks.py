@@ -5,6 +5,7 @@ This file imports ROS only inside functions: doctor checks first whether ROS is 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+import math
 import os
 import time
 
@@ -283,7 +284,7 @@ def check_transforms(observation: Observation) -> Iterator[Finding]:
             frame = observation.parameters.get('camera_frame') or frame
         if observation.static_transforms.lookup(base, frame.lstrip('/')) is not None:
             yield ok(f'{what} extrinsics', f'/tf_static joins {base} and {frame}')
-        elif observation.parameters.get(parameter):
+        elif all(map(math.isfinite, observation.parameters.get(parameter) or [math.nan])):
             yield ok(f'{what} extrinsics', f'from the parameter {parameter}')
         else:
             yield problem(
@@ -295,7 +296,8 @@ def check_transforms(observation: Observation) -> Iterator[Finding]:
     if base not in observation.moving_frames:
         yield note('odometry TF', f'nobody publishes the transform of {base} on /tf: the '
                    'localizer does not need it, RViz and Nav2 do',
-                   'let the odometry publish it, or set publish_odom_tf of the scene')
+                   'let the odometry publish it, or set publish_odom_tf of the scene '
+                   '(publish_odom_tf:=true of the launch file)')
 
 
 def check_node_statuses(observation: Observation) -> Iterator[Finding]:

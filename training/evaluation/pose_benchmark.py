@@ -13,8 +13,6 @@ import numpy as np
 from scipy.special import logsumexp
 import torch
 
-from benchmarks.accuracy.gradient_correlation import GradientCorrelation
-from benchmarks.accuracy.overhead_raster import describe, OverheadRaster, RasterMatcher
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import CameraImage, Heatmap, PoseEstimate
 from crossview_localizer.geometry import body_axes_error, Pose2D, wrap_angle
@@ -22,6 +20,8 @@ from crossview_localizer.matching.heatmap_pose import peak_pose
 from crossview_localizer.matching.matcher import MAX_HALF_YAW_RAD, SearchWindow
 from training.data.benchmark_frames import Frames, uniform_prior
 from training.data.real_pairs import View
+from training.evaluation.gradient_correlation import GradientCorrelation
+from training.evaluation.overhead_raster import describe, OverheadRaster, RasterMatcher
 
 LIMITS = (1, 3, 5)                  # of recalls, in metres and in degrees
 COLUMNS = ('mean_m', 'median_m', *(

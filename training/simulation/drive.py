@@ -125,7 +125,7 @@ def drive(city: City, seed: int, day_number: int, duration_s: float) -> DriveMot
     arm = np.array([-INS_EXTRINSIC[0], -INS_EXTRINSIC[1], -camera_height])
     position = rear_point + (rotation(*attitude.T) @ arm) @ ENU_FROM_NED.T
     return DriveMotion(clock - 1.0, position, attitude, float(camera_height),
-                 float(np.radians(rng.uniform(-0.5, 0.5))), float(duration_s))
+                       float(np.radians(rng.uniform(-0.5, 0.5))), float(duration_s))
 
 
 def city_surface(city: City):

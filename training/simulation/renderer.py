@@ -287,7 +287,7 @@ def _lookup(pyramid, half_m, xy, width):
     level = np.log2(np.maximum(width, 1e-3) * (pyramid[0].shape[0] / (2 * half_m)))
     level = np.clip(np.round(level), 0, len(pyramid) - 1).astype(np.int32)
     out = np.empty((len(xy), pyramid[0].shape[2]), np.float32)
-    for k in np.unique(level):
+    for k in np.flatnonzero(np.bincount(level)):
         index = np.flatnonzero(level == k)
         step = 2 * half_m / pyramid[k].shape[0]
         position = (xy[index] + half_m) / step - 0.5
