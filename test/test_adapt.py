@@ -7,15 +7,18 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
+import synthetic_pairs
 from training_runs import DENSE_MODEL as MODEL
 from training_runs import dense_world, LIKELIHOOD
 
+from benchmarks.accuracy.adaptation import shuffled, with_true_poses, world_of
 from crossview_localizer.networks.checkpoint import save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseNetwork
 from training.data import own_drives
 from training.data.datasets import load_world, save_world, WorldFiles
 from training.data.own_drives import GUARD_M, pitched, Refused, split_by_place
+from training.data.real_pairs import read_views
 from training.evaluation.held_out import JudgedFrame, reason_to_refuse, summary
 from training.recipes import smoothed_drives
 from training.recipes.drive_offsets import reach_cells
@@ -137,6 +140,32 @@ def test_the_table_has_agreement_with_odometry_and_metres_where_there_is_truth()
     assert row == {'evidence_nats': 1.0, 'odometry_m': 3.0, 'coverage_95': 0.5, 'ambiguous': 0.0,
                    'median_m': None, 'n': 20}
     assert summary(judged(np.ones(20), zigzag, 2.0 * zigzag))['median_m'] == 3.0
+
+
+# --- the benchmark
+
+
+def test_a_real_pair_becomes_a_world_in_the_axes_of_its_overhead_picture(tmp_path):
+    synthetic_pairs.write_cvact(tmp_path, synthetic_pairs.Plane(0))
+    view = read_views(tmp_path)[0]
+    world = world_of(view, 0.25, 2)
+    rows, cols = world.imagery.shape[:2]
+    assert world.grid.row_col_from_xy(0.0, 0.0) == pytest.approx(((rows - 1) / 2, (cols - 1) / 2))
+    assert rows * 0.25 == pytest.approx(view.overhead.rgb.shape[0] * view.overhead.px_m, abs=0.5)
+    assert world.pose_covariances[0] == pytest.approx(view.accuracy_m ** 2 * np.eye(2))
+    assert world.poses[0] == pytest.approx(view.truth.as_array())
+
+
+def test_shuffled_images_are_of_other_places_and_true_poses_replace_the_smoothed_ones():
+    world = replace(smoothed_world(), true_poses=dense_world().poses + 1.0)
+    mixed = shuffled(world)
+    kept = [k for k in range(9) if np.array_equal(mixed.images[k], world.images[k])]
+    assert len(kept) <= 1
+    assert sorted(image.sum() for image in mixed.images) == sorted(
+        image.sum() for image in world.images)
+    exact = with_true_poses(world)
+    assert np.array_equal(exact.poses, world.true_poses)
+    assert exact.pose_covariances.max() < 0.01
 
 
 # --- with bags

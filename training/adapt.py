@@ -137,9 +137,14 @@ def planned_steps(adaptation: Adaptation, network: DenseNetwork, recipe: Smoothe
               f'{len(adaptation.train_files)} stretches for training, '
               f'{len(adaptation.held_out_files)} stretches held out; a step takes {step_s:.2f} s: '
               f'{steps} steps, about {total_h:.1f} h in all', flush=True)
-        plan.write_text(json.dumps({'steps': steps, 'hours': total_h}))
+        plan.write_text(json.dumps({
+            'steps': steps, 'asked': [adaptation.steps, adaptation.hours]}))
     ranks.from_first(True)    # the other ranks wait for the plan
-    return int(json.loads(plan.read_text())['steps'])
+    planned = json.loads(plan.read_text())
+    if planned['asked'] != [adaptation.steps, adaptation.hours]:
+        raise ValueError(f'{adaptation.work} is of a run with other --steps or --hours; expected '
+                         'the same, or delete the folder to begin anew')
+    return int(planned['steps'])
 
 
 def seconds_per_step(network, recipe, config: TrainConfig, ranks: Ranks) -> float:
