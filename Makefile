@@ -75,6 +75,7 @@ results-adapt: env
 	$(RUN) python -m benchmarks.accuracy.adaptation --out $(or $(OUT),docs/results) \
 	  $(if $(PARTS),--parts $(PARTS)) $(if $(STEPS),--steps $(STEPS)) $(if $(HOURS),--hours $(HOURS)) \
 	  $(if $(BAGS),--bags $(BAGS) --orthophoto $(ORTHO)) $(if $(SEED),--seed $(SEED))
+	$(if $(OUT),,$(RUN) python -m benchmarks.results)
 
 test-jazzy:
 	ROS_DISTRO_WHEELS=jazzy $(MAKE) test VENV=.venv-jazzy

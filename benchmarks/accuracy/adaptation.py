@@ -32,6 +32,7 @@ from training.evaluation.overhead_raster import resample
 from training.loop import train
 from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
 
+REAL_STEPS = 400
 PARTS = ('simulation', 'real')
 EXACT = 0.05 ** 2 * np.eye(2)   # the covariance of poses that are taken for true
 OTHER_STREETS_M = 30.0          # test frames are farther than this from all frames for training
@@ -226,12 +227,15 @@ def run(args: argparse.Namespace) -> None:
             else:
                 bags, orthophoto = simulate_drives(
                     args.work / 'town', args.seed, args.duration_s)
+            result['simulation_data'] = (
+                f'{len(bags)} drives of one town' if len(bags) > 1 else
+                f'one drive ({bags[0].parent.name}), judged on its held-out places')
             result['simulation'] = result.get('simulation', {}) | simulation(
                 bags, orthophoto, args.init, args.work, args.steps, args.hours, args.rows)
         else:
             result['real'] = real(
-                args.init, args.work / 'real', args.pairs, args.steps or 400, args.every)
-        result[f'{part}_steps'] = args.steps
+                args.init, args.work / 'real', args.pairs, args.steps or REAL_STEPS, args.every)
+        result[f'{part}_steps'] = args.steps or (0 if part == 'simulation' else REAL_STEPS)
         result[f'{part}_hours'] = round((time.monotonic() - started_s) / 3600.0, 2)
         result['hours'] = sum(result.get(f'{name}_hours', 0.0) for name in PARTS)
         path.write_text(json.dumps(result, indent=1) + '\n')
