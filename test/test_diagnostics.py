@@ -174,7 +174,7 @@ def test_silent_inputs_are_errors_that_tell_who_publishes():
 
 
 def test_silent_images_of_a_publisher_are_too_large_or_of_another_qos():
-    parts = diagnostics({'/image': 1, 'gnss_velocity': 1})
+    parts = diagnostics({'/image': 1, 'odometry': 1, 'gnss_velocity': 1})
     parts.start(0.0)
     assert 'fastdds_large_images.xml' in lines(parts, 3.0)['camera'].remedy
     for topic in ('/image', '/odometry'):
@@ -192,6 +192,12 @@ def test_before_the_start_the_filter_says_what_it_waits_for():
     parts.add_fix(FilterUpdate(Outcome.NOT_STARTED, 'driven 0.0 m of the 8.0 m'), fix, True, 0.0)
     (status,) = (s for s in parts.statuses(0.1, None, False) if s.name == 'filter')
     assert 'driven 0.0 m of the 8.0 m' in status.text
+
+
+@pytest.mark.parametrize(('others', 'said'), [(0, True), (1, False)])
+def test_it_is_said_where_nobody_else_publishes_transforms(others, said):
+    values = lines(diagnostics({'/tf': 1 + others}), 1.0)['odometry'].values
+    assert ('publish_odom_tf' in values.get('tf', '')) == said
 
 
 def test_two_publishers_of_one_input_are_at_least_a_warning():

@@ -286,14 +286,16 @@ class Diagnostics:
         self, now_s: float, covariance: np.ndarray | None, waits_for_clock: bool,
     ) -> list[Status]:
         """All lines, from the present covariance (3, 3) of the pose, None before the start."""
+        odometry = self._warned_of_two_publishers(
+            'odometry', self._input_status(self.odometry, 'odometry', now_s))
+        if self._find_publishers('/tf')[1] <= self._config.publish_tf:
+            odometry.values['tf'] = remedies.NO_ODOM_TF  # of no concern to the localizer
         statuses = [
             self.node.status(covariance is not None, waits_for_clock),
             self._warned_of_two_publishers(self._image_topic, self.camera.status(
                 now_s, self._config.input_timeout_s, *self._image_silence())),
             self._input_status(self.gnss, 'gnss', now_s),
-            self._warned_of_two_publishers(
-                'odometry', self._input_status(self.odometry, 'odometry', now_s)),
-            self.map_status,
+            odometry, self.map_status,
             self.matcher.status(now_s, self._config.input_timeout_s),
             self.pose.status(covariance, now_s, self.matcher.matched_s)]
         # The velocity is optional: no line where nobody publishes it.
@@ -303,13 +305,13 @@ class Diagnostics:
 
     def _input_status(self, monitor: InputMonitor, topic: str, now_s: float) -> Status:
         name, publishers = self._find_publishers(topic)
-        if name in self._qos_problems:
+        if not publishers:
+            silence = f'nobody publishes {name}', f'{remedies.NO_PUBLISHER} -r {topic}:=TOPIC'
+        elif name in self._qos_problems:
             silence = self._qos_problems[name], remedies.SENSOR_QOS
-        elif publishers:
+        else:
             count = '1 publisher' if publishers == 1 else f'{publishers} publishers'
             silence = f'{name} has {count}', remedies.SILENT_PUBLISHER
-        else:
-            silence = f'nobody publishes {name}', f'{remedies.NO_PUBLISHER} -r {topic}:=TOPIC'
         return monitor.status(now_s, self._config.input_timeout_s, *silence)
 
     def _warned_of_two_publishers(self, topic: str, status: Status) -> Status:
@@ -324,8 +326,8 @@ class Diagnostics:
     def _image_silence(self) -> tuple[str, str]:
         """What to say while no image comes, and what to do."""
         name, publishers = self._find_publishers(self._image_topic)
-        if name in self._qos_problems:
-            return self._qos_problems[name], remedies.IMAGE_QOS
         if not publishers:
             return f'nobody publishes {name}', remedies.NO_IMAGE_PUBLISHER
+        if name in self._qos_problems:
+            return self._qos_problems[name], remedies.IMAGE_QOS
         return f'{name} has a publisher', remedies.LARGE_IMAGES

@@ -1,6 +1,7 @@
 """The node's Localizer: with its map, without one, and on the CPU once the GPU has failed."""
 
 from collections.abc import Callable
+import ctypes
 import math
 from pathlib import Path
 import re
@@ -58,6 +59,7 @@ class LocalizerHolder:
             return Status(
                 'map', Level.ERROR, f'{problem}; the prior alone is published', self._values,
                 remedies.MAP)
+        return_free_memory()
         self._values['tiles'] = len(self.localizer.embedding_map.descriptors)
         self.has_map = True
         if warning:
@@ -106,6 +108,13 @@ class LocalizerHolder:
             config.map_path, self._values['weights'], self._config, self._device,
             onnx_path=config.onnx_path, threads=config.torch_threads, precision=config.precision,
             report=self._report)
+
+
+def return_free_memory() -> None:
+    """Give the system what loading needed for a moment (30 MB), where the C library can."""
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:
+        trim(0)
 
 
 def is_gpu_failure(error: Exception) -> bool:
