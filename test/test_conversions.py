@@ -228,7 +228,7 @@ def test_odometry_beyond_any_drive_is_refused():
     msg.pose.pose.orientation.w = 1.0
     for x_m in (1e9, math.inf, math.nan):
         msg.pose.pose.position.x = x_m
-        with pytest.raises(ValueError, match='not finite, or beyond'):
+        with pytest.raises(ValueError, match='is not valid'):
             conversions.odometry_sample_from_msg(msg)
 
 
@@ -257,7 +257,7 @@ def test_yaw_comes_back_from_its_quaternion_of_any_length(yaw_rad):
 
 @pytest.mark.parametrize('q', [Quaternion(w=0.0), Quaternion(z=math.nan)])
 def test_a_quaternion_without_a_rotation_is_refused(q):
-    with pytest.raises(ValueError, match='not a rotation'):
+    with pytest.raises(ValueError, match='is not valid'):
         conversions.yaw_from_quaternion(q)
 
 
@@ -324,10 +324,17 @@ def test_a_zero_nan_or_impossible_covariance_counts_as_unknown(msg):
     (fix_msg(latitude=math.nan), 'not a latitude'),
     (fix_msg(latitude=95.0), 'not a latitude'),
     (fix_msg(longitude=math.inf), 'not a latitude'),
+    (fix_msg(latitude=-1.2610, longitude=51.7606),
+     '7686 km from the origin of the map .*: the driver exchanges latitude and longitude'),
+    (fix_msg(latitude=45.0), '752 km from .*; expected at most 500 km: is it the right map'),
 ])
 def test_a_message_without_a_position_is_refused_with_the_reason(msg, complaint):
     with pytest.raises(ValueError, match=complaint):
         gnss_fix(msg)
+
+
+def test_a_fix_whose_driver_never_sets_the_status_is_used():
+    assert gnss_fix(fix_msg(status=-2)).stamp_ns == 5_000_000_000
 
 
 # --- odometry and poses
@@ -399,7 +406,7 @@ def test_odometry_with_nan_is_refused():
     msg = Odometry()
     msg.pose.pose.orientation.w = 1.0
     msg.pose.pose.position.x = math.nan
-    with pytest.raises(ValueError, match='not finite'):
+    with pytest.raises(ValueError, match='is not valid'):
         conversions.odometry_sample_from_msg(msg)
 
 

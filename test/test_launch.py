@@ -271,7 +271,7 @@ def test_nothing_is_started_where_an_argument_cannot_be_right(launch, argument, 
 def test_the_launch_ends_with_its_bag_and_the_recording_is_whole(launch, tmp_path):
     bag = drive_bag(tmp_path / 'bag', 6.0)
     process = launch(
-        f'bag:={bag}', f'record:={tmp_path / "results"}', 'rate:=3.0', 'delay:=1.0', 'device:=cpu')
+        f'bag:={bag}', f'record:={tmp_path / "results"}', 'delay:=4.0', 'device:=cpu')
     output = ended(process)
     assert process.returncode == 0, output
     counts = recorded_counts(tmp_path / 'results')
