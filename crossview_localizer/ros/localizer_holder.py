@@ -52,7 +52,7 @@ class LocalizerHolder:
             return Status(
                 'map', Level.ERROR, f'{problem}; the prior alone is published', self._values,
                 remedies.MAP)
-        self._values['tiles'] = len(self.localizer.embedding_map.descriptors)
+        self._values['tiles'] = len(self.localizer.embedding_map.tiles)
         if warning:
             return Status('map', Level.WARN, warning, self._values, remedies.GPU)
         return Status('map', Level.OK, 'loaded', self._values)
