@@ -141,7 +141,7 @@ def build_map(
             f'{np.count_nonzero(wanted) - kept} tiles left out: more than {MAX_INVALID:.0%} of '
             'each is without imagery')
     store.write_picture(picture[0], picture_grid)
-    store.state_attribution(layout.attribution)
+    store.note(attribution=list(layout.attribution))
     store.finish()
     if out is None:
         return EmbeddingMap.of_store(store)

@@ -256,9 +256,6 @@ class MapStore:
             raise ValueError(f'the picture in the map is {rgb.shape}; {REBUILD}')
         return np.moveaxis(rgb, 0, 2), MapGrid(**grid)
 
-    def state_attribution(self, attribution: tuple[str, ...]) -> None:
-        self._note(attribution=list(attribution))
-
     def write_picture(self, rgb: np.ndarray, grid: MapGrid) -> None:
         group = self.group.create_group('picture', overwrite=True, attributes={
             'Conventions': 'CF-1.11', **_place_attributes(self.layout.frame, grid)})
@@ -268,17 +265,18 @@ class MapStore:
             attributes={'grid_mapping': 'spatial_ref'}, dimension_names=('band', 'y', 'x'))
         array[:] = np.moveaxis(rgb, 2, 0)
         _add_coordinates(group, self.layout.frame, grid)
-        self._note(picture_grid=asdict(grid))
+        self.note(picture_grid=asdict(grid))
 
     def finish(self) -> None:
         """Count the tiles, which makes this a map to be used."""
-        self._note(tiles=int(np.count_nonzero(self.dates())), plan=None)
+        self.note(plan=None, tiles=int(np.count_nonzero(self.dates())))
         with warnings.catch_warnings():
             # Zarr v3 has no word on consolidated metadata yet; readers over HTTP need them.
             warnings.simplefilter('ignore', UserWarning)
             zarr.consolidate_metadata(self.group.store)
 
-    def _note(self, **changes) -> None:
+    def note(self, **changes) -> None:
+        """Change what stands in the attributes; None takes it out."""
         notes = self.notes | changes
         self.group.attrs[ATTRIBUTE] = {
             name: value for name, value in notes.items() if value is not None}
