@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import hashlib
-from itertools import chain
+from itertools import zip_longest
 import json
 import math
 from pathlib import Path
@@ -226,7 +226,11 @@ def _store(path: Path | None, layout: Layout, plan: str, update: bool) -> MapSto
         if store.notes.get('plan') == plan:
             return store
         shutil.rmtree(path)
-    return MapStore.create(path, layout, {'plan': plan})
+    if path is None:
+        return MapStore.create(None, layout)
+    with write_atomically(path) as writing:            # so that what is there is ours
+        MapStore.create(writing, layout, {'plan': plan})
+    return MapStore.open(path, 'r+')
 
 
 def _squares(store: MapStore, layout: Layout, wanted: np.ndarray,
@@ -250,107 +254,63 @@ def _embed_squares(imagery: Imagery, network, store: MapStore, squares: Sequence
                    batch: int, device: str) -> Iterator[tuple[int, int]]:
     """Make squares and write them; gives for each how many tiles are finished and were made.
 
-    The imagery of the next job is cropped while one is embedded.
+    The imagery of the next square is cropped while one is embedded.
     """
-
-    @torch.inference_mode()
-    def embed(tiles, pixels: np.ndarray, job: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        descriptors = tiles.embed(torch.from_numpy(pixels).to(device), job, kept)
-        if not torch.isfinite(descriptors).all():
-            raise ValueError('descriptors are not finite; expected weights that are whole')
-        return descriptors.to('cpu', torch.float16).numpy()         # (n, D)
-
     grid = store.layout.grid
-
-    def crops() -> Iterator[tuple]:
-        for square in squares:
-            if not square.wanted.any():                # a square of which nothing is left
-                yield square, None, None, True
-                continue
-            tiles = _tiles_of(square, imagery, network, grid, batch)
-            for number, job in enumerate(tiles.jobs):
-                yield square, tiles, job, number == len(tiles.jobs) - 1
-
-    def crop(item: tuple):
-        _, tiles, job, _ = item
-        return item, None if job is None else tiles.crop(job)
-
-    made = _Made(store)
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = None
-        for item in chain(crops(), [None]):
-            following = item and ahead.submit(crop, item)
-            if waiting is not None:
-                (square, tiles, job, is_last), cropped = waiting.result()
-                if job is not None:
-                    kept, pixels = cropped
-                    made.add(square, tiles, job, kept, pixels, embed)
-                if is_last:
-                    yield made.write(square, imagery)
-            waiting = following
-
-
-class _Made:
-    """What has been made of the square in work."""
-
-    def __init__(self, store: MapStore):
-        self._store = store
-        self._clear()
-
-    def _clear(self) -> None:
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._hashes: list[tuple[np.ndarray, int]] = []
-        self._skipped: list[np.ndarray] = []
-
-    def add(self, square: Square, tiles, job: np.ndarray, kept: np.ndarray, pixels: np.ndarray,
-            embed: Callable) -> None:
-        """Embed a job, unless its tiles were made from the same pixels."""
-        row, col = tiles.row[job], tiles.col[job]
-        digest = hashlib.blake2b(digest_size=8)
-        for part in (row, col, kept, pixels):
-            digest.update(np.ascontiguousarray(part).data)
-        number = int.from_bytes(digest.digest(), 'little') | 1 << 63
-        self._hashes.append((job, number))
-        if (square.hashes[row, col] == number).all():
-            self._skipped.append(job)
-        elif kept.any():
-            self._parts.append((row[kept], col[kept], embed(tiles, pixels, job, kept)))
-
-    def write(self, square: Square, imagery: Imagery) -> tuple[int, int]:
-        """Write the square; gives the number of its wanted tiles and of those that were made."""
-        wanted, layout = square.wanted, self._store.layout
-        rows, cols = np.nonzero(wanted)
-        hashes = np.full(wanted.shape, NOT_WANTED, np.uint64)
-        for job, number in self._hashes:
-            hashes[rows[job], cols[job]] = number
-        skipped = np.zeros(wanted.shape, bool)
-        for job in self._skipped:
-            skipped[rows[job], cols[job]] = True
-        changed = bool((hashes != square.hashes).any())
-        made = np.count_nonzero(wanted & ~skipped)
-        if changed:
-            there = np.zeros(wanted.shape, bool)
-            descriptors = np.zeros((*wanted.shape, layout.size), np.float16)
-            if skipped.any():
-                stored, known = self._store.read_decoded(square.row, square.col, *wanted.shape)
-                there |= known & skipped
-                descriptors[there] = stored[there]
-            for row, col, part in self._parts:
-                there[row, col], descriptors[row, col] = True, part
-            grid = layout.grid
-            dates = np.zeros(wanted.shape, np.int32)
-            for row, col in np.argwhere(there):
-                dates[row, col] = imagery.date_at(*grid.xy_from_row_col(
-                    square.row + row, square.col + col)) or UNKNOWN_DATE
-            self._store.write(square.row, square.col, descriptors[there], there, dates, hashes)
-        self._clear()
-        return np.count_nonzero(wanted), made
-
-
-def _tiles_of(square: Square, imagery: Imagery, network, grid: MapGrid, batch: int):
-    part = grid.crop(square.row, square.col, *square.wanted.shape)
     kind = TileAreas if TileAreas.fits(network, grid.cell_m) else SingleTiles
-    return kind(imagery, network, part, square.wanted, batch)
+
+    def crop(square: Square):
+        if not square.wanted.any():                    # a square of which nothing is left
+            return None, []
+        part = grid.crop(square.row, square.col, *square.wanted.shape)
+        tiles = kind(imagery, network, part, square.wanted, batch)
+        return tiles, [(job, *tiles.crop(job)) for job in tiles.jobs]
+
+    with ThreadPoolExecutor(1) as ahead:
+        following = None
+        for square, after in zip_longest(squares, squares[1:]):
+            tiles, jobs = (following or ahead.submit(crop, square)).result()
+            following = after and ahead.submit(crop, after)
+            yield _make_square(square, tiles, jobs, imagery, store, device)
+
+
+@torch.inference_mode()
+def _make_square(square: Square, tiles, jobs: Sequence, imagery: Imagery, store: MapStore,
+                 device: str) -> tuple[int, int]:
+    """Embed what the store does not hold yet, from the same pixels, and write the square."""
+    shape, layout = square.wanted.shape, store.layout
+    hashes = np.full(shape, NOT_WANTED, np.uint64)
+    there, descriptors = store.read_decoded(square.row, square.col, *shape)[::-1] if (
+        square.hashes.any()) else (np.zeros(shape, bool), np.zeros((*shape, layout.size), '<f2'))
+    there = there & square.wanted
+    made = 0
+    for job, kept, pixels in jobs:
+        row, col = tiles.row[job], tiles.col[job]
+        hashes[row, col] = _hash_of(row, col, kept, pixels)
+        if (square.hashes[row, col] == hashes[row, col]).all():
+            continue
+        made += len(job)
+        there[row, col] = kept
+        if kept.any():
+            found = tiles.embed(torch.from_numpy(pixels).to(device), job, kept)   # (n, D)
+            if not torch.isfinite(found).all():
+                raise ValueError('descriptors are not finite; expected weights that are whole')
+            descriptors[row[kept], col[kept]] = found.to('cpu', torch.float16).numpy()
+    if (hashes != square.hashes).any():
+        dates = np.zeros(shape, np.int32)
+        for row, col in np.argwhere(there):
+            dates[row, col] = imagery.date_at(*layout.grid.xy_from_row_col(
+                square.row + row, square.col + col)) or UNKNOWN_DATE
+        store.write(square.row, square.col, descriptors[there], there, dates, hashes)
+    return np.count_nonzero(square.wanted), made
+
+
+def _hash_of(*parts: np.ndarray) -> int:
+    """A number of 64 bits, larger than NOT_WANTED."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data)
+    return int.from_bytes(digest.digest(), 'little') | 1 << 63
 
 
 @lru_cache(1)
