@@ -99,8 +99,9 @@ class TilesInStore:
         self._dtype = torch.int8 if layout.is_int8 else torch.float16
         chunk_bytes = self._points ** 2 * layout.size * self._dtype.itemsize
         self._at_once = max(1, READ_BYTES // chunk_bytes)
+        in_all = math.prod(-(-points // self._points) for points in self._shape)
         self._cache = torch.empty(
-            (max(16, cache_bytes // chunk_bytes), self._points ** 2, layout.size),
+            (min(in_all, max(16, cache_bytes // chunk_bytes)), self._points ** 2, layout.size),
             dtype=self._dtype, device=device)
         self._slots: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._there: dict[tuple[int, int], np.ndarray] = {}
@@ -374,9 +375,9 @@ class EmbeddingMap:
                  preload_bytes: int = PRELOAD_BYTES) -> 'EmbeddingMap':
         layout = store.layout
         bytes_in_all = store.tiles * layout.size * (1 if layout.is_int8 else 2)
-        tiles = TilesInStore(store, device)
-        if bytes_in_all <= preload_bytes and layout.grid.rows * layout.grid.cols <= PRELOAD_POINTS:
-            tiles = _all_tiles(tiles, device)
+        points = layout.grid.rows * layout.grid.cols
+        is_small = bytes_in_all <= preload_bytes and points <= PRELOAD_POINTS
+        tiles = _all_tiles(store, device) if is_small else TilesInStore(store, device)
         found = cls.__new__(cls)
         found._set_up(layout.frame, layout.grid, layout.fingerprint, layout.tile_m,
                       layout.tile_px, layout.attribution, tiles)
@@ -384,9 +385,9 @@ class EmbeddingMap:
         return found
 
 
-def _all_tiles(stored: TilesInStore, device: str | torch.device) -> TilesInMemory:
+def _all_tiles(store: MapStore, device: str | torch.device) -> TilesInMemory:
     """Read all tiles of a store, square by square."""
-    store, grid, side = stored.store, stored.store.layout.grid, stored.store.layout.square
+    grid, side = store.layout.grid, store.layout.square
     there = store.dates() > 0
     index = np.full(there.shape, -1, np.int64)
     parts, count = [], 0
@@ -395,8 +396,8 @@ def _all_tiles(stored: TilesInStore, device: str | torch.device) -> TilesInMemor
             part = np.s_[row:row + side, col:col + side]
             if not there[part].any():
                 continue
-            descriptors, known = store.read(row, col, *there[part].shape)
-            parts.append(stored._decoded(torch.from_numpy(descriptors[known])))
+            descriptors, known = store.read_decoded(row, col, *there[part].shape)
+            parts.append(torch.from_numpy(descriptors[known]))
             index[part][known] = count + np.arange(len(parts[-1]))
             count += len(parts[-1])
     if not parts:

@@ -19,6 +19,8 @@ Shape legend: R x Q lattice points, D numbers of a descriptor, C bands, p lattic
 side of a chunk, s cells along a side of a descriptor; D = C * s * s.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import warnings
@@ -197,13 +199,8 @@ class MapStore:
     def read(self, row: int, col: int, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
         """The descriptors of a part of the lattice (rows, cols, D), and which are there, bool."""
         s = self.layout.descriptor_cells
-        try:
+        with _damage_named():
             found = self._descriptors[:, row * s:(row + rows) * s, col * s:(col + cols) * s]
-        except Exception as error:
-            if isinstance(error, OSError):
-                raise
-            raise OSError(f'the map is damaged ({" ".join(str(error).split())}); {REBUILD}'
-                          ) from error
         blocks = found.reshape(self.layout.bands, rows, s, cols, s).transpose(1, 3, 0, 2, 4)
         blocks = blocks.reshape(rows, cols, self.layout.size)
         first = blocks[..., 0]
@@ -237,21 +234,21 @@ class MapStore:
 
     def dates(self) -> np.ndarray:
         """``tile_date`` as a whole."""
-        return self._dates[:]
+        with _damage_named():
+            return self._dates[:]
 
     def hashes(self) -> np.ndarray:
         """``tile_hash`` as a whole."""
-        return self._hashes[:]
+        with _damage_named():
+            return self._hashes[:]
 
     def picture(self) -> tuple[np.ndarray, MapGrid] | None:
         """The picture of the area, rgb (rows, cols, 3) uint8, and its grid; None without one."""
         grid = self.notes.get('picture_grid')
         if grid is None:
             return None
-        try:
+        with _damage_named():
             rgb = self.group['picture/rgb'][:]
-        except Exception as error:
-            raise ValueError(f'the picture in the map is damaged ({error}); {REBUILD}') from error
         if rgb.shape != (3, grid['rows'], grid['cols']):
             raise ValueError(f'the picture in the map is {rgb.shape}; {REBUILD}')
         return np.moveaxis(rgb, 0, 2), MapGrid(**grid)
@@ -280,6 +277,18 @@ class MapStore:
         notes = self.notes | changes
         self.group.attrs[ATTRIBUTE] = {
             name: value for name, value in notes.items() if value is not None}
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Whatever a damaged chunk raises is an OSError that says what to do."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise OSError(f'the map is damaged ({reason}); {REBUILD}') from error
 
 
 def quantised(descriptors: np.ndarray) -> np.ndarray:
