@@ -153,7 +153,7 @@ class FakeMap:
     """Covers about the first 40 s of the drive: 100 m around the origin."""
 
     frame = FRAME
-    descriptors = np.zeros((10, 4))
+    tiles = np.zeros((10, 4))
 
     def window(self, prior, half_width_m, margin_m):
         if math.hypot(prior.pose.x_m, prior.pose.y_m) > 100.0:
