@@ -8,13 +8,16 @@ DENSE_SEEDS = $(or $(SEED),$(if $(LAYOUT),,500))
 DENSE_WORLDS = $(if $(EVAL_ONLY),$(if $(DENSE_SEEDS),--seeds $(DENSE_SEEDS)),--seeds 400 401 402 403 404 405 --keep)
 REAL_LAYOUT = $(wildcard $(or $(CROSSVIEW_DATA),../shared/data)/kitti09_overhead)
 DENSE_LAYOUT = $(or $(LAYOUT),$(if $(EVAL_ONLY),,$(REAL_LAYOUT)))
+DEMO_SEEDS = $(or $(SEED),31 32 33)
+DEMO_OUT = $(or $(OUT),build/demo)
 FUSION_OUT = $(or $(OUT),$(if $(SMOKE)$(EVAL_ONLY),build/fusion,docs/results))
 
-.PHONY: help env demo test test-jazzy faults endurance fuzz results-dense results-real results-fusion results-paper bench bench-map-size docs-check lint format clean
+.PHONY: help env demo test test-jazzy faults endurance fuzz results-demo results-dense results-real results-fusion results-paper bench bench-map-size docs-check lint format clean
 
 help:
-	@echo 'make demo [SEED=7] [OUT=demo] [DURATION_S=130]   a simulated drive, localized and reported'
+	@echo 'make demo [QUICK=1] [SEED=7 OUT=demo DURATION_S=130]   a simulated drive, localized and reported'
 	@echo 'make test [PYTEST_ARGS=...]                      all tests'
+	@echo 'make results-demo [SEED= OUT=]                   demos of three drives, with wrong images and other matchers'
 	@echo 'make results-dense [EVAL_ONLY=1 SEED= | LAYOUT= | DEMOS= BLIND=] [OUT=]   the dense matcher alone'
 	@echo 'make results-real [REAL_PAIRS= WEIGHTS= OUT=]     the dense matcher on real street and overhead pictures'
 	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   outages, calibration, real logs, spoofing, starts'
@@ -32,10 +35,17 @@ env:
 
 demo: env
 	$(RUN) python -m benchmarks.demo $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)) \
-	  $(if $(DURATION_S),--duration-s $(DURATION_S))
+	  $(if $(DURATION_S),--duration-s $(DURATION_S)) $(if $(QUICK),--quick)
 
 test: env
 	$(RUN) python -m pytest $(PYTEST_ARGS)
+
+results-demo: env
+	$(RUN) for seed in $(DEMO_SEEDS); do \
+	  python -m benchmarks.demo --controls --seed $$seed --out $(DEMO_OUT)/$$seed || exit; done
+	$(RUN) python -m benchmarks.demo --pool $(DEMO_SEEDS:%=$(DEMO_OUT)/%) \
+	  --json $(if $(SEED)$(OUT),$(DEMO_OUT),docs/results)/demo.json
+	$(if $(SEED)$(OUT),,$(RUN) python -m benchmarks.results)
 
 results-dense: env
 	$(RUN) python -m benchmarks.accuracy.single_frames --out $(or $(OUT),build/dense) $(DENSE_WORLDS) \

@@ -35,6 +35,7 @@ setup(
         'console_scripts': [
             'localizer_node = crossview_localizer.node:main',
             'robotcar_to_bag = crossview_localizer.robotcar_to_bag:main',
+            'kitti_to_bag = crossview_localizer.kitti_to_bag:main',
             'build_map = crossview_localizer.build_map:main',
             'map = crossview_localizer.map:main',
             'export = crossview_localizer.export:main',

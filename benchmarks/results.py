@@ -11,48 +11,60 @@ from benchmarks import REPOSITORY
 DOCS = REPOSITORY / 'docs'
 INTRODUCTION = """# Results
 
-Made by `python -m benchmarks.results` from the files in `docs/results`, each of which its own
-command writes. **Everything here is simulation** unless a section says otherwise: rendered towns
-that training never saw, on other days than the orthophoto's.
+Look up here how large the errors are, in which data, and beside which control; every section
+names the command that measures it again. Written by `python -m benchmarks.results` from the files
+in `docs/results`. **Everything is simulation unless it says real**: rendered towns that training
+never saw, on other days than the orthophoto's.
 """
 
 
 def summary(results: dict[str, dict]) -> str:
-    """The main numbers, a line for each result that is there."""
+    """The main numbers, one line for each result that is there."""
     lines = []
     if 'demo' in results:
         rows = results['demo']['pooled']
         lines.append(
-            f'whole system in three towns: {rows["refined"]["median_m"]:.2f} m in the median, '
+            f'whole system in three towns: {rows["refined"]["median_m"]:.2f} m in the median; '
             f'{rows["prior"]["median_m"]:.2f} m without matches, '
             f'{rows["gnss_only"]["median_m"]:.2f} m by GNSS alone')
-    for part, place in (('synthetic', 'unseen towns'), ('real_layout', 'a real layout, rendered')):
+    for part, place in (('synthetic', 'unseen towns'),
+                        ('real_layout', 'rendered from a real layout')):
         if part in results.get('dense', {}):
             rows = results['dense'][part]
             lines.append(
-                f'single frames, {place}: {rows["dense"]["median_m"]:.2f} m in the median from '
-                f'priors up to 18.5 m off; the paper\'s matcher {rows["paper"]["median_m"]:.2f} m')
+                f'single images, {place}, prior off by up to 18.5 m: '
+                f'{rows["dense"]["median_m"]:.2f} m in the median; '
+                f'{rows["paper"]["median_m"]:.2f} m by the tile matcher')
     if 'real' in results:
         sets = [rows for rows in results['real']['sets'].values()
                 if rows['dense']['median_m'] is not None]
         better = sum(rows['dense']['median_m'] < rows['prior_centre']['median_m']
                      for rows in sets)
-        lines.append(f'single frames, real pictures: better than the centre of the prior on '
+        lines.append(f'**real** pictures, single images: nearer than the centre of the prior on '
                      f'{better} of {len(sets)} sets')
-    if 'outage' in results.get('fusion', {}):
-        rows = results['fusion']['outage']['60']
+    fusion = results.get('fusion', {})
+    for length_s in ('60', '300'):
+        if length_s in fusion.get('outage', {}):
+            rows = fusion['outage'][length_s]
+            lines.append(
+                f'{length_s} s without GNSS: {rows["match"]["p50_m"]:.2f} m in the median with '
+                f'matches, {rows["odometry"]["p50_m"]:.2f} m with odometry only')
+    if 'calibration' in fusion:
+        share = fusion['calibration']['coverage_95']
+        lines.append(f'the claimed 95 % ellipsoids hold {100 * share:.0f} % of the poses')
+    if 'wrong_images' in fusion:
+        seconds = [row['noticed_after_s'] for row in fusion['wrong_images']]
+        lines.append('images of another place are noticed after '
+                     + ', '.join(f'{second:.1f}' for second in seconds) + ' s')
+    if 'matcher_replay' in fusion:
+        row = fusion['matcher_replay']['representative']
         lines.append(
-            f'60 s without GNSS: {rows["match"]["p50_m"]:.2f} m in the median with matches, '
-            f'{rows["odometry"]["p50_m"]:.2f} m with odometry only')
-    if 'matcher_replay' in results.get('fusion', {}):
-        row = results['fusion']['matcher_replay']['representative']
-        lines.append(
-            f'real errors of a published matcher: {row["matcher_median_m"]:.2f} m in the median, '
-            f'{row["fused_median_m"]:.2f} m after fusion')
+            f'**real** errors of a published matcher, simulated GNSS and odometry: '
+            f'{row["matcher_median_m"]:.2f} m in the median, {row["fused_median_m"]:.2f} m fused')
     if 'faults' in results:
         rows = results['faults']['rows']
         good = sum(row['ok'] for row in rows)
-        lines.append(f'faults handled as expected: {good} of {len(rows)}')
+        lines.append(f'faults of inputs and system, handled as expected: {good} of {len(rows)}')
     return ''.join(f'- {line}\n' for line in lines)
 
 
@@ -82,17 +94,27 @@ def demo(result: dict) -> str:
           round(run['seconds'])] for run in result['runs']])
     return f"""## The whole system: demos through real ROS 2
 
-`make demo SEED=...`, then
-`python -m benchmarks.demo --pool FOLDERS --json docs/results/demo.json`.
+`make results-demo` runs the demo for three seeds and pools them.
 A bag with camera (4 Hz), biased GNSS with jumps and an outage, and drifting odometry is replayed
 in real time through the node; two CPU cores. Position of `base_link` at every image after the
 first 5 s, outage included.
 
 {table}
-`refined` is what the node published; `prior` is the same filter without matches; `image_blind` is
-the node with each image replaced by one from at least 200 m away; `raw_correlation` and
-`random_init` are the offline `Localizer` with those matchers. Where a row is (almost) the prior,
-the heat maps did not fit the map, and the pose went on without them.
+| row | is |
+|---|---|
+| `refined` | what the node published |
+| `prior` | the same filter without matches |
+| `gnss_only` | the last fix, moved on for at most 1 s by the fixes' own velocity |
+| `odometry_only` | the odometry, started from the true pose |
+| `image_blind` | the node again, with each image replaced by one from at least 200 m away |
+| `raw_correlation` | the offline `Localizer` with correlation of pixels, without a network |
+| `random_init` | the offline `Localizer` with an untrained network |
+
+What the images brought is the difference between `refined` and `image_blind`. If
+`raw_correlation` were near `refined`, the simulated world would be too easy. If a row equals the
+prior, or nearly, its heat maps did not fit the map: the node noticed, and went on without them.
+Coverage is the share of poses inside their claimed 95 % ellipsoid; NEES is ideal at 3
+(`gnss_only`: 2). Latency runs from the image callback to the published pose.
 
 {runs}"""
 
@@ -109,7 +131,7 @@ def dense(result: dict) -> str:
             'heading_median_deg', 'coverage_68', 'coverage_95', 'ambiguous', 'semi_major_m', 'n')
     parts = [
         '## The dense matcher\n\n`make results-dense`: the matcher alone, without the filter, '
-        'on images of 231 x 154.\n']
+        'on images of 231 x 154 pixels.\n']
     for name, title in titles.items():
         if name in result:
             parts.append(f'### {title}\n\n' + markdown(
@@ -148,10 +170,11 @@ known and what the columns mean: [real_pairs.md](real_pairs.md).
              'within 5 m', 'evidence nats', 'ambiguous', 'sure and wrong', 'cov. 95', 'n'],
             [[f'`{row}`', *(found[key] for key in keys)] for row, found in rows.items()]))
     parts.append(
-        '`dense` has the shipped weights, which saw rendered towns only; `gradient_correlation` '
-        'has learned nothing;\n`image_blind` is shown the views of another place of the set, or '
-        'grey where the set has one place only.\n\n'
-        f'Weights {result["weights"]}, {result["device"]}. A line an answer: '
+        '`dense` has the shipped weights, which were trained on rendered towns only; '
+        '`gradient_correlation` is not trained;\n`image_blind` is shown the views of another '
+        'place of the set, or grey if the set has one place only;\n'
+        '`weights_...` are the weights of that commit.\n\n'
+        f'Weights {result["weights"]}, {result["device"]}. One line per answer: '
         '[views.csv.gz](results/views.csv.gz).\n')
     return '\n'.join(parts)
 
@@ -172,8 +195,8 @@ def corruptions(result: dict) -> str:
 def fusion(result: dict) -> str:
     parts = ["""## Fusion: a pose one can trust
 
-`make results-fusion`; [fusion.md](fusion.md) explains the rows and has real logs, spoofing, starts
-and missed goals.
+`make results-fusion`; [fusion.md](fusion.md) explains the rows, and has the real logs, spoofing,
+starts and missed goals.
 """]
     if 'outage' in result:
         towns = ', '.join(map(str, result['rendered']['towns']))
@@ -301,7 +324,7 @@ def paper(result: dict) -> str:
 `make results-paper PLAN={result['plan']}`: one simulated town and one route; {train_days} days
 train, {val_days} chooses rates and checkpoints, {test_days} test ({result['queries']} queries,
 {result['places']} tiles). Both losses saw {result['steps']} batches of {result['batch']} pairs of
-the same images, on a frozen EfficientNet-Lite0 of ImageNet: the fusion and the heads learn. The
+the same images, on a frozen EfficientNet-Lite0 of ImageNet: only the layers above it learn. The
 prior is a disc of 50 m around the truth; a tile within 5 m is right; ties are no hits.
 Transductive, as in the papers: the tiles of the test days are in the database.
 

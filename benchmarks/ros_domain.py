@@ -1,4 +1,4 @@
-"""A ROS domain of its own, on this machine alone, for all that starts nodes."""
+"""Gives each run that starts nodes its own ROS domain, on this machine alone."""
 
 import os
 import random
@@ -12,11 +12,11 @@ _held: list[socket.socket] = []
 
 
 def lone_domain() -> tuple[int, socket.socket]:
-    """A ROS domain at random that no other run has; it is held until the socket is closed.
+    """Choose a ROS domain that no other run has; it is held until the socket is closed.
 
-    Two runs in one domain hear each other's sensors.  The socket's name is no file: it is known
-    where DDS on the loopback is heard, within the network namespace.
-    Raises OSError where no domain is left.
+    Two runs in one domain receive each other's sensors. The name of the socket is no file: it is
+    visible within the network namespace, as DDS on the loopback is. Raises OSError if no domain is
+    left.
     """
     for domain in random.SystemRandom().sample(range(1, 102), 101):
         mark = socket.socket(socket.AF_UNIX)
@@ -30,8 +30,8 @@ def lone_domain() -> tuple[int, socket.socket]:
 
 
 def environment(domain: int) -> dict[str, str]:
-    """What keeps a run in this domain and on this machine."""
-    # Jazzy and before know the old name only; later ones warn of it.
+    """Environment variables that keep a run in this domain and on this machine."""
+    # Distributions up to Jazzy know only the old name; later ones warn about it.
     names = ['FASTDDS_DEFAULT_PROFILES_FILE']
     if 'FASTRTPS_DEFAULT_PROFILES_FILE' in os.environ or (
             os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')):

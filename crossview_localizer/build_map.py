@@ -19,11 +19,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='build_map',
         description='Build an embedding map from georeferenced imagery (GeoTIFF, any CRS).',
-        epilog='example: build_map orthophoto.tif --weights config/weights/WEIGHTS.safetensors '
-        '--route drive/gps/gps.csv --out oxford.map')
+        epilog='example: build_map orthophoto.tif --route drive/gps/gps.csv --out oxford.map')
     parser.add_argument('imagery', nargs='+', help='GeoTIFFs, folders of them, a VRT, or '
                         'addresses on the web; where they overlap the first is used')
-    parser.add_argument('--weights', type=Path, required=True, help='the network (.safetensors)')
+    parser.add_argument('--weights', type=Path,
+                        help='the network (.safetensors; default: the shipped dense matcher)')
     parser.add_argument('--out', type=Path, required=True,
                         help='the map to write: a folder, or a file where the name ends in .zip')
     where = parser.add_mutually_exclusive_group(required=True)
@@ -105,14 +105,18 @@ def _run(arguments: argparse.Namespace) -> int:
     for line in (*imagery.crs_accuracy, *imagery.notes):
         print(line)
     route = read_route(arguments.route, arguments.topic) if arguments.route else None
-    network = load_network(arguments.weights, arguments.device)
+    weights = arguments.weights
+    if weights is None:     # this import needs ROS; a machine without it must be given the weights
+        from crossview_localizer.ros.localizer_holder import shipped_weights
+        weights = shipped_weights()
+    network = load_network(weights, arguments.device)
     settings = Settings(
         arguments.spacing_m, arguments.corridor_m, arguments.batch, arguments.max_tiles,
         arguments.max_crs_error, not arguments.float16)
     inputs = Inputs(
         tuple(_absolute(path) for path in arguments.imagery),
         (imagery.frame.latitude_deg, imagery.frame.longitude_deg),
-        _absolute(arguments.weights),
+        _absolute(weights),
         str((out if arguments.update else working_path(out)).resolve()), arguments.device,
         torch.get_num_threads(), arguments.batch)
     with _cluster(arguments) as cluster:

@@ -15,8 +15,9 @@ from crossview_localizer.bags.camera_calibration import (
     fitted_camera,
     summary,
 )
-from crossview_localizer.config import LocalizerConfig, NodeConfig, read_parameters
+from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.matching.imagery_offset import MIN_FRAMES
+from crossview_localizer.parameter_file import read_parameters
 
 
 def main(arguments=None) -> int:

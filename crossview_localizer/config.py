@@ -2,17 +2,16 @@
 
 The node declares its ROS parameters from these dataclasses, and a test checks ``config/*.yaml``
 against them.  What belongs to a trained network (sizes, temperature, errors of its matches) is in
-its weights file, see ``networks.checkpoint``.  What no user would change is a constant beside the
-code that uses it.
+its weights file, see ``networks.checkpoint``.  A value that no user would change is a constant
+beside the code that uses it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
+import math
 
 
 def tunable(default, description: str, low=None, high=None, choices=None):
-    """A dataclass field with what ``ros2 param describe`` shows."""
+    """A dataclass field with the description and range that ``ros2 param describe`` shows."""
     return field(
         default=default,
         metadata={'description': description, 'low': low, 'high': high, 'choices': choices},
@@ -91,13 +90,14 @@ class NodeConfig:
         '', 'embedding map made by build_map; empty: no matching, the prior alone is published')
     weights_path: str = tunable('', 'network weights; empty: those shipped with the package')
     device: str = tunable(
-        'auto', 'where the network runs; auto takes the GPU where there is one',
+        'auto', 'device of the network; auto takes the GPU if there is one',
         choices=('auto', 'cpu', 'cuda'))
     torch_threads: int = tunable(
         1, 'threads of the network on the CPU; two on two busy cores can be far slower', 1, 64)
     onnx_path: str = tunable(
-        '', 'ground branch of the same weights, written by export: ONNX Runtime runs it, which is '
-        'faster on a CPU; empty: torch')
+        'auto', 'ground branch of the weights, written by export: ONNX Runtime runs it, which is '
+        'faster on a CPU; auto: exported on first use where ONNX Runtime is installed and the '
+        'network runs on the CPU; empty: torch')
     precision: str = tunable(
         'float32', 'precision of the trunk of the dense ground branch in torch; half is for GPUs',
         choices=('float32', 'half'))
@@ -124,12 +124,15 @@ class NodeConfig:
         '', 'optical frame of the camera on /tf_static; empty: frame_id of the image')
     camera_xyz_rpy: tuple[float, ...] = tunable(
         (), 'x, y, z (m) and roll, pitch, yaw (rad) in base_link of the camera body (x ahead, '
-        'y left, z up), used where /tf_static has no camera; empty: unknown')
+        'y left, z up), used where /tf_static has no camera; nan: unknown')
     antenna_xyz_m: tuple[float, ...] = tunable(
-        (), 'GNSS antenna in base_link, used where /tf_static does not have it; empty: unknown')
+        (), 'GNSS antenna in base_link, used where /tf_static does not have it; nan: unknown')
     gnss_unknown_sigma_m: float = tunable(
         5.0, 'horizontal sigma assumed of fixes whose covariance is unknown, zero or NaN',
         0.1, 100.0)
+    odometry_from_twist: bool = tunable(
+        False, 'integrate the twist of the odometry (linear x and y, angular z, in base_link) '
+        'instead of reading its pose, for sources that fill the twist alone')
     odometry_wait_s: float = tunable(
         0.1, 'an image waits this long for odometry that reaches its stamp, then it is '
         'processed with an extrapolated prior', 0.0, 1.0)
@@ -148,6 +151,10 @@ class NodeConfig:
     last_pose_max_age_s: float = tunable(
         30.0, "a kept pose older than this, by the system's time or by stamps, is not used",
         0.0, 600.0)
+
+
+# How many numbers the parameters that are lists have.
+LIST_LENGTHS = {'camera_xyz_rpy': 6, 'antenna_xyz_m': 3}
 
 
 def flatten(config) -> dict[str, object]:
@@ -203,42 +210,28 @@ def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, Loca
     Raises ValueError for a name that neither has, or a value of the wrong type, range or length.
     """
     node_names = tunables(NodeConfig())
+    # ROS has no empty lists: numbers that are all NaN stand for one.
+    values = {name: () if name in LIST_LENGTHS and _is_unknown(value) else value
+              for name, value in values.items()}
     node_config = config_from_flat(
         NodeConfig, {name: value for name, value in values.items() if name in node_names})
-    for name, length in (('camera_xyz_rpy', 6), ('antenna_xyz_m', 3)):
-        found = len(getattr(node_config, name))
-        if found not in (0, length):
-            raise ValueError(f'{name} has {found} numbers; expected {length}')
+    if node_config.map_frame in (node_config.odom_frame, node_config.base_frame):
+        raise ValueError(
+            f'map_frame is {node_config.map_frame!r}, and so is odom_frame or base_frame; '
+            'expected three different frames')
+    for name, length in LIST_LENGTHS.items():
+        found = getattr(node_config, name)
+        if len(found) not in (0, length):
+            raise ValueError(f'{name} has {len(found)} numbers; expected {length}')
+        if not all(map(math.isfinite, found)):
+            raise ValueError(f'{name} is {list(found)}; expected finite numbers, or nan for all')
     return node_config, config_from_flat(
         LocalizerConfig,
         {name: value for name, value in values.items() if name not in node_names})
 
 
-def read_parameters(path: str | Path) -> tuple[NodeConfig, LocalizerConfig]:
-    """The two configs of a ROS parameter file, whose parameters are those of all nodes (``/**``).
-
-    Raises OSError, or ValueError with what was found and expected.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-        values = dict(_flat_items(content['/**']['ros__parameters']))
-    except (
-        yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError,
-    ) as error:
-        raise ValueError(
-            f'{path} is no parameter file ({" ".join(str(error).split())}); expected /**: '
-            'ros__parameters:') from error
-    return configs_from_parameters(values)
-
-
-def _flat_items(nested: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            yield from _flat_items(value, f'{prefix}{key}.')
-        else:
-            yield prefix + key, value
+def _is_unknown(value) -> bool:
+    return _fits(value, ()) and all(math.isnan(item) for item in value)
 
 
 def _fits(value, default) -> bool:

@@ -1,9 +1,11 @@
 """The records between sensor message and published pose, free of ROS."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+import math
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from crossview_localizer.geometry import MapGrid, Pose2D
 
@@ -52,6 +54,45 @@ class CameraModel:
             width_px, height_px, self.fx_px * scale_u, self.fy_px * scale_v,
             (self.cx_px + 0.5) * scale_u - 0.5, (self.cy_px + 0.5) * scale_v - 0.5,
             self.base_from_camera, self.height_m)
+
+    @property
+    def quarter_turns_to_upright(self) -> int:
+        """Quarters (0 to 3) by which its images are to be turned counter-clockwise to stand up.
+
+        The nearest ones; 0 for a camera that looks so steeply down or up that no side is up.
+        """
+        right, down, _ = self.base_from_camera[2, :3]  # the vertical, in the optical frame
+        if math.hypot(right, down) < 0.5:
+            return 0
+        return round(1.0 - math.atan2(-down, right) / (math.pi / 2)) % 4
+
+    def turned(self, quarter_turns: int) -> 'CameraModel':
+        """The camera after its images are turned by quarters counter-clockwise."""
+        turned = self
+        for _ in range(quarter_turns % 4):
+            # Pixel (u, v) goes to (v, width - 1 - u).
+            base_from_camera = turned.base_from_camera.copy()
+            base_from_camera[:3, :3] = (
+                base_from_camera[:3, :3] @ Rotation.from_euler('z', math.pi / 2).as_matrix())
+            turned = CameraModel(
+                turned.height_px, turned.width_px, turned.fy_px, turned.fx_px, turned.cy_px,
+                turned.width_px - 1 - turned.cx_px, base_from_camera, turned.height_m)
+        return turned
+
+    @property
+    def yaw_rad(self) -> float:
+        """Direction in which the camera looks, from the x axis of base_link to the left.
+
+        Zero for a camera that looks straight down or up.
+        """
+        ahead, left, _ = self.base_from_camera[:3, 2]
+        return math.atan2(left, ahead) if math.hypot(ahead, left) > 1e-6 else 0.0
+
+    def facing_ahead(self) -> 'CameraModel':
+        """The camera in axes at base_link that are turned by its yaw: there it looks ahead."""
+        turn = np.eye(4)
+        turn[:3, :3] = Rotation.from_euler('z', -self.yaw_rad).as_matrix()
+        return replace(self, base_from_camera=turn @ self.base_from_camera)
 
 
 @dataclass(frozen=True)

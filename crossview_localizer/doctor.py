@@ -18,13 +18,13 @@ from crossview_localizer.ros.system_checks import check_running_system
 
 
 def examine(args: argparse.Namespace) -> Iterator[Finding]:
-    """All checks; those whose packages are missing are left out, as that is a finding itself."""
+    """Run all checks; a missing package is a finding itself, and its checks are left out."""
     yield from check_libraries()
     yield from check_ros()
     yield from check_device(args.device)
     yield from check_weights_and_map(args.weights, args.map)
     if args.params_file:
-        yield from check_parameters(args.params_file)
+        yield from check_parameters(args.params_file, args.namespace)
     if args.listen > 0 and not missing_modules(ROS_PACKAGES):
         yield from check_running_system(args.namespace, args.listen)
 
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--weights', default='', help='network weights (default: those shipped)')
     parser.add_argument('--params-file', default='', metavar='YAML', help='parameters to check')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
-                        help='where the network shall run (default: auto)')
+                        help='where the network is to run (default: auto)')
     parser.add_argument('--namespace', default='', help='namespace of the running localizer')
     parser.add_argument('--listen', type=float, default=3.0, metavar='S',
                         help='listen to the running system for S seconds, 0: not at all '

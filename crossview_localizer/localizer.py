@@ -1,5 +1,6 @@
 """The pipeline from sensor records to a localization; the node and the offline tools use it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from threading import RLock
 from time import perf_counter
@@ -136,7 +137,7 @@ class Localizer:
         return FilterUpdate(outcome, self._supervisor.search_text or outcome.value)
 
     def _windows(self, tried: PoseEstimate | None):
-        """The search window about a pose, the map there, and if there is none the reason."""
+        """The search window about a pose and the map there, or the reason why there is none."""
         if tried is None:
             with self._lock:
                 return None, None, self._without_prior()
@@ -192,11 +193,13 @@ class _Stopwatch:
 def load_localizer(map_path: str | Path, weights: str | Path, config: LocalizerConfig,
                    device: str = 'cpu', like: str | Path | None = None,
                    onnx_path: str | Path = '', threads: int = 1,
-                   precision: str = 'float32') -> Localizer:
+                   precision: str = 'float32',
+                   report: Callable[[str], None] = print) -> Localizer:
     """Make a Localizer of a map and the network that the map was made with.
 
     ``weights`` is a weights file or the name of a control (see ``checkpoint.load_network``).  With
-    ``onnx_path`` the ground branch runs in ONNX Runtime, on the CPU with ``threads`` threads.
+    ``onnx_path`` the ground branch runs in ONNX Runtime, on the CPU with ``threads`` threads;
+    ``auto`` finds or makes that file where it can, and ``report`` is told (see ``ground_file``).
     With ``precision`` half the trunk of the dense ground branch runs in half precision, for a GPU.
     Raises ValueError or OSError if map or weights are missing or broken, or if the map was made
     with other weights.
@@ -207,12 +210,14 @@ def load_localizer(map_path: str | Path, weights: str | Path, config: LocalizerC
     from crossview_localizer.matching.tile_matcher import TileMatcher
     from crossview_localizer.networks.checkpoint import load_network
     from crossview_localizer.networks.dense import DENSE
-    from crossview_localizer.networks.onnx import OnnxBranch
+    from crossview_localizer.networks.onnx import AUTO, ground_file, OnnxBranch
 
     network = load_network(weights, device, like)
     embedding_map = EmbeddingMap.open(map_path, device, network.fingerprint)
     kind = DenseMatcher if network.config.kind == DENSE else TileMatcher
     ground = None
+    if onnx_path == AUTO:
+        onnx_path = device == 'cpu' and ground_file(Path(weights), network.fingerprint, report)
     if onnx_path:
         ground = OnnxBranch(onnx_path, network.fingerprint, device, threads)
     elif precision == 'half' and kind is DenseMatcher:

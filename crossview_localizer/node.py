@@ -2,9 +2,9 @@
 
 Two threads run.  The executor's thread runs every callback, publishes everything and keeps every
 count.  The image thread decodes and matches one image at a time, so that odometry goes on
-meanwhile.  Images are handed to it, and results handed back, by the ImageWorker, under a lock.
-Beside that the threads share two objects: the Localizer, which has a lock of its own, and the
-SensorRig, whose transforms and camera_info the executor replaces whole and the image thread reads.
+meanwhile.  The ImageWorker passes images to it and results back, under a lock. The threads share
+two more objects: the Localizer, which has its own lock, and the SensorRig, whose transforms and
+camera_info the executor's thread replaces as a whole and the image thread reads.
 """
 
 import argparse
@@ -17,8 +17,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 import numpy as np
-from rclpy.clock import Clock, ClockType, JumpThreshold
-from rclpy.duration import Duration
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from std_srvs.srv import Trigger
@@ -32,6 +31,7 @@ from crossview_localizer.datatypes import (
 )
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.ros import conversions
+from crossview_localizer.ros.clock_jump import call_on_backward_jump
 from crossview_localizer.ros.diagnostics import Diagnostics, NodeMonitor
 from crossview_localizer.ros.gnss_input import GnssInput, Velocity
 from crossview_localizer.ros.image_processor import ImageProcessor, ProcessedImage, ReceivedImage
@@ -47,10 +47,8 @@ from crossview_localizer.ros.saved_pose import PoseKeeper, saved_pose_path
 from crossview_localizer.ros.sensor_rig import SensorRig
 from crossview_localizer.ros.status import image_status, Level
 
-# /clock may wobble by less than this without having jumped back.
-CLOCK_JUMP_S = 0.1
-# Python switches threads this often: at its default of 5 ms each message waits several times for
-# the image thread.
+# Python switches threads this often. With its default of 5 ms each message would wait several
+# times for the image thread.
 SWITCH_INTERVAL_S = 0.0005
 DIAGNOSTICS_PERIOD_S = 1.0
 
@@ -63,7 +61,7 @@ class LocalizerNode(LifecycleNode):
     """
 
     def __init__(self, **kwargs):
-        # While the node is active there is a worker.  rclpy destroys a node also where the
+        # There is a worker while the node is active. rclpy also destroys a node whose
         # constructor has failed.
         self._worker: ImageWorker | None = None
         super().__init__(
@@ -80,7 +78,7 @@ class LocalizerNode(LifecycleNode):
         self._results_are_there = self.create_guard_condition(self._take_results)
 
     def autostart(self) -> None:
-        """Configure and activate, where the parameter asks for it."""
+        """Configure and activate, if the parameter autostart is true."""
         if not self.get_parameter('autostart').value:
             return
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
@@ -104,7 +102,7 @@ class LocalizerNode(LifecycleNode):
         try:
             self._pose_keeper.load()
         except (ValueError, OSError) as error:
-            self.get_logger().warning(f'no pose to go on from: {error}')
+            self.get_logger().warning(f'there is no pose to continue from: {error}')
         self._worker = ImageWorker(
             self._processor.process, self._results_are_there.trigger,
             self._node_config.odometry_wait_s)
@@ -134,14 +132,14 @@ class LocalizerNode(LifecycleNode):
         super().destroy_node()
 
     def _configure(self) -> None:
-        """Make all that lives until the node is cleaned up."""
+        """Create everything that exists until the node is cleaned up."""
         self._node_config, self._config = self._node_parameters.configs()
         config = self._node_config
         self.diagnostics = Diagnostics(
             config, self._node_monitor, image_topic(self, config), self._find_publishers)
         self.rig = SensorRig(config, self._config.camera)
         self.timeline = OdometryTimeline(self._config.filter)
-        self._holder = LocalizerHolder(config, self._config)
+        self._holder = LocalizerHolder(config, self._config, self.get_logger().info)
         self._processor = ImageProcessor(self.rig, self._holder)
         self._pose_keeper = PoseKeeper(
             saved_pose_path(config.last_pose_path, self.get_fully_qualified_name()),
@@ -165,15 +163,12 @@ class LocalizerNode(LifecycleNode):
         self._to_destroy.append(inputs.destroy)
         service = self.create_service(Trigger, '~/reset', self._on_reset)
         self._to_destroy.append(lambda: self.destroy_service(service))
-        threshold = JumpThreshold(
-            min_forward=None, min_backward=Duration(seconds=-CLOCK_JUMP_S), on_clock_change=False)
-        handle = self.get_clock().create_jump_callback(
-            threshold, post_callback=self._on_clock_jump)
+        handle = call_on_backward_jump(self, self._on_clock_jump)
         self._to_destroy.append(handle.unregister)
 
     @property
     def localizer(self) -> Localizer | None:
-        """None until a map, or without one the first fix, places the map frame."""
+        """None until the map, or without a map the first fix, places the map frame."""
         return self._holder.localizer
 
     def _stop_worker(self) -> None:
@@ -203,6 +198,7 @@ class LocalizerNode(LifecycleNode):
 
     def _on_camera_info(self, msg: CameraInfo) -> None:
         self.rig.camera_info = msg
+        self._node_monitor.add_accepted('camera_info')
 
     def _on_gnss(self, msg: NavSatFix, info: dict) -> None:
         if self._worker is not None:
@@ -241,7 +237,7 @@ class LocalizerNode(LifecycleNode):
         except ValueError as error:
             self._refuse('initialpose', str(error))
             return
-        # RViz stamps with its own clock, which need not be the bag's.
+        # RViz stamps with its own clock, which may differ from that of the bag.
         newest, buffer_ns = self.timeline.newest, self._config.filter.buffer_s * 1e9
         if newest is not None and abs(estimate.stamp_ns - newest.stamp_ns) > buffer_ns:
             estimate = PoseEstimate(newest.stamp_ns, estimate.pose, estimate.covariance)
@@ -271,10 +267,12 @@ class LocalizerNode(LifecycleNode):
             return
         self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s))
 
-    def _on_incompatible_qos(self, topic: str) -> None:
-        self.diagnostics.qos_problems[topic] = (
-            'a publisher offers a QoS that image_reliability '
-            f'{self._node_config.image_reliability} does not accept; set best_effort')
+    def _on_incompatible_qos(self, topic: str, policy: str) -> None:
+        text = self.diagnostics.add_qos_problem(topic, policy)
+        self.get_logger().warning(text)
+        for name in ('/tf_static', 'camera_info', 'initialpose'):  # without a line of their own
+            if self.resolve_topic_name(name) == topic:
+                self._node_monitor.add_refused(name, text)
 
     def _on_reset(self, request, response):
         self._restart('asked for by the service reset')
@@ -282,16 +280,17 @@ class LocalizerNode(LifecycleNode):
         response.message = 'restarted; ' + Outcome.NOT_STARTED.value
         return response
 
-    def _on_clock_jump(self, jump) -> None:
-        self._restart(f'the clock jumped back by {-jump.delta.nanoseconds / 1e9:.1f} s')
+    def _on_clock_jump(self, back_s: float) -> None:
+        self._restart(f'the clock jumped back by {back_s:.1f} s')
 
     def _restart(self, reason: str) -> None:
-        """Forget the pose, and all that was measured or is in process."""
+        """Forget the pose, all measurements, and the images in process."""
         self.get_logger().warning(f'restart: {reason}')
         self._node_monitor.add_restart(reason)
         self.diagnostics.pose.reset()
         self.timeline.reset()
         self._gnss.reset()
+        self._odometry.reset()
         self._estimate = None
         if self._worker is not None:
             self._worker.reset()
@@ -301,7 +300,7 @@ class LocalizerNode(LifecycleNode):
     # --- results of the image thread
 
     def _take_results(self) -> None:
-        """Publish and count what the image thread is done with."""
+        """Publish and count the results of the image thread."""
         if self._worker is None:
             return
         for received, result in self._worker.take_finished():
@@ -345,7 +344,7 @@ class LocalizerNode(LifecycleNode):
             result.reason)
 
     def _publish_image_status(self, stamp_ns: int, outcome: Outcome, reason: str) -> None:
-        """Publish what became of an image from which there is no Localization."""
+        """Publish the status of an image that has no Localization."""
         state = 'trusted' if self.localizer is None else self.localizer.match_state
         self._outputs.publish_status(image_status(stamp_ns, outcome, reason, state))
 
@@ -365,7 +364,7 @@ class LocalizerNode(LifecycleNode):
             statuses, stamp_ns, self.get_name()))
 
     def _present_covariance(self, now_s: float) -> np.ndarray | None:
-        """The pose's covariance (3, 3), as wide as it has become should odometry have stopped."""
+        """The covariance (3, 3) of the pose now; it grows if odometry has stopped."""
         if self._estimate is None:
             return None
         silent_s = self.diagnostics.odometry.age_s(now_s) or 0.0
@@ -393,13 +392,13 @@ class LocalizerNode(LifecycleNode):
 
 
 def _publication(info: dict) -> tuple[bytes | None, int | None]:
-    """Who published a message and which of its messages it is; None where DDS does not tell."""
+    """The publisher of a message and the message's number; None if DDS does not say."""
     publisher = info.get('publisher_gid')
     return publisher and publisher['data'], info.get('publication_sequence_number')
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; both may come again while it ends."""
+    """Run the node until SIGINT or SIGTERM; both may be repeated while it ends."""
     def started_node() -> LocalizerNode:
         node = LocalizerNode()
         sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -10,9 +10,10 @@ import sys
 
 from crossview_localizer.bags.arguments import add_run_arguments, topics_from_arguments
 from crossview_localizer.bags.bag import BagError
-from crossview_localizer.config import LocalizerConfig, NodeConfig, read_parameters
+from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.evaluation.overlays import find_sources, write_overlays
 from crossview_localizer.localizer import load_localizer
+from crossview_localizer.parameter_file import read_parameters
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,8 +1,7 @@
-"""Replay a rosbag2 bag into ROS 2 where there is no ``ros2 bag play``.
+"""Replay a rosbag2 bag into ROS 2; for systems without ``ros2 bag play``.
 
-The options are those of ``ros2 bag play``.  Every message is published as the bytes that the bag
-holds, in the bag's order and at the bag's pace, so a type needs to be installed but is never
-decoded.
+The options are those of ``ros2 bag play``.  Every message is published as the bytes in the bag, in
+the bag's order and at the bag's pace. Its type must be installed, but it is never decoded.
 """
 
 import argparse
@@ -22,7 +21,7 @@ DEFAULT_CLOCK_HZ = 100.0
 
 
 def play_bag(args: argparse.Namespace, node: Node, stop: Interrupt) -> Playback:
-    """Play as the command line asks; see ``build_parser``."""
+    """Play a bag with the options of the command line; see ``build_parser``."""
     total = Playback()
     with Bag(args.bag) as bag:
         if not bag.message_count:

@@ -1,7 +1,7 @@
-"""Record topics to an mcap bag where there is no ``ros2 bag record``.
+"""Record topics to an mcap bag, for systems without ``ros2 bag record``.
 
-The options are those of ``ros2 bag record`` and so is the result: each topic with its offered QoS
-profiles, the definition and the hash of its type, so that the real ``ros2 bag play`` takes it.
+The options are those of ``ros2 bag record``.  The bag holds the QoS profiles of each topic and the
+definition and hash of its type, so that the real ``ros2 bag play`` can play it.
 """
 
 import argparse
@@ -34,12 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument('-a', '--all', action='store_true', help='every topic')
     parser.add_argument('-s', '--storage', choices=['mcap'], default='mcap', help='always mcap')
     parser.add_argument(
-        '--use-sim-time', action='store_true', help='stamp messages by /clock, not by the wall')
+        '--use-sim-time', action='store_true', help='stamp messages by /clock')
     return parser
 
 
 def chooser(args: argparse.Namespace) -> Callable[[str], bool]:
-    """Whether a topic is to be recorded, from its name; re.error for a bad expression."""
+    """A function that says by name whether a topic is recorded; re.error for a bad regex."""
     pattern = re.compile(args.regex) if args.regex else None
     return lambda topic: args.all or topic in args.topics or bool(
         pattern and pattern.fullmatch(topic))

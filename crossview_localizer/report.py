@@ -13,8 +13,9 @@ from crossview_localizer.bags.arguments import (
     add_run_arguments,
     topics_from_arguments,
 )
-from crossview_localizer.config import LocalizerConfig, read_parameters
+from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.evaluation.run_report import write_report
+from crossview_localizer.parameter_file import read_parameters
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,11 +1,11 @@
 """Convert an Oxford RobotCar traversal, real or simulated, to a rosbag2 (mcap)."""
 
 import argparse
-import math
 from pathlib import Path
 import sys
 
-from crossview_localizer.bags.robotcar_bag import convert, JPEG_QUALITY, Options
+from crossview_localizer.bags.arguments import add_conversion_arguments
+from crossview_localizer.bags.robotcar_bag import convert, Options
 from crossview_localizer.bags.robotcar_images import PAPER_CROP
 
 
@@ -23,20 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         '--extrinsics', type=Path, required=True, help='folder with stereo.txt and ins.txt'
     )
     parser.add_argument('--rtk', type=Path, help='rtk.csv of this traversal (ground truth)')
-    parser.add_argument('--out', type=Path, required=True, help='the bag (a folder) to write')
-    parser.add_argument(
-        '--start', type=seconds, default=0.0, metavar='S', help='seconds after the first image'
-    )
-    parser.add_argument(
-        '--duration', type=seconds, default=math.inf, metavar='S', help='seconds (default: all)'
-    )
-    parser.add_argument(
-        '--every', type=positive_int, default=1, metavar='N', help='keep each N-th image'
-    )
-    parser.add_argument(
-        '--compress', choices=('jpeg', 'none'), default='jpeg',
-        help=f'jpeg (quality {JPEG_QUALITY}, default) or none: raw bgr8, about ten times larger',
-    )
+    add_conversion_arguments(parser)
     parser.add_argument(
         '--undistort', action=argparse.BooleanOptionalAction, default=True,
         help='undistort with the table of the model (default); if not, camera_info has '
@@ -51,7 +38,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--no-odometry', dest='odometry', action='store_false', help='leave out vo.csv'
     )
-    parser.add_argument('--overwrite', action='store_true', help='replace an existing bag')
     arguments = vars(parser.parse_args(argv))
     options = Options(
         start_s=arguments.pop('start'), duration_s=arguments.pop('duration'), **arguments
@@ -65,20 +51,6 @@ def main(argv: list[str] | None = None) -> int:
         print('robotcar_to_bag: interrupted, nothing written', file=sys.stderr)
         return 130
     return 0
-
-
-def seconds(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f'{text} is not a number of seconds from 0')
-    return value
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not a whole number from 1')
-    return value
 
 
 def crop(text: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""What RViz shows of a running localizer, on topics that stock displays understand.
+"""Publishes what RViz shows of a running localizer, for displays that come with RViz.
 
-It listens to the node's outputs and inputs and computes nothing that the node would need: the
-localization is the same with and without it, and it may run on another machine.
+It subscribes to the outputs and inputs of the localizer. The localizer does not depend on it, and
+it may run on another machine.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
-from visualization_msgs.msg import MarkerArray
+from visualization_msgs.msg import Marker, MarkerArray
+from visualization_msgs.srv import GetInteractiveMarkers
 
 from crossview_localizer.config import configs_from_parameters
 from crossview_localizer.datatypes import CameraImage, PoseEstimate
 from crossview_localizer.ros import conversions, scene_messages, scene_pictures
-from crossview_localizer.ros.inputs import image_topic
+from crossview_localizer.ros.clock_jump import call_on_backward_jump
+from crossview_localizer.ros.inputs import image_topic, subscribe_to_latched
 from crossview_localizer.ros.parameters import parameter_values
 from crossview_localizer.ros.process import run_node
 from crossview_localizer.ros.qos import latched_profile
@@ -32,7 +34,7 @@ from crossview_localizer.ros.trails import Trails
 OWN_PARAMETERS = {'publish_odom_tf': False, 'picture_hz': 5.0, 'heatmap_picture': False}
 LOCALIZER = 'crossview_localizer'
 TRAILS = ('gnss', 'prior', 'refined', 'ground_truth')
-# So many images wait for their poses.
+# At most so many images wait for their poses.
 WAITING_IMAGES = 8
 BEST_EFFORT = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
 
@@ -59,11 +61,19 @@ class SceneNode(Node):
         self._waiting_images: dict[int, CameraImage] = {}   # by stamp
         self._last_picture_s: dict[str, float] = {}         # by topic
         self._create_outputs(bool(own['publish_odom_tf']), bool(own['heatmap_picture']))
-        self._orthophoto = self._publish_ground()
+        self._orthophoto = self._read_orthophoto()
+        self._ground_tiles = MarkerArray()
+        self._is_ground_due = False
+        self._publish_ground()
         self._create_inputs()
-        # A steady clock: paths are drawn whether or not /clock runs.
+        # RViz drops all markers when it is reset and when its clock jumps back, and does not ask
+        # for the latched ones again.  Its display of interactive markers then calls this service.
+        self.create_service(
+            GetInteractiveMarkers, '~/get_interactive_markers', self._on_viewer_reset)
+        self._jump_handle = call_on_backward_jump(self, self._on_clock_jump)
+        # A steady clock: paths are also drawn while /clock stands still.
         self.create_timer(
-            1.0, self._publish_trails, clock=Clock(clock_type=ClockType.STEADY_TIME))
+            1.0, self._publish_background, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _create_outputs(self, publish_odom_tf: bool, heatmap_picture: bool) -> None:
         outputs = {
@@ -78,20 +88,40 @@ class SceneNode(Node):
         if publish_odom_tf:
             self._outputs['tf'] = self.create_publisher(TFMessage, '/tf', 100)
 
-    def _publish_ground(self):
-        """Publish the map's orthophoto; returns rgb with its grid, or None without one."""
+    def _read_orthophoto(self):
+        """The map's orthophoto, rgb with its grid, or None without one."""
         if not self._config.map_path:
             self.get_logger().warning('no map_path is set: the ground stays empty')
             return None
-        # torch comes with it.
+        # This import loads torch.
         from crossview_localizer.maps.embedding_map import read_orthophoto
         orthophoto = read_orthophoto(self._config.map_path)
         if orthophoto is None:
             self.get_logger().warning(f'{self._config.map_path} holds no orthophoto')
-            return None
-        for tile in scene_messages.ground_tiles(*orthophoto, self._config.map_frame):
-            self._outputs['ground'].publish(tile)
         return orthophoto
+
+    def _publish_ground(self) -> None:
+        """Publish the orthophoto in new markers instead of those published before."""
+        if self._orthophoto is None:
+            return
+        old = self._ground_tiles.markers
+        if old:
+            self._outputs['ground'].publish(scene_messages.removal(self._ground_tiles))
+        self._ground_tiles = MarkerArray()
+        for tile in scene_messages.ground_tiles(
+                *self._orthophoto, self._config.map_frame, old[-1].id + 1 if old else 0):
+            self._outputs['ground'].publish(tile)
+            self._ground_tiles.markers += [
+                Marker(header=marker.header, ns=marker.ns, id=marker.id)
+                for marker in tile.markers]
+
+    def _on_clock_jump(self, back_s: float) -> None:
+        self._is_ground_due = True  # in the timer: now RViz might still have to drop its markers
+
+    def _on_viewer_reset(self, request, response):
+        """A viewer was started or reset; it gets the ground, and an empty answer."""
+        self._publish_ground()
+        return response
 
     def _create_inputs(self) -> None:
         image = CompressedImage if self._config.image_transport == 'compressed' else Image
@@ -108,8 +138,9 @@ class SceneNode(Node):
                 (GeoPoseWithCovarianceStamped, f'{LOCALIZER}/geopose', self._on_geopose, 20),
                 (OccupancyGrid, f'{LOCALIZER}/heatmap', self._on_heatmap, 5)):
             self.create_subscription(kind, topic, callback, qos)
+        subscribe_to_latched(self, CameraInfo, 'camera_info', self._on_camera_info)
 
-    # --- what the sensors say
+    # --- inputs of the localizer
 
     def _on_static_transforms(self, msg: TFMessage) -> None:
         self.rig.static_transforms.add(msg)
@@ -118,7 +149,7 @@ class SceneNode(Node):
         self.rig.camera_info = msg
 
     def _on_image(self, msg: Image | CompressedImage) -> None:
-        """Draw the camera's picture, where somebody looks, and keep the image for its pose."""
+        """Draw the camera's picture, if it has a subscriber; keep the image until its pose."""
         if not self._is_picture_due('camera', 'views'):
             return
         image = self.rig.camera_image(msg)
@@ -150,7 +181,7 @@ class SceneNode(Node):
                 sample.odom_from_base, sample.stamp_ns, msg.header.frame_id or 'odom',
                 msg.child_frame_id or self._config.base_frame)]))
 
-    # --- what the localizer says
+    # --- outputs of the localizer
 
     def _on_pose(self, msg: PoseWithCovarianceStamped) -> None:
         estimate = conversions.pose_estimate_from_msg(msg)
@@ -182,7 +213,7 @@ class SceneNode(Node):
     def _on_heatmap(self, msg: OccupancyGrid) -> None:
         self._outputs['heatmap'].publish(scene_messages.costmap_from_heatmap(msg))
         self._outputs['alternatives'].publish(scene_messages.alternative_markers(msg))
-        # The localizer clears its heat map where an image gave no match.
+        # The localizer clears its heat map if an image gave no match.
         if max(msg.data, default=-1) < 0 and self._match_ellipse.markers:
             self._outputs['ellipses'].publish(scene_messages.removal(self._match_ellipse))
             self._match_ellipse = MarkerArray()
@@ -196,20 +227,23 @@ class SceneNode(Node):
             picture, stamp_ns, self._config.map_frame))
 
     def _on_geopose(self, msg: GeoPoseWithCovarianceStamped) -> None:
-        """Pose and geopose of one instant tell where the map frame lies on Earth."""
+        """Place the map frame on Earth, from pose and geopose of one instant."""
         latest, position = self._latest_pose, msg.pose.pose.position
         if latest is not None and (
                 latest.stamp_ns == conversions.stamp_ns_from_msg(msg.header.stamp)):
             self._trails.set_map_frame(
                 (position.latitude, position.longitude), (latest.pose.x_m, latest.pose.y_m))
 
-    def _publish_trails(self) -> None:
+    def _publish_background(self) -> None:
+        if self._is_ground_due:
+            self._is_ground_due = False
+            self._publish_ground()
         for name, trail in self._trails.take_changed():
             self._outputs[f'path/{name}'].publish(scene_messages.path_msg(
                 trail.stamps_ns, trail.xy_m, self._config.map_frame))
 
     def _is_picture_due(self, *topics: str) -> bool:
-        """Whether somebody looks at one of the pictures, and the last is old enough."""
+        """Whether a picture has a subscriber, and the last one is old enough."""
         now_s, last_s = time.monotonic(), self._last_picture_s.get(topics[0], 0.0)
         is_due = now_s - last_s >= self._picture_period_s and any(
             self._outputs[topic].get_subscription_count()
@@ -234,7 +268,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def log_refused_message(node: SceneNode, error: Exception) -> None:
-    """Log a message that makes no sense: it must not end the scene."""
+    """Log a message that is not valid; it must not end the node."""
     if not isinstance(error, ValueError):
         raise error
     node.get_logger().warning(str(error), throttle_duration_sec=10.0)

@@ -56,7 +56,7 @@ class Track:
         return Pose2D(*(float(value) for value in self.poses[index]))
 
     def pose_at(self, stamp_ns: int, max_gap_s: float) -> Pose2D | None:
-        """The interpolated pose; None where it is not known.
+        """The interpolated pose; None if it is not known.
 
         It is not known outside the track and inside gaps longer than ``max_gap_s``.
         """

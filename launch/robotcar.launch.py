@@ -1,14 +1,16 @@
 """The localizer on a RobotCar bag (bag:=PATH) or on live topics of the same names."""
 
+import math
 import os
 from pathlib import Path
 
 from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
-    ExecuteProcess,
     OpaqueFunction,
     SetEnvironmentVariable,
+    Shutdown,
+    TimerAction,
 )
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -16,7 +18,7 @@ from launch_ros.actions import Node
 # share/crossview_localizer, or the repository itself.
 CONFIG = Path(__file__).resolve().parent.parent / 'config'
 ARGUMENTS = {
-    'bag': ('', 'rosbag2 bag to replay; empty: live topics'),
+    'bag': ('', 'bag to replay; empty: live topics'),
     'map': ('', 'embedding map made by build_map; empty: as in params_file'),
     'weights': ('', 'network weights; empty: as in params_file, else those shipped'),
     'params_file': (str(CONFIG / 'robotcar.yaml'), 'parameters of the node'),
@@ -27,6 +29,9 @@ ARGUMENTS = {
     'delay': ('5.0', 'seconds that the replay waits for the node to load its map'),
     'loop': ('false', 'replay again and again'),
     'record': ('', 'folder of a new bag for the results; empty: none'),
+    'publish_odom_tf': (
+        '', 'scene: publish odom -> base_link from the odometry, where nobody else does; empty: '
+        'true if a bag is given'),
     'heatmap_picture': ('false', 'scene: the heat map over the satellite image as a picture'),
     'use_sim_time': ('', 'time from /clock; empty: true if a bag is given'),
     'device': ('', 'auto, cpu or cuda; empty: as in params_file'),
@@ -48,18 +53,25 @@ RVIZ_TOPICS = (
     *(f'/crossview_scene/{name}' for name in (
         'ground', 'heatmap', 'heatmap_updates', 'ellipses', 'alternatives', 'path/gnss',
         'path/prior', 'path/refined', 'path/ground_truth', 'camera', 'views',
-        'heatmap_picture')),
+        'heatmap_picture', 'get_interactive_markers', 'update', 'feedback')),
     '/initialpose',
 )
 RECORDED = ('^(/tf|/tf_static|/diagnostics|/ground_truth/.*'
             f'|.*/({INPUTS["gnss"]}|{INPUTS["odometry"]}|crossview_localizer/.*))$')
+# The last image of a bag is matched, and its pose recorded, within this time.
+AFTER_BAG_S = 2.0
 
 
 def start(context):
     """Return what to start for the arguments as given."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    given['namespace'] = given['namespace'].strip('/')
-    given['use_sim_time'] = given['use_sim_time'] or str(bool(given['bag']))
+    for name in ('bag', 'map', 'weights', 'params_file', 'record'):
+        given[name] = os.path.expanduser(given[name])
+    given['namespace'] = absolute_namespace(
+        context.launch_configurations.get('ros_namespace', ''), given['namespace'])
+    for name in ('use_sim_time', 'publish_odom_tf'):
+        given[name] = given[name] or str(bool(given['bag']))
+    check(given)
     actions = [localizer(given)]
     if is_true(given['scene'] or given['rviz']):
         actions.append(scene(given))
@@ -70,6 +82,38 @@ def start(context):
     if is_true(given['rviz']):
         actions.append(rviz(given))
     return actions
+
+
+def absolute_namespace(pushed, given):
+    """Return the namespace of all nodes, '' or '/NAME', under what PushRosNamespace has pushed.
+
+    Launch files that push a namespace often pass the same one on as an argument: it counts once.
+    """
+    pushed, given = pushed.strip('/'), given.strip('/')
+    if not f'/{pushed}'.endswith(f'/{given}'):
+        pushed = f'{pushed}/{given}'.strip('/')
+    return pushed and f'/{pushed}'
+
+
+def check(given):
+    """Raise ValueError for an argument with which a part could not start."""
+    for name in ('bag', 'map', 'weights', 'params_file'):
+        if given[name] and not Path(given[name]).exists():
+            raise ValueError(f'{name}:={given[name]} does not exist')
+    if given['record'] and Path(given['record']).exists():
+        raise ValueError(f'record:={given["record"]} exists already; expected a new folder')
+    for name, expected in (('rate', 'above 0'), ('start_offset', 'of 0 or more'),
+                           ('delay', 'of 0 or more')):
+        try:
+            value = float(given[name])
+        except ValueError:
+            value = math.nan
+        if not (0.0 < value < math.inf or value == 0.0 and name != 'rate'):
+            raise ValueError(f'{name}:={given[name]}; expected a number {expected}')
+    for name in ('rviz', 'scene', 'loop', 'heatmap_picture', 'publish_odom_tf', 'use_sim_time',
+                 'autostart'):
+        if given[name].lower() not in ('', 'true', 'false', '1', '0'):
+            raise ValueError(f'{name}:={given[name]}; expected true or false')
 
 
 def localizer(given):
@@ -83,15 +127,15 @@ def localizer(given):
     return Node(
         package='crossview_localizer', executable='localizer_node', name='crossview_localizer',
         namespace=given['namespace'], output='screen',
-        parameters=[given['params_file'], parameters], remappings=list(INPUTS.items()),
-        ros_arguments=['--log-level', given['log_level']])
+        parameters=[*parameter_files(given), parameters], remappings=list(INPUTS.items()),
+        ros_arguments=['--log-level', given['log_level']],
+        on_exit=when_ended('the localizer', [Shutdown(reason='the localizer has ended')]))
 
 
 def scene(given):
     """Return the node that publishes what RViz shows."""
     parameters = {
-        # Bags hold the messages of the odometry and not its transform.
-        'publish_odom_tf': bool(given['bag']),
+        'publish_odom_tf': is_true(given['publish_odom_tf']),
         'use_sim_time': is_true(given['use_sim_time']),
         'heatmap_picture': is_true(given['heatmap_picture'])}
     if given['map']:
@@ -99,29 +143,37 @@ def scene(given):
     return Node(
         package='crossview_localizer', executable='scene', name='crossview_scene',
         namespace=given['namespace'], output='screen',
-        parameters=[given['params_file'], parameters],
+        parameters=[*parameter_files(given), parameters],
         remappings=[*INPUTS.items(), ('ground_truth', '/ground_truth/geopose')],
-        ros_arguments=['--log-level', given['log_level']])
+        ros_arguments=['--log-level', given['log_level']], on_exit=when_ended('the scene'))
 
 
 def recorder(given):
     """Return the process that records the results."""
-    command = ['ros2', 'bag', 'record', '--storage', 'mcap', '--output', given['record'],
-               '--regex', RECORDED]
+    arguments = ['--output', given['record'], '--regex', RECORDED]
     if is_true(given['use_sim_time']):
-        command.append('--use-sim-time')
-    return ExecuteProcess(cmd=command, output='screen')
+        arguments.append('--use-sim-time')
+    return Node(
+        package='crossview_localizer', executable='record_bag', output='screen',
+        namespace=given['namespace'], arguments=arguments, on_exit=when_ended('the recorder'))
 
 
 def player(given):
-    """Return the process that replays the bag."""
-    command = ['ros2', 'bag', 'play', given['bag'], '--clock', '100', '--rate', given['rate'],
-               '--start-offset', given['start_offset'], '--delay', given['delay']]
+    """Return the process that replays the bag.
+
+    Unlike ``ros2 bag play`` it publishes the latched /tf_static from before ``start_offset``.
+    """
+    arguments = [given['bag'], '--clock', '100', '--rate', given['rate'],
+                 '--start-offset', given['start_offset'], '--delay', given['delay']]
     if is_true(given['loop']):
-        command.append('--loop')
-    if namespace := given['namespace']:
-        command += ['--remap', *(f'/{t}:=/{namespace}/{t}' for t in INPUTS.values())]
-    return ExecuteProcess(cmd=command, output='screen')
+        arguments.append('--loop')
+    end = TimerAction(period=AFTER_BAG_S, actions=[Shutdown(reason='the bag has ended')])
+    return Node(
+        package='crossview_localizer', executable='play_bag', output='screen',
+        namespace=given['namespace'], arguments=arguments,
+        remappings=[(f'/{topic}', f'{given["namespace"]}/{topic}')
+                    for topic in INPUTS.values() if given['namespace']],
+        on_exit=when_ended('the bag player', [end]))
 
 
 def rviz(given):
@@ -130,13 +182,29 @@ def rviz(given):
     return Node(
         package='rviz2', executable='rviz2', arguments=['-d', str(CONFIG / 'robotcar.rviz')],
         parameters=[{'use_sim_time': is_true(given['use_sim_time'])}],
-        remappings=[(topic, f'/{namespace}{topic}') for topic in RVIZ_TOPICS if namespace])
+        remappings=[(topic, f'{namespace}{topic}') for topic in RVIZ_TOPICS if namespace],
+        on_exit=when_ended('RViz'))
 
 
-def is_true(text: str) -> bool:
-    """Read a truth value as launch files write it; raises ValueError for anything else."""
-    if text.lower() not in ('true', 'false', '1', '0'):
-        raise ValueError(f'expected true or false, found {text!r}')
+def parameter_files(given):
+    """Return the parameter file in a list, or none."""
+    return [given['params_file']] if given['params_file'] else []
+
+
+def when_ended(part, actions=()):
+    """Return what to do when a part has ended: ``actions``, or end the launch if it failed."""
+    def react(event, context):
+        if context.is_shutdown:
+            return None
+        if event.returncode:
+            # This makes launch stop all other parts, and exit with 1.
+            raise RuntimeError(f'{part} failed with exit code {event.returncode}')
+        return list(actions)
+    return react
+
+
+def is_true(text):
+    """Return the truth value of an argument that was checked."""
     return text.lower() in ('true', '1')
 
 

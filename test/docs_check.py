@@ -31,6 +31,9 @@ PACKAGE_RUN = ('ros2', 'run', 'crossview_localizer')
 LAUNCH = ('ros2', 'launch', 'crossview_localizer', 'robotcar.launch.py')
 LAUNCH_FILE = REPOSITORY / 'launch/robotcar.launch.py'
 OWN_PACKAGES = ('crossview_localizer', 'training', 'benchmarks')
+FOLDERS = (
+    *OWN_PACKAGES, 'config', 'docs', 'fusion', 'launch', 'maps', 'matching', 'networks', 'ros')
+OTHERS_VARIABLES = ('PIP_', 'ROS_', 'RMW_', 'FASTDDS_', 'FASTRTPS_')     # of the environment
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Block:
 
 
 def documents() -> list[Path]:
-    return [REPOSITORY / 'README.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
+    return [REPOSITORY / 'README.md', REPOSITORY / 'config/weights/README.md',
+            *sorted((REPOSITORY / 'docs').glob('*.md'))]
 
 
 def blocks(path: Path) -> list[Block]:
@@ -129,7 +133,7 @@ def entry_points() -> dict[str, str]:
 
 
 @cache
-def help_of(module: str) -> str | None:
+def help_of(module: str, *subcommand: str) -> str | None:
     """What --help prints; None where there is no such command."""
     try:
         spec = importlib.util.find_spec(module)
@@ -141,7 +145,7 @@ def help_of(module: str) -> str | None:
     main = importlib.import_module(f'{module}.__main__' if is_package else module).main
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main(['--help'])
+        main([*subcommand, '--help'])
     return printed.getvalue()
 
 
@@ -149,6 +153,11 @@ def _option_problems(module: str, arguments: list[str]) -> list[str]:
     text = help_of(module)
     if text is None:
         return [f'there is no command {module}']
+    subcommands = re.search(r'\{([\w,]+)\} \.\.\.', text)
+    if subcommands and arguments and not arguments[0].startswith('-'):
+        if arguments[0] not in subcommands[1].split(','):
+            return [f'{module} has no command {arguments[0]}']
+        text = help_of(module, arguments[0])
     known = set(re.findall(r'(?<![\w-])--?[A-Za-z][\w-]*', text))
     own, ros = arguments, []
     if '--ros-args' in arguments:
@@ -186,6 +195,29 @@ def _make_problems(arguments: list[str]) -> list[str]:
         if not known:
             found.append(f'the Makefile does not know {word}')
     return found
+
+
+def unknown_names(path: Path) -> list[str]:
+    """Files, parameters and constants in the code spans of a document that the code lacks."""
+    text = re.sub(r'^( *)```.*?^\1```$', '', path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [name for name in re.findall(r'`([\w./]+)`', text) if not _is_known(name)]
+
+
+def _is_known(name: str) -> bool:
+    if re.fullmatch(r'(filter|match|camera)\.\w+', name):
+        return is_parameter(name)
+    if re.fullmatch(r'[A-Z][A-Z0-9]*_[A-Z0-9_]+', name):
+        return name.startswith(OTHERS_VARIABLES) or name in _code()
+    if name.endswith('.py') or name.split('/')[0] in FOLDERS and '/' in name.rstrip('./'):
+        return any((folder / name).exists() for folder in (
+            REPOSITORY, REPOSITORY / 'crossview_localizer'))
+    return True
+
+
+@cache
+def _code() -> str:
+    files = [path for folder in OWN_PACKAGES for path in (REPOSITORY / folder).rglob('*.py')]
+    return '\n'.join(path.read_text() for path in (*files, REPOSITORY / 'Makefile'))
 
 
 def links(path: Path) -> list[str]:

@@ -7,6 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from crossview_localizer.camera.views import birds_eye_view
+from crossview_localizer.geometry import Pose2D
+from training.data.real_pairs import View
+
 PLANE_PX_M, PLANE_HALF_M = 0.2, 100.0
 HEIGHT_M = 2.8
 
@@ -63,6 +67,22 @@ def save(path: Path, rgb: np.ndarray) -> None:
 
 def degrees(count: int, step_deg: float, middle: float) -> np.ndarray:
     return (np.arange(count) - middle) * step_deg
+
+
+def resemblance(view: View, truth: Pose2D) -> float:
+    """Correlation of the flat-ground view with the overhead picture about a pose, within 12 m."""
+    side, px_m = 97, 0.25
+    ground = birds_eye_view(view.image.rgb, view.image.camera, truth.yaw_rad, side, px_m)
+    across = (np.arange(side) - (side - 1) / 2) * px_m
+    x_m, y_m = np.meshgrid(truth.x_m + across, truth.y_m - across)
+    height, width = view.overhead.rgb.shape[:2]
+    col = np.rint(x_m / view.overhead.px_m + (width - 1) / 2).astype(int)
+    row = np.rint((height - 1) / 2 - y_m / view.overhead.px_m).astype(int)
+    inside = (col >= 0) & (col < width) & (row >= 0) & (row < height)
+    used = inside & (ground[..., 3] > 0) & (np.hypot(*np.meshgrid(across, across)) < 12.0)
+    assert used.sum() > 300
+    seen = view.overhead.rgb[row.clip(0, height - 1), col.clip(0, width - 1)]
+    return float(np.corrcoef(ground[used][:, :3].ravel(), seen[used].ravel())[0, 1])
 
 
 def write_cvact(folder: Path, plane: Plane) -> None:

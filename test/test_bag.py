@@ -47,7 +47,7 @@ def test_single_messages_are_found_by_their_stamp(bag):
     assert found[stamps_ns[1]].format.startswith('rgb8')
 
 
-def test_a_type_that_is_not_known_is_no_obstacle_to_the_others(ros, tmp_path):
+def test_a_type_that_is_not_known_is_no_obstacle_to_the_others(ros, tmp_path, caplog):
     typestore = get_typestore(Stores.ROS2_JAZZY)
     with Writer(tmp_path / 'bag', version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         # A part of it is not defined: this matters only to who decodes it.
@@ -58,8 +58,8 @@ def test_a_type_that_is_not_known_is_no_obstacle_to_the_others(ros, tmp_path):
         writer.write(number, 2, typestore.serialize_cdr(
             typestore.types['std_msgs/msg/Float64'](data=4.0), 'std_msgs/msg/Float64'))
     assert [msg.data for _, _, msg in read_messages(tmp_path / 'bag', {'/number'})] == [4.0]
-    with pytest.raises(BagError, match='a message on /thing is damaged'):
-        list(read_messages(tmp_path / 'bag'))
+    assert len(list(read_messages(tmp_path / 'bag'))) == 1
+    assert '1 message on /thing cannot be used' in caplog.text
 
 
 def test_what_is_no_bag_is_refused_by_name(tmp_path):

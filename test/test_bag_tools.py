@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 rclpy = pytest.importorskip('rclpy')
 
 from geographic_msgs.msg import GeoPoseStamped
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from rclpy.serialization import deserialize_message, serialize_message
 from rosbags.interfaces import (
     Qos,
@@ -29,6 +31,7 @@ from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
 from crossview_localizer.bags.installed_types import register_installed_type
+from crossview_localizer.bags.player import publisher_qos
 
 START_NS = 1_400_000_000_000_000_000
 NO_TIME = QosTime(0, 0)
@@ -179,6 +182,16 @@ def test_recording_in_simulated_time_has_the_stamps_of_the_bag(tmp_path, recorde
     assert abs(recorded['/tf_static'][0][0] - START_NS) < 3e9
 
 
+@pytest.mark.parametrize('recorded', [[], [qos()], [qos(reliable=False)], [qos(latched=True)]])
+def test_static_transforms_are_latched_however_they_were_recorded(recorded):
+    connection = SimpleNamespace(
+        topic='/tf_static', msgtype='tf2_msgs/msg/TFMessage', msgcount=3,
+        ext=SimpleNamespace(offered_qos_profiles=recorded))
+    profile = publisher_qos([connection], 'recorded')
+    assert profile.durability is DurabilityPolicy.TRANSIENT_LOCAL
+    assert profile.reliability is ReliabilityPolicy.RELIABLE
+
+
 def test_a_latched_topic_is_published_although_the_start_is_after_it(tmp_path, recorder):
     first, second = TFMessage(), TFMessage()
     bag = write_bag(
@@ -318,7 +331,7 @@ def test_the_player_refuses_what_is_no_bag(small_bag, tmp_path, capfd, signal_ha
     from crossview_localizer.play_bag import main
     cut = tmp_path / 'cut.mcap'
     (whole,) = small_bag.glob('*.mcap')
-    cut.write_bytes(whole.read_bytes()[:-50])
+    cut.write_bytes(whole.read_bytes()[:50])
     empty = write_bag(tmp_path / 'empty', [])
     for path in (tmp_path / 'nothing', tmp_path, cut, empty):
         assert main([str(path)]) == 2

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 import re
 import shutil
 import signal
@@ -450,3 +451,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_missing_weights_are_refused(orthophoto, route_csv, tmp_path, capsys):
     assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
     assert capsys.readouterr().err.startswith('build_map: no weights at w')
+
+
+def test_without_weights_the_shipped_dense_ones_are_used(
+        ros, orthophoto, route_csv, tmp_path, monkeypatch):
+    asked = []
+
+    def load(path, device):
+        asked.append(Path(path).name)
+        return MeanColours()
+    monkeypatch.setattr(command_module, 'load_network', load)
+    assert main([str(orthophoto), '--route', str(route_csv), '--out', str(tmp_path / 'a.map'),
+                 '--corridor-m', '12']) == 0
+    assert asked == ['crossview_dense_synthetic.safetensors']

@@ -46,7 +46,7 @@ def test_the_offsets_uncertainty_is_that_of_the_mean_over_frames():
     assert np.all(found.sigmas_m < 2.0 * 0.6 / np.sqrt(40))
 
 
-def test_an_offset_beyond_what_was_tried_is_said_to_be_at_the_edge():
+def test_an_offset_beyond_the_tried_ones_is_reported_at_the_edge():
     far = fit_offset(frames(12), gaussian_volume(true_m=np.array([4.6, 0.0])))
     assert far.at_edge and 'at the edge' in summary(None, far, CAMERA)
 
@@ -60,7 +60,7 @@ def motion(height_m, pitch_rad, sigmas=(0.04, 0.003)):
     return MotionFit(np.array([height_m, pitch_rad]), np.array(sigmas), 120)
 
 
-def test_only_what_the_drive_tells_is_proposed():
+def test_only_values_that_the_drive_determines_are_proposed():
     both = summary(motion(1.70, 0.010), None, CAMERA)
     assert 'height_m: 1.700' in both and 'pitch_rad: 0.01000' in both
     unsure = summary(motion(1.58, 0.010), None, CAMERA)

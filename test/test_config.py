@@ -14,9 +14,9 @@ from crossview_localizer.config import (
     LocalizerConfig,
     MatchConfig,
     NodeConfig,
-    read_parameters,
     tunables,
 )
+from crossview_localizer.parameter_file import read_parameters
 
 PACKAGE = Path(__file__).resolve().parents[1] / 'crossview_localizer'
 
@@ -33,7 +33,7 @@ def test_a_changed_value_survives_the_round_trip():
     assert config_from_flat(LocalizerConfig, flat) == config
 
 
-def test_what_is_not_given_keeps_its_default():
+def test_a_parameter_that_is_not_given_keeps_its_default():
     config = config_from_flat(LocalizerConfig, {'match.window_max_m': 80.0})
     assert config == LocalizerConfig(match=replace(MatchConfig(), window_max_m=80.0))
     assert config_from_flat(LocalizerConfig, {}) == LocalizerConfig()

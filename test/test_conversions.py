@@ -22,6 +22,7 @@ from geometry_msgs.msg import (
     Vector3,
 )
 from nav_msgs.msg import Odometry
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 
 from crossview_localizer.camera.rectification import ImageRectifier
@@ -145,6 +146,37 @@ def test_a_point_lands_where_the_pinhole_says_after_undistortion(model, d):
         near = ((u_px - u) ** 2 + (v_px - v) ** 2 < 15**2) * straight
         assert (near * u_px).sum() / near.sum() == pytest.approx(u, abs=0.5)
         assert (near * v_px).sum() / near.sum() == pytest.approx(v, abs=0.5)
+
+
+@pytest.mark.parametrize('distortion', [(), (-0.3, 0.1, 0.001, -0.002, 0.0)])
+@pytest.mark.parametrize(('quarters', 'tilt_rad'), [(1, 0.1), (2, -0.3), (3, 0.2), (0, 0.3)])
+def test_a_camera_that_is_mounted_turned_gives_upright_images(quarters, tilt_rad, distortion):
+    """A point of the world has the same colour and place as with the camera turned by hand."""
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler('z', quarters * math.pi / 2 + tilt_rad).as_matrix()
+    info = camera_info(40, 30, distortion)
+    mounting = FORWARD_CAMERA @ turn
+    rgb = random_rgb(30, 40)
+    rectify = conversions.rectifier_from_msg(info, mounting, 1.5)
+    upright, camera = rectify(rgb), rectify.camera
+    assert upright.shape[:2] == (camera.height_px, camera.width_px)
+    assert (camera.height_px > camera.width_px) == bool(quarters % 2)
+    up = np.linalg.inv(camera.base_from_camera)[:3, 2]
+    assert math.atan2(up[0], -up[1]) == pytest.approx(-tilt_rad, abs=1e-9)
+    flat = conversions.rectifier_from_msg(info, FORWARD_CAMERA, 1.5)
+    for u, v in ((3, 4), (30, 20), (17, 9)):
+        ray = np.array([(u - flat.camera.cx_px) / 100.0, (v - flat.camera.cy_px) / 100.0, 1.0])
+        in_upright = (np.linalg.inv(camera.base_from_camera) @ mounting)[:3, :3] @ ray
+        (pixel,) = project(in_upright[None], camera)
+        column, row = np.rint(pixel).astype(int)
+        np.testing.assert_allclose(pixel, (column, row), atol=1e-9)
+        np.testing.assert_array_equal(upright[row, column], flat(rgb)[v, u])
+
+
+def test_a_camera_that_looks_straight_down_is_left_as_it_is():
+    down = conversions.base_from_camera_body((0.0, 0.0, 0.0, 0.0, math.pi / 2, 0.4))
+    rectify = conversions.rectifier_from_msg(camera_info(), down, 1.5)
+    np.testing.assert_array_equal(rectify(RGB), RGB)
 
 
 def test_without_distortion_the_image_is_unchanged():

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from crossview_localizer.camera.decoding import rgb_from_compressed, rgb_from_raw
+from crossview_localizer.camera.decoding import BitDepth, rgb_from_compressed, rgb_from_raw
 
 RGB = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 ALPHA = np.full((6, 8, 1), 7, np.uint8)
@@ -43,6 +43,24 @@ def test_a_plain_encoding_becomes_rgb_whatever_its_row_padding(
 def test_sixteen_bits_keep_the_upper_eight_in_either_byte_order(is_big_endian):
     values = (GREY.astype(np.uint16) << 8) | 0x5A
     np.testing.assert_array_equal(rgb_of(values, 'mono16', 4, is_big_endian), GREY_RGB)
+
+
+@pytest.mark.parametrize('bits', [10, 12, 14, 16])
+def test_a_sensor_that_fills_the_lower_bits_is_not_black(bits):
+    values = GREY.astype(np.uint16) << (bits - 8)
+    values[0, 0] = 2**bits - 1
+    expected = GREY_RGB.copy()
+    expected[0, 0] = 255
+    np.testing.assert_array_equal(rgb_of(values, 'mono16'), expected)
+    data = encoded(values, '.png')
+    np.testing.assert_array_equal(rgb_from_compressed(data, 'mono16; png'), expected)
+
+
+def test_the_brightest_image_so_far_tells_the_bit_depth():
+    depth = BitDepth()
+    dark, bright = np.array([[900]], np.uint16), np.array([[60000]], np.uint16)
+    assert depth.upper_8(dark) == 900 >> 2
+    assert depth.upper_8(bright) == 60000 >> 8 and depth.upper_8(dark) == 900 >> 8
 
 
 def bayer_mosaic(colour, pattern: str, height=12, width=16) -> np.ndarray:
@@ -109,6 +127,24 @@ def test_a_compressed_image_without_its_end_is_refused(extension):
     for length in (len(data) // 2, len(data) - 20, 1, 0):
         with pytest.raises(ValueError, match='does not decode'):
             rgb_from_compressed(data[:length], 'x')
+
+
+@pytest.mark.parametrize('extension', ['.jpg', '.png'])
+@pytest.mark.parametrize('behind', [bytes(100_000), b'\xff\xd8\xff\xe0\x00\x10' * 1000])
+def test_whatever_a_driver_leaves_behind_the_end_does_not_matter(extension, behind):
+    data = encoded(np.random.default_rng(1).integers(0, 256, (60, 80, 3), np.uint8), extension)
+    np.testing.assert_array_equal(
+        rgb_from_compressed(data + behind, 'x'), rgb_from_compressed(data, 'x'))
+
+
+def test_the_end_of_a_thumbnail_is_not_that_of_the_jpeg():
+    data = encoded(np.random.default_rng(1).integers(0, 256, (60, 80, 3), np.uint8), '.jpg')
+    thumbnail = encoded(np.zeros((8, 8, 3), np.uint8), '.jpg')
+    segment = b'\xff\xe1' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
+    whole = data[:2] + segment + data[2:]
+    assert rgb_from_compressed(whole, 'jpeg').shape == (60, 80, 3)
+    with pytest.raises(ValueError, match='does not decode'):
+        rgb_from_compressed(whole[:-20], 'jpeg')
 
 
 def test_bytes_that_are_no_image_are_refused_with_their_format():

@@ -1,6 +1,5 @@
 """The demo in a small size, once through real ROS 2, and its parts on made-up numbers."""
 
-from functools import partial
 import json
 import os
 
@@ -26,8 +25,6 @@ SEED = 3
 def smoke(ros, shipped_weights, tmp_path_factory):
     """A short drive at a low resolution through the whole demo."""
     from crossview_localizer.evaluation import run_report
-    from training import simulation
-
     folder = tmp_path_factory.mktemp('demo')
     parameters = yaml.safe_load(ros_run.PARAMETERS.read_text())
     # On a busy machine a late odometry must not turn into an extrapolated prior.
@@ -35,7 +32,6 @@ def smoke(ros, shipped_weights, tmp_path_factory):
     (folder / 'parameters.yaml').write_text(yaml.safe_dump(parameters))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ros_run, 'PARAMETERS', folder / 'parameters.yaml')
-        patch.setattr(simulation, 'make_world', partial(simulation.make_world, city_size_m=300.0))
         patch.setattr(stages, 'IMAGE_SIZE_PX', (320, 240))
         patch.setattr(stages, 'RATE_HZ', 2.0)
         patch.setattr(stages, 'ORTHO_PX_M', 0.4)
@@ -46,7 +42,8 @@ def smoke(ros, shipped_weights, tmp_path_factory):
         patch.setattr(run_report, 'DPI', dict.fromkeys(run_report.WIDTHS_IN, 30))
         # So short a drive has no picture 200 m away.
         patch.setattr(exchanged_images, 'BLIND_MIN_M', 15.0)
-        demo.run_demo(folder / 'out', SEED, DURATION_S, shipped_weights[0], keep=False)
+        demo.run_demo(folder / 'out', SEED, DURATION_S, stages.QUICK_CITY_M, shipped_weights[0],
+                      keep=False, with_controls=True)
     return folder / 'out'
 
 
@@ -86,8 +83,8 @@ def test_the_demo_ends_with_a_report_that_shows_its_controls(smoke):
 def test_the_offline_localizer_gives_the_poses_of_the_node(smoke, shipped_weights):
     from crossview_localizer.bags import replay
     from crossview_localizer.bags.recorded_run import read_run
-    from crossview_localizer.config import read_parameters
     from crossview_localizer.localizer import load_localizer
+    from crossview_localizer.parameter_file import read_parameters
 
     node_config, config = read_parameters(ros_run.PARAMETERS)
     localizer = load_localizer(smoke / 'maps/trained.map', shipped_weights[0], config)
@@ -228,6 +225,25 @@ def test_the_goals_compare_medians_percentiles_and_coverage():
     reached = [line.startswith('reached') for line in lines]
     # Medians: 1.5/4, 1.5/2.9; longitudinal: 2/3, 2/4; p95 3.9/4; coverage; prior/gnss.
     assert reached == [True, False, False, True, True, True, True]
+
+
+def test_without_controls_the_goals_compare_with_the_prior_alone():
+    row = dict.fromkeys(
+        ('median_m', 'longitudinal_median_m', 'p95_m', 'coverage_95'), 1.0)
+    lines = summary.goals({'refined': row, 'prior': row, 'gnss_only': row})
+    assert len(lines) == 5 and not any('image_blind' in line for line in lines)
+
+
+@pytest.mark.parametrize('arguments, duration_s, city_m, with_controls', [
+    ([], 130.0, 500.0, False), (['--quick'], 30.0, 300.0, False),
+    (['--quick', '--duration-s', '40', '--controls'], 40.0, 300.0, True)])
+def test_a_quick_demo_is_a_short_drive_in_a_small_town(
+        monkeypatch, tmp_path, arguments, duration_s, city_m, with_controls):
+    calls = []
+    monkeypatch.setattr(demo, 'run_demo', lambda *call: calls.append(call))
+    assert demo.main([*arguments, '--out', str(tmp_path)]) == 0
+    [(_, _, *sizes, _, _, controls)] = calls
+    assert (sizes, controls) == ([duration_s, city_m], with_controls)
 
 
 def brightness_bag(folder, first_level):

@@ -1,5 +1,7 @@
 """What a single frame's scores claim: as much as their errors on validation frames allow."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import multivariate_t
@@ -7,8 +9,14 @@ from test_heatmap_pose import gaussian_volume
 from test_heatmap_pose import SHARP_PRIOR as PRIOR
 
 from crossview_localizer.geometry import Pose2D
-from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
-from training.evaluation.dense_confidence import fit_peaks, fit_tails, fit_temperature, ScoredFrame
+from crossview_localizer.matching.heatmap_pose import distance2_within, peak_of, peak_pose
+from training.evaluation.dense_confidence import (
+    fit_peaks,
+    fit_tails,
+    fit_temperature,
+    least_mass,
+    ScoredFrame,
+)
 
 
 @pytest.mark.parametrize('wrong', [0, 6])
@@ -52,3 +60,31 @@ def test_both_ellipsoids_hold_their_share_of_all_frames(dof, wrong):
     for share in (0.68, 0.95):
         held = np.mean(distances2 <= distance2_within(share, fitted))
         assert held == pytest.approx(share, abs=0.02)
+
+
+def test_the_least_mass_lets_only_the_allowed_share_of_wrong_frames_be_sure():
+    """Of 40 frames 10 are 8 m off, with peaks of falling certainty."""
+    frames = []
+    for k in range(40):
+        sigma_m = 0.5 + 0.1 * k
+        heatmap = gaussian_volume(
+            np.array([100.0, 50.0, 0.5]), np.diag([sigma_m**2, sigma_m**2, 0.0008]), PRIOR)
+        frames.append(ScoredFrame(
+            heatmap, PRIOR, Pose2D(100.0, 58.0 if k % 4 == 0 else 50.0, 0.5)))
+    masses = [peak_of(frame.heatmap).mass for frame in frames]
+    assert masses == sorted(masses, reverse=True)
+    # Two of 40 may be wrong: the third wrong frame, number 8, must not be sure.
+    mass = least_mass(frames, 1.0, 5.0, 0.05)
+    assert masses[8] < mass <= masses[7]
+    assert least_mass(frames, 1.0, 9.0, 0.0) == 0.0
+    better_known = [replace(frame, accuracy_m=4.0) for frame in frames]
+    assert least_mass(better_known, 1.0, 5.0, 0.0) == 0.0
+
+
+def test_a_place_known_to_a_metre_may_lie_anywhere_in_its_disc():
+    heatmap = gaussian_volume(
+        np.array([100.0, 50.0, 0.5]), np.diag([0.05, 0.05, 0.0008]), PRIOR)
+    frame = ScoredFrame(heatmap, PRIOR, Pose2D(101.0, 50.0, 0.5))
+    _, exact = fit_temperature([frame])
+    _, within = fit_temperature([replace(frame, accuracy_m=1.0)])
+    assert within < exact - 1.0

@@ -1,20 +1,23 @@
 """The dense matcher and its network: where they find a view, and what the filter gets."""
 
+from dataclasses import replace
 import math
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 import torch
 import torch.nn.functional as F
 
 from crossview_localizer.camera import views
 from crossview_localizer.config import MatchConfig
-from crossview_localizer.datatypes import CameraModel, PoseEstimate
+from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.matching.dense_matcher import (
     DenseMatcher,
     ground_tensors,
+    GroundView,
     window_raster,
     yaw_offsets,
     YAW_STEP_RAD,
@@ -149,7 +152,7 @@ def test_the_matcher_finds_place_and_heading_of_a_view_within_the_prior(yaw_sigm
                          np.diag([9.0, 9.0, yaw_sigma_rad ** 2]))
     search = SearchWindow.around(prior, MatchConfig())
     window = built.window(prior, search.half_width_m, matcher.margin_m)
-    heatmap = matcher.match((view, weight), window, prior, search)
+    heatmap = matcher.match(GroundView(view, weight), window, prior, search)
     assert np.exp(heatmap.log_probability).sum() == pytest.approx(1.0)
     assert np.exp(heatmap.volume).sum() == pytest.approx(1.0)
     match, reason = matcher.estimate(heatmap, prior)
@@ -157,6 +160,37 @@ def test_the_matcher_finds_place_and_heading_of_a_view_within_the_prior(yaw_sigm
     assert math.hypot(match.pose.x_m - truth.x_m, match.pose.y_m - truth.y_m) < 0.3
     assert abs(match.pose.yaw_rad - truth.yaw_rad) < YAW_STEP_RAD
     assert np.linalg.eigvalsh(match.covariance).min() > 0.0
+
+
+@pytest.mark.parametrize('camera_yaw_rad', [math.pi / 2, -2.5, math.pi])
+def test_a_camera_that_looks_sideways_or_back_finds_the_pose_of_the_vehicle(camera_yaw_rad):
+    raster = smooth_raster(SMALL.channels, 8 * SMALL.block_cells, 3)
+    built = map_of_raster(raster, SMALL)
+    matcher = DenseMatcher(random_network(SMALL, 0))
+    rgb = np.random.default_rng(0).integers(0, 255, (240, 320, 3)).astype(np.uint8)
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler('z', camera_yaw_rad).as_matrix()
+    turned = replace(CAMERA, base_from_camera=turn @ CAMERA.base_from_camera)
+    assert turned.yaw_rad == pytest.approx(camera_yaw_rad)
+
+    def found(camera, heading_rad):
+        prior = PoseEstimate(5, Pose2D(74.0, -15.0, heading_rad), np.diag([9.0, 9.0, 0.01]))
+        search = SearchWindow.around(prior, MatchConfig())
+        window = built.window(prior, search.half_width_m, matcher.margin_m)
+        ground = matcher.embed(CameraImage(5, rgb, camera), heading_rad)
+        [heatmap] = matcher.search_heatmaps(ground, built, np.array([heading_rad]), 74.0, -15.0,
+                                            10.0)
+        return matcher.match(ground, window, prior, search), heatmap
+
+    # The vehicle is turned the other way, so both cameras look in the same direction.
+    (ahead, ahead_search), (aside, aside_search) = (
+        found(CAMERA, 1.1), found(turned, 1.1 - camera_yaw_rad))
+    np.testing.assert_allclose(aside.volume, ahead.volume, atol=2e-4)
+    np.testing.assert_allclose(aside.yaws_rad, ahead.yaws_rad - camera_yaw_rad, atol=1e-9)
+    assert aside.grid.x0_m == pytest.approx(ahead.grid.x0_m)
+    np.testing.assert_allclose(
+        aside_search.log_probability, ahead_search.log_probability, atol=2e-4)
+    assert aside_search.grid.x0_m == pytest.approx(ahead_search.grid.x0_m)
 
 
 @pytest.mark.parametrize('half_yaw_rad', [0.07, 0.15, 0.6])

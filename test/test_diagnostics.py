@@ -166,7 +166,9 @@ def test_silent_inputs_are_errors_that_tell_who_publishes():
     found = lines(parts, 3.0)
     assert found['gnss'].level is found['odometry'].level is Level.ERROR
     assert '/gnss has 1 publisher' in found['gnss'].text
-    assert '/odometry has 0 publishers' in found['odometry'].text
+    assert 'ros2 topic hz' in found['gnss'].remedy
+    assert 'nobody publishes /odometry' in found['odometry'].text
+    assert 'odometry:=TOPIC' in found['odometry'].remedy
     assert 'nobody publishes /image' in found['camera'].text
     assert 'gnss_velocity' not in found
 
@@ -174,11 +176,22 @@ def test_silent_inputs_are_errors_that_tell_who_publishes():
 def test_silent_images_of_a_publisher_are_too_large_or_of_another_qos():
     parts = diagnostics({'/image': 1, 'gnss_velocity': 1})
     parts.start(0.0)
-    assert 'fastdds_large_images.xml' in lines(parts, 3.0)['camera'].text
-    parts.qos_problems['/image'] = 'set best_effort'
+    assert 'fastdds_large_images.xml' in lines(parts, 3.0)['camera'].remedy
+    for topic in ('/image', '/odometry'):
+        parts.add_qos_problem(topic, 'RELIABILITY')
     found = lines(parts, 3.0)
-    assert 'set best_effort' in found['camera'].text
+    for name, parameter in (('camera', 'image'), ('odometry', 'sensor')):
+        assert 'does not accept: RELIABILITY' in found[name].text
+        assert f'{parameter}_reliability: best_effort' in found[name].remedy
     assert found['gnss_velocity'].level is Level.WARN
+
+
+def test_before_the_start_the_filter_says_what_it_waits_for():
+    parts = diagnostics({'gnss': 1})
+    fix = GnssFix(1, 0.0, 0.0, np.eye(2))
+    parts.add_fix(FilterUpdate(Outcome.NOT_STARTED, 'driven 0.0 m of the 8.0 m'), fix, True, 0.0)
+    (status,) = (s for s in parts.statuses(0.1, None, False) if s.name == 'filter')
+    assert 'driven 0.0 m of the 8.0 m' in status.text
 
 
 def test_two_publishers_of_one_input_are_at_least_a_warning():

@@ -9,7 +9,7 @@ from docs_check import blocks, commands, documents, problems
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = [pytest.param(path, id=path.name) for path in documents()]
+DOCUMENTS = [pytest.param(path, id=str(path.relative_to(REPOSITORY))) for path in documents()]
 
 
 def test_a_script_is_taken_apart_into_its_commands():
@@ -22,6 +22,8 @@ def test_a_script_is_taken_apart_into_its_commands():
     ('ros2 run crossview_localizer build_map a.tif --weight w --area', 'no option --weight'),
     ('ros2 run crossview_localizer buildmap', 'no command of the package'),
     ('python -m training.nothing', 'no command training.nothing'),
+    ('python -m training.benchmarks kitty --root a', 'has no command kitty'),
+    ('python -m training.benchmarks kitti --root a --maps b', 'no option --maps'),
     ('ros2 launch crossview_localizer robotcar.launch.py bags:=drive', 'no argument bags'),
     ('python -m crossview_localizer.node --ros-args -p map:=a.map', 'no parameter map'),
     ('make demos', 'does not know demos'),
@@ -36,6 +38,17 @@ def test_a_wrong_command_is_found(ros, command, text):
 def test_every_command_and_option_exists(ros, path):
     wrong = docs_check.wrong_commands(path)
     assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('path', DOCUMENTS)
+def test_every_file_parameter_and_constant_that_is_named_exists(ros, path):
+    assert not docs_check.unknown_names(path)
+
+
+def test_a_name_that_the_code_lacks_is_found(ros, tmp_path):
+    page = tmp_path / 'page.md'
+    page.write_text('`ros/gone.py` `filter.gone_m` `GONE_M` `JUMP_M` `fusion/belief.py` `run1`')
+    assert docs_check.unknown_names(page) == ['ros/gone.py', 'filter.gone_m', 'GONE_M']
 
 
 @pytest.mark.parametrize('path', DOCUMENTS)
@@ -58,7 +71,7 @@ def test_every_link_leads_somewhere(path):
 
 @pytest.mark.parametrize('path', DOCUMENTS)
 def test_every_parameter_of_an_example_file_is_one(path, tmp_path):
-    from crossview_localizer.config import read_parameters
+    from crossview_localizer.parameter_file import read_parameters
     for block in blocks(path):
         if block.language == 'yaml' and '/**' in block.text:
             (tmp_path / 'example.yaml').write_text(block.text)

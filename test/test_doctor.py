@@ -80,7 +80,8 @@ def test_libraries_that_are_installed_but_cannot_be_loaded_are_named(ros, tmp_pa
     result = subprocess.run(
         [sys.executable, '-m', 'crossview_localizer.doctor', '--listen', '0'], text=True,
         timeout=240, capture_output=True,
-        env=os.environ | {'PYTHONPATH': f'{tmp_path}{os.pathsep}{REPOSITORY}'})
+        env=os.environ | {
+            'PYTHONPATH': f'{tmp_path}{os.pathsep}{os.environ["PYTHONPATH"]}'})
     assert result.returncode == 1 and not result.stderr
     parts = parts_of(result.stdout)
     assert parts['libraries'].startswith('PROBLEM cannot be imported: pyproj, torch')

@@ -14,7 +14,7 @@ from crossview_localizer.maps.embedding_map import MapWindow
 from crossview_localizer.matching.dense_matcher import DenseMatcher, HalfGround
 from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.networks.checkpoint import load_network
-from crossview_localizer.networks.onnx import branches, OnnxBranch
+from crossview_localizer.networks.onnx import branches, ground_file, OnnxBranch
 
 WEIGHTS = sorted((Path(__file__).resolve().parent.parent / 'config/weights').glob('*.safetensors'))
 
@@ -97,3 +97,22 @@ def test_the_dense_matcher_gives_the_same_heat_map_whatever_runs_its_network(exp
 def test_unreadable_weights_end_the_command_with_one_line(tmp_path, capsys):
     assert export.main([str(tmp_path / 'none.safetensors'), '--out', str(tmp_path)]) == 2
     assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_the_ground_branch_is_exported_on_first_use_and_found_again(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    network, told = load_network(WEIGHTS[0]), []
+    path = ground_file(WEIGHTS[0], network.fingerprint, told.append)
+    assert [text for text in told if str(path) in text] == told and len(told) == 1
+    OnnxBranch(path, network.fingerprint)
+    assert ground_file(WEIGHTS[0], network.fingerprint, told.append) == path and len(told) == 1
+
+
+def test_torch_runs_the_network_where_onnx_runtime_is_missing_or_the_export_fails(
+        monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    told = []
+    assert ground_file(tmp_path / 'none.safetensors', '0' * 64, told.append) is None
+    assert 'none.safetensors' in told[1] and 'torch runs the network' in told[1]
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    assert ground_file(WEIGHTS[0], '0' * 64, told.append) is None and len(told) == 2

@@ -30,7 +30,6 @@ from crossview_localizer.bags import robotcar, robotcar_images
 from crossview_localizer.bags.bag import read_messages
 from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
-from crossview_localizer.config import read_parameters
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import EmbeddingMap
@@ -38,6 +37,7 @@ from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.networks.checkpoint import read_model_config, save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.safa import ModelConfig
+from crossview_localizer.parameter_file import read_parameters
 from crossview_localizer.ros import saved_pose
 
 LONG = os.environ.get('FUZZ_EXAMPLES')

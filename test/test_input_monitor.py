@@ -32,7 +32,7 @@ def test_a_problem_stays_until_a_message_is_used(monitor):
         assert monitor.status(now_s, 2.0, 'silent').level is Level.ERROR
 
 
-def test_silence_is_an_error_with_what_was_wrong_before(monitor):
+def test_silence_is_an_error_that_repeats_the_last_problem(monitor):
     monitor.add_message(1.0)
     monitor.add_refused('no fix')
     status = monitor.status(4.0, 2.0, 'nobody publishes')
@@ -90,7 +90,7 @@ def test_a_remark_on_a_used_message_is_a_warning_until_one_is_used_without(monit
     assert monitor.status(1.3, 2.0, '').level is Level.OK
 
 
-def test_the_rate_is_that_of_the_last_messages_and_sinks_in_silence(monitor):
+def test_the_rate_is_of_the_last_messages_and_falls_in_silence(monitor):
     for number in range(101):
         monitor.add_message(0.05 * number)
     assert float(monitor.status(5.0, 2.0, '').values['rate_hz']) == pytest.approx(20.0, rel=0.05)

@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,27 +33,59 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LAUNCH_FILE = REPOSITORY / 'launch/robotcar.launch.py'
 START_NS = 1_400_000_000_000_000_000
 ARGUMENTS = (
-    'bag', 'map', 'weights', 'params_file', 'rviz', 'scene', 'rate', 'start_offset', 'loop',
-    'record', 'use_sim_time', 'device', 'namespace', 'autostart', 'log_level',
+    'bag', 'map', 'weights', 'params_file', 'rviz', 'scene', 'rate', 'start_offset', 'delay',
+    'loop', 'record', 'publish_odom_tf', 'use_sim_time', 'device', 'namespace', 'autostart',
+    'log_level',
 )
 
 
-@pytest.fixture
-def launch():
-    """launch(*arguments) starts a launch file; its processes end with the test."""
+def install(prefix: Path) -> dict[str, str]:
+    """Install the package into an ament prefix; the environment in which it is found there."""
+    source = prefix / 'source'
+    shutil.copytree(REPOSITORY, source, ignore=lambda folder, names: {
+        name for name in names if Path(folder) == REPOSITORY and name not in (
+            'crossview_localizer', 'launch', 'config', 'resource', 'setup.py', 'setup.cfg',
+            'pyproject.toml', 'package.xml', 'README.md', 'LICENSE')})
+    subprocess.run(
+        [sys.executable, 'setup.py', '-q', 'install', '--prefix', str(prefix),
+         '--single-version-externally-managed', '--record', str(prefix / 'installed.txt')],
+        cwd=source, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (packages,) = prefix.glob('l*/python*/*-packages')
+    return {'AMENT_PREFIX_PATH': str(prefix), 'PYTHONPATH': str(packages)}
+
+
+@pytest.fixture(scope='module')
+def ros2_launch(tmp_path_factory):
+    """The command that takes a launch file and its arguments, and its environment."""
     environment = dict(os.environ)
+    found = {}
     if importlib.util.find_spec('launch_ros'):
+        from ament_index_python.packages import get_package_prefix, PackageNotFoundError
         command = ['ros2', 'launch']
+        try:
+            get_package_prefix('crossview_localizer')
+        except PackageNotFoundError:
+            found = install(tmp_path_factory.mktemp('prefix'))
     else:
-        stand_in = str(REPOSITORY / 'test/launch_stand_in')
-        environment['PYTHONPATH'] = f'{stand_in}{os.pathsep}{environment["PYTHONPATH"]}'
         command = [sys.executable, '-m', 'launch']
+        found = {'PYTHONPATH': str(REPOSITORY / 'test/launch_stand_in')}
+    for name, value in found.items():
+        environment[name] = os.pathsep.join(filter(None, [value, environment.get(name)]))
+    return command, environment
+
+
+@pytest.fixture
+def launch(ros2_launch):
+    """launch(*arguments) starts a launch file; its processes end with the test."""
+    command, environment = ros2_launch
     processes = []
 
     def start(*arguments, file=LAUNCH_FILE) -> subprocess.Popen:
         processes.append(subprocess.Popen(
-            [*command, str(file), *arguments], env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True))
+            # A test may have a domain of its own.
+            [*command, str(file), *arguments],
+            env={**environment, 'ROS_DOMAIN_ID': os.environ['ROS_DOMAIN_ID']},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True))
         return processes[-1]
 
     yield start
@@ -142,10 +175,10 @@ def test_a_bag_is_replayed_through_the_node_and_its_poses_recorded(
         node, wait_until, launch, tmp_path, namespace):
     prefix = f'/{namespace}' if namespace else ''
     bag = drive_bag(tmp_path / 'bag', 12.0)
+    arguments = [f'namespace:={namespace}'] if namespace else []
     process = launch(
-        f'bag:={bag}', f'record:={tmp_path / "results"}', f'namespace:={namespace}', 'rate:=2.0',
-        'start_offset:=1.0', 'delay:=1.0', 'loop:=true', 'device:=cpu',
-        'scene:=true')
+        f'bag:={bag}', f'record:={tmp_path / "results"}', 'rate:=2.0', 'start_offset:=1.0',
+        'delay:=0', 'loop:=true', 'device:=cpu', 'scene:=true', *arguments)
     values = parameter_values(
         node, f'{prefix}/crossview_localizer', ['use_sim_time', 'device', 'image_transport'])
     assert values[0].bool_value
@@ -211,3 +244,78 @@ def generate_launch_description():
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+
+
+def ended(process) -> str:
+    """What a launch that ends by itself has said."""
+    output, _ = process.communicate(timeout=120)
+    return output
+
+
+@pytest.mark.parametrize(('argument', 'said'), [
+    ('bag:=/nowhere/drive', 'bag:=/nowhere/drive does not exist'),
+    ('map:=/nowhere/my.map', 'map:=/nowhere/my.map does not exist'),
+    ('params_file:=/nowhere/my.yaml', 'params_file:=/nowhere/my.yaml does not exist'),
+    ('record:=/', 'record:=/ exists already'),
+    ('rate:=fast', 'rate:=fast; expected a number above 0'),
+    ('delay:=-1', 'delay:=-1; expected a number of 0 or more'),
+    ('start_offset:=nan', 'start_offset:=nan; expected a number of 0 or more'),
+    ('loop:=yes', 'loop:=yes; expected true or false')])
+def test_nothing_is_started_where_an_argument_cannot_be_right(launch, argument, said):
+    process = launch(argument)
+    output = ended(process)
+    assert said in output and process.returncode == 1
+    assert 'localizer_node' not in output and 'Traceback' not in output
+
+
+def test_the_launch_ends_with_its_bag_and_the_recording_is_whole(launch, tmp_path):
+    bag = drive_bag(tmp_path / 'bag', 6.0)
+    process = launch(
+        f'bag:={bag}', f'record:={tmp_path / "results"}', 'delay:=4.0', 'device:=cpu')
+    output = ended(process)
+    assert process.returncode == 0, output
+    counts = recorded_counts(tmp_path / 'results')
+    assert counts['/odometry'] > 100 and counts['/tf_static'] == 1
+
+
+def test_the_launch_ends_with_an_error_when_a_part_has_failed(launch, tmp_path):
+    (tmp_path / 'bag').mkdir()
+    process = launch(f'bag:={tmp_path / "bag"}', 'device:=cpu')
+    output = ended(process)
+    assert process.returncode == 1
+    assert 'the bag player failed with exit code 2' in output
+
+
+@pytest.mark.parametrize('argument', [{}, {'namespace': 'car'}])
+def test_under_a_pushed_namespace_the_bag_comes_on_the_topics_of_the_node(
+        node, wait_until, launch, tmp_path, argument):
+    bag = drive_bag(tmp_path / 'bag', 3.0)
+    file = tmp_path / 'fleet.launch.py'
+    file.write_text(f"""
+from launch import LaunchDescription
+from launch.actions import GroupAction, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import PushRosNamespace
+
+
+def generate_launch_description():
+    return LaunchDescription([GroupAction([
+        PushRosNamespace('car'),
+        IncludeLaunchDescription(
+            PythonLaunchDescriptionSource({str(LAUNCH_FILE)!r}),
+            launch_arguments={{**{argument!r}, 'bag': {str(bag)!r}, 'loop': 'true',
+                              'device': 'cpu'}}.items())])])
+""")
+    process = launch(file=file)
+
+    def is_connected():
+        rclpy.spin_once(node, timeout_sec=0.1)
+        return process.poll() is not None or (
+            node.count_publishers('/car/odometry') == 1
+            and node.count_subscribers('/car/odometry') == 1)
+    wait_until(is_connected, 60)
+    assert process.poll() is None
+    assert not node.count_publishers('/odometry')
+    assert not node.count_publishers('/car/car/odometry')
+    process.send_signal(signal.SIGINT)
+    ended(process)

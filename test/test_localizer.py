@@ -94,7 +94,7 @@ def localizer_with(off_m=lambda call: (0.0, 0.0)) -> Localizer:
     return localizer
 
 
-def test_wrong_images_leave_the_pose_as_it_is_without_them():
+def test_with_wrong_images_the_pose_is_as_without_images():
     wrong_m = np.random.default_rng(1).uniform(-18.0, 18.0, (200, 2))
     wrong = drive(localizer_with(lambda k: wrong_m[k]), 0.0, 30.0, np.random.default_rng(2))
     without = drive(localizer_with(None), 0.0, 30.0, np.random.default_rng(2))
@@ -209,7 +209,7 @@ def test_the_search_window_holds_three_sigmas_of_the_heading(yaw_sigma_rad):
     assert search.half_yaw_rad >= 3.0 * math.sqrt(prior.covariance[2, 2]) - 1e-12
 
 
-def test_without_a_matcher_any_more_a_search_ends_and_the_prior_goes_on():
+def test_a_search_ends_when_the_matcher_is_lost_and_the_prior_goes_on():
     localizer = Localizer(LocalizerConfig(), LocalFrame(51.0, -1.0), WHOLE_MAP, FakeMatcher())
     localizer.add_odometry(OdometrySample(START_NS, Pose2D(0.0, 0.0, 0.0)))
     without_heading = PoseEstimate(START_NS, Pose2D(0.0, 0.0, 0.0), np.diag([99.0, 99.0, 10.0]))

@@ -86,7 +86,7 @@ def test_a_gpu_is_left_once(holder, loads):
     assert len(loads.asked) == 2
 
 
-def test_where_the_cpu_fails_as_well_the_prior_goes_on_alone(holder, loads):
+def test_if_the_cpu_fails_too_only_the_prior_goes_on(holder, loads):
     loads.error = MemoryError('no room')
     status = holder.replace_failed_gpu(RuntimeError('CUDA error: unspecified launch failure'))
     assert status.level is Level.ERROR

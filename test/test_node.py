@@ -555,7 +555,7 @@ def test_a_velocity_of_the_receiver_is_used_as_the_course_is_offline(bench):
     np.testing.assert_allclose(found.covariance, expected.covariance, atol=1e-9)
 
 
-def test_a_velocity_without_covariance_is_used_where_the_parameter_says_so(bench):
+def test_a_velocity_without_covariance_is_used_if_the_parameter_says_so(bench):
     bench.start(gnss_velocity_type='TwistStamped').drive()
     before_rad = yaw_sigma_rad(bench, 4.0)
     msg = velocity_msg(4.0)
@@ -617,7 +617,42 @@ def test_a_publisher_with_an_incompatible_qos_is_named(bench):
     bench.driver.destroy_publisher(bench.publishers['image'])
     bench.driver.create_publisher(
         Image, 'image', QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
-    bench.expect('camera', 2, 'set best_effort')
+    bench.expect('camera', 2, 'does not accept: RELIABILITY')
+
+
+@pytest.mark.parametrize('part', ['gnss', 'odometry'])
+def test_a_sensor_of_best_effort_is_named_with_the_parameter(bench, part):
+    bench.start(input_timeout_s=0.5)
+    kind = {'gnss': NavSatFix, 'odometry': Odometry}[part]
+    bench.driver.destroy_publisher(bench.publishers[part])
+    bench.driver.create_publisher(
+        kind, part, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    bench.expect(part, 2, 'does not accept: RELIABILITY')
+    assert 'sensor_reliability: best_effort' in bench.value(part, 'remedy')
+
+
+def test_transforms_that_are_not_latched_are_named(bench):
+    bench.start()
+    bench.driver.create_publisher(TFMessage, '/tf_static', 10)
+    bench.expect('node', 1, '/tf_static offers a QoS that this node does not accept: DURABILITY')
+
+
+def test_camera_info_that_was_latched_before_the_start_is_taken(bench):
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    bench.driver.create_publisher(CameraInfo, 'camera_info', latched).publish(camera_info_msg())
+    bench.start(autostart=False)
+    bench.node.trigger_configure()
+    bench.wait(lambda: bench.node.rig.camera_info is not None)
+
+
+def test_without_camera_info_the_remedy_is_not_that_of_missing_transforms(bench):
+    bench.start()
+    bench.node.rig.camera_info = None
+    bench.publish('odometry', odometry_msg(0.0))
+    bench.publish('image', image_msg(0.0))
+    bench.expect('camera', 2, 'no camera_info has been received')
+    assert 'camera_info' in bench.value('camera', 'remedy')
+    assert 'tf_static' not in bench.value('camera', 'remedy')
 
 
 def test_an_unknown_encoding_is_reported_and_a_good_image_after_it_is_used(bench):
@@ -890,7 +925,7 @@ def test_an_image_that_shows_nothing_is_not_matched_and_the_prior_is_published(b
     assert not bench.received['match']
 
 
-def test_the_same_picture_is_frozen_only_where_the_vehicle_has_moved(bench):
+def test_a_repeated_picture_counts_as_frozen_only_if_the_vehicle_moved(bench):
     bench.start().drive()
     bench.process_image(4.0)
     msg = image_msg(4.0)
@@ -933,7 +968,7 @@ def test_a_localization_that_the_localizer_calls_superseded_is_not_published(ben
     assert not bench.received['pose'] and not bench.received['prior']
 
 
-def test_the_reset_service_starts_the_filter_anew(bench):
+def test_the_reset_service_restarts_the_filter(bench):
     bench.start().drive()
     bench.wait(lambda: bench.received['odometry'])
     assert call(bench, Trigger, 'reset', Trigger.Request()).success
@@ -944,7 +979,7 @@ def test_the_reset_service_starts_the_filter_anew(bench):
     assert position_error_m(bench.received['pose'][-1], 9.0) < 1.5
 
 
-def test_a_clock_that_jumps_back_starts_the_filter_anew(bench):
+def test_a_clock_that_jumps_back_restarts_the_filter(bench):
     bench.start(use_sim_time=True)
     bench.expect('node', 1, 'nothing comes on /clock')
     clock = bench.node.get_clock()
@@ -961,7 +996,7 @@ def test_a_clock_that_jumps_back_starts_the_filter_anew(bench):
     bench.expect('node', 0, 'active')
 
 
-def test_odometry_that_jumps_back_without_a_clock_starts_the_filter_anew(bench):
+def test_odometry_that_jumps_back_without_a_clock_restarts_the_filter(bench):
     bench.start().drive(0.0, 8.0)
     poses = len(bench.received['odometry'])
     bench.drive(0.0, 4.0)

@@ -127,7 +127,7 @@ def test_a_cell_of_the_road_appears_where_the_camera_sees_it(network, yaw_rad):
     assert np.isnan(ahead[:100]).all()           # no road above the horizon
 
 
-def test_a_front_camera_s_cells_lie_over_what_it_takes_of_the_frame(network):
+def test_the_cells_of_a_front_camera_lie_over_its_part_of_the_frame(network):
     class Front:
         config = ModelConfig(ground_view='camera')
 

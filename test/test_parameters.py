@@ -1,5 +1,6 @@
 """The node's parameters: declared with description and range, checked, read when configured."""
 
+from array import array
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from crossview_localizer.config import (
     NodeConfig,
     tunables,
 )
+from crossview_localizer.parameter_file import read_parameters
 from crossview_localizer.ros.parameters import NodeParameters, parameter_values, ROS_PARAMETERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -63,6 +65,20 @@ def test_given_values_are_read_and_the_others_keep_their_defaults(make_node):
     assert node_config == NodeConfig(device='cpu', antenna_xyz_m=(1.0, 0.0, 2.0))
     assert config.match.window_min_m == 20.0
     assert config.filter == LocalizerConfig().filter
+
+
+def test_every_parameter_has_a_value_and_a_dump_of_them_is_read_again(make_node, tmp_path):
+    node = make_node()
+    NodeParameters(node)
+    declared = node.get_parameters_by_prefix('').items()
+    values = {name: parameter.value for name, parameter in declared
+              if name.split('.')[0] not in ROS_PARAMETERS}
+    assert None not in values.values()
+    path = tmp_path / 'dump.yaml'
+    path.write_text(yaml.safe_dump({'/**': {'ros__parameters': {
+        name: list(value) if isinstance(value, array) else value
+        for name, value in values.items()}}}))
+    assert read_parameters(path) == (NodeConfig(), LocalizerConfig())
 
 
 def test_parameters_can_be_changed_until_they_are_locked(make_node):

@@ -9,20 +9,19 @@ import math
 import numpy as np
 import pytest
 import synthetic_pairs
-from synthetic_pairs import Plane
+from synthetic_pairs import Plane, resemblance
 import torch
 
 from benchmarks.accuracy import real_pairs
-from benchmarks.accuracy.gradient_correlation import GradientCorrelation
-from benchmarks.accuracy.overhead_raster import describe
 from benchmarks.accuracy.real_pairs import Answer, Row
-from crossview_localizer.camera.views import birds_eye_view
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.networks.checkpoint import load_network, save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig, GAUSSIAN_DOF
 from training.data.real_pairs import Overhead, read_views, View
+from training.evaluation.gradient_correlation import GradientCorrelation
+from training.evaluation.overhead_raster import describe
 
 WRITERS = ('cvact', 'cvusa', 'dayton', 'london', 'nuscenes', 'neutral')
 SMALL = DenseConfig(channels=4, width=8, ahead_cells=32, across_cells=32, patch_cells=40)
@@ -36,22 +35,6 @@ def write(folder, writer: str, seed: int = 0):
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
     return {writer: write(tmp_path_factory.mktemp(writer), writer) for writer in WRITERS}
-
-
-def resemblance(view: View, truth: Pose2D) -> float:
-    """Correlation of the flat-ground view with the overhead picture about a pose, within 12 m."""
-    side, px_m = 97, 0.25
-    ground = birds_eye_view(view.image.rgb, view.image.camera, truth.yaw_rad, side, px_m)
-    across = (np.arange(side) - (side - 1) / 2) * px_m
-    x_m, y_m = np.meshgrid(truth.x_m + across, truth.y_m - across)
-    height, width = view.overhead.rgb.shape[:2]
-    col = np.rint(x_m / view.overhead.px_m + (width - 1) / 2).astype(int)
-    row = np.rint((height - 1) / 2 - y_m / view.overhead.px_m).astype(int)
-    inside = (col >= 0) & (col < width) & (row >= 0) & (row < height)
-    used = inside & (ground[..., 3] > 0) & (np.hypot(*np.meshgrid(across, across)) < 12.0)
-    assert used.sum() > 300
-    seen = view.overhead.rgb[row.clip(0, height - 1), col.clip(0, width - 1)]
-    return float(np.corrcoef(ground[used][:, :3].ravel(), seen[used].ravel())[0, 1])
 
 
 @pytest.mark.parametrize('writer, sets', [

@@ -62,7 +62,7 @@ def test_memory_does_not_grow_with_the_heat_maps(ros, tmp_path):
     assert peak < 8e6
 
 
-def test_what_became_of_each_image_is_what_the_node_said(run):
+def test_the_outcome_of_each_image_is_the_one_that_the_node_published(run):
     outcomes = run.outcomes()
     assert np.flatnonzero(outcomes == 'gated').tolist() == [10]
     assert np.flatnonzero(outcomes == 'ambiguous').tolist() == [0, 1, 30]

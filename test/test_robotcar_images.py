@@ -59,7 +59,7 @@ def touch_images(tmp_path, stamps_us):
         (tmp_path / f'stereo/centre/{stamp_us}.png').touch()
 
 
-def test_a_missing_chunk_is_told_with_its_size(tmp_path):
+def test_a_missing_chunk_is_reported_with_its_size(tmp_path):
     touch_images(tmp_path, [1000, 2000, 5000])
     write_lines(
         tmp_path / 'stereo.timestamps', ['1000 1', '2000 1', '3000 2', '4000 2', '', '5000 3']

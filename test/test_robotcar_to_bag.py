@@ -14,7 +14,12 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosDurability, QosReliability
 from scipy.spatial.transform import Rotation
 
-from crossview_localizer.bags import robotcar_bag, robotcar_images, robotcar_tracks
+from crossview_localizer.bags import (
+    drive_writer,
+    robotcar_bag,
+    robotcar_images,
+    robotcar_tracks,
+)
 from crossview_localizer.bags.topics import (
     CAMERA_INFO_TOPIC,
     COMPRESSED_IMAGE_TOPIC,
@@ -407,7 +412,7 @@ def test_an_interrupted_run_leaves_nothing(drive, tmp_path, monkeypatch, capsys)
 
     def interrupted(*arguments):
         calls.append(arguments)
-        if len(calls) > robotcar_bag.SAMPLED_IMAGES + 3:
+        if len(calls) > drive_writer.SAMPLED_IMAGES + 3:
             assert not (tmp_path / 'bag').exists()
             raise KeyboardInterrupt
         return real(*arguments)

@@ -34,7 +34,7 @@ def test_the_original_rule_gives_the_original_number_of_batches(oxford):
         assert np.mean([batch.has_ground.sum() for batch in batches]) == pytest.approx(58.2, abs=1)
 
 
-def test_where_a_failed_centre_uses_up_nothing_an_epoch_has_more_batches(oxford):
+def test_an_epoch_has_more_batches_if_failed_centres_use_up_no_places(oxford):
     sampler = LocalBatchSampler(*oxford)
     for seed in range(3):
         assert 237 <= len(list(sampler.epoch(seed))) <= 249

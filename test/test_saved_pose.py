@@ -66,7 +66,7 @@ def test_a_pose_that_does_not_belong_to_the_odometry_is_not_used(sample):
     Pose2D(10.0, 0.0, 0.0),     # straight ahead of its start
 ], ids=['same place', 'near', 'ahead'])
 @pytest.mark.parametrize('driven_m', [0.0, 1.0])
-def test_odometry_that_was_started_anew_is_told_by_its_heading_and_direction(before, driven_m):
+def test_restarted_odometry_is_recognized_by_its_heading_and_direction(before, driven_m):
     """The whole stack was restarted: odometry begins at its origin, whatever the true heading."""
     sample = OdometrySample(START_NS + 20 * 10**9, Pose2D(driven_m, 0.0, 0.0))
     assert saved(odom_from_base=before).estimate_at(sample, CONFIG, 30.0) is None
@@ -138,14 +138,14 @@ def test_a_saved_pose_of_another_drive_is_refused_with_the_reason(
     assert keeper.take_estimate(fix_at(10.0, 28.0), NOW, FRAME) is None
 
 
-def test_without_a_map_the_saved_origin_is_taken_where_it_is_near(keeper):
+def test_without_a_map_the_saved_origin_is_used_if_it_is_near(keeper):
     assert keeper.choose_origin((51.8, -1.3)) == (51.76, -1.26)
     assert keeper.choose_origin((48.0, 11.0)) == (48.0, 11.0)
     keeper.forget()
     assert keeper.choose_origin((51.8, -1.3)) == (51.8, -1.3)
 
 
-def test_a_pose_that_cannot_be_saved_is_a_problem_told_once(tmp_path):
+def test_a_pose_that_cannot_be_saved_is_reported_once(tmp_path):
     estimate = PoseEstimate(NOW.stamp_ns, Pose2D(1.0, 2.0, 0.5), np.eye(3))
     (tmp_path / 'file').write_text('')
     keeper = PoseKeeper(tmp_path / 'file/pose.json', CONFIG, 30.0)

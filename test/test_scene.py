@@ -1,6 +1,7 @@
 """What RViz shows: the messages of the scene, and every display compared with the live graph."""
 
 from array import array
+from dataclasses import replace
 import gc
 import importlib.util
 import math
@@ -16,6 +17,7 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy')
 
+from builtin_interfaces.msg import Time
 from geographic_msgs.msg import GeoPoseStamped, GeoPoseWithCovarianceStamped
 from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
 from nav_msgs.msg import OccupancyGrid, Odometry
@@ -23,10 +25,12 @@ from nav_msgs.msg import Path as PathMsg
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
 import torch
 from visualization_msgs.msg import Marker, MarkerArray
+from visualization_msgs.srv import GetInteractiveMarkers
 import yaml
 
 from crossview_localizer.datatypes import CameraImage, CameraModel, Heatmap, PoseEstimate
@@ -51,7 +55,7 @@ DISPLAY_TYPES = {
     'Path': 'nav_msgs/msg/Path',
     'PoseWithCovariance': 'geometry_msgs/msg/PoseWithCovarianceStamped',
 }
-WITHOUT_TOPIC = {'Grid', 'TF'}
+WITHOUT_TOPIC = {'Grid', 'TF', 'InteractiveMarkers'}
 
 
 def smooth_picture(rows: int, cols: int) -> np.ndarray:
@@ -179,6 +183,26 @@ def test_the_satellite_view_is_turned_so_that_ahead_is_up(yaw_rad):
     both = scene_pictures.views_picture(image, pose, 0.0, (rgb, grid))
     assert both.shape == (
         scene_pictures.VIEW_PX + scene_pictures.CAPTION_PX, 2 * scene_pictures.VIEW_PX, 3)
+
+
+def test_the_pictures_of_a_rear_camera_look_back_and_show_where_the_vehicle_heads():
+    rgb = smooth_picture(300, 400)
+    ahead = CameraImage(STAMP_NS, rgb, CAMERA)
+    turn = np.diag([-1.0, -1.0, 1.0, 1.0])
+    back = replace(ahead, camera=replace(CAMERA, base_from_camera=turn @ CAMERA.base_from_camera))
+    marked = [scene_pictures.camera_picture(image) for image in (ahead, back)]
+    assert (marked[0] != rgb).any(2).sum() > 1000
+    assert (marked[0] != marked[1]).any(2).sum() < 500     # lines that are rounded otherwise
+    grid, map_rgb = MapGrid(600, 600, 0.25, -75.0, 75.0), smooth_picture(600, 600)
+    ours = scene_pictures.views_picture(back, Pose2D(5.0, -8.0, 0.7), 0.0, (map_rgb, grid))
+    theirs = scene_pictures.views_picture(
+        ahead, Pose2D(5.0, -8.0, 0.7 + math.pi), 0.0, (map_rgb, grid))
+    differs = np.nonzero((ours != theirs).any(2))
+    # Only the triangles, which point the other way, differ.
+    assert len(differs[0]) > 20
+    assert np.ptp(differs[0]) < 20
+    row = scene_pictures.CAPTION_PX + scene_pictures.VIEW_AHEAD_PX
+    assert abs(differs[0].mean() - row) < 4
 
 
 # --- the live graph
@@ -325,6 +349,56 @@ def test_every_tile_of_the_ground_reaches_a_late_rviz(stage, tmp_path):
     assert display['Topic']['Depth'] >= (4096 / (scene_messages.TILE_PX - 1) + 1) ** 2
 
 
+def test_a_reset_rviz_and_one_whose_clock_jumped_back_get_the_ground_in_new_markers(
+        stage, tmp_path):
+    scene = stage.add(SceneNode, use_sim_time=True,
+                      map_path=str(map_with_orthophoto(tmp_path / 'a.map')))
+    shown = {}
+
+    def draw(msg):
+        for marker in msg.markers:
+            if marker.action == Marker.DELETE:
+                del shown[marker.id]
+            else:
+                assert marker.id not in shown  # RViz would stack the textures
+                shown[marker.id] = marker.texture_resource
+
+    stage.driver.create_subscription(
+        MarkerArray, '/crossview_scene/ground', draw,
+        QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    stage.wait(lambda: shown)
+    first = dict(shown)
+    client = stage.driver.create_client(
+        GetInteractiveMarkers, '/crossview_scene/get_interactive_markers')
+    stage.wait(client.service_is_ready)
+    answer = client.call_async(GetInteractiveMarkers.Request())
+    stage.wait(lambda: answer.done() and len(shown) == len(first) and min(shown) > max(first))
+    assert set(shown.values()).isdisjoint(first.values()) and not answer.result().markers
+    second = dict(shown)
+    clock = stage.driver.create_publisher(Clock, '/clock', 10)
+    stage.wait(clock.get_subscription_count)
+    clock.publish(Clock(clock=Time(sec=100)))
+    stage.wait(lambda: scene.get_clock().now().nanoseconds == 100 * 10**9)
+    clock.publish(Clock(clock=Time(sec=50)))
+    stage.wait(lambda: len(shown) == len(first) and min(shown) > max(second))
+
+
+def test_paths_lie_at_heights_of_their_own_and_the_window_state_is_in_the_file():
+    layout = yaml.safe_load(RVIZ.read_text())
+    paths = [display for display in displays(layout['Visualization Manager']['Displays'])
+             if display['Class'].endswith('/Path')]
+    assert len({display['Offset']['Z'] for display in paths}) == len(paths) == 4
+    assert layout['Window Geometry']['QMainWindow State']
+
+
+@pytest.mark.parametrize('sigma_m', [0.1, 0.5, 5.0])
+def test_the_dot_at_the_mean_does_not_hide_the_ellipse(ros, sigma_m):
+    estimate = PoseEstimate(
+        STAMP_NS, Pose2D(1.0, 2.0, 0.0), np.diag([sigma_m**2, 4 * sigma_m**2, 0.01]))
+    disc, _, dot = scene_messages.ellipse_markers('refined', estimate, (0, 255, 0), 'map').markers
+    assert dot.scale.x <= disc.scale.y / 4
+
+
 def stamped(msg, frame_id='map', seconds=0.0):
     msg.header.frame_id = frame_id
     msg.header.stamp = conversions.stamp_msg_from_ns(STAMP_NS + round(seconds * 1e9))
@@ -437,6 +511,10 @@ def test_the_launch_file_moves_every_topic_of_rviz_into_a_namespace(monkeypatch)
     manager = yaml.safe_load(RVIZ.read_text())['Visualization Manager']
     used = {entry[key]['Value'] for entry in (*displays(manager['Displays']), *manager['Tools'])
             for key in ('Topic', 'Update Topic') if key in entry}
+    # A display of interactive markers talks to its server in three ways.
+    used |= {f'{entry["Interactive Markers Namespace"]}/{name}'
+             for entry in displays(manager['Displays']) if 'Interactive Markers Namespace' in entry
+             for name in ('get_interactive_markers', 'update', 'feedback')}
     assert used == set(launch_file.RVIZ_TOPICS)
 
 

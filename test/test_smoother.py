@@ -42,7 +42,7 @@ def test_between_two_known_places_the_variance_is_that_of_a_bridge():
         assert np.allclose(np.diag(found.covariances[row])[:2], expected_m2)
 
 
-def test_where_the_motion_is_linear_it_is_the_smoother_of_filterpy(monkeypatch):
+def test_for_linear_motion_it_equals_the_smoother_of_filterpy(monkeypatch):
     monkeypatch.setattr(correction, 'MATCH_TAIL_DOF', 1e12)  # these matches are Gaussian
     rng = np.random.default_rng(4)
     walk_m = np.cumsum(math.sqrt(Q_M2) * rng.standard_normal(9)) + rng.standard_normal()

@@ -193,7 +193,7 @@ def test_while_distrusted_the_published_pose_is_that_without_matches():
     assert vehicle.match(WRONG_M).outcome is Outcome.DISTRUSTED
 
 
-def test_distrusted_matches_are_tried_anew_from_the_pose_without_them():
+def test_distrusted_matches_are_tried_again_from_the_pose_without_them():
     vehicle = distrusting()
     # Matches 1 m north of wherever they are tried pull that pose away.
     gaps_m = []
@@ -244,7 +244,7 @@ def test_after_long_distrust_the_pose_is_searched_for():
     assert vehicle.drive(6.0, WRONG_M)[-1] is State.SEARCHING
 
 
-def test_where_a_matcher_cannot_search_nothing_is_searched():
+def test_with_a_matcher_that_cannot_search_there_is_no_search():
     vehicle = distrusting(can_search=False)
     assert vehicle.drive(SEARCH_AFTER_S + 5.0, WRONG_M)[-1] is State.DISTRUSTED
     vehicle.supervisor.search_around(estimate(vehicle.time_s, sigma_m=30.0))
@@ -298,7 +298,7 @@ def test_a_pose_without_heading_makes_a_running_localizer_prove_its_own_again():
 
 
 @pytest.mark.parametrize('variance_m2', [math.nan, math.inf, 0.0])
-def test_a_pose_whose_covariance_means_nothing_is_searched_within_the_largest_radius(variance_m2):
+def test_a_pose_without_a_valid_covariance_is_searched_within_the_largest_radius(variance_m2):
     vehicle = Vehicle(started=False)
     update = vehicle.supervisor.set_pose(PoseEstimate(
         at(0.0), Pose2D(0.0, 0.0, 0.0), np.diag([variance_m2, variance_m2, math.inf])))

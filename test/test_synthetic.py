@@ -323,7 +323,7 @@ def test_the_car_keeps_to_the_carriageway_and_looks_where_it_goes(city):
     assert 0.2 < np.degrees(roll.std()) < 2.0 and 0.2 < np.degrees(pitch.std()) < 2.5
 
 
-def test_grain_below_aerial_resolution_is_drawn_anew_for_each_view(city, renderer):
+def test_grain_below_aerial_resolution_differs_in_each_view(city, renderer):
     street = max(city.streets, key=lambda s: s.line.length)
     along, out = np.meshgrid(40.0 + 0.02 * np.arange(150), 0.4 + 0.02 * np.arange(40))
     xy = street.line.offset(along.ravel(), street.half_width_m + out.ravel())

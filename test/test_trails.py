@@ -9,7 +9,7 @@ FRAME = LocalFrame(51.76, -1.26)
 STAMP_NS = 1_400_000_000_000_000_000
 
 
-def test_a_trail_is_thinned_and_starts_anew_when_time_goes_back():
+def test_a_trail_is_thinned_and_starts_again_when_time_goes_back():
     trail = Trail()
     for k in range(3 * Trail.MAX_POINTS):
         trail.add(STAMP_NS + k * 10**8, 1.0 * k, 0.0)
@@ -19,7 +19,7 @@ def test_a_trail_is_thinned_and_starts_anew_when_time_goes_back():
     assert trail.xy_m == [(5.0, 5.0)]
 
 
-def test_points_on_earth_wait_until_a_pose_tells_where_the_map_lies():
+def test_points_on_earth_wait_until_the_place_of_the_map_is_known():
     trails = Trails(('gnss', 'refined'))
     trails.add('refined', STAMP_NS, 1.0, 2.0)
     trails.add_geographic('gnss', STAMP_NS, FRAME.latlon_from_xy(10.0, 20.0))

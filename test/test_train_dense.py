@@ -1,6 +1,7 @@
 """Training the dense matcher: samples whose truth lies where they say, their loss, the command."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from crossview_localizer.networks.checkpoint import read_model_config, save_netw
 from crossview_localizer.networks.dense import correlate, turned_views
 from training import train_dense
 from training.data.datasets import save_world, World
+from training.data.rendered_places import encode_jpeg, RenderedPlace, save_place, Shot
 from training.initial import initial_network
-from training.recipes.dense_groups import dense_group, WINDOW_CELLS
-from training.recipes.pose_likelihood import group_loss
+from training.recipes.dense_groups import place_group, PRIOR_M, world_group
+from training.recipes.pose_likelihood import blinded, group_loss
 
 
 @pytest.fixture(scope='module')
@@ -23,44 +25,74 @@ def world() -> World:
     return dense_world()
 
 
+@pytest.fixture(scope='module')
+def place(world) -> RenderedPlace:
+    """The frames of the world, a little north of its middle, as a rendered place."""
+    frames = [encode_jpeg(image) for image in world.images]
+    return RenderedPlace('smooth', 'none', world.grid, [encode_jpeg(world.imagery)],
+                         [Shot(world.camera, frames, world.poses)])
+
+
+@pytest.fixture(params=('world', 'place'))
+def draw(request, world, place):
+    """A group of that size and seed without augmentation, of a world or a place."""
+    if request.param == 'world':
+        return lambda size, seed: world_group(world, 4, size, MODEL, seed, augment=False)
+    return lambda size, seed: place_group(place, size, MODEL, seed, augment=False)
+
+
 @pytest.mark.parametrize('seed', range(4))
-def test_the_imagery_beneath_the_true_pose_is_found_at_the_target(world, seed):
-    group = dense_group(world, 4, 3, MODEL, seed)
-    window = F.avg_pool2d(group.imagery, 2)[0]
-    window = window - window.mean((1, 2), keepdim=True)
-    side = window.shape[-1]
-    assert side == WINDOW_CELLS - 1 + MODEL.patch_cells
-    middle = MODEL.middle_m / MODEL.cell_m
+def test_the_imagery_beneath_the_true_pose_is_found_at_the_target(draw, seed):
+    group = draw(3, seed)
+    imagery = F.avg_pool2d(group.imagery, 2)[0]
+    side, middle = group.side, MODEL.middle_m / MODEL.cell_m
+    places = side - MODEL.patch_cells + 1
     for k, (row, col, share) in enumerate(group.target.numpy()):
+        top, left_edge = group.corners[k]
+        window = imagery[:, top:top + side, left_edge:left_edge + side]
+        window = window - window.mean((1, 2), keepdim=True)
         yaw_rad = group.yaws_rad[k, 0] * (1.0 - share) + group.yaws_rad[k, 1] * share
+        heading_rad = group.headings_rad[k]
         ahead = (MODEL.ahead_cells - 0.5 - torch.arange(MODEL.ahead_cells))[:, None]
         left = ((MODEL.across_cells - 1) / 2 - torch.arange(MODEL.across_cells))[None, :]
         half = (MODEL.patch_cells - 1) / 2
-        base_row = row + half + middle * np.sin(group.heading_rad)
-        base_col = col + half - middle * np.cos(group.heading_rad)
+        base_row = row + half + middle * np.sin(heading_rad)
+        base_col = col + half - middle * np.cos(heading_rad)
         east = torch.cos(yaw_rad) * ahead - torch.sin(yaw_rad) * left
         north = torch.sin(yaw_rad) * ahead + torch.cos(yaw_rad) * left
-        places = torch.stack((base_col + east, base_row - north), -1) / (side - 1) * 2.0 - 1.0
-        view = F.grid_sample(window[None], places[None].float(), align_corners=True)
-        turned = turned_views(view, yaw_rad[None, None], group.heading_rad, MODEL)
+        points = torch.stack((base_col + east, base_row - north), -1) / (side - 1) * 2.0 - 1.0
+        view = F.grid_sample(window[None], points[None].float(), align_corners=True)
+        turned = turned_views(view, yaw_rad[None, None], heading_rad, MODEL)
         energy = correlate((turned != 0).float(), window ** 2)[0, 0]
         best = int((energy - 2.0 * correlate(turned, window)[0, 0]).argmin())
-        assert abs(best // WINDOW_CELLS - row) <= 0.75 and abs(best % WINDOW_CELLS - col) <= 0.75
+        assert abs(best // places - row) <= 0.75 and abs(best % places - col) <= 0.75
 
 
-def test_a_group_is_the_same_for_the_same_seed_and_its_truths_lie_within_the_prior(world):
-    first, again = dense_group(world, 2, 4, MODEL, 7), dense_group(world, 2, 4, MODEL, 7)
-    for ours, theirs in zip(vars(first).values(), vars(again).values()):
-        if torch.is_tensor(ours):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert len(first.target) == 4
-    from_prior_m = (first.target[:, :2] - (WINDOW_CELLS - 1) / 2) * MODEL.cell_m
-    assert from_prior_m.abs().max() <= 18.5 + 1e-6
-    assert not torch.equal(first.imagery, dense_group(world, 2, 4, MODEL, 8).imagery)
+def test_a_group_is_the_same_for_the_same_seed_and_its_truths_lie_within_the_prior(world, place):
+    for draw in (partial(world_group, world, 2), partial(place_group, place)):
+        first, again = draw(4, MODEL, 7), draw(4, MODEL, 7)
+        for ours, theirs in zip(vars(first).values(), vars(again).values()):
+            if torch.is_tensor(ours):
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        assert len(first.target) == 4
+        places = first.side - MODEL.patch_cells + 1
+        from_prior_m = (first.target[:, :2] - (places - 1) / 2) * MODEL.cell_m
+        assert from_prior_m.abs().max() <= PRIOR_M + MODEL.cell_m
+        assert not torch.equal(first.imagery, draw(4, MODEL, 8).imagery)
+
+
+def test_imagery_that_ends_is_marked_as_missing(world):
+    # The grid reaches 75 m from its middle; the window of a frame at its edge goes beyond it.
+    at_edge = replace(world, poses=world.poses + np.array([40.0, 0.0, 0.0]))
+    group = world_group(at_edge, 8, 1, MODEL, 2, augment=False)
+    grey = (group.imagery[0].abs() < 0.05).all(0).float()
+    torch.testing.assert_close(F.avg_pool2d(grey[None], 2)[0], group.missing, atol=0.6, rtol=0)
+    assert 0.05 < group.missing.mean() < 0.9
 
 
 def test_the_loss_is_the_interpolated_likelihood_at_the_truth(world):
-    group = dense_group(world, 4, 2, MODEL, 1)
+    group = world_group(world, 4, 2, MODEL, 1)
+    places = group.side - MODEL.patch_cells + 1
 
     class Even:
         """Scores that are the same everywhere."""
@@ -71,13 +103,35 @@ def test_the_loss_is_the_interpolated_likelihood_at_the_truth(world):
             return torch.zeros(len(images), 4, 32, 32), torch.zeros(len(images), 1, 32, 32)
 
         def satellite(self, imagery):
-            return torch.zeros(1, 4, 120, 120)
+            return torch.zeros(1, 4, *group.missing.shape)
 
         def scores(self, view, *_):
-            return torch.zeros(len(view), 4, WINDOW_CELLS, WINDOW_CELLS)
+            return torch.zeros(len(view), 4, places, places)
 
     nll, _ = group_loss(Even(), group)
-    assert nll.numpy() == pytest.approx(np.log(4 * WINDOW_CELLS ** 2), abs=1e-4)
+    assert nll.numpy() == pytest.approx(np.log(4 * places ** 2), abs=1e-4)
+
+
+def test_missing_imagery_has_no_part_in_the_loss(world):
+    group = world_group(world, 4, 2, MODEL, 1, augment=False)
+    missing = torch.zeros_like(group.missing)
+    missing[:, :20] = 1.0
+    group = replace(group, missing=missing)
+    network = initial_network(MODEL, 0, random_trunk=True).eval()
+
+    def loss(grey: float) -> torch.Tensor:
+        imagery = group.imagery.clone()
+        imagery[..., :8] = grey     # 28 pixels or more from what is seen
+        return group_loss(network, replace(group, imagery=imagery))[0]
+
+    with torch.no_grad():
+        torch.testing.assert_close(loss(0.0), loss(0.1), atol=0.02, rtol=0)
+
+
+def test_a_blinded_group_has_grey_images_and_the_same_mask(world):
+    group = blinded(world_group(world, 4, 2, MODEL, 1))
+    assert group.images.abs().max() == 0.0 and group.road[:, :3].abs().max() == 0.0
+    assert group.road[:, 3].max() == 1.0
 
 
 def test_a_run_begins_with_earlier_weights_of_the_same_model_only(tmp_path):
@@ -95,7 +149,7 @@ def test_a_run_begins_with_earlier_weights_of_the_same_model_only(tmp_path):
 
 def test_the_command_trains_and_fits_what_the_scores_claim(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_dense, 'DenseConfig', lambda: MODEL)
-    monkeypatch.setattr(train_dense, 'PoseLikelihoodConfig', lambda: LIKELIHOOD)
+    monkeypatch.setattr(train_dense, 'PoseLikelihoodConfig', lambda **_: LIKELIHOOD)
     save_world(world, tmp_path / 'world.npz')
     out = tmp_path / 'weights.safetensors'
     files = ['--train', str(tmp_path / 'world.npz'), '--val', str(tmp_path / 'world.npz')]
@@ -105,3 +159,21 @@ def test_the_command_trains_and_fits_what_the_scores_claim(world, tmp_path, monk
     assert model.temperature != 1.0 and provenance['image_blind'] and provenance['step'] == 1
     assert train_dense.main([*files, '--out', str(out), '--seed', '1', '--random-trunk']) == 2
     assert 'other settings' in capsys.readouterr().err
+    assert train_dense.main(['--out', str(out)]) == 2
+    assert 'give --places FOLDER' in capsys.readouterr().err
+
+
+def test_the_command_trains_on_places_and_worlds_and_keeps_some_places_for_validation(
+        world, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_dense, 'DenseConfig', lambda: MODEL)
+    monkeypatch.setattr(train_dense, 'PoseLikelihoodConfig', lambda **_: LIKELIHOOD)
+    save_world(world, tmp_path / 'world.npz')
+    out = tmp_path / 'weights.safetensors'
+    save_place(place, tmp_path / 'place_0.npz')
+    arguments = ['--places', str(tmp_path), '--train', str(tmp_path / 'world.npz'), '--out',
+                 str(out), '--random-trunk', '--steps', '2']
+    assert train_dense.main(arguments) == 2
+    assert 'one place is too few' in capsys.readouterr().err
+    save_place(place, tmp_path / 'place_1.npz')
+    assert train_dense.main(arguments) == 0
+    assert read_model_config(out)[1]['places'] == ['place_0.npz', 'place_1.npz']

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_runs import AREAS, LIKELIHOOD, make_network, make_recipe, PAIRS, TRAINING
 
-from crossview_localizer.networks.checkpoint import read_model_config
+from crossview_localizer.networks.checkpoint import load_network, read_model_config
 from training.distributed import ALONE, joined_ranks, rank_device, Ranks
 from training.loop import (
     backward,
@@ -51,18 +51,19 @@ class Killed(Exception):
 @pytest.mark.parametrize('recipe', RECIPES.values(), ids=RECIPES)
 def test_a_run_killed_and_resumed_has_the_losses_and_weights_of_one_that_was_not(
         recipe, tmp_path, capsys):
-    whole = run(recipe, tmp_path / 'whole.safetensors')
+    config = replace(TRAINING, average_steps=2)
+    whole = run(recipe, tmp_path / 'whole.safetensors', config)
     halves = tmp_path / 'halves.safetensors'
 
     def kill(line):
         raise Killed
 
     with pytest.raises(Killed):
-        run(recipe, halves, on_validation=kill)
+        run(recipe, halves, config, on_validation=kill)
     # Killed a moment later, it would have logged more than its state knows of.
     log = halves.with_suffix('.jsonl')
     log.write_text(log.read_text() + '{"step": 3, "loss": 0.1}\n{"step": 4, "lo')
-    resumed = run(recipe, halves)
+    resumed = run(recipe, halves, config)
     assert 'after step 2' in capsys.readouterr().out
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values()):
         assert torch.equal(a, b), name
@@ -111,6 +112,22 @@ def test_training_stops_early_when_validation_no_longer_gains(tmp_path):
     config, provenance = read_model_config(out)
     assert provenance['step'] == 2 and provenance['validation'] == {'nll': 2.0}
     assert config.temperature == 0.25
+
+
+def test_the_weights_that_are_kept_are_the_average_of_the_last_steps(tmp_path):
+    class Rising(Scored):
+        """The scale rises by 1 in each step, whatever the optimizer does."""
+
+        def forward(self, network, part, ranks):
+            network.log_scale.data = torch.tensor(float(part))
+            return super().forward(network, part, ranks)
+
+    network, out = make_network(LIKELIHOOD), tmp_path / 'weights.safetensors'
+    train(network, Rising([1.0]),
+          TrainConfig(steps=30, validate_steps=30, learning_rate=0.0, average_steps=2), out, {})
+    assert network.log_scale.item() == pytest.approx(29.0, abs=1e-3)
+    # A mean whose weights halve with each step lags one step behind a ramp, once it is settled.
+    assert load_network(out).log_scale.item() == pytest.approx(28.0, abs=0.02)
 
 
 def test_epochs_are_steps_of_the_recipe_and_the_last_step_is_validated(tmp_path):

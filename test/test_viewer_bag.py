@@ -177,7 +177,7 @@ def test_an_ellipse_leans_as_its_covariance():
     assert abs(math.degrees(math.atan2(*farthest[::-1])) % 180.0 - 45.0) < 6.0
 
 
-def test_what_is_no_recording_ends_with_one_line_and_leaves_nothing(tmp_path, capsys):
+def test_a_file_that_is_no_recording_gives_one_line_and_no_output(tmp_path, capsys):
     assert viewer_bag.main([str(tmp_path / 'none'), '--out', str(tmp_path / 'a.mcap')]) == 2
     error = capsys.readouterr().err
     assert error.startswith('viewer_bag: error: ') and error.count('\n') == 1

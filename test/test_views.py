@@ -6,7 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from crossview_localizer.camera.views import birds_eye_view, camera_view, lifted_view, UNSEEN
+from crossview_localizer.camera.views import (
+    birds_eye_view,
+    camera_view,
+    lifted_view,
+    resized_rows,
+    UNSEEN,
+)
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
 from crossview_localizer.networks.dense import DenseConfig
@@ -146,3 +152,14 @@ def test_pitching_the_camera_down_moves_the_road_up_in_the_image():
     down = lifted_view(image, QVGA_CAMERA, DenseConfig(), pitch_rad=0.02)
     seen = (np.abs(level.points[0]).max(-1) <= 1.0) & (np.abs(down.points[0]).max(-1) <= 1.0)
     assert (down.points[0, seen, 1] < level.points[0, seen, 1]).all()
+
+
+@pytest.mark.parametrize('source_px, size_px', [
+    ((640, 480), (234, 176)), ((640, 480), (300, 225)), ((600, 400), (226, 151)),
+    ((200, 150), (300, 225)), ((480, 360), (240, 180))])
+def test_some_rows_of_a_resized_image_are_those_of_the_whole(source_px, size_px):
+    rgb = np.random.default_rng(0).integers(
+        0, 256, (source_px[1], source_px[0], 3), np.uint8)
+    whole = cv2.resize(rgb, size_px, interpolation=cv2.INTER_AREA)
+    for first, last in ((0, size_px[1]), (13, 29), (100, size_px[1]), (0, 1)):
+        assert (resized_rows(rgb, size_px, first, last) == whole[first:last]).all()

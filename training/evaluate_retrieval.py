@@ -90,7 +90,7 @@ def evaluate(network, places: Places, split: str, radius_m: float, tolerance_m: 
              prior_sigma_m: float, seed: int, device: str) -> tuple[Queries, dict[str, Retrieval]]:
     """The queries of a split, and the rows ``match`` and ``image_blind``.
 
-    Raises ValueError where the split has no query, or an image cannot be read.
+    Raises ValueError if the split has no query, or an image cannot be read.
     """
     numbers = places.queries(split)
     if len(numbers) == 0:

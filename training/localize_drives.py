@@ -1,4 +1,4 @@
-"""Run the offline Localizer over drives with truth: errors of refined pose and prior."""
+"""Run the offline Localizer on drives with truth; print errors of refined pose and prior."""
 
 import argparse
 from pathlib import Path
@@ -48,13 +48,9 @@ def main(arguments=None) -> int:
                         help="parameters other than the file's")
     args = parser.parse_args(arguments)
     try:
-        from crossview_localizer.config import (
-            config_from_flat,
-            flatten,
-            LocalizerConfig,
-            read_parameters,
-        )
+        from crossview_localizer.config import config_from_flat, flatten, LocalizerConfig
         from crossview_localizer.evaluation import pose_metrics
+        from crossview_localizer.parameter_file import read_parameters
 
         if len(args.bag) != len(args.map):
             raise ValueError(

@@ -1,13 +1,14 @@
 """One training run, whatever is learned: read ``train`` from top to bottom.
 
 A ``Recipe`` says what is learned: it draws batches, computes their loss and validates. The loop
-does the rest: learning rates, several ranks, the log, keeping the best weights, and going on with
-a run that was stopped, with the same losses as if it had not been.
+does the rest: learning rates, several ranks, the log, keeping the best weights, and continuing a
+stopped run, with the same losses as in a run that was not stopped.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from crossview_localizer.files import write_atomically
@@ -46,13 +48,14 @@ class TrainConfig:
     cosine: bool = False           # then falls to zero at the last step; else it stays
     clip_norm: float = 0.0         # longer gradients are shortened to this; 0: never
     frozen_stages: int = 0         # early stages of EfficientNet that keep their weights
+    average_steps: int = 0         # validate and keep a moving average over these; 0: none
     seed: int = 0
 
 
 class Recipe(Protocol):
     """What is learned: a torch module whose own parameters (a temperature) are trained too.
 
-    Everything that is drawn depends on the seed and the step alone, so that a run can go on.
+    All random draws depend only on the seed and the step, so that a stopped run can continue.
     """
 
     config: Any            # a dataclass, stored with the weights
@@ -95,7 +98,7 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
 
     ``out`` with the suffix ``.state`` holds what a stopped run needs to go on from its last
     validation, ``.jsonl`` the log. ``on_validation`` gets each line of it, after both are saved.
-    Raises ValueError where that state is of a run with other settings, or the loss not finite.
+    Raises ValueError if that state is of a run with other settings, or the loss not finite.
     """
     epoch = recipe.epoch_length
     config = replace(config, steps=config.steps or config.epochs * epoch,
@@ -106,8 +109,14 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
     recipe.to(ranks.device)
     set_training(network, config.frozen_stages)
     optimizer = make_optimizer(network, recipe, config)
-    state = State(out.with_suffix('.state'), json.dumps(settings, sort_keys=True),
-                  {'network': network, 'recipe': recipe, 'optimizer': optimizer})
+    modules = {'network': network, 'recipe': recipe, 'optimizer': optimizer}
+    best = network         # what is validated and kept
+    if config.average_steps:
+        average = modules['average'] = AveragedModel(
+            network, avg_fn=partial(averaged, steps=config.average_steps))
+        best = average.module
+    state = RunState(
+        out.with_suffix('.state'), json.dumps(settings, sort_keys=True), modules)
     state.load()
     step, first = state.step, ranks.rank == 0
     if first:
@@ -134,6 +143,8 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
             if config.clip_norm:
                 nn.utils.clip_grad_norm_(objective.parameters(), config.clip_norm)
             optimizer.step()
+            if config.average_steps:
+                average.update_parameters(network)
             step, steps = step + 1, steps + 1
             sums = {name: sums.get(name, 0.0) + term for name, term in terms.items()}
             progress.update(1)
@@ -145,14 +156,14 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
                      for name, total in sums.items()}
             sums, steps = {}, 0
             if first:
-                network.eval()
-                metrics, fitted = recipe.validate(network, ranks)
+                best.eval()
+                metrics, fitted = recipe.validate(best, ranks)
                 set_training(network, config.frozen_stages)
                 line = {'step': step, **means, **metrics, 'seconds': time.monotonic() - started_s}
                 log.write(line)
                 if state.judge(step, metrics[recipe.score_name]):
-                    network.config = replace(network.config, **fitted)
-                    save_network(network, out, provenance | {
+                    best.config = replace(best.config, **fitted)
+                    save_network(best, out, provenance | {
                         'step': step, 'validation': metrics,
                         'train_config': asdict(config) | {'recipe': asdict(recipe.config)}})
                 state.save()
@@ -180,7 +191,7 @@ def backward(objective: nn.Module, parts: list, ranks: Ranks) -> dict[str, torch
 
 
 def set_training(network: Network, frozen_stages: int) -> None:
-    """Put the network into training mode, but for what keeps its pretrained values.
+    """Put the network into training mode, except the parts that keep their pretrained values.
 
     These are all statistics of batch norm, and the stem and first stages of EfficientNet.
     """
@@ -195,7 +206,7 @@ def set_training(network: Network, frozen_stages: int) -> None:
 
 
 def make_optimizer(network: Network, recipe: Recipe, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a rate of their own for the trunks, and no decay of the recipe's parameters."""
+    """AdamW with a separate rate for the trunks and no decay of the recipe's parameters."""
     trunk = [parameter for branch in (network.ground, network.satellite)
              for parameter in branch.trunk.parameters() if parameter.requires_grad]
     in_trunk = set(trunk)
@@ -208,6 +219,11 @@ def make_optimizer(network: Network, recipe: Recipe, config: TrainConfig) -> tor
     for group in groups:
         group['full_rate'] = group['lr']
     return torch.optim.AdamW(groups)
+
+
+def averaged(mean: torch.Tensor, new: torch.Tensor, count: int, steps: int) -> torch.Tensor:
+    """An exponential moving average over about ``steps``, or over fewer at the beginning."""
+    return torch.lerp(mean, new, max(1.0 / steps, 9.0 / (float(count) + 10.0)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -230,7 +246,7 @@ def seed_generator(*numbers: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
-class State:
+class RunState:
     """What a stopped run needs to go on; ``modules`` are loaded and saved with it."""
 
     def __init__(self, path: Path, settings: str, modules: dict[str, Any]):
@@ -238,14 +254,14 @@ class State:
         self.step, self.best, self.since_best = 0, math.inf, 0
 
     def judge(self, step: int, score: float) -> bool:
-        """Note a validation; whether it is the best so far."""
+        """Note a validation; return whether it is the best so far."""
         self.step, self.since_best = step, self.since_best + 1
         if score < self.best:
             self.best, self.since_best = score, 0
         return self.since_best == 0
 
     def load(self) -> None:
-        """Take up the state at ``path``, if there is one."""
+        """Load the state at ``path``, if there is one."""
         if not self.path.exists():
             return
         found = read_torch(self.path)

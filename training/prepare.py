@@ -24,7 +24,7 @@ def prepare(bags: list[Path], imagery_paths: list[Path], name: str, px_m: float,
     """Read the images of the bags that are ``spacing_m`` apart, with their true poses.
 
     Images whose true pose is not known (before the first, after the last, or in a gap of the
-    ground truth) are left out, and reported.  Raises ValueError where a bag holds no truth or its
+    ground truth) are left out, and reported.  Raises ValueError if a bag holds no truth or its
     cameras differ.
     """
     # Bags and projections are needed here only, not where this module is merely loaded.

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 class PairBatch:
     """Ground images, each with a satellite tile near it (of the same place or of a neighbour).
 
-    ``ground`` and ``satellite`` (B,) are numbers of places. ``has_ground`` (B,) is False where
+    ``ground`` and ``satellite`` (B,) are numbers of places. ``has_ground`` (B,) is False if
     the ground image is missing or held out: only the tile of that place takes part, as a negative.
     ``distance_m`` (B, B) float64 is the distance from tile i to ground image j.
     """
@@ -85,7 +85,7 @@ class LocalBatchSampler:
     With ``original_epoch_end``, the places that a centre with too few of them found are no longer
     free either, as in the authors' code. On the 12 Oxford drives with published times (18 765
     places) that gives 228 to 233 batches of 64 per epoch, without it 240 to 246.
-    Raises ValueError where shapes do not fit or a position is not finite.
+    Raises ValueError if shapes do not fit or a position is not finite.
     """
 
     def __init__(self, positions_m: np.ndarray, has_ground: np.ndarray, size: int = 64,

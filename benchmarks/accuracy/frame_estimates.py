@@ -21,7 +21,7 @@ SHARES = {'coverage_68': 0.68, 'coverage_95': 0.95}
 
 @dataclass(frozen=True)
 class FrameEstimate:
-    """What one method makes of one frame.
+    """The estimate of one method for one frame.
 
     ``dof`` are the degrees of freedom of the Student t by which the error is claimed to be
     distributed.
@@ -102,7 +102,7 @@ def write_estimates(frames: list[FrameEstimate], path: Path) -> None:
 
 
 def read_estimates(path: Path) -> list[FrameEstimate]:
-    """What ``write_estimates`` wrote, to its digits."""
+    """Read what ``write_estimates`` wrote, at the precision of the file."""
     frames = []
     with gzip.open(path, 'rt', newline='') as file:
         for line in csv.DictReader(file):

@@ -1,8 +1,8 @@
 """Single frames on real street pictures and the real overhead pictures of the same places.
 
 Each view is matched under three priors, off by up to the half width that its overhead picture
-bears on each axis and by up to 10 degrees.  The matcher is told where the picture ends.  What the
-folders hold, and the format for pairs of one's own: docs/real_pairs.md.
+allows on each axis and by up to 10 degrees. The matcher is told where the picture ends.
+docs/real_pairs.md describes the folders, and the format for your own pairs.
 """
 
 import argparse
@@ -27,16 +27,16 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import REPOSITORY
-from benchmarks.accuracy.gradient_correlation import GradientCorrelation
-from benchmarks.accuracy.overhead_raster import describe, RasterMatcher
 from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
-from crossview_localizer.geometry import body_axes_error, wrap_angle
 from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.dense import DENSE, GAUSSIAN_DOF
 from training.data.real_pairs import read_views, View
+from training.evaluation.gradient_correlation import GradientCorrelation
+from training.evaluation.overhead_raster import describe, RasterMatcher
+from training.evaluation.pose_benchmark import signed_errors
 from training.recipes.dense_groups import prior_about, uniform_window
 
 PRIORS = 3                 # a view
@@ -44,7 +44,7 @@ SURE_AND_WRONG_M = 5.0     # an error above this and the label's accuracy
 NEAR_M = 2.0               # of the label, or within its accuracy where that is worse
 FLAT_SHARE = 0.05          # of answers that say nothing, as in evidence.frame_evidence_nats
 OLD_COMMIT = '45d2a5b'     # whose weights are a row: the last before any work on real pictures
-# Columns that a row has where a view's distance along its heading is unknown.
+# The columns of a row if a view's distance along its heading is unknown.
 RANGE_FREE = ('lateral_median_m', 'heading_median_deg', 'ambiguous', 'n')
 HEADS = {'median_m': 'median', 'lateral_median_m': 'lateral', 'longitudinal_median_m': 'longit.',
          'heading_median_deg': 'heading', 'within_2_m': '< 2 m', 'within_5_m': '< 5 m',
@@ -54,7 +54,7 @@ HEADS = {'median_m': 'median', 'lateral_median_m': 'lateral', 'longitudinal_medi
 
 @dataclass(frozen=True)
 class Answer:
-    """What one row says about one view under one prior."""
+    """The answer of one row for one view under one prior."""
 
     view: View
     prior: PoseEstimate
@@ -73,7 +73,7 @@ class Row:
 
 
 def priors_of(view: View) -> list[PoseEstimate]:
-    """Seeded by the names of set and view: the same whatever else is scored."""
+    """The priors of a view, seeded by the names of set and view alone."""
     seed = zlib.crc32(f'{view.set}/{view.name}'.encode())
     return [prior_about(view.truth, np.random.default_rng([seed, k]), view.prior_m)
             for k in range(PRIORS)]
@@ -81,7 +81,7 @@ def priors_of(view: View) -> list[PoseEstimate]:
 
 # e = log((1 - o) b + o),    b = probability near the label / share of the window near the label
 def evidence_nats(heatmap: Heatmap, view: View) -> float:
-    """How much the answer speaks for the labelled place; 0 where it says nothing.
+    """How much the answer speaks for the labelled place; 0 if it says nothing.
 
     The share o of flat answers, FLAT_SHARE, bounds what one wrong answer can cost to log o.
     """
@@ -99,18 +99,10 @@ def judge(views: list[View], row: Row) -> Iterable[list[Answer]]:
             yield [Answer(view, prior, prior, True, GAUSSIAN_DOF, 0.0)
                    for prior in priors_of(view)]
         return
-    matcher, model = RasterMatcher(row.network), row.network.config
-    overhead, raster = None, None
-    for view, shown in zip(views, exchanged(views) if row.blind else views):
-        if view.overhead is not overhead:
-            overhead, raster = view.overhead, describe(view.overhead, row.network)
-        image = view.image if shown is None else shown.image
-        if shown is None:
-            image = replace(image, rgb=np.full_like(image.rgb, UNSEEN))
-        ground = matcher.embed(image, 0.0)
+    model = row.network.config
+    for view, heatmaps in match_views(views, row):
         answers = []
-        for prior in priors_of(view):
-            heatmap = matcher.match(ground, raster, prior, uniform_window(view.prior_m))
+        for prior, heatmap in heatmaps:
             estimate, ambiguous = peak_pose(
                 heatmap, prior, model.sharpening, model.min_mass, model.peak_inflation)
             answers.append(Answer(
@@ -119,8 +111,25 @@ def judge(views: list[View], row: Row) -> Iterable[list[Answer]]:
         yield answers
 
 
+def match_views(
+        views: list[View], row: Row) -> Iterable[tuple[View, list[tuple[PoseEstimate, Heatmap]]]]:
+    """Each view with its priors and the heat maps within them."""
+    matcher = RasterMatcher(row.network)
+    overhead, raster = None, None
+    for view, shown in zip(views, exchanged(views) if row.blind else views):
+        if view.overhead is not overhead:
+            overhead, raster = view.overhead, describe(view.overhead, row.network)
+        image = view.image if shown is None else shown.image
+        if shown is None:
+            image = replace(image, rgb=np.full_like(image.rgb, UNSEEN))
+        ground = matcher.embed(image, 0.0)
+        yield view, [
+            (prior, matcher.match(ground, raster, prior, uniform_window(view.prior_m)))
+            for prior in priors_of(view)]
+
+
 def exchanged(views: list[View]) -> list[View | None]:
-    """For each view one of the set's next place; None, a grey one, where there is no other."""
+    """For each view one of the set's next place; None, for a grey one, if there is no other."""
     places: dict[int, list[View]] = {}
     for view in views:
         places.setdefault(id(view.overhead), []).append(view)
@@ -134,10 +143,8 @@ def exchanged(views: list[View]) -> list[View | None]:
 
 def errors_of(estimate: PoseEstimate, view: View) -> tuple[float, float, float, float]:
     """Position, longitudinal and lateral error (m) in the view's axes, heading error (degrees)."""
-    offset = (estimate.pose.as_array() - view.truth.as_array())[:2]
-    along, across = body_axes_error(offset, view.truth.yaw_rad)
-    return (math.hypot(*offset), float(along), float(across),
-            math.degrees(wrap_angle(estimate.pose.yaw_rad - view.truth.yaw_rad)))
+    along, across, heading_deg = signed_errors(estimate.pose, view.truth)
+    return math.hypot(along, across), along, across, heading_deg
 
 
 def is_covered(answer: Answer) -> bool:
@@ -199,7 +206,7 @@ def score(weights, sets: list[str] | None = None, folder: str | Path | None = No
     """The row of one network for each set, for a training to validate on.
 
     ``weights`` is a file or a ``DenseNetwork`` on the CPU, which is put back into the mode that
-    it was in; ``every`` takes only each so manieth view.  The pictures are read once.
+    it was in; with ``every`` = n only each n-th view is scored.  The pictures are read once.
     """
     network = weights if isinstance(weights, torch.nn.Module) else load_network(weights)
     mode = network.training
@@ -220,7 +227,7 @@ def load_dense(path: Path):
 
 
 def old_network(path: Path | None):
-    """The network of OLD_COMMIT, from a file or from git; None where neither has it."""
+    """The network of OLD_COMMIT, from a file or from git; None if neither has it."""
     if path is not None:
         return load_dense(path)
     name = WEIGHTS.relative_to(REPOSITORY).as_posix()
@@ -270,7 +277,7 @@ def table(sets: dict[str, dict]) -> str:
 
 
 def write_answers(answers: list[tuple[str, Answer]], path: Path) -> None:
-    """A line an answer; poses in the axes of the overhead picture, from its middle."""
+    """Write one line per answer; poses are in the axes of the overhead picture."""
     with gzip.open(path, 'wt', newline='') as file:
         writer = csv.writer(file)
         writer.writerow([

@@ -28,9 +28,9 @@ from benchmarks.accuracy.frame_estimates import (
     write_estimates,
 )
 from benchmarks.accuracy.frame_trials import PAPER_WEIGHTS, run_trials, WeightsFiles, world_part
-from crossview_localizer.config import read_parameters
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.networks.checkpoint import load_network
+from crossview_localizer.parameter_file import read_parameters
 from training.data.datasets import load_world
 
 WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'

@@ -1,9 +1,9 @@
 """The end-to-end demo: a simulated drive through real ROS 2, judged against its ground truth.
 
 Renders a drive through a town that training never saw, converts it to a bag, builds the map of its
-corridor, replays the bag in real time through the node, and measures what the node published.  The
-same again with every image exchanged for one from elsewhere shows what the images contributed;
-offline runs over the same bag give the other rows.
+corridor, replays the bag in real time through the node, and measures what the node published.
+With --controls the node runs again with every image exchanged for one from elsewhere, which shows
+what the images contributed, and other matchers localize the same bag offline.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from benchmarks.demo.summary import (
     print_summary,
     write_json,
 )
-from crossview_localizer.config import read_parameters
+from crossview_localizer.parameter_file import read_parameters
 from crossview_localizer.evaluation import pose_metrics
 from crossview_localizer.evaluation.pose_metrics import Comparison
 from crossview_localizer.trajectory import TRUTH_MAX_GAP_S
@@ -47,6 +47,7 @@ STAGE_OUTPUTS = (
 
 # Worlds of the demo; training and validation use lower seeds.
 WORLD_SEEDS_FROM = 9000
+DRIVE_S, QUICK_DRIVE_S = 130.0, 30.0
 # Where the drive has no picture that is far enough away: pictures of another town.
 ELSEWHERE_SEEDS_FROM = 10000
 ELSEWHERE_S = 40.0
@@ -77,7 +78,7 @@ class StageTimer:
 def localize_controls(
     out: Path, route: Path, weights: Path, node_config, config, timer: StageTimer,
 ) -> dict[str, list]:
-    """The controls: row name to what the offline Localizer gave with their matcher and map."""
+    """Localize the bag with other matchers; returns the localizations by the name of the row."""
     from crossview_localizer.bags.replay import localize
     from crossview_localizer.localizer import load_localizer
     from crossview_localizer.networks.checkpoint import load_network
@@ -95,11 +96,11 @@ def localize_controls(
     return rows
 
 
-def compare(drive, run, blind_run, prior, controls) -> Comparison:
+def compare(drive, runs: dict, offline: dict[str, list]) -> Comparison:
     """Every row at every image; the truth is used here and nowhere before.
 
-    ``run`` and ``blind_run`` are recordings of the node, ``prior`` and ``controls`` localizations
-    of the offline Localizer.
+    ``runs`` are recordings of the node and ``offline`` localizations of the offline Localizer, by
+    the name of their row.
     """
     from crossview_localizer.bags.replay import posteriors
 
@@ -108,21 +109,15 @@ def compare(drive, run, blind_run, prior, controls) -> Comparison:
     rows = {
         'gnss_only': pose_metrics.gnss_only(drive.fixes, stamps_ns),
         'odometry_only': pose_metrics.odometry_only(drive.odometry, truth),
-        'prior': posteriors(prior),
-        'image_blind': blind_run.poses,
-        'refined': run.poses,
-        **{name: posteriors(results) for name, results in controls.items()},
+        **{name: pose_metrics.propagate(poses, drive.odometry, stamps_ns) for name, poses in (
+            *((name, posteriors(results)) for name, results in offline.items()),
+            *((name, run.poses) for name, run in runs.items()))},
     }
-    for name in rows:
-        if name not in ('gnss_only', 'odometry_only'):
-            rows[name] = pose_metrics.propagate(rows[name], drive.odometry, stamps_ns)
-    silent = [''] * len(stamps_ns)
     outcomes = {
-        'gnss_only': silent, 'odometry_only': silent, 'prior': silent,
-        'image_blind': recorded_outcomes(blind_run, stamps_ns),
-        'refined': recorded_outcomes(run, stamps_ns),
+        **dict.fromkeys(rows, [''] * len(stamps_ns)),
+        **{name: recorded_outcomes(run, stamps_ns) for name, run in runs.items()},
         **{name: [result.outcome.name.lower() for result in results]
-           for name, results in controls.items()},
+           for name, results in offline.items() if name != 'prior'},
     }
     return Comparison(truth, pose_metrics.settled(truth), rows, outcomes)
 
@@ -134,7 +129,10 @@ def recorded_outcomes(run, stamps_ns: np.ndarray) -> list[str]:
     return run.outcomes(stamps_ns, NO_OUTPUT if run.statuses else UNKNOWN).tolist()
 
 
-def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool) -> dict:
+def run_demo(
+    out: Path, seed: int, duration_s: float, city_m: float, weights: Path, keep: bool,
+    with_controls: bool,
+) -> dict:
     """Run every stage below ``out`` and return the summary.
 
     Raises RosRunError, ValueError or OSError with what went wrong.
@@ -152,16 +150,16 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
     # Two threads on two busy cores can be far slower than one.
     torch.set_num_threads(1)
     world_seed = WORLD_SEEDS_FROM + seed
-    prepare(out, {'world_seed': world_seed, 'duration_s': duration_s}, keep)
+    prepare(out, {'world_seed': world_seed, 'duration_s': duration_s, 'city_m': city_m}, keep)
     node_config, config = read_parameters(ros_run.PARAMETERS)
     network = load_network(weights)
     timer = StageTimer()
-    bag, blind_bag = out / 'bag', out / 'bag_blind'
+    bag = out / 'bag'
 
     # A drive, its bag, and the map of its corridor (along the track of the INS, not the truth).
     with timer.stage('render the simulated drive'):
         traversal = simulate(
-            out / 'world', world_seed, duration_s, stages.RATE_HZ, stages.ORTHO_PX_M)
+            out / 'world', world_seed, duration_s, city_m, stages.RATE_HZ, stages.ORTHO_PX_M)
     with timer.stage('convert to a bag'):
         if not bag.exists():
             convert(traversal, bag)
@@ -174,48 +172,38 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
     if not len(drive.truth) or not len(drive.image_stamps_ns):
         raise ValueError(f'{bag} has no ground truth or no images: there is nothing to judge by')
 
-    # The node in real time; then with the wrong images, and the offline rows at the same time.
     with timer.stage('replay through the node'), RosRun('node_run', out / 'logs') as run:
         start_ros_run(run, bag, out / 'run', map_path, weights)
+        offline = {'prior': list(replay.localize(bag, Localizer(config, frame), node_config))}
         finish_ros_run(run, duration_s)
-    recorded = read_run(out / 'run', frame=frame)
-    truth = drive.truth.at(drive.image_stamps_ns, TRUTH_MAX_GAP_S)
-    elsewhere_bag = None
-    if not all(map(len, far_images(truth))):
-        elsewhere_bag = out / 'bag_elsewhere'
-        with timer.stage('render pictures of another town for image_blind'):
-            convert(simulate(
-                out / 'world_elsewhere', world_seed + ELSEWHERE_SEEDS_FROM, ELSEWHERE_S,
-                ELSEWHERE_RATE_HZ, ELSEWHERE_ORTHO_PX_M), elsewhere_bag)
-    with RosRun('blind_run', out / 'logs') as run:
-        with timer.stage('exchange the images, start the image_blind run'):
-            blind_note = exchange_images(bag, blind_bag, truth, elsewhere_bag, world_seed)
-            start_ros_run(run, blind_bag, out / 'run_blind', map_path, weights)
-        with timer.stage('offline prior'):
-            prior = list(replay.localize(bag, Localizer(config, frame), node_config))
-        controls = localize_controls(out, route, weights, node_config, config, timer)
-        with timer.stage('rest of the image_blind run'):
-            finish_ros_run(run, duration_s)
-    recorded_blind = read_run(out / 'run_blind', frame=frame)
+    runs = {'refined': read_run(out / 'run', frame=frame)}
+    notes = []
+    if with_controls:
+        with RosRun('blind_run', out / 'logs') as run:
+            notes.append(start_blind_run(run, out, drive, map_path, weights, world_seed, timer))
+            offline |= localize_controls(out, route, weights, node_config, config, timer)
+            with timer.stage('rest of the image_blind run'):
+                finish_ros_run(run, duration_s)
+        runs['image_blind'] = read_run(out / 'run_blind', frame=frame)
 
     # Judge and show.
     with timer.stage('evaluate'):
-        comparison = compare(drive, recorded, recorded_blind, prior, controls)
+        comparison = compare(drive, runs, offline)
         results = pose_metrics.metrics_by_row(comparison)
         pose_metrics.write_comparison(out / 'frames.csv', comparison)
     summary = {
-        **{name: results[name] for name in pose_metrics.ROWS},
-        'latency_ms': pose_metrics.percentiles(recorded.latency_ms),
+        **{name: results[name] for name in pose_metrics.ROWS if name in results},
+        'latency_ms': pose_metrics.percentiles(runs['refined'].latency_ms),
         'seconds': timer.seconds_by_stage(),
         'world_seed': world_seed,
         'weights': weights.name,
         'matcher': network.config.kind,
         'notes': [
             'Simulation: town, imagery, camera and sensors are rendered and drawn from a seed.',
-            blind_note + '.',
-            *explanations(),
-            count_missing('refined', drive.image_stamps_ns, recorded.poses),
-            count_missing('image_blind', drive.image_stamps_ns, recorded_blind.poses),
+            *notes,
+            *explanations(with_controls),
+            *(count_missing(name, drive.image_stamps_ns, run.poses)
+              for name, run in runs.items()),
         ],
     }
     with timer.stage('report'):
@@ -228,6 +216,24 @@ def run_demo(out: Path, seed: int, duration_s: float, weights: Path, keep: bool)
     print_summary(summary)
     print(f'\nreport: {page}')
     return summary
+
+
+def start_blind_run(
+    run: RosRun, out: Path, drive, map_path: Path, weights: Path, seed: int, timer: StageTimer,
+) -> str:
+    """Start the node on the bag with every image exchanged; returns a note on what was done."""
+    truth = drive.truth.at(drive.image_stamps_ns, TRUTH_MAX_GAP_S)
+    elsewhere_bag = None
+    if not all(map(len, far_images(truth))):
+        elsewhere_bag = out / 'bag_elsewhere'
+        with timer.stage('render pictures of another town for image_blind'):
+            convert(simulate(
+                out / 'world_elsewhere', seed + ELSEWHERE_SEEDS_FROM, ELSEWHERE_S,
+                stages.CITY_M, ELSEWHERE_RATE_HZ, ELSEWHERE_ORTHO_PX_M), elsewhere_bag)
+    with timer.stage('exchange the images, start the image_blind run'):
+        note = exchange_images(out / 'bag', out / 'bag_blind', truth, elsewhere_bag, seed)
+        start_ros_run(run, out / 'bag_blind', out / 'run_blind', map_path, weights)
+    return note + '.'
 
 
 def prepare(out: Path, arguments: dict, keep: bool) -> None:
@@ -253,14 +259,20 @@ def build_parser() -> argparse.ArgumentParser:
         prog='python -m benchmarks.demo', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='examples:\n  python -m benchmarks.demo --seed 7 --out demo\n'
+        '  python -m benchmarks.demo --quick\n'
         '  python -m benchmarks.demo --pool demo7 demo8 demo9')
     parser.add_argument(
         '--seed', type=int, default=7,
         help='which held-out town and drive (default: 7)')
     parser.add_argument('--out', type=Path, default=Path('demo'), help='folder (default: demo)')
     parser.add_argument(
-        '--duration-s', type=float, default=130.0, metavar='S',
-        help='length of the drive (default: 130)')
+        '--duration-s', type=float, metavar='S',
+        help=f'length of the drive (default: {DRIVE_S:g}, with --quick {QUICK_DRIVE_S:g})')
+    parser.add_argument(
+        '--quick', action='store_true', help='a short drive through a small town: two minutes')
+    parser.add_argument(
+        '--controls', action='store_true', help='add the rows image_blind, raw_correlation and '
+        'random_init, which take longer than all the rest')
     parser.add_argument(
         '--weights', type=Path, default=WEIGHTS, help='network weights (default: those shipped)')
     parser.add_argument(
@@ -277,6 +289,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    if arguments.duration_s is None:
+        arguments.duration_s = QUICK_DRIVE_S if arguments.quick else DRIVE_S
     if not (0 <= arguments.seed < 10**9 and 10.0 <= arguments.duration_s <= 3600.0):
         parser.error(f'--seed {arguments.seed} --duration-s {arguments.duration_s}; expected a '
                      'seed of 0 to 999,999,999 and 10 to 3600 s')
@@ -288,7 +302,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             run_demo(
                 arguments.out.resolve(), arguments.seed, arguments.duration_s,
-                arguments.weights.resolve(), arguments.keep)
+                stages.QUICK_CITY_M if arguments.quick else stages.CITY_M,
+                arguments.weights.resolve(), arguments.keep, arguments.controls)
     except (RosRunError, ValueError, OSError, KeyError) as error:
         print(f'demo: error: {error}', file=sys.stderr)
         return 2

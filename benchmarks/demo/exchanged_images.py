@@ -1,4 +1,4 @@
-"""A bag whose images are exchanged for images from elsewhere: what did the images contribute?"""
+"""Makes a bag whose images come from elsewhere, to show what the right images contribute."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ def exchange_images(
     """Copy a bag, each image's picture exchanged for one taken at least ``BLIND_MIN_M`` away.
 
     Headers stay, so that stamps and order are the same.  The choice is drawn from ``seed`` among
-    the drive's images (``truth`` has a line for each) that are far enough, and where there is
-    none among those of ``elsewhere_bag``, of another town.  Returns a note on what was done.
+    the drive's images (``truth`` has a line for each) that are far enough, and if there is none,
+    among those of ``elsewhere_bag``, of another town.  Returns a note on what was done.
     """
     from rosbags.rosbag2 import StoragePlugin, Writer
 

@@ -1,4 +1,4 @@
-"""One run of the node over a bag in real time, recorded: three processes of real ROS 2."""
+"""Runs the node on a bag in real time and records it: three processes of real ROS 2."""
 
 from dataclasses import dataclass, field
 import os
@@ -41,7 +41,7 @@ class RosRunError(RuntimeError):
 
 @dataclass
 class RosRun:
-    """Node, recorder and player in a ROS domain of their own.
+    """Node, recorder and player in their own ROS domain.
 
     At the end of the context all of them are ended.
     """
@@ -96,7 +96,7 @@ class RosRun:
                 raise self.failure(role, f'ended with {self.processes[role].returncode}')
 
     def require_no_error(self, role: str) -> None:
-        """Raise where a log has an error: the node goes on without its map, the demo must not."""
+        """Raise if a log has an error: the node goes on without its map, the demo must not."""
         if '[ERROR]' in self.log(role).read_text(encoding='utf-8', errors='replace'):
             raise self.failure(role, 'reports an error')
 

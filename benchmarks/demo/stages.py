@@ -6,8 +6,10 @@ import numpy as np
 
 RATE_HZ = 4.0
 JOBS = 2
-IMAGE_SIZE_PX = (640, 480)
-ORTHO_PX_M = 0.2
+# Twice the resolution that the network takes; the orthophoto has the network's own pixel.
+IMAGE_SIZE_PX = (480, 360)
+ORTHO_PX_M = 0.25
+CITY_M, QUICK_CITY_M = 500.0, 300.0  # side of the town
 
 MAX_TILES = 5000
 # Spacing and half width of the corridor of the map, best first.  3 m is the stride of the network
@@ -18,7 +20,9 @@ CORRIDORS_M = (
 )
 
 
-def simulate(out: Path, seed: int, duration_s: float, rate_hz: float, ortho_px_m: float) -> Path:
+def simulate(
+    out: Path, seed: int, duration_s: float, city_m: float, rate_hz: float, ortho_px_m: float,
+) -> Path:
     """Render a world and a drive through it; returns the traversal's folder."""
     from training.simulation import make_world
 
@@ -27,7 +31,7 @@ def simulate(out: Path, seed: int, duration_s: float, rate_hz: float, ortho_px_m
           f'{rate_hz:g} Hz')
     [traversal] = make_world(
         out, seed, duration_s=duration_s, rate_hz=rate_hz, image_size=IMAGE_SIZE_PX,
-        ortho_px_m=ortho_px_m, jobs=JOBS)
+        ortho_px_m=ortho_px_m, city_size_m=city_m, jobs=JOBS)
     return out / traversal
 
 

@@ -21,7 +21,7 @@ def write_json(path: Path, content: dict) -> None:
         partial.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
 
 
-def explanations() -> list[str]:
+def explanations(with_controls: bool) -> list[str]:
     """How the numbers are to be read."""
     return [
         'Every row: position of base_link at every image stamp after the first '
@@ -34,8 +34,8 @@ def explanations() -> list[str]:
         f'{pose_metrics.GNSS_EXTRAPOLATION_S:g} s by the velocity of the fixes, with the '
         "receiver's own covariance. odometry_only starts from the true pose. prior: the same "
         'filter without matches.',
-        'raw_correlation and random_init: the offline Localizer on the same bag with that '
-        'matcher and its own map.',
+        *(('raw_correlation and random_init: the offline Localizer on the same bag with that '
+           'matcher and its own map.',) if with_controls else ()),
     ]
 
 
@@ -62,7 +62,8 @@ def goals(results: dict[str, dict]) -> list[str]:
 
     lines = [
         (f'refined {key} / {other} {key}', ratio(key, other), '<=', 0.5)
-        for key in ('median_m', 'longitudinal_median_m') for other in ('prior', 'image_blind')]
+        for key in ('median_m', 'longitudinal_median_m') for other in ('prior', 'image_blind')
+        if other in results]
     prior_m, gnss_m = results['prior']['median_m'], results['gnss_only']['median_m']
     beyond = [refined['p95_m'], prior_m, gnss_m, refined['coverage_95']]
     p95_m, prior_m, gnss_m, coverage = (np.nan if value is None else value for value in beyond)
@@ -106,11 +107,13 @@ def print_pool(folders: list[Path], json_path: Path | None = None) -> None:
         judged = pose_metrics.metrics_by_row(drives[-1])
         runs.append({key: summary[key] for key in ('world_seed', 'weights', 'latency_ms')}
                     | {'seconds': summary['seconds']['total']}
-                    | {key: judged[key] for key in ('refined', 'image_blind')})
+                    | {key: judged[key] for key in ('refined', 'image_blind') if key in judged})
         print(f'{folder}: SIMULATION, world seed {summary["world_seed"]}, weights '
               f'{summary["weights"]}, latency p50 {latency["p50"]:.0f} ms, p99 '
               f'{latency["p99"]:.0f} ms, {summary["seconds"]["total"]:.0f} s')
         for name in ('refined', 'image_blind'):
+            if name not in judged:
+                continue
             missing = sum(outcome in WITHOUT_POSE for outcome in drives[-1].outcomes[name])
             print(f'  {name}: {missing} of {len(drives[-1].truth)} images without a pose of their '
                   'own (dropped, or before the start)')

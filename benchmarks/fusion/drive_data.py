@@ -1,6 +1,6 @@
 """Real logs and routes, and simulated sensors along them, as measurements for the filter.
 
-Everything random comes from a seeded generator. What is simulated has it in its name.
+Everything random comes from a seeded generator. The names of simulated data say so.
 """
 
 import csv

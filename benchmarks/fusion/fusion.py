@@ -92,7 +92,7 @@ def measure(args, data: Path) -> dict:
             data, args.seed, args.smoke, args.trials)
     if 'rendered' in args.sections:
         from benchmarks.fusion.rendered import DRIVE_S, run_towns
-        from crossview_localizer.config import read_parameters
+        from crossview_localizer.parameter_file import read_parameters
 
         first = TOWNS_FROM + TOWNS_PER_SEED * args.seed
         found, estimates = run_towns(

@@ -24,7 +24,7 @@ RIGHT_S = (120.0, 90.0)    # and right for so long before and after
 
 
 def run_outage(town: Town, config: LocalizerConfig, begin_ns: int, rng) -> dict[str, Estimates]:
-    """Start with noise, take GNSS until all has settled, then none, with and without matches.
+    """Start with noise, use GNSS until the pose has settled, then none, with and without matches.
 
     The estimates begin at the first image without GNSS.
     """
@@ -69,7 +69,7 @@ def run_whole_drive(town: Town, localizer) -> Estimates:
 
 def run_wrong_images(town: Town, config: LocalizerConfig,
                      rng) -> tuple[dict[str, Estimates], dict]:
-    """Exchange images in the middle of a drive for others; is it noticed, and when?"""
+    """Exchange images in the middle of a drive for others; say whether and when it is noticed."""
     elsewhere, images = town.elsewhere(rng), town.images
     ages_s = np.array([(image.stamp_ns - images[0].stamp_ns) * 1e-9 for image in images])
     begin_s = (ages_s[-1] - WRONG_S) / 2

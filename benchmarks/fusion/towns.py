@@ -20,6 +20,7 @@ from crossview_localizer.datatypes import CameraImage, GnssFix, Localization, Od
 from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.localizer import Localizer
+from crossview_localizer.matching.dense_matcher import GroundView
 from crossview_localizer.trajectory import Track, TRUTH_MAX_GAP_S
 
 IMAGE_SIZE_PX = (320, 240)
@@ -35,6 +36,7 @@ class ImageAt:
 
     stamp_ns: int
     line: int
+    camera_yaw_rad: float = 0.0
 
 
 Event = GnssFix | OdometrySample | ImageAt
@@ -55,12 +57,12 @@ class RememberedViews:
     def __getattr__(self, name):
         return getattr(self._matcher, name)
 
-    def embed(self, image: CameraImage, yaw_rad: float, pitch_rad: float = 0.0):
+    def embed(self, image: ImageAt, yaw_rad: float, pitch_rad: float = 0.0) -> GroundView:
         line = self._lines[image.stamp_ns]
         if self._exchanged is not None:
             line = self._exchanged[line]
         view = torch.from_numpy(self._views[line].astype(np.float32))[None]  # (1, C + 1, F, L)
-        return view[:, :-1], view[:, -1:]
+        return GroundView(view[:, :-1], view[:, -1:], image.camera_yaw_rad)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def elsewhere(places_m: np.ndarray, index: int, rng) -> int:
 
 
 def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:
-    """Give the events to a Localizer and return what each image gave."""
+    """Give the events to a Localizer and return the result of each image."""
     found = []
     for event in events:
         if isinstance(event, ImageAt):
@@ -118,7 +120,7 @@ def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:
 def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jobs: int) -> Town:
     """The town of a seed with one drive through it; what is missing in ``folder`` is made.
 
-    Map and views are named after the weights.  Raises ValueError or OSError where ``folder`` holds
+    Map and views are named after the weights.  Raises ValueError or OSError if ``folder`` holds
     another town.
     """
     from benchmarks.demo.stages import build_corridor_map, convert
@@ -172,9 +174,10 @@ def _embedded_events(name: str, bag: Path, loaded: Localizer, node_config: NodeC
     found = read_events(bag, loaded.frame, node_config, topics=Topics(gnss_velocity='', truth=''))
     for event in tqdm(found, desc=f'{name}: views', unit=' events', disable=None):
         if isinstance(event, CameraImage):
-            view, weight = loaded.matcher.embed(event, 0.0)
-            events.append(ImageAt(event.stamp_ns, len(views)))
-            views.append(torch.cat((view, weight), 1)[0].half().numpy())     # (C + 1, F, L)
+            ground = loaded.matcher.embed(event, 0.0)
+            events.append(ImageAt(event.stamp_ns, len(views), ground.yaw_rad))
+            both = torch.cat((ground.view, ground.weight), 1)                   # (1, C + 1, F, L)
+            views.append(both[0].half().numpy())
         elif isinstance(event, (GnssFix, OdometrySample)):
             events.append(event)
     return events, views
@@ -210,7 +213,7 @@ def _rows(events: list[Event]) -> np.ndarray:
             row['values'] = (event.x_m, event.y_m, *np.ravel(event.covariance),
                              *event.base_from_antenna_m)
         else:
-            row['kind'], row['values'][0] = 2, event.line
+            row['kind'], row['values'][:2] = 2, (event.line, event.camera_yaw_rad)
     return rows
 
 
@@ -223,5 +226,5 @@ def _events(rows: np.ndarray) -> list[Event]:
             found.append(GnssFix(
                 stamp_ns, *values[:2], np.reshape(values[2:6], (2, 2)), tuple(values[6:])))
         else:
-            found.append(ImageAt(stamp_ns, int(values[0])))
+            found.append(ImageAt(stamp_ns, int(values[0]), values[1]))
     return found

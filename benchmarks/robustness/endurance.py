@@ -42,7 +42,7 @@ PROGRESS_S = 20.0
 
 
 @dataclass(frozen=True)
-class Drive:
+class DrivePlan:
     """Driving time, how much faster than real time, and what the sensors send."""
 
     name: str
@@ -55,8 +55,8 @@ class Drive:
 
 
 DRIVES = (
-    Drive('an hour at 10x', 3600.0, 10.0, (231, 154), 1, 20),
-    Drive('three minutes at 1x', 180.0, 1.0, (1280, 960), 16, 100),
+    DrivePlan('an hour at 10x', 3600.0, 10.0, (231, 154), 1, 20),
+    DrivePlan('three minutes at 1x', 180.0, 1.0, (1280, 960), 16, 100),
 )
 
 
@@ -86,7 +86,7 @@ class Result:
 class EnduranceTrial(NodeTrial):
     """A trial with the rates of a drive, ``rate`` times as fast as real time."""
 
-    def __init__(self, folder: Path, files: flat_world.Files, drive: Drive):
+    def __init__(self, folder: Path, files: flat_world.Files, drive: DrivePlan):
         super().__init__(folder, files)
         self.drive_of = drive
         self.camera = flat_world.FlatCamera(*drive.size_px)
@@ -137,7 +137,7 @@ class EnduranceTrial(NodeTrial):
             self.executor.spin_once(timeout_sec=max(0.0, due_s - time.monotonic()))
 
 
-def endure(drive: Drive, folder: Path, files: flat_world.Files) -> Result:
+def endure(drive: DrivePlan, folder: Path, files: flat_world.Files) -> Result:
     trial = EnduranceTrial(folder, files, drive)
     try:
         return _endure(trial, drive)
@@ -145,7 +145,7 @@ def endure(drive: Drive, folder: Path, files: flat_world.Files) -> Result:
         trial.close()
 
 
-def _endure(trial: EnduranceTrial, drive: Drive) -> Result:
+def _endure(trial: EnduranceTrial, drive: DrivePlan) -> Result:
     trial.start_node(
         '-p', 'image_reliability:=reliable', '-p', "last_pose_path:=''")
     # Messages count once publishers and subscribers have discovered each other.
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_to_this_machine()
     results = []
     for drive in (drive for drive in DRIVES if arguments.only in drive.name):
-        drive = Drive(**{**asdict(drive), 'duration_s': drive.duration_s * arguments.share})
+        drive = DrivePlan(**{**asdict(drive), 'duration_s': drive.duration_s * arguments.share})
         with flat_world.temporary_folder() as folder:
             result = endure(drive, Path(folder), flat_world.make_files(Path(folder)))
         results.append(result)

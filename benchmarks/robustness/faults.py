@@ -1,6 +1,6 @@
 """The fault matrix: what a node process reports and publishes in each fault, in the flat world.
 
-For each fault the vehicle drives until all is well and the fault begins. Expected are the
+For each fault the vehicle drives until all is well; then the fault begins. Expected are the
 diagnostic (part, level and text), the poses meanwhile (or none), a node that goes on running, and
 that all is well again after the fault. A pose is honest if the truth is inside its 99.9 % ellipse.
 """
@@ -15,14 +15,14 @@ import sys
 from benchmarks import REPOSITORY
 from benchmarks.robustness import flat_world
 from benchmarks.robustness.node_trial import NodeTrial, START_DEADLINE_S
-from benchmarks.robustness.sensor_faults import JPEG_FAULTS, RAW_FAULTS, Row, try_fault
+from benchmarks.robustness.sensor_faults import FaultResult, JPEG_FAULTS, RAW_FAULTS, try_fault
 from benchmarks.robustness.system_faults import SYSTEM_FAULTS
 from benchmarks.ros_domain import keep_to_this_machine
 
 ALL = [*RAW_FAULTS, *JPEG_FAULTS, *SYSTEM_FAULTS]
 
 
-def try_by_name(trial: NodeTrial, name: str) -> Row:
+def try_by_name(trial: NodeTrial, name: str) -> FaultResult:
     """Try the fault of this name."""
     fault = next(fault for fault in ALL if fault.name == name)
     trial.send_compressed(fault in JPEG_FAULTS)
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_to_this_machine()
     rows = []
 
-    def note(row: Row) -> None:
+    def note(row: FaultResult) -> None:
         row.diagnostic = row.diagnostic.replace(folder, 'FOLDER')
         rows.append(row)
         print(f'{"ok  " if row.ok else "FAIL"} {row.fault}: {row.diagnostic} | poses: {row.pose}',

@@ -52,7 +52,7 @@ GOOD = 'receiving'
 
 
 @dataclass
-class Row:
+class FaultResult:
     """The result of a fault: the report of the node, its poses meanwhile, whether it is ok."""
 
     fault: str
@@ -66,8 +66,8 @@ class Fault:
     """A fault, and what the node must report of it: part, level and text.
 
     ``hooks`` change or withhold what is published; ``start`` and ``end`` do what no hook can.
-    ``poses`` says whether poses go on, ``honest`` whether each must be honest (not so where the
-    node can only warn).
+    ``poses`` says whether poses go on, ``honest`` whether each must be honest (not if the node can
+    only warn).
     """
 
     name: str
@@ -217,7 +217,7 @@ JPEG_FAULTS = [
 ]
 
 
-def try_fault(trial: NodeTrial, fault: Fault) -> Row:
+def try_fault(trial: NodeTrial, fault: Fault) -> FaultResult:
     """Drive until all is well, begin the fault, end it, and wait until all is well again."""
     report = poses = ''
     try:
@@ -248,6 +248,6 @@ def try_fault(trial: NodeTrial, fault: Fault) -> Row:
         trial.drive_until_well()
         if trial.process.poll() is not None:
             raise FaultError(f'the node ended with {trial.process.returncode}')
-        return Row(fault.name, report, poses, True)
+        return FaultResult(fault.name, report, poses, True)
     except FaultError as error:
-        return Row(fault.name, f'{report} ({error})', poses, False)
+        return FaultResult(fault.name, f'{report} ({error})', poses, False)

@@ -1,4 +1,4 @@
-"""The faults of files, processes and clocks, each of which takes steps of its own."""
+"""The faults of files, processes and clocks; each has its own steps."""
 
 from collections.abc import Callable
 import math
@@ -28,18 +28,18 @@ from benchmarks.robustness.node_trial import (
     START_DEADLINE_S,
     WARN,
 )
-from benchmarks.robustness.sensor_faults import Row
+from benchmarks.robustness.sensor_faults import FaultResult
 
 
 def try_steps(name: str, steps: Callable) -> Callable:
     """A fault whose ``steps(trial)`` return the report and the poses in words."""
-    def attempt(trial: NodeTrial) -> Row:
+    def attempt(trial: NodeTrial) -> FaultResult:
         trial.hooks.clear()
         try:
             diagnostic, pose = steps(trial)
         except FaultError as error:
-            return Row(name, f'({error})', '', False)
-        return Row(name, diagnostic, pose, True)
+            return FaultResult(name, f'({error})', '', False)
+        return FaultResult(name, diagnostic, pose, True)
     attempt.name = name
     return attempt
 

@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('no CUDA device was found; use --device cpu')
-    # A smoke run's drive is another one.
+    # A smoke run has another drive.
     out = arguments.out / ('smoke' if arguments.smoke else 'full')
     wanted = parts(arguments, out)
     for name in arguments.only or ():

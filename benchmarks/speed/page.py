@@ -164,9 +164,10 @@ def page(result: dict) -> str:
         '`make bench DEVICE=cuda` does it.\n')
     return f"""# Performance
 
-Made by `make bench` ([bench.json](results/bench.json)): one run on one machine, each step beside
-its bound or a peer. **Simulation**: a rendered town, with images of 320 x 240 enlarged to
-1280 x 960, which the node takes the same time for.
+Look up here how long each step takes, and how the time grows with map, image rate and cores. `make
+bench` measures it again ([bench.json](results/bench.json)). All numbers are of one run on one
+machine. **Simulation**: a rendered town; images of 320 x 240 are enlarged to 1280 x 960, which
+costs the node as much time as real ones of that size.
 
 ## Goals
 
@@ -179,16 +180,16 @@ last `publish()` has returned, with batch 1.
 
 {lives}
 {no_gpu}
-What makes it faster, most effective first: `onnx_path` (the network by ONNX Runtime: `export
-WEIGHTS --out FOLDER`, then the file that ends in `.ground.onnx`); one thread if there are few
-cores; `image_transport: raw` on the same machine.
+What makes the node faster, most effective first: ONNX Runtime (`pip install onnx onnxruntime`; the
+node then uses it on a CPU); one thread if there are few cores; `image_transport: raw` on the same
+machine.
 
 ## Maps
 
 {building(build)}
-Each part of a map is described together with the context around it, which its neighbours compute
-again: so many "pixels per kept pixel" pass the network. The last column compares with forward
-passes in which every pixel is computed once.
+Each part of a map passes the network together with the context around it, which its neighbours
+compute again: "pixels per kept pixel" counts that. The last column compares with forward passes in
+which every pixel is computed once.
 With `--workers`, wall time and memory of all processes: {workers or '-'}; the maps are
 {'identical' if build.get('same_bytes') else 'not compared'}. On a town this small, starting the
 processes takes as long as their work.

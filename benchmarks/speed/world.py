@@ -1,4 +1,4 @@
-"""What the benchmarks run on: a short simulated drive, its bag of raw images, and its map.
+"""Makes the data of the benchmarks: a short simulated drive, its bag of raw images, its map.
 
 The images show a simulated town. They are rendered small, which takes a sixteenth of the time, and
 enlarged to the size of the Oxford RobotCar camera.

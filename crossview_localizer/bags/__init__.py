@@ -1,1 +1,1 @@
-"""Recorded drives: bags read, written, played and recorded, and the RobotCar raw formats."""
+"""Reads, writes, plays and records bags, and reads the RobotCar raw formats."""

@@ -1,7 +1,8 @@
 """The one place where rosbag2 recordings are opened, read and decoded."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager, ExitStack, suppress
 from functools import cache
 import heapq
 import logging
@@ -97,11 +98,17 @@ def read_messages(
 ) -> Iterator[tuple[str, int, object]]:
     """(topic, bag time in ns, message) in the bag's order; all topics, or those named.
 
-    Raises BagError or OSError where the bag cannot be read.
+    Damaged ones are left out, and named in the log.  Raises BagError or OSError where the bag
+    cannot be read.
     """
-    with Bag(path) as bag:
+    with Bag(path) as bag, refused_messages(path) as refused:
         for connection, bag_ns, data in bag.read_raw(topics):
-            yield connection.topic, bag_ns, bag.decode(connection, data)
+            try:
+                msg = bag.decode(connection, data)
+            except BagError as error:
+                refused.add(connection.topic, str(error))
+            else:
+                yield connection.topic, bag_ns, msg
 
 
 def read_messages_stamped(
@@ -109,17 +116,55 @@ def read_messages_stamped(
 ) -> dict[int, object]:
     """Stamp to message, for those of a topic's messages with these stamps that are there.
 
-    Only they are decoded.  Raises BagError or OSError where the bag cannot be read.
+    Only they are decoded; damaged ones are left out.  Raises BagError or OSError where the bag
+    cannot be read.
     """
     wanted, found = set(stamps_ns), {}
     with Bag(path) as bag:
         for connection, _, data in bag.read_raw({topic}):
-            stamp_ns = header_stamp_ns(data)
-            if stamp_ns in wanted and stamp_ns not in found:
-                found[stamp_ns] = bag.decode(connection, data)
-                if len(found) == len(wanted):
-                    break
+            with suppress(BagError):
+                stamp_ns = header_stamp_ns(data)
+                if stamp_ns in wanted and stamp_ns not in found:
+                    found[stamp_ns] = bag.decode(connection, data)
+            if len(found) == len(wanted):
+                break
     return found
+
+
+def read_stamps_ns(bag: Bag, topic: str) -> Iterator[int]:
+    """The stamps of a topic's messages, which are not decoded; too short ones are left out."""
+    for _, _, data in bag.read_raw({topic}):
+        with suppress(BagError):
+            yield header_stamp_ns(data)
+
+
+class RefusedMessages:
+    """Counts the messages of each topic that cannot be used, and keeps the first reason."""
+
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+        self._reasons: dict[str, str] = {}
+
+    def add(self, topic: str, reason: str) -> None:
+        self.counts[topic] += 1
+        self._reasons.setdefault(topic, reason)
+
+    def __str__(self) -> str:
+        return '; '.join(
+            f'{count} {"messages" if count > 1 else "message"} on {topic} cannot be used '
+            f'({"the first: " if count > 1 else ""}{self._reasons[topic]})'
+            for topic, count in self.counts.items())
+
+
+@contextmanager
+def refused_messages(path: str | Path) -> Iterator[RefusedMessages]:
+    """Those of a bag that is being read; the log names them, once, when the reading ends."""
+    refused = RefusedMessages()
+    try:
+        yield refused
+    finally:
+        if refused.counts:
+            _warn_once(f'{path}: {refused}')
 
 
 def header_stamp_ns(data: bytes) -> int:

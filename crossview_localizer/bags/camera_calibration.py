@@ -27,15 +27,15 @@ from crossview_localizer.matching.imagery_offset import (
     PosedImage,
 )
 
-SURE_SIGMAS = 2.0            # a change that is smaller is none
+SURE_SIGMAS = 2.0            # a smaller change is not significant
 SETTLED_SIGMA_M = 1.5        # filtered poses that are less certain are not used
-MOTION_IMAGES = 1200         # at most so many are compared for height and pitch
+MOTION_IMAGES = 1200         # at most so many images are compared for height and pitch
 
 
 def fit_motion(bag: Path, node_config: NodeConfig, config: LocalizerConfig) -> MotionFit | None:
-    """Height and pitch from the images and odometry of a bag; None where too little moves.
+    """Fit height and pitch to the images and odometry of a bag; None if too little moves.
 
-    Raises ValueError or OSError where the bag does not serve.
+    Raises ValueError or OSError if the bag cannot be used.
     """
     frame = LocalFrame(0.0, 0.0)  # positions on Earth do not matter here
     topics = replace(Topics(), gnss='', gnss_velocity='', truth='')
@@ -54,10 +54,10 @@ def fit_motion(bag: Path, node_config: NodeConfig, config: LocalizerConfig) -> M
 def fit_offset_of_bag(bag: Path, map_path: Path, weights: Path, node_config: NodeConfig,
                       config: LocalizerConfig, filtered: bool, spacing_m: float, limit: int,
                       device: str = 'cpu') -> Offset:
-    """The offset of the imagery with the ground truth of a bag.
+    """Fit the offset of the imagery with the ground truth of a bag.
 
-    With ``filtered``, or where the bag holds no truth, the poses are those of the filter.
-    Raises ValueError or OSError where bag, map or weights do not serve.
+    With ``filtered``, or if the bag holds no truth, the poses are those of the filter.
+    Raises ValueError or OSError if bag, map or weights cannot be used.
     """
     localizer = load_localizer(map_path, weights, config, device)
     if not isinstance(localizer.matcher, DenseMatcher):
@@ -93,7 +93,7 @@ def fit_offset_of_bag(bag: Path, map_path: Path, weights: Path, node_config: Nod
 def _filtered_images(
     bag: Path, localizer: Localizer, node_config: NodeConfig,
 ) -> Iterator[tuple[CameraImage, Pose2D | None]]:
-    """The images of a bag with the poses of the filter; None where they are not certain enough."""
+    """The images of a bag with the poses of the filter; None if they are not certain enough."""
     topics = replace(Topics(), truth='')
     for event in read_events(bag, localizer.frame, node_config, localizer.config, topics):
         localization = feed(localizer, event)
@@ -109,7 +109,7 @@ def _distance_m(a: Pose2D, b: Pose2D) -> float:
 
 
 def fitted_camera(motion: MotionFit | None, camera: CameraConfig) -> CameraConfig:
-    """The configured camera, with those of the fitted values that surely differ from it."""
+    """The configured camera, with the fitted values that differ significantly from it."""
     if motion is None:
         return camera
     height_m, pitch_rad = map(float, motion.values)

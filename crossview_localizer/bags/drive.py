@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossview_localizer.bags.bag import Bag, header_stamp_ns
+from crossview_localizer.bags.bag import Bag, read_stamps_ns
 from crossview_localizer.bags.events import read_events, TruePose, Unusable
 from crossview_localizer.bags.topics import Topics
 from crossview_localizer.config import LocalizerConfig, NodeConfig
@@ -52,7 +52,7 @@ def read_drive(
         elif isinstance(event, Unusable):
             unusable[event.topic] += 1
     return Drive(
-        read_stamps_ns(bag, topics.image) if topics.image else np.array([], np.int64),
+        _image_stamps_ns(bag, topics.image) if topics.image else np.array([], np.int64),
         Track.from_poses([s.stamp_ns for s in odometry], [s.odom_from_base for s in odometry]),
         fixes, Track.from_poses([true.stamp_ns for true in truth], [true.pose for true in truth]),
         unusable)
@@ -72,8 +72,7 @@ def read_posed_images(
             yield event, truth.pose_at(event.stamp_ns, TRUTH_MAX_GAP_S)
 
 
-def read_stamps_ns(bag: str | Path, topic: str) -> np.ndarray:
-    """The stamps of a topic's messages, sorted, each once; they are not decoded."""
+def _image_stamps_ns(bag: str | Path, topic: str) -> np.ndarray:
+    """The stamps of the images, sorted, each once."""
     with Bag(bag) as opened:
-        return np.unique(np.array(
-            [header_stamp_ns(data) for _, _, data in opened.read_raw({topic})], np.int64))
+        return np.unique(np.fromiter(read_stamps_ns(opened, topic), np.int64))

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 import math
 from pathlib import Path
 
-from crossview_localizer.bags.bag import Bag, BagError, header_stamp_ns
+from crossview_localizer.bags.bag import (
+    Bag,
+    BagError,
+    header_stamp_ns,
+    refused_messages,
+)
 from crossview_localizer.bags.topics import Topics
 from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix, OdometrySample
@@ -20,6 +25,7 @@ from crossview_localizer.geometry import LocalFrame, Pose2D, wrap_angle
 from crossview_localizer.ros import conversions
 from crossview_localizer.ros.gnss_queue import GnssQueue
 from crossview_localizer.ros.image_worker import SETTLE_S
+from crossview_localizer.ros.odometry_reader import OdometryReader
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 from crossview_localizer.ros.sensor_rig import SensorRig
 
@@ -64,12 +70,23 @@ def read_events(
     """The events of a bag, in ``map`` as ``frame`` places it.
 
     A topic whose name is empty is not read.  ``images_ns`` are the stamps of the images that are
-    wanted, where not all are: the others are neither decoded nor returned.
+    wanted, where not all are: the others are neither decoded nor returned.  The log names what is
+    unusable, once, when the reading ends.
 
     Raises BagError or OSError where the bag cannot be read.
     """
     stream = _EventStream(
         frame, node_config or NodeConfig(), config or LocalizerConfig(), topics or Topics())
+    with refused_messages(bag) as refused:
+        for event in _read_all(bag, stream, images_ns):
+            if isinstance(event, Unusable):
+                refused.add(event.topic, event.reason)
+            yield event
+
+
+def _read_all(
+    bag: str | Path, stream: '_EventStream', images_ns: Collection[int] | None,
+) -> Iterator[Event]:
     with Bag(bag) as opened:
         for connection, bag_ns, data in opened.read_raw(stream.fields):
             yield from stream.advance(bag_ns)
@@ -96,7 +113,7 @@ class _EventStream:
                  topics: Topics):
         self.fields = {getattr(topics, field): field for field in MESSAGE_TYPES
                        if getattr(topics, field)}
-        self._topics, self._base_frame = topics, node_config.base_frame
+        self._topics = topics
         self._wait_s = node_config.odometry_wait_s
         self._first_bag_ns: int | None = None
         self._now_s = 0.0  # of the bag, since its first message
@@ -112,7 +129,7 @@ class _EventStream:
             'camera_info': lambda msg: setattr(rig, 'camera_info', msg),
             'gnss': lambda msg: rig.gnss_fix(msg, frame),
             'gnss_velocity': lambda msg: rig.gnss_course(msg, frame),
-            'odometry': self._odometry_sample,
+            'odometry': OdometryReader(node_config).read,
             'tf_static': rig.static_transforms.add,
             'truth': lambda msg: TruePose(
                 conversions.stamp_ns_from_msg(msg.header.stamp), true_pose_from_msg(msg, frame)),
@@ -170,12 +187,6 @@ class _EventStream:
 
     def _odom_from_base(self) -> Pose2D | None:
         return self._timeline.newest and self._timeline.newest.odom_from_base
-
-    def _odometry_sample(self, msg) -> OdometrySample:
-        if msg.child_frame_id.lstrip('/') not in ('', self._base_frame):
-            raise ValueError(
-                f'child_frame_id is {msg.child_frame_id!r}; expected {self._base_frame!r}')
-        return conversions.odometry_sample_from_msg(msg)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Message types as they are installed in the ROS 2 environment."""
+"""Message types that are installed in the ROS 2 environment."""
 
 import importlib
 from pathlib import Path
@@ -11,16 +11,16 @@ from rosbags.typesys.store import Typestore
 def message_class(msgtype: str) -> type:
     """The installed class of a type such as ``sensor_msgs/msg/Image``.
 
-    Raises ImportError or AttributeError where the package or the type is not installed.
+    Raises ImportError or AttributeError if the package or the type is not installed.
     """
     package, kind, name = msgtype.split('/')
     return getattr(importlib.import_module(f'{package}.{kind}'), name)
 
 
 def register_installed_type(typestore: Typestore, msgtype: str) -> None:
-    """Add a type and all that it contains, as installed (share/PACKAGE/msg/NAME.msg).
+    """Add a type and the types in its fields, as installed (share/PACKAGE/msg/NAME.msg).
 
-    Raises ValueError where the definition of the type is not installed.
+    Raises ValueError if the definition of the type is not installed.
     """
     if msgtype in typestore.fielddefs:
         return

@@ -19,9 +19,9 @@ from rosbags.interfaces import (
 from rosbags.rosbag2.metadata import parse_qos
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdDecompressor
+    from compression.zstd import ZstdDecompressor, ZstdError
 else:
-    from backports.zstd import ZstdDecompressor
+    from backports.zstd import ZstdDecompressor, ZstdError
 
 MAGIC = b'\x89MCAP0\r\n'
 FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, DATA_END = 0x02, 0x03, 0x04, 0x05, 0x06, 0x0f
@@ -121,7 +121,7 @@ class McapScan:
     def _scan_chunk(self, at: int, end: int, index: array) -> None:
         try:
             data = self._chunk_bytes(at, end)
-        except (ValueError, struct.error, EOFError, RuntimeError) as error:
+        except (ValueError, struct.error, EOFError, RuntimeError, ZstdError) as error:
             self.problem = f'the chunk at byte {at} is damaged ({error})'
             return
         inner = 0
@@ -136,7 +136,7 @@ class McapScan:
     def _chunk_bytes(self, at: int, end: int | None = None) -> bytes:
         """The records of the chunk at a place; ``end`` is where it or the file ends.
 
-        Raises ValueError, EOFError, RuntimeError or struct.error where it is damaged.
+        Raises ValueError, EOFError, RuntimeError, ZstdError or struct.error where it is damaged.
         """
         if self._chunk[0] == at:
             return self._chunk[1]
@@ -148,6 +148,8 @@ class McapScan:
             raise ValueError(f'{size} bytes')
         data = self._data[after + 8:min(after + 8 + stored, end)]
         is_whole = len(data) == stored
+        if compression not in ('', *DECOMPRESSORS):
+            raise ValueError(f'it is compressed with {compression!r}')
         if compression:
             data = DECOMPRESSORS[compression]().decompress(data, max_length=size)
         if is_whole and (len(data) != size or check and crc32(data) != check):

@@ -49,7 +49,7 @@ class MessageBuilder:
         self, stamp_ns: int, has_fix: bool, latlonalt: tuple[float, float, float],
         enu_sigmas_m: np.ndarray,
     ) -> bytes:
-        """NavSatFix; its covariance is unknown where a sigma is not positive and finite."""
+        """NavSatFix; its covariance is unknown if a sigma is not positive and finite."""
         latitude_deg, longitude_deg, altitude_m = map(float, latlonalt)
         known = np.isfinite(enu_sigmas_m).all() and (enu_sigmas_m > 0).all()
         return self._cdr(

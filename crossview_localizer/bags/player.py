@@ -17,7 +17,7 @@ from crossview_localizer.bags.installed_types import message_class
 from crossview_localizer.ros.interrupts import Interrupt
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
-# What a slow subscriber may lag behind before a reliable publisher overwrites it.
+# A reliable publisher keeps so many messages for a slow subscriber.
 PUBLISHER_DEPTH = 100
 ACKNOWLEDGE_TIMEOUT_S = 5.0
 
@@ -50,19 +50,21 @@ def clock_msg(stamp_ns: int) -> Clock:
 
 
 def publisher_qos(connections: list[Connection], image_reliability: str) -> QoSProfile:
-    """The profile that offers what every recorded publisher of the topic offered.
+    """A QoS profile that offers what every recorded publisher of the topic offered.
 
     Reliable or transient local only where all of them were; reliable and volatile if the bag
-    holds no profile.  ``image_reliability`` (``recorded``, ``reliable``, ``best_effort``) decides
-    for images.  A latched topic keeps all of its messages for late subscribers.
+    holds no profile.  /tf_static is latched however it was recorded: nobody could use it else.
+    ``image_reliability`` (``recorded``, ``reliable``, ``best_effort``) decides for images.  A
+    latched topic keeps all of its messages for late subscribers.
     """
     offered = [profile for c in connections for profile in c.ext.offered_qos_profiles]
     reliable = all(p.reliability is not QosReliability.BEST_EFFORT for p in offered)
     if connections[0].msgtype in IMAGE_TYPES and image_reliability != 'recorded':
         reliable = image_reliability == 'reliable'
-    latched = all(p.durability is QosDurability.TRANSIENT_LOCAL for p in offered)
-    if not offered:
-        latched = connections[0].topic.endswith('/tf_static')
+    latched = bool(offered) and all(
+        p.durability is QosDurability.TRANSIENT_LOCAL for p in offered)
+    if connections[0].topic.endswith('/tf_static'):
+        reliable = latched = True
     message_count = sum(c.msgcount for c in connections)
     return QoSProfile(
         depth=max(PUBLISHER_DEPTH, message_count if latched else 0),
@@ -76,7 +78,7 @@ class BagPlayer:
 
     If ``clock_hz`` is positive it publishes /clock in bag time too, instead of one that the bag
     holds.  ``stop``, set from outside, ends the replay at once.  ``topics`` are those to play;
-    all if empty.  Raises BagError where one of them is not in the bag, or none is left to play.
+    all if empty.  Raises BagError if one of them is not in the bag, or none is left to play.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class BagPlayer:
         self._clock = node.create_publisher(Clock, '/clock', 10) if clock_hz > 0 else None
 
     def wait_for_subscribers(self, topics: list[str], timeout_s: float) -> None:
-        """Return when each of these (published) topics has a subscriber, or on stop.
+        """Return when each of these topics has a subscriber, or when ``stop`` is set.
 
         Raises BagError for a topic that is not played, or has no subscriber after ``timeout_s``.
         """
@@ -168,14 +170,14 @@ class BagPlayer:
             publisher.wait_for_all_acked(Duration(seconds=ACKNOWLEDGE_TIMEOUT_S))
 
     def _wait_until(self, due_s: float, pace: Pace) -> bool:
-        """Tick /clock until ``due_s`` has come; False if the replay was stopped meanwhile."""
+        """Publish /clock until ``due_s``; return False if the replay was stopped meanwhile."""
         while not self._stop.is_set():
             now_s = time.monotonic()
             wake_s = due_s
             if self._clock is not None:
                 if now_s >= self._clock_due_s:
                     self._clock.publish(clock_msg(pace.stamp_ns(now_s)))
-                    # Stay on the grid of ticks and leave out those that are past.
+                    # Keep the regular ticks, and leave out those that are past.
                     missed = (now_s - self._clock_due_s) // self._clock_period_s
                     self._clock_due_s += (missed + 1) * self._clock_period_s
                 wake_s = min(due_s, self._clock_due_s)

@@ -1,4 +1,4 @@
-"""What /diagnostics said of a node, as series over a recording."""
+"""The messages on /diagnostics about a node, as series over a recording."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Diagnostics:
-    """What /diagnostics said of each part of the node.
+class RecordedDiagnostics:
+    """The diagnostics of each part of the node.
 
     ``times_ns`` (n,) on the clock of the poses; ``levels`` and ``ages_s`` map the name of a part
     to (n,), NaN where it was silent.  ``counts`` holds the numbers that a part counts, (n,) each;
@@ -27,7 +27,7 @@ class Diagnostics:
     @classmethod
     def from_messages(
         cls, times_ns: np.ndarray, messages: list, node_name: str,
-    ) -> 'Diagnostics':
+    ) -> 'RecordedDiagnostics':
         """The series of DiagnosticArray messages with their times; other nodes are left out."""
         prefix, size = f'{node_name}: ', len(messages)
         levels, ages_s, counts, last_values = {}, {}, {}, {}
@@ -56,5 +56,5 @@ class Diagnostics:
 
 
 def _level(value: int | bytes) -> int:
-    """rclpy has bytes where rosbags has a number."""
+    """The level as a number; rclpy gives it as bytes, rosbags as a number."""
     return value[0] if isinstance(value, bytes) else int(value)

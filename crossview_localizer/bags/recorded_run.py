@@ -14,9 +14,9 @@ import re
 import numpy as np
 from tqdm import tqdm
 
-from crossview_localizer.bags.bag import Bag, BagError, header_stamp_ns
+from crossview_localizer.bags.bag import Bag, BagError, read_messages, read_stamps_ns
 from crossview_localizer.bags.drive import Drive, read_drive
-from crossview_localizer.bags.recorded_diagnostics import Diagnostics
+from crossview_localizer.bags.recorded_diagnostics import RecordedDiagnostics
 from crossview_localizer.bags.topics import Topics
 from crossview_localizer.config import NodeConfig
 from crossview_localizer.datatypes import GnssFix, PoseEstimate
@@ -66,7 +66,7 @@ class RecordedRun:
     fixes: list[GnssFix]
     truth: Track
     odometry: Track
-    diagnostics: Diagnostics
+    diagnostics: RecordedDiagnostics
     frame: LocalFrame | None
     delay_ns: int = 0
     image_count: int = 0
@@ -121,7 +121,7 @@ def read_run(
         np.array([xy_m for _, *xy_m in outputs.peaks]).reshape(-1, 2),
         np.array([ns for ns, _ in outputs.latency], np.int64) - delay_ns,
         np.array([ms for _, ms in outputs.latency], float), inputs.fixes, inputs.truth,
-        inputs.odometry, Diagnostics.from_messages(
+        inputs.odometry, RecordedDiagnostics.from_messages(
             times_ns, [msg for _, msg in outputs.diagnostics], node.rsplit('/', 1)[-1]),
         frame, delay_ns, inputs.image_count, inputs.first_image_ns, tuple(notes))
 
@@ -174,9 +174,9 @@ def _read_outputs(bag: Path, node: str, progress: bool) -> _Outputs:
                 found.unusable[connection.topic] += 1
         topics = ', '.join(sorted(opened.topics)) or 'nothing'
     if not found.estimates['pose']:
-        raise BagError(
+        raise BagError(' '.join([
             f'{bag} holds no poses on {node}/pose; it has {topics}. Expected a recording of what '
-            'the node publishes, or --node NAME')
+            'the node publishes, or --node NAME.', *opened.notes]))
     return found
 
 
@@ -228,9 +228,7 @@ def _read_inputs(bags: list[Path], frame: LocalFrame | None, topics: Topics,
             if topics.image in new:
                 found.image_count = sum(
                     c.msgcount for c in opened.connections if c.topic == topics.image)
-                found.first_image_ns = next(
-                    (header_stamp_ns(data) for _, _, data in opened.read_raw({topics.image})),
-                    None)
+                found.first_image_ns = next(read_stamps_ns(opened, topics.image), None)
         wanted = {name: getattr(topics, name) for name in ('gnss', 'truth', 'odometry')
                   if getattr(topics, name) in new}
         if frame is None or not wanted:
@@ -267,16 +265,14 @@ def find_frame(bag: str | Path, node: str = NODE) -> LocalFrame | None:
 
     None where the recording does not have both.  Raises BagError or OSError.
     """
-    xy_m, latlon_deg, topics = {}, {}, {f'{node}/pose', f'{node}/geopose'}
-    with Bag(bag) as opened:
-        for connection, _, data in opened.read_raw(topics if topics <= opened.topics else ()):
-            msg = opened.decode(connection, data)
-            stamp_ns = conversions.stamp_ns_from_msg(msg.header.stamp)
-            position = msg.pose.pose.position
-            if connection.topic.endswith('/geopose'):
-                latlon_deg[stamp_ns] = position.latitude, position.longitude
-            else:
-                xy_m[stamp_ns] = position.x, position.y
-            if stamp_ns in xy_m and stamp_ns in latlon_deg:
-                return LocalFrame.through_point(latlon_deg[stamp_ns], xy_m[stamp_ns])
+    xy_m, latlon_deg = {}, {}
+    for topic, _, msg in read_messages(bag, {f'{node}/pose', f'{node}/geopose'}):
+        stamp_ns = conversions.stamp_ns_from_msg(msg.header.stamp)
+        position = msg.pose.pose.position
+        if topic.endswith('/geopose'):
+            latlon_deg[stamp_ns] = position.latitude, position.longitude
+        else:
+            xy_m[stamp_ns] = position.x, position.y
+        if stamp_ns in xy_m and stamp_ns in latlon_deg:
+            return LocalFrame.through_point(latlon_deg[stamp_ns], xy_m[stamp_ns])
     return None

@@ -28,14 +28,14 @@ SUBSCRIPTION_DEPTH = 100
 DISCOVERY_PERIOD_S = 0.1
 # A recorder that is killed loses no more than this.
 SAVE_PERIOD_S = 1.0
-# On an interrupt, what is under way is still taken: until nothing has come for this long ...
+# After an interrupt, messages under way are still recorded until none has come for this long ...
 QUIET_S = 0.3
-# ... but no longer than this.
+# ... and for no longer than this.
 MAX_DRAIN_S = 3.0
 
 
 def bag_qos(info: TopicEndpointInfo) -> Qos:
-    """The profile of a publisher as a bag holds it."""
+    """The QoS profile of a publisher in the form of a bag."""
     profile = info.qos_profile
 
     def time_of(duration) -> QosTime:
@@ -70,7 +70,7 @@ def subscription_qos(infos: list[TopicEndpointInfo]) -> QoSProfile:
 class BagRecorder:
     """Subscribes to topics as they appear and writes their messages as received, undecoded.
 
-    ``wanted`` tells from the name of a topic whether it is recorded.  Messages are stamped when
+    ``wanted`` says by name whether a topic is recorded.  Messages are stamped when
     they are received, by the clock of ``node``.  With simulated time, those that come before the
     first /clock get its stamp.
     """
@@ -129,21 +129,21 @@ class BagRecorder:
         self._before_clock.clear()
 
     def _save(self) -> None:
-        """Hand what was recorded to the system: rosbags keeps up to a megabyte back."""
+        """Write what was recorded to the file; rosbags itself keeps up to a megabyte in memory."""
         storage = self._writer.storage
         if storage.chunk.msgs:
             storage.close_chunk()
             storage.bio.flush()
 
     def finish(self) -> None:
-        """Write what still waits for a /clock that never came, at time 0."""
+        """Write messages that still wait for a first /clock, at time 0."""
         self._flush_before_clock(0)
 
 
 def record_until_stopped(
     node: Node, writer: Writer, wanted: Callable[[str], bool], stop: Interrupt,
 ) -> BagRecorder:
-    """Record until ``stop`` is set, then what is still under way."""
+    """Record until ``stop`` is set, and then the messages that are still under way."""
     recorder = BagRecorder(node, writer, wanted)
     executor = SingleThreadedExecutor()
     executor.add_node(node)

@@ -1,4 +1,4 @@
-"""The offline Localizer over a bag; where the node drops no image both give the same poses."""
+"""Runs the offline Localizer on a bag; if the node drops no image, both give the same poses."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,9 +22,9 @@ def localize(
     bag: str | Path, localizer: Localizer, node_config: NodeConfig | None = None,
     topics: Topics | None = None,
 ) -> Iterator[Localization]:
-    """Feed a bag to the Localizer and yield what each image gave, in order.
+    """Feed a bag to the Localizer and yield the result of each image, in order.
 
-    Raises BagError or OSError where the bag cannot be read.
+    Raises BagError or OSError if the bag cannot be read.
     """
     topics = replace(topics or Topics(), truth='')
     for event in read_events(bag, localizer.frame, node_config, localizer.config, topics):
@@ -35,7 +35,7 @@ def localize(
 
 
 def feed(localizer: Localizer, event: Event) -> Localization | None:
-    """Give one event to the Localizer; what it gave, where it is an image."""
+    """Give one event to the Localizer; return its result if it is an image."""
     if isinstance(event, CameraImage):
         return localizer.process_image(event)
     if isinstance(event, GnssFix):
@@ -48,6 +48,6 @@ def feed(localizer: Localizer, event: Event) -> Localization | None:
 
 
 def posteriors(localizations: list[Localization]) -> Track:
-    """The poses that images gave; those before the filter's start are left out."""
+    """The poses at the images; those before the filter's start are left out."""
     return Track.from_estimates([
         result.posterior for result in localizations if result.posterior is not None])

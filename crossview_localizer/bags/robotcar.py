@@ -22,7 +22,7 @@ MAX_STAMP_US = 2**63 // NS_PER_US
 
 
 @dataclass(frozen=True)
-class Table:
+class CsvTable:
     """The usable rows of a csv file, sorted by stamp, each stamp once.
 
     ``notes`` say what was left out.
@@ -32,7 +32,7 @@ class Table:
     notes: tuple[str, ...]
 
 
-# Column: (position in the released files, dtype).  A header with other positions is followed.
+# Column: (position in the released files, dtype). A header with other positions takes precedence.
 _GPS_COLUMNS = {
     'timestamp': (0, 'i8'), 'num_satellites': (1, 'f8'), 'latitude': (2, 'f8'),
     'longitude': (3, 'f8'), 'altitude': (4, 'f8'), 'latitude_sigma': (5, 'f8'),
@@ -51,17 +51,17 @@ RTK_DTYPE = [(name, kind) for name, (_, kind) in _RTK_COLUMNS.items()]
 _RTK_REQUIRED = ('timestamp', 'altitude', 'northing', 'easting', 'roll', 'pitch', 'yaw')
 
 
-def read_gps(path: Path) -> Table:
+def read_gps(path: Path) -> CsvTable:
     """gps.csv: satellites, latitude, longitude (deg), altitude and sigmas (m; NaN if absent)."""
     return _read_table(path, _GPS_COLUMNS, ('timestamp', 'latitude', 'longitude'))
 
 
-def read_rtk(path: Path) -> Table:
+def read_rtk(path: Path) -> CsvTable:
     """rtk.csv as published: its angles are not yet corrected."""
     return _read_table(path, _RTK_COLUMNS, _RTK_REQUIRED)
 
 
-def read_vo(path: Path) -> Table:
+def read_vo(path: Path) -> CsvTable:
     """vo.csv: the pose (FRD, m, rad) of the later frame in the earlier one, and both stamps.
 
     The published files have the later frame first, as ``source_timestamp``.  The two stamps are
@@ -72,13 +72,13 @@ def read_vo(path: Path) -> Table:
 
 def _read_table(
     path: Path, columns: dict[str, tuple[int, str]], required: tuple[str, ...]
-) -> Table:
+) -> CsvTable:
     """Read the usable rows, and sort them.
 
     Left out and counted in ``notes``: rows without a required number or with one that is not
     finite, a last line without its line end (its last number may be cut), repeated stamps.
 
-    Raises FileNotFoundError, or ValueError where no row is usable.
+    Raises FileNotFoundError, or ValueError if no row is usable.
     """
     path = Path(path)
     if not path.is_file():
@@ -132,7 +132,7 @@ def _read_table(
         )
         if count
     ]
-    return Table(rows[first], tuple(notes))
+    return CsvTable(rows[first], tuple(notes))
 
 
 def _parse_field(fields: list[str], place: int, kind: str, required: bool):

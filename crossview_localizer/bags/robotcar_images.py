@@ -25,7 +25,7 @@ class Intrinsics:
 
     ``camera_from_image`` (4, 4) takes the optical frame (x right, y down, z forward) to the
     FRD frame of the camera.  ``lut`` (H*W, 2) holds, row by row of the undistorted image, the
-    (u, v) of the source pixel in the distorted one; None where the model has no table.
+    (u, v) of the source pixel in the distorted one; None if the model has no table.
     """
 
     fx_px: float
@@ -36,7 +36,7 @@ class Intrinsics:
     lut: np.ndarray | None
 
     def lut_image(self, width_px: int, height_px: int) -> np.ndarray:
-        """The table as (H, W, 2) source pixels; ValueError where it is for another image size."""
+        """The table as (H, W, 2) source pixels; ValueError if it is for another image size."""
         if self.lut is None:
             raise ValueError('the camera model has no distortion table')
         if len(self.lut) != width_px * height_px:
@@ -48,7 +48,7 @@ class Intrinsics:
 
 
 def read_intrinsics(models: Path, name: str = STEREO_CENTRE_MODEL) -> Intrinsics:
-    """Read ``<name>.txt`` and, where there is one, ``<name>_distortion_lut.bin``."""
+    """Read ``<name>.txt`` and, if it exists, ``<name>_distortion_lut.bin``."""
     path = Path(models) / f'{name}.txt'
     values = read_numbers(path, 'a camera model: fx fy cx cy and a 4x4 matrix')
     if len(values) < 20:
@@ -97,7 +97,7 @@ def base_from_optical(camera_from_vehicle: np.ndarray, intrinsics: Intrinsics) -
 
 
 def read_bayer_image(path: Path) -> np.ndarray:
-    """A raw stereo image as (H, W, 3) BGR uint8, demosaiced; ValueError where it is not one."""
+    """A raw stereo image as (H, W, 3) BGR uint8, demosaiced; ValueError if it is not one."""
     data = np.fromfile(path, dtype=np.uint8)
     raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if raw is None:
@@ -120,7 +120,7 @@ def demosaic(raw: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageList:
-    """The image files of a traversal in time order; notes say which listed ones are missing."""
+    """The image files of a traversal in time order; ``notes`` say which are missing."""
 
     stamps_us: np.ndarray
     folder: Path
@@ -133,7 +133,7 @@ class ImageList:
 def list_stereo_images(traversal: Path) -> ImageList:
     """The images of ``stereo/centre`` on disk; ``stereo.timestamps`` says what is missing.
 
-    Raises FileNotFoundError where there is no image at all.
+    Raises FileNotFoundError if there is no image at all.
     """
     traversal = Path(traversal)
     folder = traversal / 'stereo' / 'centre'
@@ -170,7 +170,7 @@ def list_stereo_images(traversal: Path) -> ImageList:
 
 
 def _read_timestamps(path: Path) -> dict[int, int]:
-    """Lines ``timestamp chunk`` to {stamp_us: chunk}; other lines are passed over."""
+    """Read lines ``timestamp chunk`` as {stamp_us: chunk}; other lines are skipped."""
     text = path.read_text(encoding='utf-8', errors='replace')
     pairs = [line.split() for line in text.splitlines()]
     return {
@@ -187,7 +187,7 @@ class ImagePipeline:
     """Makes an image of the bag from a raw file: demosaic, undistort, crop.
 
     ``k`` (3, 3) and ``distortion`` (5,) are the intrinsics of the images that it makes.  Raises
-    ValueError where the camera model, the crop and the image size do not belong together.
+    ValueError if the camera model, the crop and the image size do not belong together.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class ImagePipeline:
         )
 
     def read(self, path: Path) -> np.ndarray:
-        """(height, width, 3) BGR uint8; ValueError or OSError where the file is no such image."""
+        """(height, width, 3) BGR uint8; ValueError or OSError if the file is no such image."""
         image = read_bayer_image(path)
         if image.shape[1::-1] != self.raw_size:
             raise ValueError(f'{path} is {image.shape[1]}x{image.shape[0]}; the others are not')

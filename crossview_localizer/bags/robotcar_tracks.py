@@ -98,6 +98,18 @@ def _utm(zone: str):
     return Proj(proj='utm', zone=int(zone[:-1]), ellps='WGS84', **south)
 
 
+def track_from_geodetic(
+    stamp_ns: np.ndarray, latitude_deg: np.ndarray, longitude_deg: np.ndarray,
+    altitude_m: np.ndarray, enu_from_flu: np.ndarray,
+) -> PoseTrack:
+    """Poses given by degrees and ``enu_from_flu`` (N, 3, 3), all in the zone of the first one."""
+    band = 'CDEFGHJKLMNPQRSTUVWX'[int(np.clip((latitude_deg[0] + 80.0) // 8.0, 0, 19))]
+    zone = f'{int((longitude_deg[0] + 180.0) // 6.0) % 60 + 1}{band}'
+    easting_m, northing_m = _utm(zone)(longitude_deg, latitude_deg)
+    ned_from_frd = ENU_FROM_NED.T @ enu_from_flu @ FLU_FROM_FRD[:3, :3]
+    return PoseTrack(stamp_ns, easting_m, northing_m, altitude_m, ned_from_frd, zone)
+
+
 def grid_convergence_rad(track: PoseTrack) -> np.ndarray:
     """Bearing of the UTM grid's north, clockwise from true north, at each pose (N,)."""
     utm = _utm(track.utm_zone)
@@ -247,7 +259,7 @@ def integrate_vo(vo: np.ndarray) -> OdometryTrack:
             speed_mps = math.hypot(*velocity_mps)
             unseen_m += speed_mps * gap_s
             if gap_s <= MAX_BRIDGED_GAP_S:
-                pose = pose @ _constant_twist(velocity_mps, rate_radps, gap_s)
+                pose = pose @ constant_twist_motion(velocity_mps, rate_radps, gap_s)
                 travelled_m += speed_mps * gap_s
                 bridged += 1
             else:
@@ -270,7 +282,7 @@ def integrate_vo(vo: np.ndarray) -> OdometryTrack:
     return OdometryTrack(stamp_us * NS_PER_US, *fields, tuple(notes))
 
 
-def _constant_twist(
+def constant_twist_motion(
     velocity_mps: np.ndarray, rate_radps: np.ndarray, duration_s: float
 ) -> np.ndarray:
     """The motion (4, 4) of a body with constant velocity and rate of turn."""

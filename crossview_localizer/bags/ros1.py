@@ -1,4 +1,4 @@
-"""Recordings of ROS 1 as if they were of ROS 2."""
+"""Reads recordings of ROS 1 as if they were of ROS 2."""
 
 from collections.abc import Collection, Iterator
 
@@ -67,7 +67,7 @@ class AsRos2:
             try:
                 yield connection, bag_ns, bytes(
                     self._typestore.ros1_to_cdr(data, connection.msgtype))
-            except Exception:  # rosbags raises whatever its decoders do; decode() will name it
+            except Exception:  # rosbags may raise anything here; decode() reports the damage
                 yield connection, bag_ns, b''
 
     def _is_same(self, source: Connection, msgtype: str) -> bool:

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from crossview_localizer.bags.bag import Bag
+from crossview_localizer.bags.bag import Bag, read_messages
+from crossview_localizer.bags.storage import SUFFIXES
 
 LATITUDE_NAMES = ('latitude', 'lat')
 NO_VALUE = ('', 'NAN', 'NA', 'N/A', 'NULL', 'NONE', '-', '--')
@@ -27,8 +28,7 @@ def read_route(path: str | Path, topic: str | None = None) -> np.ndarray:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f'route {path} does not exist; expected a CSV or a bag')
-    is_bag = path.is_dir() or path.suffix in ('.mcap', '.db3')
-    if is_bag:
+    if path.is_dir() or path.name.lower().endswith(SUFFIXES):
         fixes = list(_bag_fixes(path, topic))
     else:
         fixes = list((_gpx_fixes if path.suffix.lower() == '.gpx' else _csv_fixes)(path))
@@ -115,7 +115,6 @@ def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
             raise ValueError(
                 f'{path} has {len(topics)} NavSatFix topics ({", ".join(topics) or "none"}); '
                 'expected one: name it with --topic')
-        for connection, _, data in bag.read_raw(topics):
-            fix = bag.decode(connection, data)
-            if fix.status.status >= 0:
-                yield fix.latitude, fix.longitude
+    for _, _, fix in read_messages(path, topics):
+        if fix.status.status >= 0:
+            yield fix.latitude, fix.longitude

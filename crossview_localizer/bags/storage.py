@@ -1,4 +1,4 @@
-"""The files of a recording, each opened by what it holds: ROS 2 or ROS 1, finished or not."""
+"""Opens the files of a recording by their content: ROS 2 or ROS 1, finished or not."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, ExitStack
@@ -25,8 +25,8 @@ else:
 
 SQLITE_MAGIC, ROS1_MAGIC, ZSTD_MAGIC = b'SQLite format 3\0', b'#ROSBAG V', b'\x28\xb5\x2f\xfd'
 SUFFIXES = ('.mcap', '.db3', '.bag', '.mcap.zstd', '.db3.zstd', '.bag.active')
-# What sqlite keeps beside a database that was not closed: later messages, or how to undo half a
-# change.
+# Files that sqlite keeps beside a database that was not closed: later messages, or how to undo
+# an incomplete change.
 SQLITE_JOURNALS = ('-wal', '-journal')
 REMEDIES = {
     MCAP_MAGIC: 'to save what is whole: mcap recover FILE -o NEW.mcap',
@@ -49,13 +49,13 @@ class Storage(Protocol):
     def messages(
         self, connections, start: int | None, stop: int | None,
     ) -> Iterator[tuple[Connection, int, bytes]]:
-        """The messages of these of its connections in [start, stop), in the order of time."""
+        """The messages of these connections in [start, stop), in the order of time."""
 
 
 def open_storages(path: Path, stack: ExitStack, notes: list[str]) -> list[Storage]:
-    """All that a recording consists of; ``stack`` closes it.
+    """Open all parts of a recording; ``stack`` closes them.
 
-    ``notes`` gets a sentence about each thing that is not as a finished recording has it.
+    ``notes`` gets a sentence about each difference from a finished recording.
     Raises FileNotFoundError, OSError or BagError.
     """
     if not path.exists():
@@ -69,7 +69,7 @@ def open_storages(path: Path, stack: ExitStack, notes: list[str]) -> list[Storag
         try:
             reader = Reader(path)
             reader.open()
-        except Exception as error:  # on damaged bytes rosbags raises whatever its decoders do
+        except Exception as error:  # on damaged bytes rosbags may raise anything
             notes.append(
                 f'{path}/metadata.yaml does not fit ({_one_line(error)}): the files beside it '
                 f'are read without it; ros2 bag reindex {path} makes it anew')
@@ -106,7 +106,7 @@ def _name_without_number(file: Path) -> str:
 
 
 def _journals(file: Path) -> list[Path]:
-    """What sqlite left beside a database."""
+    """The files that sqlite left beside a database."""
     found = [file.with_name(file.name + suffix) for suffix in SQLITE_JOURNALS]
     return [path for path in found if path.exists() and path.stat().st_size]
 
@@ -130,7 +130,7 @@ def _open_file(path: Path, stack: ExitStack, notes: list[str]) -> Storage:
             return _as_ros2(path, reader, stack, notes)
         if journals := _journals(path):
             path = _with_journals(path, journals, stack, notes)
-        # rosbags goes by the suffix.
+        # rosbags chooses the format by the suffix.
         reader = Reader(_with_suffix(path, '.db3', stack))
         reader.open()
         stack.callback(reader.close)
@@ -147,7 +147,7 @@ def _open_mcap(path: Path, stack: ExitStack, notes: list[str]) -> Storage:
         stack.callback(reader.close)
         if reader.storage.chunks:
             return reader
-        problem = ''  # without an index rosbags wants the messages in the order of time
+        problem = ''  # without an index rosbags expects the messages in the order of time
     scan = McapScan(path)
     if scan.problem or problem and 'rofile' not in problem:
         notes.append(
@@ -186,7 +186,7 @@ def _decompressed(path: Path, stack: ExitStack) -> tuple[Path, bytes]:
 def _with_journals(
     path: Path, journals: list[Path], stack: ExitStack, notes: list[str],
 ) -> Path:
-    """A copy of a database into which sqlite has taken what it had left beside it."""
+    """A copy of a database with the contents of the files that sqlite left beside it."""
     folder = Path(stack.enter_context(TemporaryDirectory()))
     for file in (path, *journals):
         shutil.copy(file, folder / file.name)
@@ -219,7 +219,7 @@ def _with_suffix(path: Path, suffix: str, stack: ExitStack) -> Path:
 
 @contextmanager
 def errors_named(path: Path, remedy: str = '') -> Iterator[None]:
-    """Name the bag where bytes are damaged: rosbags then raises whatever its decoders do."""
+    """Turn any error of rosbags, which damaged bytes can cause, into a BagError with the path."""
     try:
         yield
     except (BagError, FileNotFoundError, PermissionError):

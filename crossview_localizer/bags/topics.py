@@ -1,4 +1,4 @@
-"""The topics of a drive: as ``robotcar_to_bag`` writes them and the launch file remaps them."""
+"""The topics of a drive, as ``robotcar_to_bag`` writes them and the launch file remaps them."""
 
 from dataclasses import dataclass
 

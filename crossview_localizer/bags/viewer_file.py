@@ -43,7 +43,7 @@ def write_viewer_file(
     out: Path, run: RecordedRun, orthophoto, bag: Path, input_bag: Path | None, topics: Topics,
     progress: bool = False,
 ) -> None:
-    """Write the file: both bags, and what a viewer cannot work out, below /viewer.
+    """Write the file: both bags and, below /viewer, what a viewer cannot compute.
 
     ``orthophoto`` gives rgb (rows, cols, 3) on a grid; None leaves the satellite image out.
     """
@@ -121,7 +121,7 @@ def ellipses_msg(run: RecordedRun, row: int) -> MarkerArray:
 
 
 def transform_msg(odometry) -> TFMessage:
-    """odom -> base_link of an odometry message; ValueError where it is not valid."""
+    """odom -> base_link of an odometry message; ValueError if it is not valid."""
     sample = conversions.odometry_sample_from_msg(odometry)
     return TFMessage(transforms=[conversions.transform_msg_from_pose(
         sample.odom_from_base, sample.stamp_ns, odometry.header.frame_id.lstrip('/') or 'odom',
@@ -154,8 +154,8 @@ class _Output:
             register_installed_type(self._installed, msgtype)
             self._connections[topic] = self._writer.add_connection(
                 topic, msgtype, typestore=self._installed)
-        # rclpy pads with what was in memory; serialized again the padding is zero, so that the
-        # same run gives the same file.
+        # The padding of rclpy is arbitrary. Serialized again it is zero, so that the same run
+        # gives the same file.
         read = self._installed.deserialize_cdr(serialize_message(message), msgtype)
         self._writer.write(
             self._connections[topic], bag_ns, self._installed.serialize_cdr(read, msgtype))
@@ -193,13 +193,13 @@ def _copy_bags(
             if connection.topic == topics.odometry:
                 try:
                     message = transform_msg(source.decode(connection, data))
-                except ValueError:  # such odometry moves nothing
+                except ValueError:  # odometry that is not valid gives no transform
                     continue
                 output.add(bag_ns, '/tf', message)
 
 
 def _shifted(rank: int, bag: Bag, topics: set[str], delay_ns: int) -> Iterator[tuple]:
-    """Messages with times on the clock of the stamps; rank and number settle the order of ties."""
+    """Messages with times on the clock of the stamps; rank and number order equal times."""
     shift_ns = delay_ns if abs(delay_ns) > LIVE_DELAY_NS else 0
     for number, (connection, bag_ns, data) in enumerate(bag.read_raw(topics)):
         yield bag_ns - shift_ns, (rank, number), bag, connection, bytes(data)

@@ -3,6 +3,8 @@
 Raises ValueError, with what was found and what was expected, if the image is incomplete or broken.
 """
 
+import re
+
 import cv2
 import numpy as np
 
@@ -22,17 +24,42 @@ PLAIN_ENCODINGS = {
     'bayer_gbrg8': (1, cv2.COLOR_BayerGBRG2RGB),
     'bayer_grbg8': (1, cv2.COLOR_BayerGRBG2RGB),
 }
-# The same with 16 bits per channel, of which the upper 8 are kept.
+# The same with 16 bits per channel, of which the upper 8 that are in use are kept.
 WIDE_ENCODINGS = {
     name[:-1] + '16': layout for name, layout in PLAIN_ENCODINGS.items() if name.endswith('8')
 }
 ENCODINGS = {**PLAIN_ENCODINGS, **WIDE_ENCODINGS}
 
 
+# The marks of a jpeg, without those within its coded pixels: FF00 and FFD0 to FFD7.
+JPEG_MARK = re.compile(rb'\xff+([^\x00\xff\xd0-\xd7])')
+JPEG_END = 0xd9
+
+
+class BitDepth:
+    """How many of the 16 bits of its pixels a camera uses: 10, 12, 14 or 16.
+
+    It is told by the largest value so far: a sensor of 12 bits fills the lower ones.
+    """
+
+    def __init__(self):
+        self.bits = 10
+
+    def upper_8(self, pixels: np.ndarray) -> np.ndarray:
+        """The upper 8 of the bits in use, uint8, of uint16 of any shape."""
+        while self.bits < 16 and pixels.max(initial=0) >> self.bits:
+            self.bits += 2
+        return (pixels >> (self.bits - 8)).astype(np.uint8)
+
+
 def rgb_from_raw(
     data, width_px: int, height_px: int, step_bytes: int, encoding: str, is_big_endian: bool,
+    bit_depth: BitDepth | None = None,
 ) -> np.ndarray:
-    """Decode a raw image with rows of ``step_bytes``; ``encoding`` is one of ENCODINGS."""
+    """Decode a raw image with rows of ``step_bytes``; ``encoding`` is one of ENCODINGS.
+
+    ``bit_depth`` is that of the camera where its 16 bit images were decoded before.
+    """
     channels, to_rgb = ENCODINGS[encoding]
     is_wide = encoding in WIDE_ENCODINGS
     row_bytes = width_px * channels * (2 if is_wide else 1)
@@ -44,14 +71,18 @@ def rgb_from_raw(
             f'{data.size} bytes; expected a step of {row_bytes} or more, and step * height bytes')
     pixels = data[:step_bytes * height_px].reshape(height_px, step_bytes)[:, :row_bytes]
     if is_wide:
-        # The more significant byte of each value.
-        pixels = pixels[:, (0 if is_big_endian else 1)::2]
+        wide = np.ascontiguousarray(pixels).view('>u2' if is_big_endian else '<u2')
+        pixels = (bit_depth or BitDepth()).upper_8(wide)
     pixels = np.ascontiguousarray(pixels).reshape(height_px, width_px, channels)
     return pixels if to_rgb is None else cv2.cvtColor(pixels, to_rgb)
 
 
-def rgb_from_compressed(data, image_format: str) -> np.ndarray:
+def rgb_from_compressed(
+    data, image_format: str, bit_depth: BitDepth | None = None,
+) -> np.ndarray:
     """Decode a jpeg or png; ``image_format`` is that of a sensor_msgs/CompressedImage.
+
+    ``bit_depth`` is that of the camera where its 16 bit images were decoded before.
 
     A single channel is a Bayer mosaic if the format begins with that encoding, as in
     "bayer_rggb8; jpeg compressed"; otherwise it is grey.
@@ -66,7 +97,7 @@ def rgb_from_compressed(data, image_format: str) -> np.ndarray:
             f'compressed image of {data.size} bytes with format {image_format!r} does not decode; '
             'expected a whole jpeg or png')
     if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
+        pixels = (bit_depth or BitDepth()).upper_8(pixels)
     if pixels.dtype != np.uint8:
         raise ValueError(
             f'compressed image with format {image_format!r} decodes to {pixels.dtype}; expected '
@@ -80,10 +111,32 @@ def rgb_from_compressed(data, image_format: str) -> np.ndarray:
 
 
 def _is_whole(data: np.ndarray) -> bool:
-    """False for a truncated jpeg or png, which some decoders turn into half a picture."""
-    first, last = data[:2].tobytes(), data[-4096:].tobytes()  # cameras pad the end
-    if first == b'\xff\xd8':
-        return b'\xff\xd9' in last
-    if first == b'\x89P':
-        return b'IEND' in last
-    return data.size > 0
+    """False for a truncated jpeg or png, which some decoders turn into half a picture.
+
+    The end is found by the structure: whatever a driver leaves behind it does not matter.
+    """
+    data = data.tobytes()
+    if data.startswith(b'\xff\xd8'):
+        return _has_jpeg_end(data)
+    if data.startswith(b'\x89PNG'):
+        return _has_png_end(data)
+    return bool(data)
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    at = 2
+    while mark := JPEG_MARK.search(data, at):
+        if mark[1][0] == JPEG_END:
+            return True
+        # Each other mark begins a segment; a thumbnail within one has an end of its own.
+        at = mark.end() + max(int.from_bytes(data[mark.end():mark.end() + 2], 'big'), 2)
+    return False
+
+
+def _has_png_end(data: bytes) -> bool:
+    at = 8
+    while at + 12 <= len(data):
+        if data[at + 4:at + 8] == b'IEND':
+            return True
+        at += 12 + int.from_bytes(data[at:at + 4], 'big')  # length, name and check sum
+    return False

@@ -1,4 +1,4 @@
-"""Undistorts images: the results are those of a pinhole camera."""
+"""Undistorts images and turns them upright: the results are those of a pinhole camera."""
 
 import cv2
 import numpy as np
@@ -16,12 +16,15 @@ DISTORTION_MODELS = {
 class ImageRectifier:
     """Undistorts the images of one camera; ``camera`` is the pinhole camera of the results.
 
-    Focal lengths and principal point stay the same.  Raises ValueError for an unknown distortion
-    model or a wrong number of coefficients.
+    Focal lengths and principal point stay the same.  A camera that is mounted upside down or on
+    its side gives images that are turned by the nearest quarters: the network knows upright ones
+    alone.  Raises ValueError for an unknown distortion model or a wrong number of coefficients.
     """
 
     def __init__(self, camera: CameraModel, distortion_model: str = '', coefficients=()):
-        self.camera = camera
+        self._quarter_turns = camera.quarter_turns_to_upright
+        self.camera = camera.turned(self._quarter_turns)
+        self._size_px = camera.width_px, camera.height_px
         self._maps: tuple[np.ndarray, np.ndarray] | None = None
         distortion = np.asarray(coefficients, dtype=float)
         if not np.isfinite(distortion).all():
@@ -48,12 +51,17 @@ class ImageRectifier:
                 k, distortion, None, k, size_px, cv2.CV_16SC2)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        """Undistort an image (H, W, 3); raises ValueError if its size is not the camera's."""
+        """Undistort an image (H, W, 3) and turn it upright.
+
+        Raises ValueError if its size is not that of the camera.
+        """
         height_px, width_px = rgb.shape[:2]
-        if (width_px, height_px) != (self.camera.width_px, self.camera.height_px):
+        if (width_px, height_px) != self._size_px:
             raise ValueError(
                 f'image is {width_px}x{height_px} px; camera_info describes '
-                f'{self.camera.width_px}x{self.camera.height_px} px')
-        if self._maps is None:
-            return rgb
-        return cv2.remap(rgb, *self._maps, cv2.INTER_LINEAR)
+                f'{self._size_px[0]}x{self._size_px[1]} px')
+        if self._maps is not None:
+            rgb = cv2.remap(rgb, *self._maps, cv2.INTER_LINEAR)
+        if self._quarter_turns:
+            rgb = np.ascontiguousarray(np.rot90(rgb, self._quarter_turns))
+        return rgb

@@ -8,6 +8,7 @@ prior.  The dense network takes a ``LiftedView``.
 
 from dataclasses import dataclass
 from functools import lru_cache
+import math
 
 import cv2
 import numpy as np
@@ -88,6 +89,21 @@ def halved(rgb: np.ndarray, width_px: int) -> np.ndarray:
     return rgb
 
 
+def resized_rows(rgb: np.ndarray, size_px: tuple[int, int], first: int, last: int) -> np.ndarray:
+    """Resize an image to ``size_px`` (width, height), by area; only the rows first to last - 1.
+
+    The rows are those of the whole resized image.  So it is cut where rows of both begin, and not
+    at all where it is enlarged, because rows there depend on their neighbours.
+    """
+    width_px, height_px = size_px
+    is_smaller = height_px <= rgb.shape[0] and width_px <= rgb.shape[1]
+    step = height_px // math.gcd(height_px, rgb.shape[0]) if is_smaller else height_px
+    top, bottom = first // step * step, -(-last // step) * step
+    part = rgb[top * rgb.shape[0] // height_px:bottom * rgb.shape[0] // height_px]
+    resized = cv2.resize(part, (width_px, bottom - top), interpolation=cv2.INTER_AREA)
+    return resized[first - top:last - top]
+
+
 def birds_eye_view(
     rgb: np.ndarray, camera: CameraModel, yaw_rad: float, size_px: int, px_m: float,
     pitch_rad: float = 0.0,
@@ -146,17 +162,15 @@ def lifted_view(rgb: np.ndarray, camera: CameraModel, config, pitch_rad: float =
         camera.width_px, camera.height_px, camera.fx_px, camera.fy_px, camera.cx_px, camera.cy_px,
         np.asarray(camera.base_from_camera, float).tobytes(), camera.height_m, config, pitch_rad)
     rgb = halved(rgb, max(SAMPLING_WIDTH_PX, lift.size_px[0]))
-    sampling = cv2.resize(
-        rgb, (SAMPLING_WIDTH_PX, lift.sampling_height_px), interpolation=cv2.INTER_AREA)
-    road = sampled(sampling, *lift.road)
+    road = sampled(
+        resized_rows(rgb, lift.sampling_size_px, *lift.road_rows), *lift.road)
 
-    resized = cv2.resize(rgb, lift.size_px, interpolation=cv2.INTER_AREA)
     (height_px, width_px), top_px, left_px = lift.trunk_px, lift.top_px, lift.left_px
     trunk_image = np.full((height_px, width_px, 3), UNSEEN, np.uint8)
     first, last = max(0, top_px), min(lift.size_px[1], top_px + height_px)
     if first < last:
-        trunk_image[first - top_px:last - top_px] = resized[
-            first:last, left_px:left_px + width_px][:, :width_px]
+        trunk_image[first - top_px:last - top_px] = resized_rows(
+            rgb, lift.size_px, first, last)[:, left_px:left_px + width_px]
     return LiftedView(trunk_image, road, lift.points)
 
 
@@ -166,14 +180,15 @@ class _LiftTables:
 
     An image resized to ``size_px`` (width, height) is cropped to ``trunk_px`` (height, width) at
     row ``top_px`` and column ``left_px``.  ``road`` has the ``pixels`` (2F, 2L) of the road in the
-    image resized for sampling.
+    rows ``road_rows`` (first, last + 1) of an image resized to ``sampling_size_px``.
     """
 
     size_px: tuple[int, int]
     trunk_px: tuple[int, int]
     top_px: int
     left_px: int
-    sampling_height_px: int
+    sampling_size_px: tuple[int, int]
+    road_rows: tuple[int, int]
     road: tuple[np.ndarray, np.ndarray, np.ndarray]
     points: np.ndarray
 
@@ -194,8 +209,11 @@ def _lift_tables(width_px, height_px, fx_px, fy_px, cx_px, cy_px, base_from_came
     sampling = sampling_camera(camera)
     rows, cols = config.ahead_cells, config.across_cells
     ground_m = cell_centres_m(config.px_m, rows * config.cell_px, cols * config.cell_px)
-    road = pixels(*image_points(sampling, *ground_m, 0.0, pitch_rad), sampling.width_px,
-                  sampling.height_px)
+    u_px, v_px, seen = pixels(*image_points(sampling, *ground_m, 0.0, pitch_rad),
+                              sampling.width_px, sampling.height_px)
+    rows_px = v_px[seen] if seen.any() else np.zeros(1)
+    road_rows = int(rows_px.min()), min(sampling.height_px, int(rows_px.max()) + 2)
+    road = u_px, v_px - road_rows[0], seen
 
     # The trunk image has the same focal length for all cameras, and rows around the horizon.
     scale = config.focal_px / camera.fx_px
@@ -218,7 +236,8 @@ def _lift_tables(width_px, height_px, fx_px, fy_px, cx_px, cy_px, base_from_came
         inside = (u_px >= 0) & (np.abs(x) <= 1.0) & (np.abs(y) <= 1.0)
         points[k, inside, 0], points[k, inside, 1] = x[inside], y[inside]
     return _LiftTables(
-        size_px, (height_px, width_px), top_px, left_px, sampling.height_px, road, points)
+        size_px, (height_px, width_px), top_px, left_px,
+        (sampling.width_px, sampling.height_px), road_rows, road, points)
 
 
 def image_points(

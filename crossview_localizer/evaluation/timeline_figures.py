@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 import matplotlib.pyplot as plt
 import numpy as np
 
-from crossview_localizer.bags.recorded_diagnostics import Diagnostics
+from crossview_localizer.bags.recorded_diagnostics import RecordedDiagnostics
 from crossview_localizer.bags.recorded_run import UNKNOWN
 from crossview_localizer.evaluation import pose_metrics
 from crossview_localizer.evaluation.figure_style import (
@@ -37,7 +37,7 @@ LEVEL_COLOURS = ('#8fc9a9', '#f0c24b', '#d1495b')
 
 
 def draw_timeline(
-    poses: Track, outcomes: np.ndarray, fixes_ns: np.ndarray, diagnostics: Diagnostics,
+    poses: Track, outcomes: np.ndarray, fixes_ns: np.ndarray, diagnostics: RecordedDiagnostics,
     start_ns: int, end_ns: int, width_in: float,
 ) -> Figure:
     """Draw outcomes, GNSS, ages of the inputs, and the levels in /diagnostics over time.
@@ -84,7 +84,7 @@ def draw_timeline(
     return figure
 
 
-def _draw_ages(panel: Axes, time, diagnostics: Diagnostics, unit_s: float) -> None:
+def _draw_ages(panel: Axes, time, diagnostics: RecordedDiagnostics, unit_s: float) -> None:
     for part, age_s in diagnostics.ages_s.items():
         if np.isfinite(age_s).any():
             rows = envelope(age_s)
@@ -96,7 +96,9 @@ def _draw_ages(panel: Axes, time, diagnostics: Diagnostics, unit_s: float) -> No
     panel.set(ylim=(low, 6.0 * high))
 
 
-def _draw_refusals(panel: Axes, time, diagnostics: Diagnostics, edges, unit_s: float) -> None:
+def _draw_refusals(
+    panel: Axes, time, diagnostics: RecordedDiagnostics, edges, unit_s: float,
+) -> None:
     """Draw how many messages were refused and images dropped in each time bin."""
     bottom = np.zeros(len(edges) - 1)
     refusals = [(part, 'refused', colour) for part, colour in INPUT_COLOURS.items()]
@@ -118,7 +120,9 @@ def _draw_refusals(panel: Axes, time, diagnostics: Diagnostics, edges, unit_s: f
                    transform=panel.transAxes)
 
 
-def _draw_levels(panel: Axes, time, diagnostics: Diagnostics, edges, unit_s: float) -> None:
+def _draw_levels(
+    panel: Axes, time, diagnostics: RecordedDiagnostics, edges, unit_s: float,
+) -> None:
     """Draw the worst level of each part in each time bin."""
     parts = list(diagnostics.levels)
     worst = np.full((len(parts), len(edges) - 1), np.nan)

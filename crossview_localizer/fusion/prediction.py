@@ -52,7 +52,7 @@ class OdometryHistory:
         return index < len(self.samples) and self.samples[index].stamp_ns == stamp_ns
 
     def around(self, stamp_ns: int) -> tuple[OdometrySample | None, OdometrySample | None]:
-        """The sample at or before a stamp and the one after; None where there is none."""
+        """The sample at or before a stamp and the one after; None if there is none."""
         index = bisect_right(self.samples, stamp_ns, key=stamp_of)
         return (self.samples[index - 1] if index else None,
                 self.samples[index] if index < len(self.samples) else None)

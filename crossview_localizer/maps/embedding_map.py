@@ -41,7 +41,7 @@ SQUARE = 16                     # lattice points per side that ``save`` writes a
 
 @dataclass(frozen=True)
 class MapWindow:
-    """The tiles around a prior.
+    """The tiles of the map around a prior.
 
     ``index`` (rows, cols) int64, on the CPU, gives the row of ``rows`` (n, D) float16, on the
     map's device, for each cell of ``grid``, -1 where there is no tile.  ``coverage`` is the share
@@ -212,7 +212,7 @@ def _overlap(top: int, left: int, side: int, shape: tuple[int, int]):
 
 
 class EmbeddingMap:
-    """All tiles of a map, in memory or in a store."""
+    """A map: all its tiles, in memory or in a store."""
 
     def __init__(self, frame: LocalFrame | None, grid: MapGrid, index: torch.Tensor,
                  descriptors: torch.Tensor, fingerprint: str, tile_m: float, tile_px: int,
@@ -247,18 +247,18 @@ class EmbeddingMap:
 
     def window(self, prior: PoseEstimate, half_width_m: float,
                margin_m: float = 0.0) -> MapWindow | None:
-        """The square of tiles that reaches at least half_width_m each way from the prior's mean.
+        """The tiles of a square that reaches ``half_width_m`` each way from the prior's mean.
 
         With ``margin_m`` it reaches that much farther, while the coverage is that of the cells
-        which overlap the inner square. None where the mean is outside the grid or the square
-        holds no tile. Cells beyond the edge of the grid have no tile. If the map is left in its
-        store, the tiles ahead are read in the background; where they are follows from the motion
-        of the priors.
+        which overlap the inner square. None if the mean is outside the grid or the square
+        holds no tile. Cells beyond the edge of the grid have no tile. If the map stays in its
+        store, the tiles ahead are read in the background; the motion of the priors says where
+        that is.
         """
         x_m, y_m = prior.pose.x_m, prior.pose.y_m
         if not self.grid.contains(x_m, y_m):
             return None
-        # Half a cell more: the mean may be that far from the centre of the nearest tile.
+        # Half a cell is added: the mean may be that far from the centre of the nearest tile.
         reach = math.ceil((half_width_m + margin_m) / self.grid.cell_m + 0.5)
         top, left, side = self._square(x_m, y_m, reach)
         known, rows = self.tiles.take(top, left, side)             # (S, S), (n, D)
@@ -280,7 +280,7 @@ class EmbeddingMap:
         return row - reach, col - reach, 2 * reach + 1
 
     def _read_ahead(self, prior: PoseEstimate, reach: int) -> None:
-        """Let the thread read the next windows on the way, unless it is still reading."""
+        """Let the thread read the next windows along the way, unless it is still reading."""
         last, self._last = self._last, prior
         if last is None or not 0 < prior.stamp_ns - last.stamp_ns < 2e9 or (
                 self._reading is not None and not self._reading.done()):

@@ -53,11 +53,11 @@ class SingleTiles:
 class TileAreas:
     """Crops rectangles of imagery and cuts the tiles of many lattice points from each.
 
-    That takes a spacing of whole pixels. If it is also the stride of the network's trunk, the
-    trunk runs once per rectangle, else ``batch`` tiles pass the network at a time. The lattice is
-    laid out in squares of ``square_points`` a side; where a corridor fills a square only
-    in part, the square is cut up wherever that leaves fewer pixels to describe. A tile network's
-    trunk normalises over all that it is shown, so it is always shown whole squares.
+    The spacing must be a whole number of pixels. If it equals the stride of the network's trunk,
+    the trunk runs once per rectangle; otherwise ``batch`` tiles pass the network at a time. The
+    lattice is laid out in squares of ``square_points`` a side; a square that a corridor fills only
+    in part is cut up if that leaves fewer pixels to describe. The trunk of a tile network
+    normalises over its whole input, so its input is always a whole square.
     """
 
     def __init__(self, imagery: Imagery, network, grid: MapGrid, wanted: np.ndarray, batch: int):
@@ -100,7 +100,7 @@ class TileAreas:
         return tuple(-(-side // self._unit_px) * self._unit_px for side in sides)
 
     def _cut(self, job: np.ndarray) -> list[np.ndarray]:
-        """A job as it is, or cut in two along the best row or column, and so on for each part."""
+        """Cut a job along its best row or column while that saves pixels; return the parts."""
         fewest, best = math.prod(self._sides_px(job)), None
         for axis in (self.row, self.col):
             for place in np.unique(axis[job])[1:]:

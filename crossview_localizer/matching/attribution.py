@@ -24,7 +24,7 @@ from crossview_localizer.camera import views
 from crossview_localizer.datatypes import CameraImage, CameraModel, Heatmap, PoseEstimate
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
-from crossview_localizer.matching.dense_matcher import DenseMatcher
+from crossview_localizer.matching.dense_matcher import DenseMatcher, GroundView
 from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.matching.tile_matcher import shifted_scores, TileMatcher
 from crossview_localizer.networks.safa import grey_ground, SafaNetwork, views_to_tensor
@@ -133,21 +133,23 @@ def peak_contrast(heatmap: Heatmap, refine: int) -> np.ndarray:
 
 
 def _dense_shares(
-    matcher: DenseMatcher, image: CameraImage, ground, window: MapWindow, prior: PoseEstimate,
-    search: SearchWindow, heatmap: Heatmap, pitch_rad: float,
+    matcher: DenseMatcher, image: CameraImage, ground: GroundView, window: MapWindow,
+    prior: PoseEstimate, search: SearchWindow, heatmap: Heatmap, pitch_rad: float,
 ) -> PeakShares:
     """The shares are exact: the score is linear in the descriptors of the bird's-eye cells."""
     model = matcher.network.config
-    view, weight = (part.clone() for part in ground)       # gradients need non-inference tensors
+    view, weight = ground.view.clone(), ground.weight.clone()  # gradients need no inference tensor
     cells = torch.ones_like(view[:, :1]).requires_grad_()                      # (1, 1, F, L)
-    scores, *_ = matcher.scores((view * cells, weight), window, prior, search)  # (K, R, C)
+    scores, *_ = matcher.scores(                                            # (K, R, C)
+        GroundView(view * cells, weight, ground.yaw_rad), window, prior, search)
     contrast = np.full(heatmap.volume.shape, -1.0 / heatmap.volume.size)
     contrast.flat[np.argmax(heatmap.volume)] += 1.0
     total = (scores * torch.from_numpy(contrast).to(scores)).sum()
     nats = torch.autograd.grad(total, cells)[0][0, 0].cpu().numpy().astype(float)
-    road = views.lifted_view(image.rgb, image.camera, model, pitch_rad).road
+    road = views.lifted_view(image.rgb, image.camera.facing_ahead(), model, pitch_rad).road
     return PeakShares(
-        nats, road[..., :3], model.cell_m, Pose2D(0.0, -model.middle_m, math.pi / 2))
+        nats, road[..., :3], model.cell_m,
+        Pose2D(0.0, -model.middle_m, math.pi / 2 - ground.yaw_rad))
 
 
 def on_image(found: PeakShares, camera: CameraModel, pitch_rad: float = 0.0) -> np.ndarray:

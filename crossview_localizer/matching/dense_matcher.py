@@ -5,6 +5,7 @@ bird's-eye view (ahead x left).
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,18 @@ EDGE_M = 1.0          # width of the edge of the search window
 SEARCH_POOL = 4       # the search for a pose averages squares of this many cells on a side
 
 
+class GroundView(NamedTuple):
+    """What the ground branch computes of an image, in axes at base_link where the camera faces x.
+
+    ``view`` (1, C, F, L) are weighted descriptors, ``weight`` (1, 1, F, L) their weights, and
+    ``yaw_rad`` is the direction of the camera in base_link.
+    """
+
+    view: torch.Tensor
+    weight: torch.Tensor
+    yaw_rad: float = 0.0
+
+
 class DenseMatcher:
     """Matches positions and headings."""
 
@@ -41,16 +54,18 @@ class DenseMatcher:
                          - config.block_px * config.px_m / 2)
 
     @torch.inference_mode()
-    def embed(self, image: CameraImage, yaw_rad: float, pitch_rad: float = 0.0):
-        """Compute weighted descriptors (1, C, F, L) and weights (1, 1, F, L) of an image.
+    def embed(self, image: CameraImage, yaw_rad: float, pitch_rad: float = 0.0) -> GroundView:
+        """Compute the ground view of an image.
 
-        They lie in the vehicle's own axes: the heading is not needed.
+        It lies in axes that turn with the vehicle: the heading ``yaw_rad`` is not needed.
         """
-        lifted = views.lifted_view(image.rgb, image.camera, self.network.config, pitch_rad)
-        return self._ground(*ground_tensors([lifted], self.device))
+        camera = image.camera
+        lifted = views.lifted_view(
+            image.rgb, camera.facing_ahead(), self.network.config, pitch_rad)
+        return GroundView(*self._ground(*ground_tensors([lifted], self.device)), camera.yaw_rad)
 
     @torch.inference_mode()
-    def match(self, ground, window: MapWindow, prior: PoseEstimate,
+    def match(self, ground: GroundView, window: MapWindow, prior: PoseEstimate,
               search: SearchWindow) -> Heatmap:
         """Compute the log-probability of places and headings, and of places (its sum over yaw)."""
         scores, yaws_rad, grid = self.scores(ground, window, prior, search)
@@ -58,10 +73,11 @@ class DenseMatcher:
         return Heatmap(prior.stamp_ns, grid, torch.logsumexp(volume, 0).cpu().numpy(), yaws_rad,
                        volume.cpu().numpy())
 
-    def scores(self, ground, window: MapWindow, prior: PoseEstimate, search: SearchWindow):
+    def scores(self, ground: GroundView, window: MapWindow, prior: PoseEstimate,
+               search: SearchWindow):
         """Log-likelihoods (K, R, C) up to a constant, their yaws (K,), the grid of the places."""
         model = self.network.config
-        heading = prior.pose.yaw_rad
+        heading = prior.pose.yaw_rad + ground.yaw_rad            # of the camera
         yaws_rad = heading + yaw_offsets(search.half_yaw_rad)                    # (K,)
         places = 2 * math.ceil(search.half_width_m / model.cell_m) + 1
         patch_cells = patch_side(model, yaws_rad[-1] - heading)
@@ -70,12 +86,13 @@ class DenseMatcher:
             window, prior.pose.x_m + ahead_m[0], prior.pose.y_m + ahead_m[1],
             places + patch_cells - 1)
         scores = self.network.scores(
-            *ground, raster, torch.from_numpy(yaws_rad)[None].to(self.device), heading,
-            missing, patch_cells)[0] / model.temperature                        # (K, R, C)
+            ground.view, ground.weight, raster,
+            torch.from_numpy(yaws_rad)[None].to(self.device), heading, missing,
+            patch_cells)[0] / model.temperature                                 # (K, R, C)
         middle = (patch_cells - 1) / 2 * model.cell_m
         places_grid = MapGrid(places, places, model.cell_m, grid.x0_m + middle - ahead_m[0],
                               grid.y0_m - middle - ahead_m[1])
-        return scores, yaws_rad, places_grid
+        return scores, yaws_rad - ground.yaw_rad, places_grid
 
     def cut(self, window: MapWindow, x_m: float, y_m: float, side: int):
         """See ``window_raster``."""
@@ -83,8 +100,8 @@ class DenseMatcher:
         return window_raster(window, model.block_cells, model.cell_m, x_m, y_m, side)
 
     @torch.inference_mode()
-    def search_heatmaps(self, ground, embedding_map, yaws_rad: np.ndarray, x_m: float, y_m: float,
-                        half_width_m: float) -> list[Heatmap] | None:
+    def search_heatmaps(self, ground: GroundView, embedding_map, yaws_rad: np.ndarray, x_m: float,
+                        y_m: float, half_width_m: float) -> list[Heatmap] | None:
         """Compute a heat map for each heading (K,), for a search; None outside the map.
 
         Descriptors are averaged over SEARCH_POOL x SEARCH_POOL cells.  The heat maps are
@@ -99,9 +116,10 @@ class DenseMatcher:
         side = 2 * math.ceil((half_width_m + self.margin_m) / cell_m) * SEARCH_POOL
         raster, _, grid = self.cut(window, x_m, y_m, side)
         raster = F.avg_pool2d(raster, SEARCH_POOL)                      # (C, N, N)
+        camera_yaws_rad = np.asarray(yaws_rad) + ground.yaw_rad
         patches = torch.cat([
-            turned_views(ground[0], torch.tensor([[yaw_rad]]).to(ground[0]), yaw_rad, model)[0]
-            for yaw_rad in yaws_rad])                                   # (K, C, P, P)
+            turned_views(ground.view, torch.tensor([[yaw_rad]]).to(ground.view), yaw_rad, model)[0]
+            for yaw_rad in camera_yaws_rad])                            # (K, C, P, P)
         patches = F.avg_pool2d(patches, SEARCH_POOL)[None]
         scale = self.network.log_scale.exp() * SEARCH_POOL ** 2 / (
             model.ahead_cells * model.across_cells * model.temperature)
@@ -115,7 +133,7 @@ class DenseMatcher:
             Heatmap(0, MapGrid(
                 places, places, cell_m, grid.x0_m + first_m - model.middle_m * math.cos(yaw_rad),
                 grid.y0_m - first_m - model.middle_m * math.sin(yaw_rad)), log_p)
-            for yaw_rad, log_p in zip(yaws_rad, volume)]
+            for yaw_rad, log_p in zip(camera_yaws_rad, volume)]
 
     def estimate(self, heatmap: Heatmap,
                  prior: PoseEstimate) -> tuple[PoseEstimate | None, str]:

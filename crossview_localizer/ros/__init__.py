@@ -1,1 +1,1 @@
-"""What the ROS nodes and the doctor are made of: messages, calibration, diagnostics, threads."""
+"""Parts of the ROS nodes and of the doctor: messages, calibration, diagnostics, threads."""

@@ -18,7 +18,12 @@ from nav_msgs.msg import OccupancyGrid, Odometry
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from crossview_localizer.camera.decoding import ENCODINGS, rgb_from_compressed, rgb_from_raw
+from crossview_localizer.camera.decoding import (
+    BitDepth,
+    ENCODINGS,
+    rgb_from_compressed,
+    rgb_from_raw,
+)
 from crossview_localizer.camera.rectification import ImageRectifier
 from crossview_localizer.datatypes import (
     CameraImage,
@@ -358,23 +363,28 @@ def rectifier_from_msg(
     return ImageRectifier(camera, info.distortion_model, info.d)
 
 
-def camera_image_from_msg(msg, rectifier: ImageRectifier) -> CameraImage:
+def camera_image_from_msg(
+    msg, rectifier: ImageRectifier, bit_depth: BitDepth | None = None,
+) -> CameraImage:
     """Image or CompressedImage to an undistorted CameraImage."""
-    rgb = rgb_from_msg(msg)
+    rgb = rgb_from_msg(msg, bit_depth)
     return CameraImage(stamp_ns_from_msg(msg.header.stamp), rectifier(rgb), rectifier.camera)
 
 
-def rgb_from_msg(msg) -> np.ndarray:
+def rgb_from_msg(msg, bit_depth: BitDepth | None = None) -> np.ndarray:
     """Image or CompressedImage to rgb (H, W, 3) uint8, as the camera took it.
+
+    ``bit_depth`` is what earlier images of 16 bits have told of the camera.
 
     Encodings that ``decoding`` does not have are left to cv_bridge where it is installed.
     """
     if hasattr(msg, 'format'):
-        return rgb_from_compressed(msg.data, msg.format)
+        return rgb_from_compressed(msg.data, msg.format, bit_depth)
     if msg.encoding not in ENCODINGS:
         return _rgb_by_cv_bridge(msg)
     return rgb_from_raw(
-        msg.data, msg.width, msg.height, msg.step, msg.encoding, bool(msg.is_bigendian))
+        msg.data, msg.width, msg.height, msg.step, msg.encoding, bool(msg.is_bigendian),
+        bit_depth)
 
 
 def _rgb_by_cv_bridge(msg) -> np.ndarray:

@@ -98,6 +98,7 @@ class PoseMonitor:
             (Level.ERROR, 'ellipse_error_m', ellipse_error_m),
             (Level.WARN, 'ellipse_warn_m', ellipse_warn_m))
         self._gnss_gated_since_s: float | None = None
+        self.start_reason = ''  # why the filter has not started with the last fix
 
     def reset(self) -> None:
         """Forget what GNSS said of the pose before a restart."""
@@ -118,8 +119,8 @@ class PoseMonitor:
         ``matched_s`` is the time of the last used match.
         """
         if covariance is None:
-            return Status(
-                'filter', Level.WARN, Outcome.NOT_STARTED.value, remedy=remedies.START)
+            text = ': '.join(filter(None, (Outcome.NOT_STARTED.value, self.start_reason)))
+            return Status('filter', Level.WARN, text, remedy=remedies.START)
         status = self._ellipse_status(covariance)
         if self._gnss_gated_since_s is None:
             return status
@@ -250,7 +251,7 @@ class Diagnostics:
         self.map_status = Status('map', Level.WARN, 'not loaded')
         self.matcher = MatcherMonitor()
         self.pose = PoseMonitor(config.ellipse_warn_m, config.ellipse_error_m)
-        self.qos_problems: dict[str, str] = {}  # by the full name of the topic
+        self._qos_problems: dict[str, str] = {}  # by the full name of the topic
         self._config = config
         self._image_topic = image_topic
         self._find_publishers = find_publishers
@@ -260,11 +261,18 @@ class Diagnostics:
         for monitor in (self.camera, self.gnss, self.velocity, self.odometry):
             monitor.start(now_s)
 
+    def add_qos_problem(self, topic: str, policy: str) -> str:
+        """Enter that a publisher of a topic (full name) offers too little; returns the text."""
+        self._qos_problems[topic] = (
+            f'a publisher of {topic} offers a QoS that this node does not accept: {policy}')
+        return self._qos_problems[topic]
+
     def add_fix(
         self, update: FilterUpdate, fix: GnssFix, is_covariance_known: bool, waited_s: float,
     ) -> None:
         """Enter what the filter did with a fix, and what is to be remarked on it."""
         self.pose.add_fix(update.outcome, time.monotonic())
+        self.pose.start_reason = update.reason if update.outcome is Outcome.NOT_STARTED else ''
         sigma_m = math.sqrt(np.linalg.eigvalsh(fix.covariance)[1])
         if not is_covariance_known:
             remark = ('covariance is unknown, zero or NaN: '
@@ -283,7 +291,7 @@ class Diagnostics:
         statuses = [
             self.node.status(covariance is not None, waits_for_clock),
             self._warned_of_two_publishers(self._image_topic, self.camera.status(
-                now_s, self._config.input_timeout_s, self._image_silence_text())),
+                now_s, self._config.input_timeout_s, *self._image_silence())),
             self._input_status(self.gnss, 'gnss', now_s),
             self._warned_of_two_publishers(
                 'odometry', self._input_status(self.odometry, 'odometry', now_s)),
@@ -297,9 +305,14 @@ class Diagnostics:
 
     def _input_status(self, monitor: InputMonitor, topic: str, now_s: float) -> Status:
         name, publishers = self._find_publishers(topic)
-        return monitor.status(
-            now_s, self._config.input_timeout_s,
-            f'{name} has {publishers} publisher{"" if publishers == 1 else "s"}')
+        if name in self._qos_problems:
+            silence = self._qos_problems[name], remedies.SENSOR_QOS
+        elif publishers:
+            count = '1 publisher' if publishers == 1 else f'{publishers} publishers'
+            silence = f'{name} has {count}', remedies.SILENT_PUBLISHER
+        else:
+            silence = f'nobody publishes {name}', f'{remedies.NO_PUBLISHER} -r {topic}:=TOPIC'
+        return monitor.status(now_s, self._config.input_timeout_s, *silence)
 
     def _warned_of_two_publishers(self, topic: str, status: Status) -> Status:
         """The status of an input, at least a warning where two publishers are mixed."""
@@ -310,10 +323,11 @@ class Diagnostics:
             status, level=max(status.level, Level.WARN), remedy=remedies.TWO_PUBLISHERS,
             text=f'{name} has {publishers} publishers, of which one was expected; {status.text}')
 
-    def _image_silence_text(self) -> str:
+    def _image_silence(self) -> tuple[str, str]:
+        """What to say while no image comes, and what to do."""
         name, publishers = self._find_publishers(self._image_topic)
-        if name in self.qos_problems:
-            return f'{name}: {self.qos_problems[name]}'
+        if name in self._qos_problems:
+            return self._qos_problems[name], remedies.IMAGE_QOS
         if not publishers:
-            return f'nobody publishes {name}; check the remapping of image and image_transport'
-        return f'{name} has a publisher; {remedies.LARGE_IMAGES}'
+            return f'nobody publishes {name}', remedies.NO_IMAGE_PUBLISHER
+        return f'{name} has a publisher', remedies.LARGE_IMAGES

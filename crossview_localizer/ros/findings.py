@@ -1,4 +1,4 @@
-"""What the doctor's checks give: one line each, with its remedy."""
+"""The results of the doctor's checks: one line each, with its remedy."""
 
 from dataclasses import dataclass
 from enum import Enum

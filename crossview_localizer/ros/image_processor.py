@@ -1,4 +1,4 @@
-"""What happens to an image in the image thread: decode it, check it, localize with it."""
+"""Decodes and checks an image and localizes with it, in the image thread."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from crossview_localizer.datatypes import Localization, OdometrySample
 from crossview_localizer.ros import conversions, remedies
 from crossview_localizer.ros.input_monitor import Problem
 from crossview_localizer.ros.localizer_holder import LocalizerHolder
-from crossview_localizer.ros.sensor_rig import SensorRig, UnknownCalibration
+from crossview_localizer.ros.sensor_rig import NoCameraInfo, SensorRig, UnknownCalibration
 from crossview_localizer.ros.status import Level, Status
 
 
@@ -23,13 +23,13 @@ class ReceivedImage:
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """What an image gave, and what went wrong on the way."""
+    """The result of an image, and what went wrong on the way."""
 
     localization: Localization
     match_state: str
     problem: Problem | None = None     # why the image could not be used
     error: Exception | None = None     # what the matcher raised
-    map_status: Status | None = None   # where map and network had to be loaded anew
+    map_status: Status | None = None   # if map and network had to be loaded again
 
 
 class ImageProcessor:
@@ -42,7 +42,7 @@ class ImageProcessor:
     def process(
         self, received: ReceivedImage, newest_odometry: OdometrySample | None,
     ) -> ProcessedImage:
-        """Localize with an image; where that is not possible the prior is what is left."""
+        """Localize with an image; if that is not possible the result has the prior alone."""
         localizer = self._holder.localizer
         stamp_ns = conversions.stamp_ns_from_msg(received.msg.header.stamp)
         problem = error = map_status = None
@@ -50,7 +50,9 @@ class ImageProcessor:
             image = self._rig.camera_image(
                 received.msg, newest_odometry and newest_odometry.odom_from_base)
         except ValueError as refusal:
-            remedy = {UnknownCalibration: remedies.EXTRINSICS, BlindImage: remedies.BLIND_CAMERA}
+            remedy = {
+                UnknownCalibration: remedies.EXTRINSICS, NoCameraInfo: remedies.CAMERA_INFO,
+                BlindImage: remedies.BLIND_CAMERA}
             problem = Problem(
                 Level.ERROR, str(refusal), remedy.get(type(refusal), remedies.CAMERA))
             localization = localizer.pass_image(stamp_ns, problem.text)

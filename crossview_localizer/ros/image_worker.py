@@ -1,4 +1,4 @@
-"""One thread for images: the latest waits, for its odometry too; older ones are dropped."""
+"""A thread for images: the newest waits for its turn and odometry, older ones are dropped."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ import time
 
 from crossview_localizer.datatypes import OdometrySample, Outcome
 
-# How long an image whose odometry has come waits for GNSS of the same instant.
+# An image whose odometry has come waits so long for GNSS of the same instant.
 SETTLE_S = 0.005
 
 
 @dataclass(frozen=True)
 class Unprocessed:
-    """Why nothing came of an image: it was dropped, or a reset has superseded it."""
+    """The reason why an image has no result: it was dropped, or a reset superseded it."""
 
     outcome: Outcome
     reason: str
@@ -25,12 +25,13 @@ SUPERSEDED = Unprocessed(Outcome.SUPERSEDED, 'the node was reset before the imag
 
 
 class ImageWorker:
-    """Hands images to ``process(image, newest_odometry)`` one at a time, in a thread of its own.
+    """Calls ``process(image, newest_odometry)`` for one image at a time, in its own thread.
 
-    An image is due once odometry has reached its stamp and ``settle_s`` have passed, for GNSS of
-    the same instant; ``odometry_wait_s`` after it came it is due in any case.  While one image is
-    waited for or processed the newest other one is kept.  Each image offered ends in
-    :meth:`take_finished`; ``notify`` is called, in either thread, when one is there to be taken.
+    An image is due when odometry has reached its stamp and ``settle_s`` more have passed, for GNSS
+    of the same instant; ``odometry_wait_s`` after its arrival it is due in any case. While one
+    image waits for odometry or is processed, the newest other one is kept. :meth:`take_finished`
+    returns each image that was offered; ``notify`` is called, in either thread, when there is one
+    to take.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class ImageWorker:
         self._notify = notify
         self._odometry_wait_s = odometry_wait_s
         self._settle_s = settle_s
-        self._changed = threading.Condition()  # its lock guards all that follows
+        self._changed = threading.Condition()  # its lock guards the attributes below
         self._waiting: tuple[int, object, float] | None = None
         self._finished: list[tuple[int, object, object]] = []
         self._newest_odometry: OdometrySample | None = None
@@ -51,7 +52,7 @@ class ImageWorker:
         self._thread.start()
 
     def offer(self, stamp_ns: int, image: object) -> None:
-        """Leave an image to be processed; an older waiting one is dropped for it."""
+        """Offer an image for processing; an older one that waits is dropped."""
         due_s = time.monotonic() + self._odometry_wait_s
         with self._changed:
             self._finish_waiting(REPLACED)
@@ -59,13 +60,13 @@ class ImageWorker:
             self._changed.notify()
 
     def add_odometry(self, sample: OdometrySample) -> None:
-        """Take over the newest odometry sample."""
+        """Set the newest odometry sample."""
         with self._changed:
             self._newest_odometry = sample
             self._changed.notify()
 
     def reset(self) -> None:
-        """Forget the odometry and supersede every image offered before, also one in process."""
+        """Forget the odometry and supersede all images offered so far, also one in process."""
         with self._changed:
             self._generation += 1
             self._finish_waiting(SUPERSEDED)
@@ -82,10 +83,10 @@ class ImageWorker:
             self._finish_waiting(STOPPED)
 
     def take_finished(self) -> list[tuple[object, object]]:
-        """Each image that is done with, and what came of it.
+        """The images that are finished, and the result of each.
 
-        That is what ``process`` returned, the exception that it raised, or an
-        :class:`Unprocessed`.  After a reset there are no results of images offered before it.
+        A result is what ``process`` returned, the exception that it raised, or an
+        :class:`Unprocessed`. Images offered before a reset have no other result than Unprocessed.
         """
         with self._changed:
             finished, self._finished = self._finished, []

@@ -99,8 +99,10 @@ class InputMonitor:
         """Time since the last message; None before the first."""
         return now_s - self._received_s[-1] if self._received_s else None
 
-    def status(self, now_s: float, timeout_s: float, silence_remedy: str) -> Status:
-        """The input's line; ``silence_remedy`` says what to do while nothing comes in."""
+    def status(
+        self, now_s: float, timeout_s: float, silence: str, silence_remedy: str = '',
+    ) -> Status:
+        """The input's line; ``silence`` and its remedy are shown while nothing comes in."""
         age_s = self.age_s(now_s)
         values = self._values(now_s)
         problem = self._problem
@@ -110,7 +112,7 @@ class InputMonitor:
         if age_s is None:
             silent_s = 0.0 if self._started_s is None else now_s - self._started_s
         if silent_s > timeout_s:
-            text = f'nothing received for {silent_s:.1f} s; {silence_remedy}'
+            text = f'nothing received for {silent_s:.1f} s; {silence}'
             if problem is not None:
                 text += f'; before that: {problem.text}'
             return Status(self.name, self._silence_level, text, values, silence_remedy)

@@ -10,6 +10,7 @@ from geometry_msgs.msg import (
 from nav_msgs.msg import Odometry
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
+from rclpy.qos import qos_policy_name_from_kind
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
 
@@ -25,13 +26,14 @@ class LocalizerInputs:
     """The subscriptions of a configured node.
 
     ``callbacks`` has the callback of each topic; the executor serves what is ready in the order
-    below, GNSS before odometry.  ``on_incompatible_qos(topic)`` is called where a publisher of
-    images offers a QoS that does not fit.
+    below, GNSS before odometry.  ``on_incompatible_qos(topic, policy)`` is called with the full
+    name of a topic where a publisher offers a QoS that does not fit.  The name of the policy is
+    that of ROS, such as RELIABILITY.
     """
 
     def __init__(
         self, node: Node, config: NodeConfig, callbacks: dict[str, Callable],
-        on_incompatible_qos: Callable[[str], None],
+        on_incompatible_qos: Callable[[str, str], None],
     ):
         self._node = node
         self._subscriptions = []
@@ -46,14 +48,16 @@ class LocalizerInputs:
                 ('initialpose', PoseWithCovarianceStamped, 10),
                 ('image', CompressedImage if compressed else Image,
                  qos_profile(config.image_reliability, 5))):
-            events, callback = None, callbacks[topic]
-            if topic == 'image':
-                topic = image_topic(node, config)
-                events = SubscriptionEventCallbacks(
-                    incompatible_qos=lambda event, name=topic: on_incompatible_qos(name))
+            callback = callbacks[topic]
+            topic = image_topic(node, config) if topic == 'image' else topic
+            name = node.resolve_topic_name(topic)
             self._subscriptions.append(node.create_subscription(
-                kind, topic, callback, qos, event_callbacks=events,
-                qos_overriding_options=overridable()))
+                kind, topic, callback, qos, qos_overriding_options=overridable(),
+                event_callbacks=SubscriptionEventCallbacks(
+                    incompatible_qos=lambda event, name=name: on_incompatible_qos(
+                        name, qos_policy_name_from_kind(event.last_policy_kind)))))
+        self._subscriptions.append(subscribe_to_latched(
+            node, CameraInfo, 'camera_info', callbacks['camera_info']))
 
     def destroy(self) -> None:
         """Destroy all subscriptions."""
@@ -61,7 +65,14 @@ class LocalizerInputs:
             self._node.destroy_subscription(subscription)
 
 
+def subscribe_to_latched(node: Node, kind, topic: str, callback: Callable):
+    """Take what was latched on a topic before; publishers that do not latch are left out."""
+    return node.create_subscription(
+        kind, topic, callback, latched_profile(1), event_callbacks=SubscriptionEventCallbacks(
+            incompatible_qos=lambda event: None))
+
+
 def image_topic(node: Node, config: NodeConfig) -> str:
-    """The full name of the images' topic; as image_transport, /compressed is put after it."""
+    """The full name of the image topic, with /compressed if image_transport says so."""
     name = node.resolve_topic_name('image')
     return f'{name}/compressed' if config.image_transport == 'compressed' else name

@@ -1,7 +1,7 @@
-"""Checks of an installation: libraries, ROS 2, its settings, weights, map and parameters.
+"""Checks an installation: libraries, ROS 2, its settings, weights, map and parameters.
 
-Only the standard library is imported when this file is: the checks also work where everything
-else is missing.
+At load this file imports only the standard library: the checks also work if everything else is
+missing.
 """
 
 from collections.abc import Iterator
@@ -23,8 +23,9 @@ LIBRARIES = (
     'numpy', 'cv2', 'scipy', 'yaml', 'pyproj', 'rasterio', 'filterpy', 'safetensors', 'rosbags',
     'tqdm', 'torch',
 )
+NODES = ('crossview_localizer', 'crossview_scene', 'wheel_odometry')
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
-# Distributions up to these read the second name, later ones the first.
+# These distributions read the second name, later ones the first.
 DISTRIBUTIONS_WITH_OLD_NAME = ('humble', 'iron', 'jazzy')
 LARGE_SEGMENT_BYTES = 16 * 2**20
 # The largest image that arrived with the defaults of Fast DDS; at 600 kB most were lost.
@@ -32,18 +33,18 @@ SAFE_IMAGE_BYTES = 450_000
 
 
 def missing_modules(names) -> list[str]:
-    """Those of the modules that cannot be imported."""
+    """The modules that cannot be imported."""
     missing = []
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception:  # half an installation, or one for another numpy, raises anything
+        except Exception:  # a damaged installation, or one for another numpy, may raise anything
             missing.append(name)
     return missing
 
 
 def check_libraries() -> Iterator[Finding]:
-    """Every Python library that is not of ROS can be imported."""
+    """Check that every Python library besides ROS can be imported."""
     if missing := missing_modules(LIBRARIES):
         yield problem(
             'libraries', f'cannot be imported: {", ".join(missing)}',
@@ -54,7 +55,7 @@ def check_libraries() -> Iterator[Finding]:
 
 
 def check_ros() -> Iterator[Finding]:
-    """ROS 2 and every interface package can be imported, and large images arrive."""
+    """Check that ROS 2 and its interface packages can be imported, and large images arrive."""
     if missing := missing_modules(ROS_PACKAGES):
         yield problem(
             'ROS 2', 'is not there' if 'rclpy' in missing
@@ -65,7 +66,7 @@ def check_ros() -> Iterator[Finding]:
     from rclpy.utilities import get_rmw_implementation_identifier
     rmw = get_rmw_implementation_identifier()
     yield ok('ROS 2', f'{distribution()}, {rmw}, domain {os.environ.get("ROS_DOMAIN_ID", "0")}, '
-             f'discovery {os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")}')
+             f'discovery {discovery_range()}')
     if rmw == 'rmw_fastrtps_cpp':
         yield check_dds_profile()
     else:
@@ -73,8 +74,16 @@ def check_ros() -> Iterator[Finding]:
                    'set RMW_IMPLEMENTATION=rmw_fastrtps_cpp, which was tested')
 
 
+def discovery_range() -> str:
+    """The range of discovery in force, and the setting that makes it so."""
+    if os.environ.get('ROS_LOCALHOST_ONLY') == '1':
+        return ('LOCALHOST (by ROS_LOCALHOST_ONLY=1, which wins over '
+                'ROS_AUTOMATIC_DISCOVERY_RANGE)')
+    return os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE') or 'SUBNET'
+
+
 def distribution() -> str:
-    """The distribution that is sourced, or that of the wheels installed."""
+    """The ROS distribution that is sourced, or that of the installed wheels."""
     if name := os.environ.get('ROS_DISTRO'):
         return name
     for name in ('kilted', 'jazzy'):
@@ -86,7 +95,7 @@ def distribution() -> str:
 
 
 def check_dds_profile() -> Finding:
-    """The Fast DDS profile is there, readable, and gives shared memory for large images."""
+    """Check that the Fast DDS profile can be read and gives shared memory for large images."""
     remedy = ('export FASTDDS_DEFAULT_PROFILES_FILE (Jazzy: FASTRTPS_DEFAULT_PROFILES_FILE) = '
               'config/fastdds_large_images.xml of this package, for every process that sends or '
               'receives raw images; robotcar.launch.py does it')
@@ -119,12 +128,12 @@ def check_dds_profile() -> Finding:
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Free space in a folder; None where there is no such folder."""
+    """Free space in a folder; None if there is no such folder."""
     return shutil.disk_usage(folder).free if folder.is_dir() else None
 
 
 def check_device(device: str) -> Iterator[Finding]:
-    """The network can run where it shall."""
+    """Check that the network can run on the wanted device."""
     if missing_modules(['torch']):
         return
     from crossview_localizer.networks.checkpoint import prepare_torch
@@ -144,7 +153,7 @@ def check_device(device: str) -> Iterator[Finding]:
 
 
 def check_weights_and_map(weights: str, map_path: str) -> Iterator[Finding]:
-    """Both can be read, and the map was built with these weights."""
+    """Check that both can be read, and that the map was built with these weights."""
     if missing_modules([*LIBRARIES, *([] if weights else ROS_PACKAGES)]):
         return
     from crossview_localizer.maps.embedding_map import EmbeddingMap
@@ -174,15 +183,30 @@ def check_weights_and_map(weights: str, map_path: str) -> Iterator[Finding]:
              f'latitude {found.frame.latitude_deg:.5f}, longitude {found.frame.longitude_deg:.5f}')
 
 
-def check_parameters(path: str) -> Iterator[Finding]:
-    """Every name and value of a parameter file is one that the localizer takes."""
+def check_parameters(path: str, namespace: str = '') -> Iterator[Finding]:
+    """Check that ROS and the localizer accept every name and value of a parameter file.
+
+    The localizer is that of ``namespace``; where that is empty, of any.
+    """
     if missing_modules(['yaml', 'rosbags', *ROS_PACKAGES]):
         return
-    from crossview_localizer.config import read_parameters
+    from crossview_localizer.parameter_file import LOCALIZER, read_parameters, read_sections
+    node = f'/{namespace.strip("/")}/{LOCALIZER}' if namespace.strip('/') else None
     try:
-        read_parameters(path)
+        sections = read_sections(path)
+        read_parameters(path, node)
     except (ValueError, OSError) as error:
         yield problem('parameters', f'{path}: {error}',
                       'correct the name or the value; config.py lists all of them')
         return
-    yield ok('parameters', f'{path}: every name and value is valid')
+    others = [section.key for section in sections if not any(
+        section.may_apply_to(name) if node is None else section.applies_to(
+            node.replace(LOCALIZER, name)) for name in NODES)]
+    if others:
+        yield note('parameters', f'{path}: {", ".join(others)} names no node of this package'
+                   f'{node and " in namespace " + namespace or ""}',
+                   f'where the localizer is meant: /**, {LOCALIZER} or /NAMESPACE/{LOCALIZER}')
+    keys = [section.key for section in sections if section.may_apply_to(LOCALIZER)]
+    only = '' if node or not all(key.count('/') > 1 and '*' not in key for key in keys) else (
+        f'; they are those of {", ".join(keys)} alone')
+    yield ok('parameters', f'{path}: every name and value is valid{only}')

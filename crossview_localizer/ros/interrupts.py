@@ -1,4 +1,4 @@
-"""Ending a process by SIGINT or SIGTERM, however often they come."""
+"""Ends a process on SIGINT or SIGTERM, even if they are repeated."""
 
 import atexit
 import signal
@@ -10,9 +10,9 @@ CHECK_S = 0.05
 class Interrupt:
     """A flag that signal handlers set and the main thread polls or waits for.
 
-    It has no lock: a handler runs in the middle of the main thread's work, and again in the middle
-    of itself when a second signal comes.  The lock of a ``threading.Event`` may be held there, and
-    would never be released.
+    It has no lock: a handler interrupts the main thread, and a second signal interrupts the
+    handler. The lock of a ``threading.Event`` may be held at that moment, and would never be
+    released.
     """
 
     def __init__(self):
@@ -38,9 +38,9 @@ class Interrupt:
 def stop_on_interrupt() -> Interrupt:
     """Return the flag that SIGINT and SIGTERM set from now on, instead of raising an exception.
 
-    ``ros2 launch`` and a terminal each send SIGINT, so a second one is usual.  While Python itself
-    ends the default handler would be back and turn success into failure: from then on both signals
-    are ignored.
+    ``ros2 launch`` and a terminal each send SIGINT, so a second one is usual. While Python itself
+    ends, the default handler would be active again and turn success into failure: then both
+    signals are ignored.
     """
     stop = Interrupt()
     for number in (signal.SIGINT, signal.SIGTERM):

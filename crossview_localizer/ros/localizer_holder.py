@@ -1,5 +1,6 @@
 """The node's Localizer: with its map, without one, and on the CPU once the GPU has failed."""
 
+from collections.abc import Callable
 from pathlib import Path
 import re
 
@@ -25,10 +26,12 @@ class LocalizerHolder:
     What it does with the map gives the line of /diagnostics about the map.
     """
 
-    def __init__(self, node_config: NodeConfig, config: LocalizerConfig):
+    def __init__(self, node_config: NodeConfig, config: LocalizerConfig,
+                 report: Callable[[str], object] = print):
         self.localizer: Localizer | None = None
         self._node_config = node_config
         self._config = config
+        self._report = report  # is told what takes long
         self._device = ''
         self._values: dict[str, object] = {}
 
@@ -88,7 +91,8 @@ class LocalizerHolder:
         config = self._node_config
         return load_localizer(
             config.map_path, self._values['weights'], self._config, self._device,
-            onnx_path=config.onnx_path, threads=config.torch_threads, precision=config.precision)
+            onnx_path=config.onnx_path, threads=config.torch_threads, precision=config.precision,
+            report=self._report)
 
 
 def is_gpu_failure(error: Exception) -> bool:

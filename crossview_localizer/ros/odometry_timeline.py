@@ -1,7 +1,7 @@
-"""How far odometry has come in time, and which stamps lie too far from it to be of this drive.
+"""The time that odometry has reached, and which stamps are too far from it for this drive.
 
-A bag that is looped without /clock goes back; a clock that is set right goes either way.  Stamps
-alone tell both from a single straggler.
+A bag that is looped without /clock jumps back; a clock that is corrected jumps either way. The
+stamps alone tell such a jump from a single late message.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import FilterUpdate, OdometrySample, Outcome
 from crossview_localizer.fusion.pose_filter import ODOMETRY_LOST_S
 
-# So many odometry samples in a row from another time are a restart, fewer are stragglers.
+# So many odometry samples in a row from another time are a restart; fewer are late messages.
 SAMPLES_TO_RESTART = 5
 
 
 @dataclass(frozen=True)
 class TimeJump:
-    """An odometry stamp of another time; after a few in a row ``is_restart`` is true."""
+    """An odometry stamp from another time; after several in a row ``is_restart`` is true."""
 
     text: str
     kind: str  # too_old or too_new
@@ -41,7 +41,7 @@ class OdometryTimeline:
         self._samples_of_another_time = 0
 
     def find_jump(self, stamp_ns: int) -> TimeJump | None:
-        """Judge the stamp of the next odometry sample; None where it fits."""
+        """Judge the stamp of the next odometry sample; None if it fits."""
         if self.newest is None or stamp_ns <= 0:
             return None
         ahead_s = self._ahead_s(stamp_ns)
@@ -55,14 +55,14 @@ class OdometryTimeline:
             self._samples_of_another_time >= SAMPLES_TO_RESTART)
 
     def advance(self, sample: OdometrySample) -> bool:
-        """Take over a sample; False where it is not newer than the newest."""
+        """Make a sample the newest; return False if it is not newer than the present one."""
         if self.newest is not None and sample.stamp_ns <= self.newest.stamp_ns:
             return False
         self.newest, self._received_s = sample, self._clock_s()
         return True
 
     def find_image_problem(self, stamp_ns: int) -> FilterUpdate | None:
-        """What makes a pose at the stamp of an image meaningless; None where nothing does."""
+        """Why there can be no pose at the stamp of an image; None if there can be one."""
         if stamp_ns <= 0:
             return FilterUpdate(
                 Outcome.INVALID, f'stamp is {stamp_ns} ns; expected a positive time')

@@ -46,10 +46,10 @@ class LocalizerOutputs:
     def publish_localization(
         self, localization: Localization, frame: LocalFrame, entered_s: float,
     ) -> float | None:
-        """Publish all that an image gave.
+        """Publish everything about an image.
 
-        ``entered_s`` is when the image's callback was entered, by ``time.perf_counter``.  Returns
-        the latency in ms from then to the published pose; None where there is no pose.
+        ``entered_s`` is the time at which the image's callback began, by ``time.perf_counter``.
+        Returns the latency in ms from that time to the published pose; None if there is no pose.
         """
         map_frame, latency_ms = self._config.map_frame, None
         if localization.posterior is not None:
@@ -68,7 +68,7 @@ class LocalizerOutputs:
         return latency_ms
 
     def publish_status(self, status: Status) -> None:
-        """Publish what became of an image."""
+        """Publish the status of an image."""
         self._publish(
             'status', conversions.status_msg_from_status(status, self._node.get_name()))
 
@@ -91,7 +91,7 @@ class LocalizerOutputs:
         self._publishers[topic].publish(msg)
 
     def _heatmap_to_show(self, localization: Localization) -> Heatmap | None:
-        """The match's heat map; without a match, a cleared one in its place or the last one's."""
+        """The heat map of the match; without a match, a cleared one where the last was."""
         if localization.heatmap is not None:
             grid = localization.heatmap.grid
             self._cleared_heatmap = Heatmap(

@@ -1,5 +1,7 @@
 """A node's parameters: the fields of NodeConfig and LocalizerConfig, declared and checked."""
 
+import math
+
 from rcl_interfaces.msg import (
     FloatingPointRange,
     IntegerRange,
@@ -7,10 +9,10 @@ from rcl_interfaces.msg import (
     SetParametersResult,
 )
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 
 from crossview_localizer.config import (
     configs_from_parameters,
+    LIST_LENGTHS,
     LocalizerConfig,
     NodeConfig,
     tunables,
@@ -31,8 +33,8 @@ class NodeParameters:
     """Declares every parameter with its description and range, and reads them.
 
     The node must have been made with ``automatically_declare_parameters_from_overrides``: only
-    then is a misspelled name seen.  Raises ValueError for a name that is unknown or a value that
-    is not valid.  While ``locked``, changes are refused.
+    then is a misspelled name noticed.  Raises ValueError for a name that is unknown or a value
+    that is not valid.  While ``locked``, changes are refused.
     """
 
     def __init__(self, node: Node):
@@ -45,13 +47,13 @@ class NodeParameters:
         for config in configs:
             for name, (value, meta) in tunables(config).items():
                 if isinstance(value, tuple):
-                    # An empty list has no type in ROS: such a parameter stays without a value.
-                    value = [float(item) for item in value] or Parameter.Type.DOUBLE_ARRAY
+                    # ROS has no empty lists, and without any value nobody could dump it.
+                    value = [float(item) for item in value] or [math.nan] * LIST_LENGTHS[name]
                 node.declare_parameter(name, value, _descriptor(value, meta), ignore_override=True)
         node.add_on_set_parameters_callback(self._refuse_changes_while_locked)
 
     def configs(self) -> tuple[NodeConfig, LocalizerConfig]:
-        """The present values; raises ValueError where one is not valid."""
+        """The present values; raises ValueError if one is not valid."""
         return configs_from_parameters(parameter_values(self._node))
 
     def _refuse_changes_while_locked(self, parameters) -> SetParametersResult:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+import re
 import sys
 
 import rclpy
@@ -14,19 +15,19 @@ from crossview_localizer.ros.interrupts import stop_on_interrupt
 
 def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Callable[[], Node],
              on_error: Callable[[Node, Exception], None] | None = None) -> int:
-    """Spin the node that ``create`` makes until SIGINT or SIGTERM; both may come again.
+    """Spin the node that ``create`` makes until SIGINT or SIGTERM; both may be repeated.
 
-    Returns the exit status: 2, with one line on stderr, where ``create`` raises ValueError or
-    OSError.  ``on_error``, if given, gets the exceptions of callbacks, and the node goes on.
+    Returns the exit status: 2, with one line on stderr, where ROS refuses the arguments or a
+    parameter file, or ``create`` raises ValueError or OSError.  ``on_error``, if given, gets the
+    exceptions of callbacks, and the node goes on.
     """
     parser.add_argument('--ros-args', nargs=argparse.REMAINDER, help='arguments of ROS 2')
     parser.parse_args(args)
 
     # Signals only set a flag: they raise no exception in the middle of a callback.
     stop = stop_on_interrupt()
-    rclpy.init(args=sys.argv[:1] + args if args is not None else None,
-               signal_handler_options=SignalHandlerOptions.NO)
     try:
+        initialize_ros(args)
         node = create()
     except (ValueError, OSError) as error:
         print(f'{parser.prog}: {error}', file=sys.stderr)
@@ -46,3 +47,14 @@ def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Ca
     node.destroy_node()
     rclpy.try_shutdown()
     return 0
+
+
+def initialize_ros(args: list[str] | None) -> None:
+    """Initialize rclpy, without its signal handlers; ValueError for arguments that it refuses."""
+    try:
+        rclpy.init(args=sys.argv[:1] + args if args is not None else None,
+                   signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:
+        # rcl adds the places in its source to each reason.
+        reason = ' '.join(re.sub(r', at [^,]*:\d+', '', str(error)).split())
+        raise ValueError(reason.removeprefix('failed to initialize rcl: ')) from error

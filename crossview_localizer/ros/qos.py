@@ -1,4 +1,4 @@
-"""Qualities of service by name."""
+"""QoS profiles by name."""
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -14,7 +14,7 @@ def qos_profile(reliability: str, depth: int) -> QoSProfile:
 
 
 def latched_profile(depth: int) -> QoSProfile:
-    """Reliable and transient local: who comes late still gets the last ``depth`` messages."""
+    """Reliable and transient local: a late subscriber still gets the last ``depth`` messages."""
     return QoSProfile(
         depth=depth, reliability=ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.TRANSIENT_LOCAL)

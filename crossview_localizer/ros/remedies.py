@@ -1,10 +1,20 @@
-"""What to do about each part of /diagnostics that is not OK, where its message does not say so."""
+"""What to do about each part of /diagnostics that is not OK, unless its message says so."""
 
 from crossview_localizer.datatypes import Outcome
 
 CAMERA = 'check the camera driver, camera_info, image_transport and image_is_rectified'
 BLIND_CAMERA = 'uncover or clean the lens, check the exposure, restart a frozen camera driver'
 EXTRINSICS = 'publish the missing frame on /tf_static, or set camera_xyz_rpy and antenna_xyz_m'
+CAMERA_INFO = (
+    'publish camera_info with the images, or remap it: -r camera_info:=TOPIC; compare the QoS of '
+    'its publisher with sensor_reliability')
+SENSOR_QOS = 'for RELIABILITY set sensor_reliability: best_effort; else change the publisher'
+IMAGE_QOS = 'for RELIABILITY set image_reliability: best_effort; else change the publisher'
+NO_PUBLISHER = 'start the sensor or the bag; compare ROS_DOMAIN_ID on both sides; or remap:'
+NO_IMAGE_PUBLISHER = (
+    'start the camera or the bag; check the remapping of image (-r image:=TOPIC) and '
+    'image_transport')
+SILENT_PUBLISHER = 'see whether its publisher is paused or has no data: ros2 topic hz TOPIC'
 LARGE_IMAGES = (
     'with the defaults of DDS large images are lost: set FASTDDS_DEFAULT_PROFILES_FILE (Jazzy: '
     'FASTRTPS_DEFAULT_PROFILES_FILE) to config/fastdds_large_images.xml for publisher and node, '
@@ -19,6 +29,11 @@ GNSS_VELOCITY = (
     'the velocity must be to the east and north, not ahead and left, with the stamps of the '
     'receiver; the node works without it: remap gnss_velocity to leave it out')
 ODOMETRY = 'check the source of the odometry, its stamps and base_frame'
+ODOMETRY_IN_MAP = (
+    'remap odometry to the odometry of the wheels or the camera: that of a filter with GNSS in it '
+    'jumps, and its GNSS would count twice')
+ODOMETRY_STANDS = (
+    'set odometry_from_twist: true if the source fills its twist alone, else check the source')
 TWO_PUBLISHERS = 'stop all publishers of this topic but one, or remap them'
 CONTRADICTION = (
     "check the odometry's scale, units and direction of turning (positive is counter-clockwise), "

@@ -1,7 +1,7 @@
-"""The last pose on disk, so that a node that was killed goes on where it was.
+"""The last pose on disk, with which a node that was killed and started again continues.
 
-Odometry outlives the node: from the transform from ``map`` to ``odom`` and the present odometry
-follows the present pose, but for the drift of the odometry since.
+Odometry goes on without the node. The saved transform from ``map`` to ``odom`` and the present
+odometry give the present pose, up to the drift of the odometry since then.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ FORMAT_VERSION = 1
 MAX_FILE_BYTES = 10_000
 # Without a map, `map` keeps the origin of a saved pose that is this near, in degrees.
 NEAR_ORIGIN_DEG = 0.5
-# A saved pose is not used where the first fix is farther from it than this.
+# A saved pose is not used if the first fix is farther from it than this.
 MAX_FIX_SIGMAS = 4.0
-# No car turns in a smaller circle, or reverses farther within the age of a saved pose.
+# No car turns in a smaller circle. None is expected to reverse farther within the age of a pose.
 MIN_TURN_RADIUS_M = 3.0
 MAX_REVERSED_M = 2.0
-# A heading may differ by this much in any case: noise and drift of the odometry.
+# The heading may always differ by this much: noise and drift of the odometry.
 TURN_TOLERANCE_RAD = 0.1
 
 
@@ -62,10 +62,10 @@ class SavedPose:
     def estimate_at(
         self, sample: OdometrySample, config: FilterConfig, max_age_s: float,
     ) -> PoseEstimate | None:
-        """The pose at an odometry sample; None where the saved one is too old for it.
+        """The pose at an odometry sample; None if the saved one is too old for it.
 
-        None as well where no vehicle drives from the saved odometry to the sample's: then the
-        odometry was started anew, and its frame is another one.
+        None too if no vehicle can drive from the saved odometry pose to that of the sample: then
+        the odometry was restarted, and its frame is another one.
 
         The covariance grows as the filter's would: with s metres driven since,
 
@@ -92,15 +92,15 @@ def _can_be_driven(moved: Pose2D, age_s: float) -> bool:
     driven_m = math.hypot(moved.x_m, moved.y_m)
     fast = driven_m > ODOMETRY_MAX_SPEED_MPS * age_s + 1.0
     tight = abs(moved.yaw_rad) > driven_m / MIN_TURN_RADIUS_M + TURN_TOLERANCE_RAD
-    # Seen from where it was, a vehicle that drove on is ahead; seen from where it is, behind.
+    # A vehicle that drove on is ahead of its old place, and its old place is behind it.
     reversed_m = max(-moved.x_m, moved.inverse().x_m)
     return not (fast or tight or reversed_m > MAX_REVERSED_M)
 
 
 def load_saved_pose(path: Path, max_age_s: float) -> SavedPose | None:
-    """What the file holds if it was written within ``max_age_s``; None where there is none.
+    """The pose in the file if it was written within ``max_age_s``; None if there is none.
 
-    Raises OSError where it cannot be read and ValueError where it is damaged.
+    Raises OSError if it cannot be read and ValueError if it is damaged.
     """
     if not path.is_file():
         return None
@@ -131,7 +131,7 @@ def load_saved_pose(path: Path, max_age_s: float) -> SavedPose | None:
 
 
 class PoseKeeper:
-    """Saves the pose of a running node, and gives the one of a node that was killed.
+    """Saves the pose of a running node, and returns that of a node that was killed.
 
     Without a ``path`` it does nothing.  ``problem`` says why the last pose could not be saved.
     """
@@ -144,16 +144,16 @@ class PoseKeeper:
         self._found: SavedPose | None = None
 
     def load(self) -> None:
-        """Read the pose of the node before; raises OSError or ValueError where that fails."""
+        """Read the pose of the previous node; raises OSError or ValueError if that fails."""
         if self._path is not None:
             self._found = load_saved_pose(self._path, self._max_age_s)
 
     def forget(self) -> None:
-        """No longer offer the pose of the node before."""
+        """No longer offer the pose of the previous node."""
         self._found = None
 
     def choose_origin(self, origin_deg: tuple[float, float]) -> tuple[float, float]:
-        """The saved origin of ``map`` where it is near the one given, else that one."""
+        """The saved origin of ``map`` if it is near the given one, else the given one."""
         if self._found is not None and (
                 np.abs(np.subtract(self._found.origin_deg, origin_deg)).max() < NEAR_ORIGIN_DEG):
             return self._found.origin_deg
@@ -162,9 +162,9 @@ class PoseKeeper:
     def take_estimate(
         self, fix: GnssFix, sample: OdometrySample | None, frame: LocalFrame,
     ) -> PoseEstimate | None:
-        """The present pose by the saved one, which is forgotten; None without odometry so far.
+        """The present pose from the saved one, which is then forgotten; None without odometry.
 
-        Raises ValueError with the reason where the saved pose is not of this drive.
+        Raises ValueError with the reason if the saved pose does not belong to this drive.
         """
         if self._found is None or sample is None:
             return None

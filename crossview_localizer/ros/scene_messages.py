@@ -1,4 +1,4 @@
-"""The scene for RViz as messages of stock types: ground, heat map, ellipses, alternatives, paths.
+"""The scene for RViz in standard messages: ground, heat map, ellipses, alternatives, paths.
 
 All coordinates are in ``map``.  The colours are those of the displays in config/robotcar.rviz.
 """
@@ -25,16 +25,17 @@ MATCH_RGB = (87, 208, 255)
 
 TILE_PX = 512
 GROUND_Z_M = -0.3        # below heat map and ellipses, which lie at 0
-# RViz draws transparent objects in the order of the distance of their poses from the camera,
-# whatever their points are, and a texture counts as transparent: a pose far below keeps the ground
-# under the heat map.
+# RViz draws transparent objects, textures included, in the order of the distances of their poses
+# from the camera; their points do not matter. A pose far below keeps the ground under the heat
+# map.
 GROUND_POSE_Z_M = -5000.0
 
 ELLIPSE_SIGMAS = math.sqrt(-2.0 * math.log(0.05))   # 95 % of two Gaussian coordinates
 ELLIPSE_POINTS = 48
 FILLED_M = 20.0
+DOT_M = 0.8
 
-# The largest value that RViz's costmap colours draw as a plain red: 99 is cyan and 100 purple.
+# The largest value that RViz's costmap colours draw in red: 99 is cyan and 100 purple.
 HEATMAP_TOP = 98
 HEATMAP_SHOWN_FROM = 14  # percent of the peak, as at 2 sigma of a Gaussian; less stays clear
 ALTERNATIVE_PERCENT = 20
@@ -42,20 +43,23 @@ ALTERNATIVE_APART_M = 5.0
 MAX_ALTERNATIVES = 8
 
 
-def ground_tiles(rgb: np.ndarray, grid: MapGrid, frame_id: str) -> Iterator[MarkerArray]:
+def ground_tiles(
+    rgb: np.ndarray, grid: MapGrid, frame_id: str, first_id: int = 0,
+) -> Iterator[MarkerArray]:
     """The orthophoto, rgb (rows, cols, 3) uint8, as textured squares, one in each message.
 
-    Neighbours share a row or column of pixels, whose centres are their common edge.
+    Neighbours share a row or column of pixels, whose centres are their common edge.  Markers are
+    numbered from ``first_id``: an RViz that has a marker of that number stacks the textures.
     """
-    for number, (row, col) in enumerate(
+    for number, (row, col) in enumerate((
             (row, col) for row in range(0, grid.rows - 1, TILE_PX - 1)
-            for col in range(0, grid.cols - 1, TILE_PX - 1)):
+            for col in range(0, grid.cols - 1, TILE_PX - 1)), first_id):
         pixels = rgb[row:row + TILE_PX, col:col + TILE_PX]
         tile = grid.crop(row, col, *pixels.shape[:2])
         marker = _marker(Marker.TRIANGLE_LIST, 'ground', number, (255, 255, 255), 1.0, frame_id)
         marker.pose.position.z = GROUND_POSE_Z_M
         marker.scale.x = marker.scale.y = marker.scale.z = 1.0
-        # Each tile has a name of its own: RViz stacks textures of the same name.
+        # Each tile has its own name: RViz stacks textures of the same name.
         marker.texture_resource = f'embedded://ground_{number}'
         marker.texture.format = 'jpg'
         bgr = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
@@ -83,7 +87,7 @@ def ground_tiles(rgb: np.ndarray, grid: MapGrid, frame_id: str) -> Iterator[Mark
 def costmap_from_heatmap(msg: OccupancyGrid) -> OccupancyGrid:
     """The node's heat map in the values that RViz's costmap colours show from blue to red.
 
-    Unknown and unlikely cells are clear; so are all cells of a heat map without any value.
+    Unknown and unlikely cells are clear, as are all cells of a heat map without any value.
     """
     percent = np.asarray(msg.data, dtype=np.float64)
     shown = np.where(
@@ -138,13 +142,16 @@ def alternative_markers(msg: OccupancyGrid) -> MarkerArray:
 
 
 def ellipse_markers(name: str, estimate: PoseEstimate, rgb, frame_id: str) -> MarkerArray:
-    """The 95 % ellipse of a position: its outline, faintly filled, with a dot at the mean."""
+    """The 95 % ellipse of a position: its outline, faintly filled, with a dot at the mean.
+
+    The dot is a quarter of the ellipse's width, and at most DOT_M: it never hides the ellipse.
+    """
     mean = np.array([estimate.pose.x_m, estimate.pose.y_m])
     covariance = estimate.covariance[:2, :2]
     variances, axes = np.linalg.eigh(covariance)
     long_m, short_m = 2.0 * ELLIPSE_SIGMAS * np.sqrt(variances.clip(1e-6))[::-1]
 
-    # A match on a straight road is uncertain along it: an ellipse that large is hardly filled.
+    # A match on a straight road is uncertain along it: such a long ellipse is filled only faintly.
     alpha = 0.2 * min(1.0, FILLED_M / long_m)
     disc = _marker(Marker.CYLINDER, name, 0, rgb, alpha, frame_id)
     disc.pose.position.x, disc.pose.position.y = mean.tolist()
@@ -158,12 +165,12 @@ def ellipse_markers(name: str, estimate: PoseEstimate, rgb, frame_id: str) -> Ma
 
     dot = _marker(Marker.SPHERE, name, 2, rgb, 1.0, frame_id)
     dot.pose.position.x, dot.pose.position.y = mean.tolist()
-    dot.scale.x = dot.scale.y = dot.scale.z = 0.8
+    dot.scale.x = dot.scale.y = dot.scale.z = min(DOT_M, float(short_m) / 4.0)
     return MarkerArray(markers=[disc, outline, dot])
 
 
 def removal(markers: MarkerArray) -> MarkerArray:
-    """Remove these markers, one by one: not every RViz limits DELETEALL to one namespace."""
+    """Remove these markers one by one: not every RViz limits DELETEALL to one namespace."""
     return MarkerArray(markers=[
         Marker(header=marker.header, ns=marker.ns, id=marker.id, action=Marker.DELETE)
         for marker in markers.markers])

@@ -1,9 +1,9 @@
 """The pictures of the RViz scene, drawn without ROS.
 
-The first is the camera image with marks on the road plane that the localizer assumes: where they
-do not lie on the road, the camera's height, pitch or mounting is wrong.  The second shows what is
-compared: the camera image seen from above, beside the satellite image at the refined pose.  The
-third, on demand, is the heat map over the satellite image.
+The first is the camera image with marks on the road plane that the localizer assumes: if they do
+not lie on the road, the camera's height, pitch or mounting is wrong. The second shows what is
+compared: the camera image seen from above, beside the satellite image at the refined pose. The
+third, on request, is the heat map over the satellite image.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from crossview_localizer.camera.views import birds_eye_view
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 
-# Small enough for the DDS defaults of a machine that knows no profile for large images.
+# Small enough for the DDS defaults of a machine without the profile for large images.
 CAMERA_WIDTH_PX = 400
 VIEW_PX = 200
 VIEW_AHEAD_PX = 150                     # of these, ahead of base_link
 VIEW_PX_M = 0.24
 CAPTION_PX = 18
-MARKS_M = (5.0, 10.0, 20.0, 40.0)       # ahead of base_link
+MARKS_M = (5.0, 10.0, 20.0, 40.0)       # from base_link
 MARK_HALF_WIDTH_M = 3.0
 NEAR_M = 0.5                            # nothing nearer to the camera is drawn
 MARK_RGB = (255, 220, 60)
@@ -57,8 +57,11 @@ def project_ground(
 
 
 def camera_picture(image: CameraImage, pitch_rad: float = 0.0) -> np.ndarray:
-    """The image with the horizon and marks on the road, rgb (H, CAMERA_WIDTH_PX, 3) uint8."""
-    camera = image.camera
+    """The image with the horizon and marks on the road, rgb (H, CAMERA_WIDTH_PX, 3) uint8.
+
+    The marks lie in the direction in which the camera looks, at distances from base_link.
+    """
+    camera = image.camera.facing_ahead()
     scale = CAMERA_WIDTH_PX / camera.width_px
     size_px = (CAMERA_WIDTH_PX, round(camera.height_px * scale))
     picture = cv2.resize(image.rgb, size_px, interpolation=cv2.INTER_AREA)
@@ -81,20 +84,25 @@ def views_picture(
     image: CameraImage, map_from_base: Pose2D, pitch_rad: float,
     orthophoto: tuple[np.ndarray, MapGrid] | None,
 ) -> np.ndarray:
-    """Camera image and satellite image at the pose, both from above with ahead up.
+    """Camera image and satellite image at the pose, both from above.
 
+    The direction in which the camera looks is up in both; a triangle shows the vehicle's.
     Returns rgb (VIEW_PX + CAPTION_PX, 2 VIEW_PX, 3) uint8.  ``orthophoto`` is rgb (rows, cols, 3)
     with its grid; without one the right half is grey.
     """
     seen = birds_eye_view(
-        image.rgb, image.camera, np.pi / 2, 2 * VIEW_AHEAD_PX, VIEW_PX_M, pitch_rad)
+        image.rgb, image.camera.facing_ahead(), np.pi / 2, 2 * VIEW_AHEAD_PX, VIEW_PX_M, pitch_rad)
     left_px = VIEW_AHEAD_PX - VIEW_PX // 2
     seen = np.ascontiguousarray(seen[:VIEW_PX, left_px:left_px + VIEW_PX, :3])
     satellite = np.full_like(seen, 127)
     if orthophoto is not None:
-        satellite = satellite_view(*orthophoto, map_from_base)
+        satellite = satellite_view(
+            *orthophoto, map_from_base @ Pose2D(0.0, 0.0, image.camera.yaw_rad))
+    # A triangle points to where the vehicle heads; rows grow downwards.
+    cos, sin = math.cos(image.camera.yaw_rad), math.sin(image.camera.yaw_rad)
+    triangle = np.array([[0, -7], [5, 6], [-5, 6]]) @ np.array([[cos, sin], [-sin, cos]])
+    triangle = np.rint(triangle).astype(int) + (VIEW_PX // 2, VIEW_AHEAD_PX)
     for view in (seen, satellite):
-        triangle = np.array([[0, -7], [5, 6], [-5, 6]]) + (VIEW_PX // 2, VIEW_AHEAD_PX)
         cv2.polylines(view, [triangle], True, VEHICLE_RGB, 2, cv2.LINE_AA)
     return _side_by_side(
         (seen, 'camera, from above'), (satellite, 'satellite, refined pose'))
@@ -139,7 +147,7 @@ def _heatmap_view(percent, grid, orthophoto, estimates, peak_m, centre_m, side_m
 
     def pixels(points_m):
         offset = (points_m - centre_m) / side_m * (1.0, -1.0)
-        # The ellipse of a match on a straight road reaches far out of the picture.
+        # The ellipse of a match on a straight road may reach far beyond the picture.
         return ((offset + 0.5) * VIEW_PX).clip(-1e4, 1e4).round().astype(int)
 
     angle_rad = np.linspace(0.0, 2.0 * math.pi, 41)
@@ -164,7 +172,7 @@ def _side_by_side(*halves: tuple[np.ndarray, str]) -> np.ndarray:
 
 
 def satellite_view(rgb: np.ndarray, grid: MapGrid, map_from_base: Pose2D) -> np.ndarray:
-    """The square of VIEW_PX around a pose, its heading up; grey where there is no image."""
+    """The square of VIEW_PX around a pose, its heading up; grey beyond the image."""
     pixels = np.arange(VIEW_PX)
     ahead_m, left_m = np.meshgrid(
         (VIEW_AHEAD_PX - 0.5 - pixels) * VIEW_PX_M, ((VIEW_PX - 1) / 2 - pixels) * VIEW_PX_M,
@@ -174,7 +182,7 @@ def satellite_view(rgb: np.ndarray, grid: MapGrid, map_from_base: Pose2D) -> np.
 
 
 def _sampled(values, grid: MapGrid, x_m, y_m, interpolation: int, outside: int) -> np.ndarray:
-    """Values on a grid at points (H, W); ``outside`` where there is no grid."""
+    """Values on a grid at points (H, W); ``outside`` beyond the grid."""
     row, col = grid.row_col_from_xy(x_m, y_m)
     return cv2.remap(
         values, col.astype(np.float32), row.astype(np.float32), interpolation,
@@ -182,7 +190,7 @@ def _sampled(values, grid: MapGrid, x_m, y_m, interpolation: int, outside: int) 
 
 
 def _line(picture: np.ndarray, ends_px: np.ndarray, scale: float, rgb) -> bool:
-    """Draw between two projected points; False where one of them is behind the camera."""
+    """Draw between two projected points; False if one of them is behind the camera."""
     if (ends_px[:, 2] < NEAR_M).any():
         return False
     # Whole pixel coordinates far outside the picture would overflow in cv2.

@@ -1,12 +1,13 @@
-"""Where the sensors are mounted and how the camera sees: what makes their messages usable.
+"""Turns sensor messages into records, with the sensors' mounting and the camera's intrinsics.
 
-The node and the offline tools feed it the same messages, from rclpy or from ``rosbags``, and ask
-it for the same records.
+The node and the offline tools give it the same messages, from rclpy or from ``rosbags``, and get
+the same records.
 """
 
 import numpy as np
 
 from crossview_localizer.camera.blind_images import BlindImageCheck
+from crossview_localizer.camera.decoding import BitDepth
 from crossview_localizer.camera.rectification import ImageRectifier
 from crossview_localizer.config import CameraConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix
@@ -21,6 +22,10 @@ class UnknownCalibration(ValueError):
     """The mounting of a sensor or the camera's intrinsics are not known (yet)."""
 
 
+class NoCameraInfo(UnknownCalibration):
+    """No camera_info has come (yet)."""
+
+
 class StaticTransforms:
     """The tree of /tf_static.
 
@@ -31,7 +36,7 @@ class StaticTransforms:
         self._parents: dict[str, tuple[str, np.ndarray]] = {}
 
     def add(self, msg) -> None:
-        """Take over each transform; those that are not valid raise one ValueError at the end."""
+        """Add each valid transform; then raise one ValueError for those that are not valid."""
         problems, parents = [], dict(self._parents)
         for transform in msg.transforms:
             child = transform.child_frame_id.lstrip('/')
@@ -41,13 +46,13 @@ class StaticTransforms:
                 problems.append(f'{child}: {error}')
                 continue
             parents[child] = (transform.header.frame_id.lstrip('/'), parent_from_child)
-        # Replaced whole: another thread may look up meanwhile.
+        # Replaced as a whole: another thread may look up a transform meanwhile.
         self._parents = parents
         if problems:
             raise ValueError('; '.join(problems))
 
     def lookup(self, a: str, b: str) -> np.ndarray | None:
-        """``a_from_b`` (4, 4), or None where the tree does not join the two frames."""
+        """``a_from_b`` (4, 4), or None if the tree does not join the two frames."""
         above_a, above_b = self._ancestors(a), self._ancestors(b)
         for ancestor, ancestor_from_b in above_b.items():
             if ancestor in above_a:
@@ -73,6 +78,7 @@ class SensorRig:
         self.static_transforms = StaticTransforms()
         self.camera_info = None
         self._blind_image_check = BlindImageCheck()
+        self._bit_depth = BitDepth()
         self._config = node_config
         self._camera_height_m = camera_config.height_m
         self._antenna_m = (0.0, 0.0)  # in map, by the last fix
@@ -90,10 +96,10 @@ class SensorRig:
         return fix
 
     def gnss_course(self, msg, frame: LocalFrame) -> GnssCourse:
-        """A receiver's velocity with its lever arm; true north is that of the last fix.
+        """The course of a receiver's velocity, with its lever arm; north is that at the last fix.
 
-        Raises UnknownCalibration, or ValueError if not valid: a velocity in the vehicle's axes is
-        not.
+        Raises UnknownCalibration, or ValueError if the message is not valid or in the vehicle's
+        axes.
         """
         if msg.header.frame_id.lstrip('/') == self._config.base_frame:
             raise ValueError(
@@ -108,7 +114,8 @@ class SensorRig:
 
         Raises UnknownCalibration, BlindImage, or ValueError if not valid.
         """
-        image = conversions.camera_image_from_msg(msg, self._rectifier_for(msg.header.frame_id))
+        image = conversions.camera_image_from_msg(
+            msg, self._rectifier_for(msg.header.frame_id), self._bit_depth)
         self._blind_image_check.examine(image.rgb, odom_from_base)
         return image
 
@@ -127,7 +134,7 @@ class SensorRig:
         return self.static_transforms.lookup(self._config.base_frame, frame_id.lstrip('/'))
 
     def _rectifier_for(self, image_frame_id: str) -> ImageRectifier:
-        """The rectifier of the camera as it is known now."""
+        """The rectifier for the camera with its present calibration."""
         frame_id = self._config.camera_frame or image_frame_id
         base_from_camera = self._base_from(frame_id)
         if base_from_camera is None and self._config.camera_xyz_rpy:
@@ -138,7 +145,7 @@ class SensorRig:
                 'and camera_xyz_rpy is not set: images are not used')
         info = self.camera_info
         if info is None:
-            raise UnknownCalibration('no camera_info has been received: images are not used')
+            raise NoCameraInfo('no camera_info has been received: images are not used')
         key = (
             info.width, info.height, info.distortion_model, tuple(info.d), tuple(info.k),
             tuple(info.p), info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height,

@@ -1,4 +1,4 @@
-"""One line of /diagnostics, kept without ROS."""
+"""One line of /diagnostics, as a record without ROS."""
 
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -16,7 +16,7 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Status:
-    """One DiagnosticStatus; ``remedy`` says what to do where the level is not OK."""
+    """One DiagnosticStatus; ``remedy`` says what to do if the level is not OK."""
 
     name: str
     level: Level
@@ -26,7 +26,7 @@ class Status:
 
 
 def image_status(stamp_ns: int, outcome: Outcome, reason: str, match_state: str) -> Status:
-    """What became of one image, as ``~/status`` has it.
+    """The status of one image, for ``~/status``.
 
     ``match_state`` is that of ``Localizer.match_state``.
     """

@@ -1,11 +1,11 @@
-"""Checks of a running system: topics, their QoS, clocks, transforms, and what the node reports.
+"""Checks a running system: topics, their QoS, clocks, transforms, and what the node reports.
 
-Only the standard library is imported when this file is: doctor checks first whether ROS is there.
+This file imports ROS only inside functions: doctor checks first whether ROS is installed.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-import importlib
+import math
 import os
 import time
 
@@ -15,13 +15,13 @@ from crossview_localizer.ros.installation_checks import check_dds_profile, SAFE_
 STALE_STAMP_S = 2.0
 # Fast DDS announces a process every 3 s.
 DISCOVERY_S = 5.0
-# The parameters of the running localizer that matter here.
+# The parameters of the running localizer that the checks need.
 PARAMETERS = (
     'use_sim_time', 'base_frame', 'camera_frame', 'camera_xyz_rpy', 'antenna_xyz_m',
     'image_reliability', 'sensor_reliability',
 )
 LOCALIZER = 'crossview_localizer'
-# The input of the localizer that has messages of a type.
+# Message type -> the input of the localizer that has this type.
 ROLES = {
     'sensor_msgs/msg/Image': 'image', 'sensor_msgs/msg/CompressedImage': 'image',
     'sensor_msgs/msg/CameraInfo': 'camera_info', 'sensor_msgs/msg/NavSatFix': 'gnss',
@@ -32,7 +32,7 @@ OPTIONAL_ROLES = ('gnss_velocity',)
 
 
 class Listener:
-    """A node that looks at the graph and listens for a while."""
+    """A node that inspects the ROS graph and listens to topics."""
 
     def __init__(self, namespace: str):
         import rclpy
@@ -54,14 +54,14 @@ class Listener:
         rclpy.try_shutdown(context=self.context)
 
     def spin(self, seconds: float, done=lambda: False) -> bool:
-        """Serve callbacks for so long or until it is done; return whether it is."""
+        """Serve callbacks for so long or until ``done()`` is true; return whether it is."""
         end_s = time.monotonic() + seconds
         while not done() and time.monotonic() < end_s:
             self._executor.spin_once(timeout_sec=0.05)
         return done()
 
     def localizer_runs(self) -> bool:
-        """Whether the localizer is in the graph."""
+        """Whether the localizer is in the ROS graph."""
         return (LOCALIZER, self.namespace or '/') in self.node.get_node_names_and_namespaces()
 
     def localizer_inputs(self) -> dict[str, tuple[str, str]]:
@@ -70,7 +70,7 @@ class Listener:
         try:
             subscribed = self.node.get_subscriber_names_and_types_by_node(
                 LOCALIZER, self.namespace or '/')
-        except NodeNameNonExistentError:    # it has just ended
+        except NodeNameNonExistentError:    # the localizer has just ended
             return {}
         return {ROLES[types[0]]: (topic, types[0]) for topic, types in subscribed
                 if types[0] in ROLES}
@@ -83,7 +83,7 @@ class Listener:
             GetParameters, f'{self.namespace}/{LOCALIZER}/get_parameters')
         if not self.spin(seconds, client.service_is_ready):
             return {}
-        # One by one: a single parameter without a value leaves the whole answer empty.
+        # One request for each: one parameter without a value leaves the whole answer empty.
         futures = {name: client.call_async(GetParameters.Request(names=[name]))
                    for name in PARAMETERS}
         self.spin(seconds, lambda: all(future.done() for future in futures.values()))
@@ -94,7 +94,7 @@ class Listener:
 
 @dataclass
 class Heard:
-    """What came in on one topic."""
+    """What was received on one topic."""
 
     count: int = 0
     last: object = None
@@ -110,14 +110,14 @@ class Heard:
         self.last = msg
 
     def rate(self) -> str:
-        """The rate in words."""
+        """The rate as text."""
         seconds = self.last_received_s - self.first_received_s
         return f'{(self.count - 1) / seconds:.1f} Hz' if seconds > 0.0 else 'one message'
 
 
 @dataclass
 class Observation:
-    """All that was heard of a running system; inputs are role -> (topic, type)."""
+    """Everything that was received from a running system; inputs are role -> (topic, type)."""
 
     inputs: dict[str, tuple[str, str]]
     parameters: dict[str, object]
@@ -129,7 +129,7 @@ class Observation:
 
 
 def check_running_system(namespace: str, listen_s: float) -> Iterator[Finding]:
-    """All checks of a running localizer and of what it listens to."""
+    """Check a running localizer and its inputs."""
     with Listener(namespace) as listener:
         if not listener.spin(DISCOVERY_S, listener.localizer_runs):
             yield note(
@@ -144,7 +144,7 @@ def check_running_system(namespace: str, listen_s: float) -> Iterator[Finding]:
         inputs = listener.localizer_inputs()
         if not inputs:
             yield problem(
-                'node', 'it runs, but listens to nothing: it is not configured',
+                'node', 'it runs, but has no subscriptions: it is not configured',
                 'wait if it still loads its map; else ros2 lifecycle set /crossview_localizer '
                 'configure and activate, or autostart: true; its log says why if that failed')
         else:
@@ -167,6 +167,7 @@ def observe(
     from rosgraph_msgs.msg import Clock
     from tf2_msgs.msg import TFMessage
 
+    from crossview_localizer.bags.installed_types import message_class
     from crossview_localizer.ros.qos import latched_profile
     from crossview_localizer.ros.sensor_rig import StaticTransforms
 
@@ -189,7 +190,7 @@ def observe(
     subscribe = listener.node.create_subscription
     best_effort = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
     for role, (topic, kind) in inputs.items():
-        subscribe(_message_class(kind), topic, found.heard[role].add, best_effort)
+        subscribe(message_class(kind), topic, found.heard[role].add, best_effort)
     subscribe(Clock, '/clock', found.heard['clock'].add, best_effort)
     subscribe(DiagnosticArray, '/diagnostics', add_diagnostics, 10)
     subscribe(TFMessage, '/tf_static', add_static_transforms, latched_profile(100))
@@ -203,7 +204,7 @@ def observe(
 def check_input(
     listener: Listener, role: str, observation: Observation, listen_s: float,
 ) -> Finding:
-    """Somebody publishes an input, with the right type and QoS, and it arrives."""
+    """Check that an input is published with the right type and QoS, and arrives."""
     (topic, kind), heard = observation.inputs[role], observation.heard[role]
     publishers = listener.node.get_publishers_info_by_topic(topic)
     if not publishers:
@@ -212,7 +213,7 @@ def check_input(
         hint = f'; {kind} is published on {", ".join(others)}' if others else ''
         if role in OPTIONAL_ROLES:
             return note(role, f'nobody publishes {topic}, which is optional{hint}',
-                        f'where the receiver gives its velocity: -r {role}:=TOPIC')
+                        f'if the receiver publishes its velocity: -r {role}:=TOPIC')
         return problem(role, f'nobody publishes {topic}{hint}',
                        f'start the sensor or the bag, or remap: -r {role}:=TOPIC; compare '
                        'ROS_DOMAIN_ID on both sides')
@@ -224,10 +225,11 @@ def check_input(
     if observation.parameters.get(parameter) == 'reliable' and any(
             _is_best_effort(info) for info in publishers):
         return problem(
-            role, f'{topic} is published best effort, the node asks for reliable: nothing comes',
+            role, f'{topic} is published best effort, the node asks for reliable: no message '
+            'arrives',
             f'set {parameter} to best_effort')
     if not heard.count:
-        return problem(role, f'{topic} has a publisher, but nothing came within '
+        return problem(role, f'{topic} has a publisher, but no message came within '
                        f'{DISCOVERY_S + listen_s:g} s',
                        'is it paused? for raw images see large images above')
     text = f'{topic}: {heard.rate()}'
@@ -239,7 +241,7 @@ def check_input(
 
 
 def check_clock(observation: Observation) -> Finding:
-    """The stamps of the sensors are of the clock that the node reads."""
+    """Check that the stamps of the sensors come from the clock that the node reads."""
     use_sim_time = bool(observation.parameters.get('use_sim_time', False))
     clock = observation.heard['clock']
     if use_sim_time and not clock.count:
@@ -249,7 +251,7 @@ def check_clock(observation: Observation) -> Finding:
                   if observation.heard[role].count),
                  key=lambda heard: heard.last_received_s, default=None)
     if newest is None:
-        return note('clock', 'no stamp to compare: no sensor was heard')
+        return note('clock', 'no stamp to compare: no sensor published anything')
     stamp = newest.last.header.stamp
     now_s = newest.last_received_s
     if use_sim_time:
@@ -267,7 +269,7 @@ def check_clock(observation: Observation) -> Finding:
 
 
 def check_transforms(observation: Observation) -> Iterator[Finding]:
-    """Where camera and antenna sit is known, and RViz can place the vehicle."""
+    """Check that the mountings of camera and antenna are known, and base_link is on /tf."""
     for text in sorted(observation.transform_problems):
         yield problem('/tf_static', f'a transform is not valid: {text}',
                       'correct its publisher: a rotation is a quaternion that is not zero, and '
@@ -282,7 +284,7 @@ def check_transforms(observation: Observation) -> Iterator[Finding]:
             frame = observation.parameters.get('camera_frame') or frame
         if observation.static_transforms.lookup(base, frame.lstrip('/')) is not None:
             yield ok(f'{what} extrinsics', f'/tf_static joins {base} and {frame}')
-        elif observation.parameters.get(parameter):
+        elif all(map(math.isfinite, observation.parameters.get(parameter) or [math.nan])):
             yield ok(f'{what} extrinsics', f'from the parameter {parameter}')
         else:
             yield problem(
@@ -298,9 +300,9 @@ def check_transforms(observation: Observation) -> Iterator[Finding]:
 
 
 def check_node_statuses(observation: Observation) -> Iterator[Finding]:
-    """Every line of the node's own diagnostics is OK."""
+    """Report each line of the node's own diagnostics that is not OK."""
     if observation.node_statuses is None:
-        yield problem('diagnostics', 'none came: the node hangs, or is in another domain',
+        yield problem('diagnostics', 'none came: the node hangs, or is in another ROS domain',
                       'look at the log of the node')
         return
     for status in observation.node_statuses:
@@ -310,11 +312,6 @@ def check_node_statuses(observation: Observation) -> Iterator[Finding]:
         remedy = next((value.value for value in status.values if value.key == 'remedy'), '')
         yield make(f'node says of {status.name.partition(": ")[2]}', status.message,
                    remedy or 'see docs/troubleshooting.md')
-
-
-def _message_class(kind: str) -> type:
-    package, _, name = kind.split('/')
-    return getattr(importlib.import_module(f'{package}.msg'), name)
 
 
 def _is_best_effort(info) -> bool:

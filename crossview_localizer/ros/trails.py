@@ -1,4 +1,4 @@
-"""Where things were, as lines on the map that stay small however long the drive; without ROS."""
+"""Past positions as lines on the map, of limited size however long the drive; without ROS."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ import math
 
 from crossview_localizer.geometry import LocalFrame
 
-# A map frame that puts the refined pose farther than this from its geopose is another one.
+# If the refined pose lies farther than this from its geopose, the map frame has changed.
 FRAME_TOLERANCE_M = 0.5
 MAX_WAITING = 10_000
 
@@ -29,7 +29,7 @@ class Trail:
         self._step_m = self.FIRST_STEP_M
 
     def add(self, stamp_ns: int, x_m: float, y_m: float) -> None:
-        """Add a point; one from before the last by RESTART_S starts a new path."""
+        """Add a point; one that is older than the last by RESTART_S starts a new path."""
         if self.stamps_ns and stamp_ns < self.stamps_ns[-1] - self.RESTART_S * 1e9:
             self.clear()
         if self.xy_m and math.dist(self.xy_m[-1], (x_m, y_m)) < self._step_m:
@@ -45,7 +45,7 @@ class Trail:
 class Trails:
     """Named trails in the map frame.
 
-    Points given by latitude and longitude wait until a pose tells where the map frame lies.
+    Points given by latitude and longitude wait until the place of the map frame is known.
     """
 
     def __init__(self, names):
@@ -63,7 +63,7 @@ class Trails:
         self._place_waiting()
 
     def set_map_frame(self, latlon_deg: tuple[float, float], xy_m: tuple[float, float]) -> None:
-        """Tell where the map frame lies, by one place known in both; another frame clears all."""
+        """Set the place of the map frame, by one point known in both; a new one clears all."""
         if self._frame is not None:
             if math.dist(self._frame.xy_from_latlon(*latlon_deg), xy_m) < FRAME_TOLERANCE_M:
                 return

@@ -37,7 +37,7 @@ def read_act_data(path: str | Path) -> tuple[np.ndarray, np.ndarray, dict[str, n
     """Panorama ids (N,), UTM positions (N, 2) float64, and 0-based indices of the original splits.
 
     The splits are 'train', 'val' (a subset of test) and 'test'. Raises ValueError with what is
-    missing or misshapen, OSError where the file cannot be read.
+    missing or misshapen, OSError if the file cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,7 +47,7 @@ def read_act_data(path: str | Path) -> tuple[np.ndarray, np.ndarray, dict[str, n
     except NotImplementedError as error:
         raise ValueError(
             f'{path} is a MATLAB 7.3 file; expected an older one (save it with -v7)') from error
-    except Exception as error:  # scipy raises whatever a damaged file leads its parser to
+    except Exception as error:  # scipy may raise anything on a damaged file
         raise ValueError(f'{path} is not a readable MATLAB file ({error})') from error
     for name in ('panoIds', 'utm'):
         if name not in data:

@@ -8,7 +8,7 @@ read such data, and ``places_of_world`` makes them of a World.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -115,6 +115,17 @@ class Places:
     def trainable(self) -> np.ndarray:
         """(N,) bool: the places whose ground images training may use."""
         return self.has_ground & (self.split == 'train')
+
+    def of_split(self, split: str) -> 'Places':
+        """The places of one split alone, as if there were no others."""
+        chosen = np.flatnonzero(self.split == split)
+        if not len(chosen):
+            raise ValueError(f'no place of {self.name} is of the split {split!r}')
+        columns = ('positions_m', 'yaw_rad', 'split', 'drive', 'stamp_us', 'has_ground')
+        return replace(
+            self, **{name: getattr(self, name)[chosen] for name in columns},
+            read_ground=lambda place: self.read_ground(int(chosen[place])),
+            read_satellite=lambda place: self.read_satellite(int(chosen[place])))
 
     def queries(self, split: str) -> np.ndarray:
         """Numbers of a split's places with a ground image, by drive and then by time."""

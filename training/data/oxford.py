@@ -206,7 +206,7 @@ def read_raw(traversal: str | Path, rtk: str | Path, split: str, extrinsics: Pat
     The RTK poses are interpolated and moved from the INS to the camera with the files of the
     folder ``extrinsics``. With ``as_published`` they are as in the papers: the nearest RTK row, at
     the position of the INS. The first frame is U(0, 5) m after the start, drawn from ``seed``.
-    Raises ValueError or OSError where files are missing or hold no usable row.
+    Raises ValueError or OSError if files are missing or hold no usable row.
     """
     traversal = Path(traversal)
     images = robotcar_images.list_stereo_images(traversal)
@@ -389,7 +389,7 @@ def stitched_map_transform() -> tuple[np.ndarray, float]:
 def georeference_stitched_map(png: str | Path, out: str | Path) -> float:
     """Write the published stitched map as a GeoTIFF in UTM 30N; returns the largest residual, px.
 
-    Raises ValueError where the picture does not have the size that the control points belong to.
+    Raises ValueError if the picture does not have the size that the control points belong to.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError

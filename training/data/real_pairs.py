@@ -1,4 +1,4 @@
-"""Real street pictures with the overhead picture of the same place, as records of one kind.
+"""Real street pictures, each with an overhead picture of its place, as records of one kind.
 
 A ``View`` is one pinhole image with its camera, the overhead picture it belongs to, and the true
 pose in that picture's own axes: x to the right, y up, metres, from the picture's centre.
@@ -30,8 +30,8 @@ HORIZON_ROW = 120.0           # of the 300: the lowest row looks 32 degrees down
 LEVEL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 
-# Of a Street View car's camera above the road: 2.7 to 2.9 m in CVACT and Dayton, whose scales are
-# known, by laying the flat-ground view over the overhead picture.
+# Height of a Street View car's camera above the road: 2.7 to 2.9 m in CVACT and Dayton, whose
+# scales are known, by laying the flat-ground view over the overhead picture.
 STREET_VIEW_HEIGHT_M = 2.8
 CVACT_TILE_M = 1200 * 0.0609      # an original tile;
 CVACT_ALIGNED_SHARE = 206 / 256   # those of 256 pixels are aligned crops of it (Shi et al., 2022)
@@ -89,7 +89,7 @@ class View:
 
     ``truth`` is the pose of base_link, which here is the point of the road beneath the camera with
     x along the optical axis, in the axes of ``overhead``.  ``accuracy_m`` is how well that place
-    is known, ``prior_m`` the half width of the prior that the overhead picture bears.  Where
+    is known, ``prior_m`` the half width of the prior that the overhead picture bears.  If
     ``range_known`` is False the place along the heading is a guess.
     """
 
@@ -125,7 +125,7 @@ class Panorama:
                    (360.0 / width, 180.0 / height))
 
     def cut(self, heading_deg: float) -> CameraImage:
-        """A level view to a heading, with fewer rows where the panorama does not reach so low."""
+        """A level view towards a heading; with fewer rows if the panorama ends above."""
         height, width = self.rgb.shape[:2]
         focal_px = VIEW_PX[0] / 2 / math.tan(math.radians(VIEW_WIDTH_DEG / 2))
         lowest_deg = min(80.0, (height - 0.5 - self.horizon_row) * self.deg_per_px[1])
@@ -137,7 +137,7 @@ class Panorama:
         u = self.middle_col + (turn_deg + np.degrees(np.arctan(x))) / self.deg_per_px[0]
         v = self.horizon_row + np.degrees(np.arctan2(y, np.hypot(x, 1.0))) / self.deg_per_px[1]
         source = self.rgb
-        if width * self.deg_per_px[0] > 359.0:   # goes on at its other side
+        if width * self.deg_per_px[0] > 359.0:   # continues at its other side
             source, u = np.concatenate((source, source[:, :2]), 1), u % width
         u, v = np.broadcast_arrays(u, v)
         rgb = cv2.remap(source, u.astype(np.float32), v.astype(np.float32), cv2.INTER_LINEAR,
@@ -149,7 +149,7 @@ class Panorama:
 
 
 def read_views(folder: str | Path) -> list[View]:
-    """All views of a folder of pairs; its folders of other names are left out."""
+    """All views of a folder of pairs; folders with unknown names are left out."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -330,7 +330,7 @@ def views_all_round(set_name: str, name: str, panorama: Panorama, overhead: Over
 
 
 def image_pairs(folder: Path) -> list[tuple[str, Path, Path]]:
-    """Name, ground and aerial picture of the places of which a folder has both."""
+    """Name, ground picture and aerial picture of each place of which a folder has both."""
     ground, aerial = (
         {path.stem: path for path in sorted((folder / part).glob('*'))
          if path.suffix.lower() in SUFFIXES} for part in ('ground', 'aerial'))
@@ -369,7 +369,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def number(line: dict[str, str], column: str, default: float | None = None) -> float:
-    """A line's value; ``default``, where there is one, for an empty cell."""
+    """The number in a cell of a line; ``default``, if given, for an empty cell."""
     text = line[column]
     if not text and default is not None:
         return default
@@ -381,7 +381,7 @@ def number(line: dict[str, str], column: str, default: float | None = None) -> f
 
 
 def without_black_corners(rgb: np.ndarray) -> np.ndarray | None:
-    """False in the black areas that touch the corners; None where there are none."""
+    """False in the black areas that touch the corners; None if there are none."""
     dark = (rgb.max(2) < 12).astype(np.uint8)
     _, labels = cv2.connectedComponents(dark)
     corners = {int(labels[row, col]) for row in (0, -1) for col in (0, -1)} - {0}

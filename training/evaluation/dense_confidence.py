@@ -36,11 +36,15 @@ LEAST_DOF, MOST_DOF = 2.1, 100.0
 
 @dataclass(frozen=True)
 class ScoredFrame:
-    """The score volume of one frame under a uniform prior, and its true pose."""
+    """The score volume of one frame under a uniform prior, and its true pose.
+
+    ``accuracy_m`` says how well the true place is known; 0 in simulation.
+    """
 
     heatmap: Heatmap
     prior: PoseEstimate
     truth: Pose2D
+    accuracy_m: float = 0.0
 
 
 @torch.inference_mode()
@@ -65,22 +69,29 @@ def score_frames(network: DenseNetwork, worlds: list[World], count: int) -> list
 
 def fit_temperature(frames: list[ScoredFrame]) -> tuple[float, float]:
     """The factor on log-likelihoods with the least NLL of the true poses, and that NLL."""
-    volumes = []
-    for frame in frames:
-        heatmap, truth = frame.heatmap, frame.truth
-        row, col = heatmap.grid.row_col_from_xy(truth.x_m, truth.y_m)
-        turn_rad = wrap_angle(truth.yaw_rad - heatmap.yaws_rad[0])
-        yaw = turn_rad / (heatmap.yaws_rad[1] - heatmap.yaws_rad[0])
-        at_truth = map_coordinates(
-            heatmap.volume, [[yaw], [float(row)], [float(col)]], order=1, mode='nearest')
-        volumes.append((heatmap.volume, float(at_truth[0])))
+    volumes = [(frame.heatmap.volume, _near_truth(frame)) for frame in frames]
 
     def nll(factor: float) -> float:
         return float(np.mean([
-            logsumexp(volume * factor) - factor * at_truth for volume, at_truth in volumes]))
+            logsumexp(volume * factor) - logsumexp(factor * near) + math.log(len(near))
+            for volume, near in volumes]))
 
     best = minimize_scalar(lambda log: nll(math.exp(log)), bounds=(-2.5, 1.5), method='bounded')
     return math.exp(best.x), float(best.fun)
+
+
+def _near_truth(frame: ScoredFrame) -> np.ndarray:
+    """Log-likelihoods (n,) at the true pose, or all over the disc in which it lies."""
+    heatmap, truth = frame.heatmap, frame.truth
+    steps_m = np.arange(-frame.accuracy_m, frame.accuracy_m + 1e-9, heatmap.grid.cell_m)
+    east_m, north_m = (part.ravel() for part in np.meshgrid(steps_m, steps_m))
+    inside = np.hypot(east_m, north_m) <= frame.accuracy_m + 1e-9
+    inside[len(inside) // 2] = True
+    row, col = heatmap.grid.row_col_from_xy(
+        truth.x_m + east_m[inside], truth.y_m + north_m[inside])
+    turn_rad = wrap_angle(truth.yaw_rad - heatmap.yaws_rad[0])
+    yaw = np.full(len(row), turn_rad / (heatmap.yaws_rad[1] - heatmap.yaws_rad[0]))
+    return map_coordinates(heatmap.volume, [yaw, row, col], order=1, mode='nearest')
 
 
 def fit_peaks(frames: list[ScoredFrame], factor: float) -> tuple[float, float]:
@@ -114,7 +125,27 @@ def _log_densities(frame: ScoredFrame, sharpening: float, min_mass: float) -> tu
                       wrap_angle(pose.yaw_rad - truth.yaw_rad)])
     yaw_step_rad = frame.heatmap.yaws_rad[1] - frame.heatmap.yaws_rad[0]
     window = frame.heatmap.volume.size * grid.cell_m**2 * yaw_step_rad
-    return (multivariate_normal.logpdf(error, cov=estimate.covariance), -math.log(window))
+    covariance = estimate.covariance + np.diag([frame.accuracy_m**2, frame.accuracy_m**2, 0.0])
+    return (multivariate_normal.logpdf(error, cov=covariance), -math.log(window))
+
+
+def least_mass(frames: list[ScoredFrame], sharpening: float, wrong_m: float,
+               share: float) -> float:
+    """The smallest min_mass with which at most this share of frames is sure and wrong.
+
+    Wrong is an error of the peak above ``wrong_m`` and the accuracy of the truth.
+    """
+    masses = []
+    for frame in frames:
+        peak = peak_of(frame.heatmap, sharpening)
+        x_m, y_m = frame.heatmap.grid.cell_centres()
+        error_m = math.hypot(x_m[peak.col] - frame.truth.x_m, y_m[peak.row] - frame.truth.y_m)
+        if error_m > wrong_m + frame.accuracy_m:
+            masses.append(peak.mass)
+    allowed = math.floor(share * len(frames))
+    if len(masses) <= allowed:
+        return 0.0
+    return float(np.nextafter(sorted(masses, reverse=True)[allowed], 2.0))
 
 
 def fit_tails(frames: list[ScoredFrame], sharpening: float,
@@ -126,9 +157,12 @@ def fit_tails(frames: list[ScoredFrame], sharpening: float,
     """
     estimates, ambiguous = zip(*(
         peak_pose(frame.heatmap, frame.prior, sharpening, min_mass) for frame in frames))
+    label_variances = [np.diag([frame.accuracy_m**2, frame.accuracy_m**2, 0.0])
+                       for frame in frames]
     distances2 = pose_errors(
         Track.from_poses(range(len(frames)), [estimate.pose for estimate in estimates],
-                         [estimate.covariance for estimate in estimates]),
+                         [estimate.covariance + label_variance for estimate, label_variance
+                          in zip(estimates, label_variances)]),
         Track.from_poses(range(len(frames)), [frame.truth for frame in frames]))['nees']
     ambiguous = np.array(ambiguous)
 

@@ -34,8 +34,8 @@ class Retrieval:
     """The result of each query, (Q,).
 
     ``global_rank`` and ``local_rank`` count the wrong tiles that are at least as near as the
-    nearest right one (NEVER where there is no right tile). ``picked`` is the nearest tile within
-    the prior (among tied ones the one farthest from the truth; -1 where the prior holds none) and
+    nearest right one (NEVER if there is no right tile). ``picked`` is the nearest tile within
+    the prior (among tied ones the one farthest from the truth; -1 if the prior holds none) and
     ``error_m`` (Q, 2) leads from the truth to it, NaN where there is none. ``candidates`` and
     ``right`` count the tiles within the prior, and the right ones among them.
     ``second_moment_m2`` (Q, 2, 2) is the second moment of the prior's tiles about the picked one,
@@ -60,7 +60,7 @@ def retrieve(
 
     ``tiles_m`` (N, 2) and ``queries_m`` (Q, 2) are positions in float64. ``centres_m`` (Q, 2) is
     the centre of the prior (see ``noisy_centres``), by default the true position, as in the
-    papers. Raises ValueError where shapes do not fit or a descriptor is not finite.
+    papers. Raises ValueError if shapes do not fit or a descriptor is not finite.
     """
     _require_shapes(satellite, ground, tiles_m, queries_m)
     tiles_m, queries_m = np.asarray(tiles_m, np.float64), np.asarray(queries_m, np.float64)
@@ -163,7 +163,7 @@ def bootstrap(
     Each of ``samples`` is (S, Q), one row per training seed, of the same seeds and queries. Seeds
     and blocks of queries are drawn with replacement, the same for every sample, so that the
     statistic may be a paired difference of two samples. With one seed only blocks are drawn.
-    Raises ValueError where shapes do not fit.
+    Raises ValueError if shapes do not fit.
     """
     blocks = np.asarray(blocks)
     if not samples or any(sample.ndim != 2 or sample.shape != samples[0].shape

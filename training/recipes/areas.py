@@ -106,7 +106,7 @@ def lattice_positions(grid: MapGrid, model: ModelConfig, stride: int) -> np.ndar
 
 
 def jitter_colours(rgb: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Another day's light: a random gain per channel, gamma and offset; uint8 to float32."""
+    """Vary gain (per channel), gamma and offset, as on another day; uint8 to float32."""
     gain = torch.tensor(rng.normal(1.0, 0.08, 3) * rng.normal(1.0, 0.15), dtype=torch.float32)
     scaled = (rgb.float() / 255.0) ** float(np.exp(rng.normal(0.0, 0.2)))
     return (scaled * gain * 255.0 + float(rng.normal(0.0, 8.0))).clamp(0.0, 255.0)
@@ -222,8 +222,8 @@ def heatmap_size(grid: MapGrid) -> int:
 def mean_offset(network, worlds: list[World], count: int, stride: int, seed: int) -> np.ndarray:
     """Mean (forward, left) error of matches in metres, weighted by their information.
 
-    A likelihood as wide as the road leans from the driving side to the middle of the road. It is
-    0 where no match was found.
+    A likelihood as wide as the road leans from the driving side to the middle of the road. It is 0
+    if no match was found.
     """
     rng = np.random.default_rng(seed)
     information, weighted = np.zeros((2, 2)), np.zeros(2)

@@ -1,8 +1,11 @@
 """Training samples of the dense matcher: frames near one place, and the imagery around them.
 
-Shape legend: B frames of a group, K yaw bins, N cells along a side of the satellite window.
+A group is drawn from a prepared world (``world_group``) or a rendered place (``place_group``).
+Shape legend: B frames of a group, K yaw bins, A cells along a side of the imagery, N along a side
+of a frame's satellite window.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import math
 
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 
 from crossview_localizer.camera import views
-from crossview_localizer.datatypes import PoseEstimate
+from crossview_localizer.datatypes import CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.matching.dense_matcher import ground_tensors
@@ -19,34 +22,46 @@ from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.networks.dense import DenseConfig
 from crossview_localizer.networks.trunks import normalised
 from training.data.datasets import World
+from training.data.rendered_places import decode_jpeg, RenderedPlace
+from training.recipes.augment import changed
 
-WINDOW_CELLS = 81     # places along a side of the score volume: the prior's +-20 m
 PRIOR_M, PRIOR_DEG = 18.5, 10.0  # the truth lies within these of the prior, on each axis
-NEAR_M = 18.0         # companions of a group lie within this of its first frame
+NARROW_PRIOR = 0.45   # half of the groups have a prior of this share of PRIOR_M
+OWN_PRIOR_M = 4.0     # the frames of a group have priors that differ by up to this
+EDGE_M = 1.5          # the score volume reaches this far beyond the prior
+NEAR_M = 18.0         # companions of a frame lie within this of it
 NEAR_YAW_RAD = 0.2    # and head the same way
+IMAGERY_CELLS = 32    # the imagery has a multiple of these cells along a side
+IMAGERY_BLUR_PX, IMAGE_BLUR_PX = 1.6, 1.2  # largest sigma of the random blur
+HEIGHT_ERRORS, PITCH_ERROR_DEG = (0.02, 0.05), 0.4  # sigma; height as a share
 
 
 def uniform_window(half_width_m: float) -> SearchWindow:
-    """All that a prior of ``prior_about`` holds to be possible."""
+    """The window of all poses that a prior of ``prior_about`` allows."""
     return SearchWindow(half_width_m, math.radians(PRIOR_DEG))
 
 
 @dataclass(frozen=True)
 class DenseGroup:
-    """Frames that share one satellite window.
+    """Frames of one camera, each with a satellite window cut from the same imagery.
 
-    ``imagery`` (1, 3, 2N, 2N), ``images`` (B, 3, H, W) normalised; ``road`` (B, 4, 2F, 2L) and
-    ``points`` (B, Z, F, L, 2) as ``GroundBranch`` takes them; ``yaws_rad`` (B, K);
-    ``target`` (B, 3): fractional row and column of the true place in the score volume, and the
-    fraction of the way from yaw bin 0 to yaw bin 1 at which the true heading lies.
+    ``imagery`` (1, 3, 2A, 2A), ``images`` (B, 3, H, W) normalised; ``missing`` (A, A) is 1 where
+    there is no imagery; ``road`` (B, 4, 2F, 2L) and ``points`` (B, Z, F, L, 2) as
+    ``GroundBranch`` takes them.  ``corners`` (B, 2): row and column of the north-west cell of each
+    frame's window, which has ``side`` cells.  ``yaws_rad`` (B, K); ``headings_rad`` (B,) of the
+    priors; ``target`` (B, 3): fractional row and column of the true place in the score volume, and
+    the fraction of the way from yaw bin 0 to yaw bin 1 at which the true heading lies.
     """
 
     imagery: torch.Tensor
+    missing: torch.Tensor
     images: torch.Tensor
     road: torch.Tensor
     points: torch.Tensor
+    corners: list[tuple[int, int]]
+    side: int
     yaws_rad: torch.Tensor
-    heading_rad: float
+    headings_rad: list[float]
     target: torch.Tensor
 
     def to(self, device: str) -> 'DenseGroup':
@@ -65,74 +80,134 @@ def companions(world: World, first: int, size: int, rng: np.random.Generator) ->
     return np.concatenate(([first], others))
 
 
-def dense_group(world: World, first: int, size: int, config: DenseConfig, seed) -> DenseGroup:
-    """Draw a group about frame ``first``: prior, map orientation, light, camera errors.
-
-    The imagery is turned by a random angle (a map's axes are nobody's business), never mirrored:
-    that would hide on which side of the road one drives.
-    """
+def world_group(world: World, first: int, size: int, config: DenseConfig, seed,
+                augment: bool = True) -> DenseGroup:
+    """Draw a group about frame ``first`` of a world."""
     rng = np.random.default_rng(seed)
     members = companions(world, first, size, rng)
+    return draw_group(
+        world.imagery, world.grid, world.camera, [world.images[k] for k in members],
+        world.poses[members], config, rng, augment)
+
+
+def place_group(place: RenderedPlace, size: int, config: DenseConfig, seed,
+                augment: bool = True) -> DenseGroup:
+    """Draw a group of a place: one of its shots, against one of its pictures from above."""
+    rng = np.random.default_rng(seed)
+    shot = place.shots[rng.integers(len(place.shots))]
+    aerial = decode_jpeg(place.aerials[rng.integers(len(place.aerials))])
+    members = rng.permutation(len(shot.frames))[:size]
+    return draw_group(
+        aerial, place.grid, shot.camera, [decode_jpeg(shot.frames[k]) for k in members],
+        shot.poses[members], config, rng, augment)
+
+
+def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
+               images: Sequence[np.ndarray], poses: np.ndarray, config: DenseConfig,
+               rng: np.random.Generator, augment: bool) -> DenseGroup:
+    """Draw priors, the orientation of the map, errors of the camera, and changes of both views.
+
+    ``aerial`` (H, W, 3) lies on ``grid``; ``poses`` (B, 3): x_m, y_m, yaw_rad of the images.  The
+    imagery is turned by a random angle, because a map's axes have no meaning for a matcher.  It
+    is never mirrored: that would hide on which side of the road one drives.
+    """
     turn_rad = rng.uniform(-np.pi, np.pi)
-    # The satellite window: its middle is the prior, moved to the middle of the patch ahead.
-    origin = Pose2D(*world.poses[first, :2], -turn_rad)   # new axes at the first frame
+    origin = Pose2D(*map(float, poses[0, :2]), -turn_rad)  # the new axes, at the first frame
     new_from_map = origin.inverse()
-    poses = np.array([
-        (p.x_m, p.y_m, p.yaw_rad) for p in (
-            new_from_map @ Pose2D(*world.poses[k]) for k in members)])      # (B, 3)
-    span = poses[:, :2].max(0) - poses[:, :2].min(0)
-    free = PRIOR_M - span / 2  # companions are near enough: never negative
-    middle = (poses[:, :2].max(0) + poses[:, :2].min(0)) / 2
-    prior_xy = middle + rng.uniform(-1.0, 1.0, 2) * free
-    heading = float(poses[0, 2])
-    side = WINDOW_CELLS - 1 + config.patch_cells
-    centre = prior_xy + config.middle_m * np.array([np.cos(heading), np.sin(heading)])
-    cell_0 = centre + np.array([-1.0, 1.0]) * (side - 1) / 2 * config.cell_m
+    poses = np.array([(p.x_m, p.y_m, p.yaw_rad) for p in (
+        new_from_map @ Pose2D(*map(float, pose)) for pose in poses)])            # (B, 3)
+    poses[:, 2] += camera.yaw_rad        # from here on those of the camera, as in DenseMatcher
+    camera = camera.facing_ahead()
+    headings = poses[:, 2]
+    ahead = config.middle_m * np.stack((np.cos(headings), np.sin(headings)), 1)
 
-    # Pixels of the turned window in the world's raster.
-    pixels = side * config.cell_px
-    across = (np.arange(pixels) - (pixels - 1) / 2) * config.px_m
-    east, north = np.broadcast_arrays(centre[0] + across[None, :], centre[1] - across[:, None])
-    points = origin.transform(np.stack((east, north), -1).reshape(-1, 2))
-    row, col = world.grid.row_col_from_xy(points[:, 0], points[:, 1])
-    imagery = cv2.remap(
-        world.imagery, col.reshape(pixels, pixels).astype(np.float32),
-        row.reshape(pixels, pixels).astype(np.float32), cv2.INTER_LINEAR,
-        borderValue=(views.UNSEEN,) * 3)
+    reach_m = PRIOR_M * rng.choice([NARROW_PRIOR, 1.0])
+    places = 2 * math.ceil((reach_m + EDGE_M) / config.cell_m) + 1
+    side = places - 1 + config.patch_cells
+    offset_m = (rng.uniform(-1, 1, 2) * (reach_m - OWN_PRIOR_M)
+                + rng.uniform(-OWN_PRIOR_M, OWN_PRIOR_M, (len(poses), 2)))
+    centres = poses[:, :2] + offset_m + ahead    # middles of the windows
+    low, high = centres.min(0), centres.max(0)
+    middle = (low + high) / 2
+    needed_m = (side + 2) * config.cell_m + (high - low).max()
+    cells = IMAGERY_CELLS * math.ceil(needed_m / config.cell_m / IMAGERY_CELLS)
+    imagery, missing = _turned_imagery(aerial, grid, origin, middle, cells, config, rng, augment)
 
-    lifted = []
-    for k in members:
-        camera = replace(world.camera, height_m=world.camera.height_m * rng.normal(1.0, 0.02))
-        pitch = np.radians(rng.normal(0.0, 0.4))
-        rgb = coloured(world.images[k], rng)
-        if rng.uniform() < 0.3:
-            rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.3, 1.2))
-        lifted.append(views.lifted_view(rgb, camera, config, pitch))
+    # The north-west cells, in whole cells of the imagery; the target has the rest.
+    imagery_0 = middle + np.array([-1.0, 1.0]) * (cells - 1) / 2 * config.cell_m
+    window_0 = centres + np.array([-1.0, 1.0]) * (side - 1) / 2 * config.cell_m
+    corners = np.round(np.stack(
+        (imagery_0[1] - window_0[:, 1], window_0[:, 0] - imagery_0[0]), 1) / config.cell_m)
+    corners = np.clip(corners, 0, cells - side).astype(int)                      # (B, 2)
+    window_0 = np.stack((imagery_0[0] + corners[:, 1] * config.cell_m,
+                         imagery_0[1] - corners[:, 0] * config.cell_m), 1)
+    patch_middle = np.array([1.0, -1.0]) * (config.patch_cells - 1) / 2 * config.cell_m
+    base_0 = window_0 + patch_middle - ahead     # base_link of element (0, 0) of the volume
 
-    # Yaw bins: the two that enclose the truth, 2 degrees apart, and one that is wrong each side.
-    below = np.radians(rng.uniform(0.0, 2.0, len(members)))
-    right, left = np.radians(rng.uniform(3.0, 12.0, (2, len(members))))
-    yaws = poses[:, 2:] + np.stack((-below, np.radians(2.0) - below, -right, left), 1)
-    base_0 = cell_0 + np.array([1.0, -1.0]) * (config.patch_cells - 1) / 2 * config.cell_m
-    base_0 = base_0 - config.middle_m * np.array([np.cos(heading), np.sin(heading)])
+    # Yaw bins: the two that enclose the truth, 2 degrees apart, and a wrong one on each side.
+    below = np.radians(rng.uniform(0.0, 2.0, len(poses)))
+    right, left = np.radians(rng.uniform(3.0, 12.0, (2, len(poses))))
+    yaws = headings[:, None] + np.stack((-below, np.radians(2.0) - below, -right, left), 1)
     target = np.stack((
-        (base_0[1] - poses[:, 1]) / config.cell_m, (poses[:, 0] - base_0[0]) / config.cell_m,
+        (base_0[:, 1] - poses[:, 1]) / config.cell_m, (poses[:, 0] - base_0[:, 0]) / config.cell_m,
         below / np.radians(2.0)), 1)
-    images, road, points = ground_tensors(lifted)
+
+    height_error = rng.choice(HEIGHT_ERRORS)
+    lifted = []
+    for rgb in images:
+        height_m = camera.height_m * rng.normal(1.0, height_error)
+        pitch_rad = np.radians(rng.normal(0.0, PITCH_ERROR_DEG))
+        if augment:
+            rgb = changed(rgb, rng, IMAGE_BLUR_PX)
+        lifted.append(views.lifted_view(
+            rgb, replace(camera, height_m=height_m), config, pitch_rad))
+    tensors = ground_tensors(lifted)
     return DenseGroup(
-        normalised(torch.from_numpy(coloured(imagery, rng))[None]), images, road, points,
-        torch.from_numpy(yaws), heading, torch.from_numpy(target))
+        normalised(torch.from_numpy(imagery)[None]), torch.from_numpy(missing), *tensors,
+        corners.tolist(), side, torch.from_numpy(yaws), headings.tolist(),
+        torch.from_numpy(target))
 
 
-def coloured(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random gain a channel, gamma, offset and grain: another day's light, another camera."""
-    gain = rng.normal(1.0, 0.06, 3) * rng.normal(1.0, 0.15)
-    values = (np.arange(256) / 255.0) ** np.exp(rng.normal(0.0, 0.2))
-    table = np.clip(values[:, None] * gain * 255.0 + rng.normal(0.0, 8.0), 0.0, 255.0)  # (256, 3)
-    out = np.stack([table[:, k].astype(np.float32)[rgb[..., k]] for k in range(3)], -1)
-    if rng.uniform() < 0.5:
-        out += rng.normal(0.0, rng.uniform(1.0, 5.0), out.shape).astype(np.float32)
-    return np.clip(np.round(out), 0, 255).astype(np.uint8)
+def _turned_imagery(aerial, grid: MapGrid, origin: Pose2D, middle, cells: int,
+                    config: DenseConfig, rng, augment: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Imagery (2A, 2A, 3) about ``middle`` of the axes at ``origin``, and the mask (A, A)."""
+    pixels = cells * config.cell_px
+    across_m = (np.arange(pixels) - (pixels - 1) / 2) * config.px_m
+    east, north = np.broadcast_arrays(
+        middle[0] + across_m[None, :], middle[1] - across_m[:, None])
+    points = origin.transform(np.stack((east, north), -1).reshape(-1, 2))
+    row, col = (part.reshape(pixels, pixels).astype(np.float32)
+                for part in grid.row_col_from_xy(points[:, 0], points[:, 1]))
+    inside = (row > 0) & (row < grid.rows - 1) & (col > 0) & (col < grid.cols - 1)
+    grey = True
+    if augment:
+        if rng.random() < 0.35:
+            inside &= _random_square(east, north, rng)
+        aerial = changed(aerial, rng, IMAGERY_BLUR_PX)
+        if rng.random() < 0.35:
+            aerial = _coarsened(aerial, rng.uniform(0.35, 0.9))
+        grey = rng.random() < 0.5    # else the picture goes on, but counts as missing
+    imagery = cv2.remap(aerial, col, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    if grey:
+        imagery[~inside] = views.UNSEEN
+    missing = 1.0 - cv2.resize(
+        inside.astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA)
+    return imagery, missing
+
+
+def _random_square(x: np.ndarray, y: np.ndarray, rng) -> np.ndarray:
+    """The inside of a tile that ends near the first frame, as real tiles do."""
+    half_m, angle = rng.uniform(22.0, 55.0), rng.uniform(-np.pi, np.pi)
+    x_0, y_0 = rng.uniform(-6.0, 6.0, 2)
+    along = np.cos(angle) * (x - x_0) + np.sin(angle) * (y - y_0)
+    across = np.cos(angle) * (y - y_0) - np.sin(angle) * (x - x_0)
+    return (np.abs(along) < half_m) & (np.abs(across) < half_m)
+
+
+def _coarsened(rgb: np.ndarray, factor: float) -> np.ndarray:
+    """The picture as a source of fewer pixels would have it, at its own size."""
+    small = cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def prior_about(truth: Pose2D, rng, half_width_m: float) -> PoseEstimate:

@@ -22,7 +22,7 @@ from training.data.datasets import Places
 class FrozenNetwork(SafaNetwork):
     """A SafaNetwork, with the same state dict, that takes the stored maps (B, L) of its trunks.
 
-    Raises ValueError where the ground branch needs more of a view than its features.
+    Raises ValueError if the ground branch needs more of a view than its features.
     """
 
     def __init__(self, config: ModelConfig):

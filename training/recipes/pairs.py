@@ -42,7 +42,7 @@ class PairConfig:
     correct_m: float = 5.0       # the same, in validation
     chunk: int = 0               # images per forward pass; 0: all of the batch
     turns: str = 'tile'          # quarter turns of each tile, of the scene (all images), or none
-    colours: bool = False        # another day's light on every image
+    colours: bool = False        # vary gain, gamma and offset of every image
     drop_block: bool = False     # DropBlock on the input images (RA-L)
     held_out_tiles: bool = True  # tiles of val and test are negatives (papers)
     loss: LossConfig = LossConfig()

@@ -1,11 +1,14 @@
 """Recipe of the dense matcher: the likelihood of the true pose in its own score volume.
 
-A part of a step is a group of frames that share one satellite window, in which their true poses
-lie anywhere within the prior. The score volume is the one that the node computes.
+A part of a step is a group of frames of one camera near one place, each with a satellite window in
+which its true pose lies anywhere within the prior. The score volume is the one that the node
+computes.
 Shape legend: B frames of a group, K yaw bins, R x C places.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,43 +18,62 @@ import torch.nn.functional as F
 
 from crossview_localizer.networks.dense import DenseConfig, DenseNetwork
 from training.data.datasets import World
+from training.data.rendered_places import load_place
 from training.distributed import Ranks
 from training.evaluation.dense_confidence import fit_confidence
-from training.recipes.dense_groups import dense_group, DenseGroup
+from training.recipes.dense_groups import DenseGroup, place_group, world_group
 
 
 @dataclass(frozen=True)
 class PoseLikelihoodConfig:
-    groups: int = 2                # satellite windows per step
-    group_size: int = 6            # frames per window, at most
+    groups: int = 2                # per step
+    group_size: int = 6            # frames per group, at most
+    world_share: float = 0.25      # of the groups, where there are both worlds and places
+    augment: bool = True           # change colours, sharpness and extent of both views
+    image_blind: bool = False      # grey images: a control that knows the map alone
     validation_groups: int = 60
 
 
 class PoseLikelihoodRecipe(nn.Module):
-    """Trains on groups of ``train_worlds`` and validates on ``val_worlds``."""
+    """Trains on groups of rendered places and of prepared worlds, whichever there are.
+
+    ``places`` are files of ``training.render_places``, read as they are drawn.  Validation uses
+    the last of them (a twentieth, at least one), or ``val_worlds`` where there are no places.
+    """
 
     score_name = 'nll'
 
     def __init__(self, config: PoseLikelihoodConfig, model: DenseConfig, seed: int,
-                 train_worlds: list[World], val_worlds: list[World]):
+                 train_worlds: list[World], val_worlds: list[World],
+                 places: Sequence[Path] = ()):
         super().__init__()
         self.config, self.model, self.seed = config, model, seed
         self.train_worlds, self.val_worlds = train_worlds, val_worlds
-        self._frames = [(w, k) for w, world in enumerate(train_worlds)
-                        for k in range(len(world.poses))]
-        self.epoch_length = max(1, len(self._frames) // config.groups)
+        kept_back = math.ceil(len(places) / 20)
+        self.places = places[:len(places) - kept_back]
+        self.val_places = places[len(places) - kept_back:]
+        if places and not self.places:
+            raise ValueError('one place is too few: some are for training, some for validation')
+        self.frames = [(w, k) for w, world in enumerate(train_worlds)
+                       for k in range(len(world.poses))]
+        self.epoch_length = max(1, (len(self.frames) + len(self.places)) // config.groups)
 
     def draw(self, step: int, ranks: Ranks) -> list[DenseGroup]:
-        return [self._group(step * self.config.groups + k)
-                for k in ranks.share(self.config.groups)]
+        groups = [self._group(step * self.config.groups + k)
+                  for k in ranks.share(self.config.groups)]
+        return [blinded(group) for group in groups] if self.config.image_blind else groups
 
     def _group(self, number: int) -> DenseGroup:
-        """The group of that number in the whole run; in an epoch each frame is first in one."""
-        epoch, place = divmod(number, len(self._frames))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self._frames))
-        world, first = self._frames[order[place]]
-        return dense_group(self.train_worlds[world], first, self.config.group_size, self.model,
-                           (self.seed, 2, number))
+        """The group of that number in the whole run."""
+        config, seed = self.config, (self.seed, 2, number)
+        rng = np.random.default_rng((self.seed, 1, number))
+        if self.places and not (self.frames and rng.random() < config.world_share):
+            path = self.places[rng.integers(len(self.places))]
+            return place_group(load_place(path), config.group_size, self.model, seed,
+                               config.augment)
+        world, first = self.frames[rng.integers(len(self.frames))]
+        return world_group(self.train_worlds[world], first, config.group_size, self.model, seed,
+                           config.augment)
 
     def forward(self, network: DenseNetwork, part: DenseGroup,
                 ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -64,12 +86,10 @@ class PoseLikelihoodRecipe(nn.Module):
     def validate(self, network: DenseNetwork, ranks: Ranks) -> tuple[dict, dict]:
         """Errors of single frames, on groups that are the same at every call."""
         nll, errors_m = [], []
-        rng = np.random.default_rng(1)
-        for k in range(self.config.validation_groups):
-            world = self.val_worlds[k % len(self.val_worlds)]
-            first = int(rng.integers(len(world.poses)))
-            group = dense_group(world, first, 2, self.model, (1, k)).to(ranks.device)
-            group_nll, error_m = group_loss(network, group)
+        for number in range(self.config.validation_groups):
+            group = self._validation_group(number)
+            group = blinded(group) if self.config.image_blind else group
+            group_nll, error_m = group_loss(network, group.to(ranks.device))
             nll += group_nll.tolist()
             errors_m += error_m.tolist()
         return {'nll': float(np.mean(nll)), 'median_m': float(np.median(errors_m)),
@@ -77,8 +97,23 @@ class PoseLikelihoodRecipe(nn.Module):
                 'within_1_m': float((np.array(errors_m) < 1.0).mean()), 'images': len(errors_m),
                 'scale': network.log_scale.exp().item()}, {}
 
+    def _validation_group(self, number: int) -> DenseGroup:
+        if self.val_places:
+            place = load_place(self.val_places[number % len(self.val_places)])
+            return place_group(place, 2, self.model, (1, number), augment=False)
+        world = self.val_worlds[number % len(self.val_worlds)]
+        first = int(np.random.default_rng((1, number)).integers(len(world.poses)))
+        return world_group(world, first, 2, self.model, (1, number), augment=False)
+
     def finish(self, path: Path) -> None:
-        fit_confidence(path, self.val_worlds)
+        fit_confidence(path, self.val_worlds + [
+            load_place(place).world(number) for number, place in enumerate(self.val_places)])
+
+
+def blinded(group: DenseGroup) -> DenseGroup:
+    """The group with grey images; the mask in the last channel of ``road`` stays."""
+    road = torch.cat((torch.zeros_like(group.road[:, :3]), group.road[:, 3:]), 1)
+    return replace(group, images=torch.zeros_like(group.images), road=road)
 
 
 def group_loss(network: DenseNetwork, group: DenseGroup) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,9 +122,15 @@ def group_loss(network: DenseNetwork, group: DenseGroup) -> tuple[torch.Tensor, 
     The likelihood at the truth is interpolated between the eight cells around it.
     """
     view, weight = network.ground(group.images, group.road, group.points)
-    satellite = network.satellite(group.imagery)[0]
-    scores = network.scores(  # in single precision, whatever the branches ran in
-        view.float(), weight.float(), satellite.float(), group.yaws_rad, group.heading_rad)
+    satellite = network.satellite(group.imagery)[0].float() * (1.0 - group.missing)  # (C, A, A)
+    volumes = []
+    for k, ((row, col), heading_rad) in enumerate(zip(group.corners, group.headings_rad)):
+        window = np.s_[..., row:row + group.side, col:col + group.side]
+        missing = group.missing[window]
+        volumes.append(network.scores(  # in single precision, whatever the branches ran in
+            view[k:k + 1].float(), weight[k:k + 1].float(), satellite[window],
+            group.yaws_rad[k:k + 1], heading_rad, missing if missing.any() else None))
+    scores = torch.cat(volumes)
     count, _, rows, cols = scores.shape
     log_p = F.log_softmax(scores.flatten(1), 1).view(scores.shape)      # (B, K, R, C)
     low = group.target.floor()

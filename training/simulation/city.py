@@ -12,7 +12,7 @@ import numpy as np
 
 from .mesh import Material, Mesh, MeshBuilder, turned
 
-MARGIN_M = 40.0        # ground beyond the nominal size that still has streets' surroundings
+MARGIN_M = 40.0        # ground beyond the nominal size that is still built on
 KERB_M = 0.12
 DISTANCE_CAP_M = 14.0  # distances to the kerb are not followed farther than this
 DISTANCE_PX_M = 0.5
@@ -42,7 +42,7 @@ class Raster:
 
 
 def remap_points(image, col, row, border=cv2.BORDER_REPLICATE) -> np.ndarray:
-    """Bilinear lookup at a list of points (N,) through cv2.remap, which wants a 2-D map."""
+    """Bilinear lookup at points (N,) through cv2.remap, which expects a 2-D map."""
     count = col.size
     width = 4096
     padded = -(-count // width) * width
@@ -181,7 +181,7 @@ def build_city(seed: int, size_m: float = 500.0) -> City:
     waves = terrain_waves(rng, half_m)
     style_weights = rng.dirichlet([1.4, 1.4, 1.0, 0.9, 0.8])
     streets = []
-    while len(streets) < 4:  # a small city may miss the grid's crossings: lay it anew
+    while len(streets) < 4:  # a small city may miss the grid's crossings: lay it out again
         nodes, streets = _street_network(rng, size_m, style_weights)
     kerb_distance, pavement_width = _kerb_rasters(streets, half_m)
     city = City(
@@ -287,7 +287,7 @@ def _street_network(rng, size_m, style_weights):
 
 
 def _connected(edges, count):
-    """Whether the nodes that the edges touch, of those that had one, hang together."""
+    """Whether the nodes that the edges touch are connected."""
     neighbours = [[] for _ in range(count)]
     for a, b, _ in edges:
         neighbours[a].append(b)
@@ -425,7 +425,7 @@ def _compact(vertices, faces):
 
 
 def far_ground(city, builder):
-    """Fields out to where haze hides them."""
+    """Fields, out to the distance at which haze hides them."""
     half, cells = city.half_m, 8
     g = np.linspace(-5 * half, 5 * half, 5 * cells + 1)
     x, y = np.meshgrid(g, g)
@@ -454,7 +454,7 @@ def encode_albedo(albedo):
 # --- what stands on it -------------------------------------------------------------------------
 
 class Planner:
-    """Places buildings, plots, trees, furniture and markings; keeps what ground is taken."""
+    """Places buildings, plots, trees, furniture and markings where the ground is free."""
 
     def __init__(self, city, builder, rng):
         self.city, self.builder, self.rng = city, builder, rng
@@ -639,7 +639,7 @@ class Planner:
                 self.city.car_slots.append(CarSlot(*spot, float(across), rng.uniform(0.2, 0.8)))
 
     def garden_fences(self):
-        """Fences and hedges between rear gardens, as far as nothing else stands there."""
+        """Fences and hedges between rear gardens, if nothing else stands there."""
         rng = self.rng
         for start, stop in self.fences:
             run = stop - start

@@ -61,7 +61,7 @@ class Poses:
 
 
 @dataclass(frozen=True)
-class Drive:
+class DriveMotion:
     """Motion on a fine time grid; ``at`` interpolates."""
 
     time_s: np.ndarray
@@ -79,10 +79,10 @@ class Drive:
         return Poses(time_s, position, rotation(*attitude.T))
 
 
-def drive(city: City, seed: int, day_number: int, duration_s: float) -> Drive:
+def drive(city: City, seed: int, day_number: int, duration_s: float) -> DriveMotion:
     """A drive of ``duration_s`` with a second to spare at both ends.
 
-    It is shorter where the city has a trajectory of its own and that ends earlier.
+    It is shorter if the city has its own trajectory and that ends earlier.
     """
     rng = np.random.default_rng([seed, 20, day_number])
     speed_limit = rng.uniform(8.0, 11.5)
@@ -124,8 +124,8 @@ def drive(city: City, seed: int, day_number: int, duration_s: float) -> Drive:
     rear_point = np.stack((x, y, rear), axis=1)
     arm = np.array([-INS_EXTRINSIC[0], -INS_EXTRINSIC[1], -camera_height])
     position = rear_point + (rotation(*attitude.T) @ arm) @ ENU_FROM_NED.T
-    return Drive(clock - 1.0, position, attitude, float(camera_height),
-                 float(np.radians(rng.uniform(-0.5, 0.5))), float(duration_s))
+    return DriveMotion(clock - 1.0, position, attitude, float(camera_height),
+                       float(np.radians(rng.uniform(-0.5, 0.5))), float(duration_s))
 
 
 def city_surface(city: City):
@@ -206,7 +206,7 @@ def _unit(vector):
 
 
 def _with_wander(path, rng):
-    """Drivers do not keep the middle: 0.2 m RMS sideways over some 20 m."""
+    """Add a driver's wander about the middle of the lane: 0.2 m RMS over about 20 m."""
     tangent = np.gradient(path, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
     noise = gaussian_filter1d(rng.standard_normal(len(path)), 12.0 / _STEP_M)
@@ -277,7 +277,7 @@ class GnssError:
 def gnss_error(rng, duration_s: float, rms_m: float = 4.0, tau_s: float = 60.0) -> GnssError:
     """Wander, white noise and multipath jumps with this run's horizontal RMS equal to rms_m.
 
-    One outage of 20 s after the first 30 s, where the run is long enough to hold it.
+    One outage of 20 s after the first 30 s, if the run is long enough.
     """
     time_s = stamps(rng, 0.05, duration_s, 5.0, 0.02)
     outage = None

@@ -1,4 +1,4 @@
-"""A city laid out after a land-cover raster and a trajectory, with the procedural city's means.
+"""A city after a land-cover raster and a trajectory, built of the procedural city's parts.
 
 A layout is a folder: ``class1.png`` (road), ``class3.png`` (building), ``class4.png`` (tree),
 each 0 where present and 255 elsewhere (grey between, where it was resampled), row 0 southernmost;
@@ -40,7 +40,7 @@ from .city import (
 )
 from .mesh import MeshBuilder
 
-FASTEST_MPS = 12.5     # no drive is faster: how much of the trajectory a duration can need
+FASTEST_MPS = 12.5     # no drive is faster; limits how much of the trajectory a duration can need
 SURROUNDINGS_M = 60.0  # of the driven part, inside the nominal city
 LARGEST_M = 1500.0     # of the city: its rasters must fit into memory
 CAR_M = 2.4            # beside the trajectory that is road, whatever the raster says
@@ -388,7 +388,7 @@ def _paths(pixels):
 
 
 def _pruned(skeleton, distance, px):
-    """Without the spurs that thinning leaves at bulges: short for the width of the road."""
+    """Remove the spurs that thinning leaves at bulges, which are short for their road."""
     for _ in range(2):
         crossing = skeleton & (_turns(_around(skeleton)) > 2)
         near = cv2.dilate(crossing.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
@@ -402,7 +402,7 @@ def _pruned(skeleton, distance, px):
 
 
 def _driving_side(streets, track):
-    """1 where the trajectory keeps left of the streets' middle, -1 where right."""
+    """1 if the trajectory keeps left of the streets' middle, -1 if right."""
     offsets = []
     ahead = np.gradient(track, axis=0)
     for street in streets:

@@ -51,18 +51,18 @@ class MeshBuilder:
         self._count = 0
 
     def add(self, vertices, faces, material, rgb, owner=-1, normal=None):
-        """Add triangles; all but the first two are one for all or one a triangle."""
+        """Add triangles; all but the first two are one for all or one a triangle.
+
+        Without ``normal`` it follows from the corners.
+        """
         vertices = np.asarray(vertices, np.float32)
         faces = np.asarray(faces, np.int32)
-        if normal is None:
-            a, b, c = (vertices[faces[:, k]] for k in range(3))
-            normal = np.cross(b - a, c - a)
-            normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
         count = len(faces)
         self._per_face.append((
             np.broadcast_to(np.asarray(material, np.uint8), (count,)),
             np.broadcast_to(np.asarray(rgb, np.float32), (count, 3)),
-            np.broadcast_to(np.asarray(normal, np.float32), (count, 3)),
+            np.broadcast_to(np.asarray(np.nan if normal is None else normal, np.float32),
+                            (count, 3)),
             np.broadcast_to(np.asarray(owner, np.int32), (count,)),
         ))
         self._vertices.append(vertices)
@@ -87,10 +87,12 @@ class MeshBuilder:
     def build(self) -> Mesh:
         columns = zip(*self._per_face, strict=True)
         material, rgb, normal, owner = (np.concatenate(column) for column in columns)
-        return Mesh(
-            np.concatenate(self._vertices), np.concatenate(self._faces), material, rgb, normal,
-            owner,
-        )
+        vertices, faces = np.concatenate(self._vertices), np.concatenate(self._faces)
+        unknown = np.isnan(normal[:, 0])
+        a, b, c = (vertices[faces[unknown, k]] for k in range(3))
+        across = np.cross(b - a, c - a)
+        normal[unknown] = across / (np.linalg.norm(across, axis=1, keepdims=True) + 1e-12)
+        return Mesh(vertices, faces, material, rgb, normal, owner)
 
 
 _BOX_CORNERS = np.array([

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from .appearance import Day, day_mesh, Surfaces, surfaces, wear_field
-from .city import City, LAND_PX_M, MARKING_PX_M, Raster, remap_points, WALL_FIELDS
+from .city import City, MARKING_PX_M, Raster, remap_points, WALL_FIELDS
 from .mesh import Material, Mesh
 
 _WALL = {name: k for k, name in enumerate(WALL_FIELDS)}
@@ -166,9 +166,9 @@ class Renderer:
         paint = np.zeros((len(at), 2), np.float32)
         for tap in taps:
             xy = at[:, :2] + np.float32(tap) * reach
-            rgb += _lookup(pyramid, LAND_PX_M, half, xy, level_of) / len(taps)
+            rgb += _lookup(pyramid, half, xy, level_of) / len(taps)
             if kind == Material.ROAD:
-                coverage = _lookup(self.view.surfaces.paint, MARKING_PX_M, half, xy, level_of)
+                coverage = _lookup(self.view.surfaces.paint, half, xy, level_of)
                 gain = np.clip(MARKING_PX_M / np.maximum(level_of, 0.02), 1.0, 2.5)[:, None]
                 paint += np.clip((coverage - 110) * gain + 110, 0, 255) * (
                     coverage > 0) / len(taps)
@@ -282,12 +282,12 @@ class Renderer:
         return rgb * (1 - cover[:, None]) + (cover * white)[:, None]
 
 
-def _lookup(pyramid, px_m, half_m, xy, width):
+def _lookup(pyramid, half_m, xy, width):
     """Bilinear values (N, channels) at (N, 2) from the mip level whose pixel fits the width."""
-    level = np.log2(np.maximum(width, 1e-3) / px_m)
+    level = np.log2(np.maximum(width, 1e-3) * (pyramid[0].shape[0] / (2 * half_m)))
     level = np.clip(np.round(level), 0, len(pyramid) - 1).astype(np.int32)
     out = np.empty((len(xy), pyramid[0].shape[2]), np.float32)
-    for k in np.unique(level):
+    for k in np.flatnonzero(np.bincount(level)):
         index = np.flatnonzero(level == k)
         step = 2 * half_m / pyramid[k].shape[0]
         position = (xy[index] + half_m) / step - 0.5

@@ -1,4 +1,4 @@
-"""Everything to disk, in Oxford RobotCar's own raw formats; the simulation changes no format.
+"""Writes a drive in Oxford RobotCar's own raw formats, unchanged.
 
 Image size and rate are smaller than the real 1280x960 at 16 Hz.  The odometry keeps 16 Hz.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from crossview_localizer.geometry import LocalFrame
 
 from .drive import (
-    Drive,
+    DriveMotion,
     gnss_error,
     INS_EXTRINSIC,
     ornstein_uhlenbeck,
@@ -40,7 +40,7 @@ VO_HEADER = 'source_timestamp,destination_timestamp,x,y,z,roll,pitch,yaw'
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """A file is either whole or absent, also after a kill."""
+    """Write a file so that it is either whole or absent, also if the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
     part.write_bytes(data)
@@ -93,9 +93,9 @@ def frame_times(seed: int, day_number: int, duration_s: float, rate_hz: float):
     return time_s, np.arange(0, len(time_s), every)
 
 
-def write_traversal(out: Path, name: str, start_us: int, motion: Drive, seed: int,
+def write_traversal(out: Path, name: str, start_us: int, motion: DriveMotion, seed: int,
                     day_number: int, rate_hz: float) -> dict:
-    """All of a traversal but its images; returns what world.json says of the sensors."""
+    """Write all of a traversal except its images; return the entry on sensors for world.json."""
     folder, duration_s = out / name, motion.duration_s
     rng = np.random.default_rng([seed, 22, day_number])
     geo = Georeference()

@@ -2,10 +2,79 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 from launch import LaunchContext
-from launch.actions import DeclareLaunchArgument, installed
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    installed,
+    Shutdown,
+    TimerAction,
+)
 from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+SIGTERM_AFTER_S = 5.0  # as the real one: a process that is still starting may miss SIGINT
+
+
+class Launch:
+    """What runs, and what is still to be done."""
+
+    def __init__(self, context: LaunchContext):
+        self.context = context
+        self.processes: list[tuple[subprocess.Popen, ExecuteProcess]] = []
+        self.timers: list[tuple[float, TimerAction | None]] = []
+        self.failed = False
+
+    def carry_out(self, actions) -> None:
+        for action in actions:
+            if isinstance(action, Shutdown):
+                print(f'shutdown: {action.reason}', flush=True)
+                self.stop(signal.SIGINT)
+            elif isinstance(action, TimerAction):
+                self.timers.append((time.monotonic() + action.period, action))
+            elif isinstance(action, ExecuteProcess):
+                if not installed(action.command):
+                    raise FileNotFoundError(f'not installed: {action.command[0]}')
+                self.processes.append((
+                    subprocess.Popen(action.command, env=self.context.environment), action))
+                print(f'started {" ".join(action.command)}', flush=True)
+            else:
+                self.carry_out(action.execute(self.context))
+
+    def guard(self, function, *arguments) -> None:
+        """Call a function; an error in it ends the launch, as with the real one."""
+        try:
+            function(*arguments)
+        except (ValueError, RuntimeError, OSError) as error:
+            print(f'Caught exception in launch: {error}', flush=True)
+            self.failed = True
+            self.stop(signal.SIGINT)
+
+    def stop(self, number: int) -> None:
+        if not self.context.is_shutdown:
+            self.timers.append((time.monotonic() + SIGTERM_AFTER_S, None))
+        self.context.is_shutdown = True
+        for process, _ in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def step(self) -> None:
+        """React to what has ended, and to timers."""
+        ended = [entry for entry in self.processes if entry[0].poll() is not None]
+        self.processes = [entry for entry in self.processes if entry not in ended]
+        for process, action in ended:
+            print(f'{" ".join(action.command[:3])} ended with {process.returncode}', flush=True)
+            if action.on_exit is not None:
+                event = SimpleNamespace(returncode=process.returncode)
+                self.carry_out(action.on_exit(event, self.context) or [])
+        due = [entry for entry in self.timers if time.monotonic() > entry[0]]
+        self.timers = [entry for entry in self.timers if entry not in due]
+        for _, timer in due:
+            if timer is None:
+                self.stop(signal.SIGTERM)
+            else:
+                self.carry_out(timer.actions)
 
 
 def main(argv: list[str]) -> int:
@@ -18,36 +87,14 @@ def main(argv: list[str]) -> int:
                       f"        (default: '{entity.default_value}')")
         return 0
 
-    context = LaunchContext(dict(argument.split(':=', 1) for argument in arguments))
-    commands, actions = [], list(entities)
-    while actions:
-        for result in reversed(actions.pop(0).execute(context)):
-            # A command to start, or an action to carry out next.
-            if isinstance(result, list):
-                commands.append(result)
-            else:
-                actions.insert(0, result)
-    if missing := [command[0] for command in commands if not installed(command)]:
-        print(f'not installed: {missing[0]}', file=sys.stderr)
-        return 1
-
-    processes = []
-
-    def pass_on(number, _):
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    signal.signal(signal.SIGINT, pass_on)
-    signal.signal(signal.SIGTERM, pass_on)
-    for command in commands:
-        processes.append(subprocess.Popen(command, env=context.environment))
-        print(f'started {" ".join(command)}', flush=True)
-    while any(process.poll() is None for process in processes):
+    launch = Launch(LaunchContext(dict(argument.split(':=', 1) for argument in arguments)))
+    signal.signal(signal.SIGINT, lambda number, _: launch.stop(number))
+    signal.signal(signal.SIGTERM, lambda number, _: launch.stop(number))
+    launch.guard(launch.carry_out, entities)
+    while launch.processes:
+        launch.guard(launch.step)
         time.sleep(0.05)
-    codes = [process.returncode for process in processes]
-    print(f'exit codes {codes}', flush=True)
-    return int(any(codes))
+    return int(launch.failed)
 
 
 if __name__ == '__main__':

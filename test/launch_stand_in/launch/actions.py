@@ -1,13 +1,8 @@
-"""Actions; `execute(context)` returns commands to start (argument lists) and further actions."""
+"""Actions; `execute(context)` returns the actions to carry out in their place."""
 
 import importlib.util
 import shutil
 import sys
-
-TOOLS = {
-    ('ros2', 'bag', 'play'): 'crossview_localizer.play_bag',
-    ('ros2', 'bag', 'record'): 'crossview_localizer.record_bag',
-}
 
 
 class DeclareLaunchArgument:
@@ -45,24 +40,30 @@ class OpaqueFunction:
         return self.function(context)
 
 
-class ExecuteProcess:
-    """A command; `ros2 bag` is served by this package's own tools, which take its options."""
+class Shutdown:
+    def __init__(self, *, reason: str):
+        self.reason = reason
 
-    def __init__(self, *, cmd: list[str], output: str = 'log'):
-        assert output in ('screen', 'log', 'both')
-        self.command = list(cmd)
+
+class TimerAction:
+    def __init__(self, *, period: float, actions: list):
+        self.period, self.actions = period, actions
+
+
+class GroupAction:
+    def __init__(self, actions: list):
+        self.actions = actions
 
     def execute(self, context):
-        module = TOOLS.get(tuple(self.command[:3]))
-        if module is None:
-            return [self.command]
-        options = self.command[3:]
-        if '--remap' in options:
-            # In this package's player renaming is an option of every node.
-            at = options.index('--remap')
-            rules = [word for rule in options[at + 1:] for word in ('--remap', rule)]
-            options = [*options[:at], '--ros-args', *rules]
-        return [[sys.executable, '-m', module, *options]]
+        return self.actions
+
+
+class ExecuteProcess:
+    """A command; ``on_exit(event, context)`` returns what to do when it has ended."""
+
+    def __init__(self, *, cmd: list[str], output: str = 'log', on_exit=None):
+        assert output in ('screen', 'log', 'both')
+        self.command, self.on_exit = list(cmd), on_exit
 
 
 def installed(command: list[str]) -> bool:

@@ -9,10 +9,20 @@ from launch.actions import ExecuteProcess
 SETUP = Path(__file__).resolve().parents[3] / 'setup.py'
 
 
+class PushRosNamespace:
+    def __init__(self, namespace: str):
+        self.namespace = namespace
+
+    def execute(self, context):
+        context.launch_configurations['ros_namespace'] = self.namespace
+        return []
+
+
 class Node(ExecuteProcess):
     def __init__(
         self, *, package: str, executable: str, name: str | None = None, namespace: str = '',
         output: str = 'log', parameters=(), remappings=(), arguments=(), ros_arguments=(),
+        on_exit=None,
     ):
         if package == 'crossview_localizer':
             module = re.search(rf"'{executable} = ([\w.]+):main'", SETUP.read_text())[1]
@@ -33,4 +43,4 @@ class Node(ExecuteProcess):
                     command += ['--param', f'{key}:={text}']
             else:
                 command += ['--params-file', str(item)]
-        super().__init__(cmd=command, output=output)
+        super().__init__(cmd=command, output=output, on_exit=on_exit)

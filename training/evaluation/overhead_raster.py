@@ -52,7 +52,7 @@ class RasterMatcher(DenseMatcher):
 
 
 @torch.inference_mode()
-def describe(overhead: Overhead, network) -> OverheadRaster:
+def describe(overhead: Overhead, network, device: str = 'cpu') -> OverheadRaster:
     """The descriptors of a picture, brought to the network's metres a pixel first.
 
     The picture is mirrored at its edges, so that the cells within have the context that they
@@ -66,10 +66,11 @@ def describe(overhead: Overhead, network) -> OverheadRaster:
     right = CONTEXT_PX + -(width + 2 * CONTEXT_PX) % 32
     mirrored = cv2.copyMakeBorder(
         rgb, CONTEXT_PX, bottom, CONTEXT_PX, right, cv2.BORDER_REFLECT_101)
-    found = network.satellite(normalised(torch.from_numpy(mirrored[None])))[0]   # (C, R', Q')
+    pixels = torch.from_numpy(mirrored[None]).to(device)
+    found = network.satellite(normalised(pixels))[0]                             # (C, R', Q')
     margin = CONTEXT_PX // config.cell_px
     cells = found[:, margin:margin + grid.rows, margin:margin + grid.cols]       # (C, R, Q)
-    shown = F.avg_pool2d(torch.from_numpy(known)[None].float(), config.cell_px)[0]
+    shown = F.avg_pool2d(torch.from_numpy(known).to(device)[None].float(), config.cell_px)[0]
     missing = (shown < 0.5).float()                                              # (R, Q)
     return OverheadRaster(cells * (1.0 - missing), missing, grid)
 

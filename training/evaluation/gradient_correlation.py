@@ -1,4 +1,4 @@
-"""A matcher that has learned nothing: edges of the road against edges of the overhead picture."""
+"""An untrained matcher: edges of the road against edges of the overhead picture."""
 
 from dataclasses import replace
 

@@ -1,0 +1,117 @@
+"""Fit what a dense network's scores claim, on simulated frames and on real pairs.
+
+Temperature, sharpening, least mass, inflation and tails are numbers of the weights file; the
+network's variables stay as they are.  Simulated and real frames count the same.  At most
+SURE_AND_WRONG_SHARE of the real frames may be unambiguous and wrong.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+import sys
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.accuracy.real_pairs import (
+    chosen_sets,
+    default_folder,
+    load_dense,
+    match_views,
+    Row,
+    score,
+    SURE_AND_WRONG_M,
+)
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
+from training.data.datasets import load_world, World
+from training.data.rendered_places import load_place
+from training.evaluation.dense_confidence import (
+    fit_peaks,
+    fit_tails,
+    fit_temperature,
+    least_mass,
+    score_frames,
+    ScoredFrame,
+)
+
+SURE_AND_WRONG_SHARE = 0.04
+
+
+def score_views(network, folder: Path, every: int) -> list[ScoredFrame]:
+    """The score volumes of real views whose place is known along and across."""
+    found = []
+    views = [view for group in chosen_sets(folder, None, every).values() for view in group
+             if view.range_known]
+    for view, heatmaps in tqdm(match_views(views, Row(network)), total=len(views), desc='real'):
+        for prior, heatmap in heatmaps:
+            heatmap = replace(heatmap, volume=heatmap.volume.astype(np.float32))
+            found.append(ScoredFrame(heatmap, prior, view.truth, view.accuracy_m))
+    return found
+
+
+def fit(weights: Path, out: Path, worlds: list[World], pairs: Path, count: int,
+        every: int) -> None:
+    """Fit the weights' confidence and write them to ``out``."""
+    model, provenance = read_model_config(weights)
+    network = load_dense(weights)
+    simulated, real = score_frames(network, worlds, count), score_views(network, pairs, every)
+    rng = np.random.default_rng(0)
+    frames = [group[k] for group in (simulated, real)
+              for k in rng.permutation(len(group))[:min(len(simulated), len(real))]]
+    factor, nll = fit_temperature(frames)
+    sharpening, min_mass = fit_peaks(frames, factor)
+    min_mass = max(min_mass, least_mass(
+        real, factor * sharpening, SURE_AND_WRONG_M, SURE_AND_WRONG_SHARE))
+    inflation, dof = fit_tails(frames, factor * sharpening, min_mass)
+    random_factor, _ = fit_temperature(
+        score_frames(load_network('random_init:2', like=weights), worlds, count))
+    fitted = {'temperature': model.temperature / factor,
+              'random_temperature': model.random_temperature / random_factor,
+              'sharpening': sharpening, 'min_mass': min_mass,
+              'peak_inflation': inflation, 'peak_dof': dof}
+    print(f'nll {nll:.3f}; ' + ', '.join(f'{name} {value:.3f}' for name, value in fitted.items()))
+    network.config = replace(model, **fitted)
+    save_network(network, out, {**provenance, 'fitted nll': nll, 'confidence': {
+        'simulated': [world.name for world in worlds], 'real frames': len(real)}})
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.accuracy.fit_confidence', description=__doc__.splitlines()[0],
+        epilog='example: python -m benchmarks.accuracy.fit_confidence runs/dense.safetensors '
+        '--places runs/val_places --out runs/fitted.safetensors')
+    parser.add_argument('weights', type=Path)
+    parser.add_argument('--worlds', nargs='+', type=Path, default=[], metavar='WORLD',
+                        help='prepared worlds that the training did not see')
+    parser.add_argument('--places', type=Path, metavar='FOLDER',
+                        help='rendered places that the training did not see')
+    parser.add_argument('--pairs', type=Path, default=default_folder(),
+                        help='folder of real pairs (default $CROSSVIEW_DATA/real_pairs)')
+    parser.add_argument('--count', type=int, default=300, help='simulated frames')
+    parser.add_argument('--every', type=int, default=2, help='only each so manieth real view')
+    parser.add_argument('--out', type=Path, required=True, help='weights file to write')
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        places = sorted(args.places.glob('place_*.npz')) if args.places else []
+        worlds = [load_world(path) for path in args.worlds] + [
+            load_place(path).world(number) for number, path in enumerate(places)]
+        if not worlds:
+            raise ValueError('no simulated frames: give --worlds or --places')
+        fit(args.weights, args.out, worlds, args.pairs, args.count, args.every)
+        for name, found in score(args.out, folder=args.pairs).items():
+            print(f'{name:22}' + '  '.join(
+                f'{key} {found[key]:.2f}' for key in
+                ('median_m', 'evidence_nats', 'ambiguous', 'sure_and_wrong', 'coverage_95')
+                if found[key] is not None))
+    except (ValueError, OSError) as error:
+        print(f'fit_confidence: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

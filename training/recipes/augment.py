@@ -1,0 +1,76 @@
+"""Random changes of pictures that take away what a renderer's or a camera's colours would tell.
+
+Each view is changed by itself: brightness, contrast and even the order of brightness say nothing
+about whether two views show the same ground.
+"""
+
+import cv2
+import numpy as np
+
+
+def changed(rgb: np.ndarray, rng: np.random.Generator, blur_px: float) -> np.ndarray:
+    """A picture (H, W, 3) uint8 under random optics, exposure, colours and compression.
+
+    ``blur_px`` is the largest sigma of a blur.
+    """
+    out = rgb
+    if rng.random() < 0.45:
+        out = _blurred_or_sharpened(out, rng, blur_px)
+    out = _recoloured(out, rng)
+    if rng.random() < 0.3:
+        out = _shaded(out, rng)
+    if rng.random() < 0.5:
+        sigma = np.float32(rng.uniform(1.0, 10.0))
+        noise = rng.standard_normal(out.shape, np.float32) * sigma
+        out = np.clip(out.astype(np.float32) + noise, 0, 255).astype(np.uint8)
+    if rng.random() < 0.4:
+        _, data = cv2.imencode('.jpg', out, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 95))])
+        out = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return out
+
+
+def _blurred_or_sharpened(rgb, rng, blur_px):
+    sigma = rng.uniform(0.3, blur_px)
+    soft = cv2.GaussianBlur(rgb, (0, 0), sigma)
+    if rng.random() < 0.65:
+        return soft
+    amount = rng.uniform(0.2, 1.2)
+    return cv2.addWeighted(rgb, 1.0 + amount, soft, -amount, 0.0)
+
+
+def _recoloured(rgb, rng):
+    """Tone curves a channel, then a random mixture of the channels."""
+    levels = np.arange(256) / 255.0
+    gamma = np.exp(rng.normal(0.0, 0.35))
+    gain, offset = np.exp(rng.normal(0.0, 0.25)), rng.normal(0.0, 0.06)
+    shared = gain * levels ** gamma + offset
+    table = np.repeat(shared[:, None], 3, 1) * np.exp(rng.normal(0.0, 0.08, 3))
+    if rng.random() < 0.6:
+        knots = int(rng.integers(3, 7))
+        curve = np.stack([
+            np.interp(levels, np.linspace(0, 1, knots), rng.uniform(0.0, 1.0, knots))
+            for _ in range(3)], 1)
+        if rng.random() < 0.5:
+            curve = curve[:, :1].repeat(3, 1)
+        share = rng.uniform(0.2, 1.0)
+        table = share * curve + (1.0 - share) * table
+    out = cv2.LUT(rgb, np.clip(table * 255.0, 0, 255).astype(np.uint8)[None])
+    saturation = rng.uniform(0.0, 1.8) if rng.random() < 0.8 else 0.0
+    grey = np.full((3, 3), 1 / 3)
+    matrix = grey + saturation * (np.eye(3) - grey)
+    if rng.random() < 0.5:  # turn the hues
+        angle = rng.uniform(-np.pi, np.pi)
+        axis = np.ones(3) / np.sqrt(3.0)
+        cross = np.cross(np.eye(3), axis)
+        turn = np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (
+            1.0 - np.cos(angle)) * np.outer(axis, axis)
+        matrix = matrix @ turn
+    return cv2.transform(out, matrix.astype(np.float32))
+
+
+def _shaded(rgb, rng):
+    """A slow change of brightness over the picture."""
+    coarse = np.exp(rng.normal(0.0, 0.3, (int(rng.integers(2, 6)), int(rng.integers(2, 6)))))
+    field = cv2.resize(coarse.astype(np.float32), (rgb.shape[1], rgb.shape[0]),
+                       interpolation=cv2.INTER_CUBIC)
+    return np.clip(rgb * field[..., None], 0, 255).astype(np.uint8)

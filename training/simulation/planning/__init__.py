@@ -1,0 +1,1 @@
+"""Lays out places: roads, ground, lots, streets and what stands on them, from a seed."""
