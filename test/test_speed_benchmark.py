@@ -22,7 +22,8 @@ def test_a_written_area_is_a_map_with_every_tile_and_a_sparse_one_takes_no_room(
         path = tmp_path / f'{sparse}.map'
         tiles = map_speed.write_area(path, 1.0, 32.0, 4096, sparse)
         found, open_s, _, first = map_speed.open_cold(path)
-        assert tiles == len(found.tiles) == 32 * 32 and open_s < 30.0
+        assert tiles == 32 * 32 and open_s < 30.0
+        assert len(found.tiles) == (24 * 24 if sparse else tiles)
         assert found.window(map_speed.prior_at(0, 0.0), 15.0, 20.5).coverage == 1.0
         assert first['cold_ms'] > 0.0
         on_disk = map_speed.bytes_of(path)

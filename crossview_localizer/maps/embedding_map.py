@@ -43,7 +43,7 @@ SQUARE = 16                     # lattice points per side that ``save`` writes a
 class MapWindow:
     """The tiles of the map around a prior.
 
-    ``index`` (rows, cols) int64, on the CPU, gives the row of ``rows`` (n, D) float16, on the
+    ``index`` (rows, cols) int64, on the CPU, gives the row of ``rows`` (n, D) float, on the
     map's device, for each cell of ``grid``, -1 where there is no tile.  ``coverage`` is the share
     of cells with a tile.
     """
@@ -81,7 +81,7 @@ class TilesInMemory:
         return len(self.descriptors)
 
     def take(self, top: int, left: int, side: int) -> tuple[np.ndarray, torch.Tensor]:
-        """A square of the lattice: which tiles are there (S, S), and their rows (n, D) float16."""
+        """A square of the lattice: which tiles are there (S, S), and their rows (n, D) float."""
         found = np.full((side, side), -1, np.int64)
         inner, outer = _overlap(top, left, side, self.index.shape)
         found[inner] = self.index[outer]
@@ -141,14 +141,16 @@ class TilesInStore:
     def prefetch(self, top: int, left: int, side: int) -> None:
         """Read a square unless it is in memory; another thread may ask for tiles meanwhile."""
         missing = [chunk for chunk in self._chunks(top, left, side) if chunk not in self._slots]
-        missing = missing[:len(self._cache) // 2]
+        # More would drive out what was read before, while that may still be wanted.
+        room = max(len(self._cache) - len(self._slots), len(self._cache) // 2)
+        missing = missing[:room]
         for first in range(0, len(missing), self._at_once):
             for part, (descriptors, there) in self._read(missing[first:first + self._at_once]):
                 with self._lock:
                     self._keep(part, descriptors, there)
 
     def _decoded(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.half() * INT8_SCALE if self._dtype == torch.int8 else rows
+        return rows.float().mul_(INT8_SCALE) if self._dtype == torch.int8 else rows
 
     def _chunks(self, top: int, left: int, side: int) -> list[tuple[int, int]]:
         """The chunks that a square touches, within the lattice, row by row."""
