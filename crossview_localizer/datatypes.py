@@ -19,6 +19,7 @@ class Outcome(Enum):
     TOO_SLOW = 'too slow for a course'
     INVALID = 'not a valid measurement'
     GATED = 'refused by the gate'
+    REPEATED = 'the position of the fix before once more'
     OUTSIDE_MAP = 'outside the map'
     PRIOR_TOO_WIDE = 'prior too wide for the search window'
     AMBIGUOUS = 'match ambiguous'

@@ -11,6 +11,7 @@ Transforms: ``a_from_b`` takes coordinates in b to coordinates in a, so neighbou
 """
 
 from dataclasses import dataclass
+from functools import cache
 import math
 
 import numpy as np
@@ -76,6 +77,18 @@ def body_axes_error(error_xy_m: np.ndarray, yaw_rad: np.ndarray) -> tuple[np.nda
     cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
     x_m, y_m = error_xy_m[..., 0], error_xy_m[..., 1]
     return cos * x_m + sin * y_m, -sin * x_m + cos * y_m
+
+
+def distance_on_earth_m(start_deg: tuple[float, float], end_deg: tuple[float, float]) -> float:
+    """The shortest distance on the WGS84 ellipsoid between two (latitude, longitude)."""
+    return _geod().inv(*start_deg[::-1], *end_deg[::-1])[2]
+
+
+@cache
+def _geod():
+    from pyproj import Geod
+
+    return Geod(ellps='WGS84')
 
 
 class LocalFrame:
@@ -172,6 +185,12 @@ class MapGrid:
         return cls(
             2 * half + 1, 2 * half + 1, cell_m, x_m - half * cell_m, y_m + half * cell_m
         )
+
+    @property
+    def bounds_m(self) -> tuple[float, float, float, float]:
+        """x_min, y_min, x_max, y_max of the cell centres."""
+        east_m, south_m = self.xy_from_row_col(self.rows - 1, self.cols - 1)
+        return self.x0_m, float(south_m), float(east_m), self.y0_m
 
     def xy_from_row_col(self, row, col):
         return self.x0_m + np.multiply(col, self.cell_m), self.y0_m - np.multiply(row, self.cell_m)

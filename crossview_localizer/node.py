@@ -32,6 +32,7 @@ from crossview_localizer.datatypes import (
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.ros import conversions
 from crossview_localizer.ros.clock_jump import call_on_backward_jump
+from crossview_localizer.ros.console import ConsoleLog
 from crossview_localizer.ros.diagnostics import Diagnostics, NodeMonitor
 from crossview_localizer.ros.gnss_input import GnssInput, Velocity
 from crossview_localizer.ros.image_processor import ImageProcessor, ProcessedImage, ReceivedImage
@@ -51,6 +52,8 @@ from crossview_localizer.ros.status import image_status, Level
 # times for the image thread.
 SWITCH_INTERVAL_S = 0.0005
 DIAGNOSTICS_PERIOD_S = 1.0
+# The lines of /diagnostics that are also said on the console; the others are where they arise.
+CONSOLE_LINES = ('camera', 'gnss', 'gnss_velocity', 'odometry', 'matcher', 'filter')
 
 
 class LocalizerNode(LifecycleNode):
@@ -107,7 +110,20 @@ class LocalizerNode(LifecycleNode):
             self._processor.process, self._results_are_there.trigger,
             self._node_config.odometry_wait_s)
         self.diagnostics.start(time.monotonic())
+        self._console = ConsoleLog(
+            CONSOLE_LINES, self.get_logger().warning, self.get_logger().info)
+        self.get_logger().info(f'active: {self._describe()}')
         return result
+
+    def _describe(self) -> str:
+        """The map and the network, and the topics that are listened to."""
+        values = self.diagnostics.map_status.values
+        network = (f'map {values["map_path"]}, weights {values["weights"]}, on {values["device"]}'
+                   if self.diagnostics.map_status.level is not Level.ERROR and values
+                   else 'no map, the prior alone is published')
+        topics = [image_topic(self, self._node_config), *(
+            self.resolve_topic_name(name) for name in ('gnss', 'odometry'))]
+        return f'{network}; listening to {", ".join(topics)}'
 
     def on_deactivate(self, state) -> TransitionCallbackReturn:
         self._stop_worker()
@@ -155,12 +171,12 @@ class LocalizerNode(LifecycleNode):
             self.get_logger().warning(f'map: {status.text}')
         self._outputs = LocalizerOutputs(self, config)
         self._to_destroy.append(self._outputs.destroy)
-        inputs = LocalizerInputs(self, config, {
+        self._inputs = LocalizerInputs(self, config, {
             '/tf_static': self._on_static_transforms, 'camera_info': self._on_camera_info,
             'gnss': self._on_gnss, 'gnss_velocity': self._on_gnss_velocity,
             'odometry': self._on_odometry, 'initialpose': self._on_initial_pose,
             'image': self._on_image}, self._on_incompatible_qos)
-        self._to_destroy.append(inputs.destroy)
+        self._to_destroy.append(self._inputs.destroy)
         service = self.create_service(Trigger, '~/reset', self._on_reset)
         self._to_destroy.append(lambda: self.destroy_service(service))
         handle = call_on_backward_jump(self, self._on_clock_jump)
@@ -352,6 +368,8 @@ class LocalizerNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         now_s, stamp_ns = time.monotonic(), self.get_clock().now().nanoseconds
+        if self._is_configured and self.rig.camera_info is None:
+            self._inputs.take_latched_camera_info()
         if self._worker is None:
             statuses = [self._node_monitor.inactive_status(self._is_configured)]
         else:
@@ -360,6 +378,7 @@ class LocalizerNode(LifecycleNode):
             waits_for_clock = self.get_parameter('use_sim_time').value and stamp_ns == 0
             statuses = self.diagnostics.statuses(
                 now_s, self._present_covariance(now_s), waits_for_clock)
+            self._console.report(statuses)
         self._diagnostics_publisher.publish(conversions.diagnostics_msg_from_statuses(
             statuses, stamp_ns, self.get_name()))
 

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 import sys
 
-from crossview_localizer.bags.arguments import add_run_arguments, topics_from_arguments
+from crossview_localizer.bags.arguments import add_run_arguments, node_and_topics_from_arguments
 from crossview_localizer.bags.bag import BagError
 from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.evaluation.overlays import find_sources, write_overlays
@@ -38,9 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    bag, node = arguments.bag, arguments.node.rstrip('/')
+    bag = arguments.bag
     out = arguments.out or bag.with_name(bag.resolve().name + '_overlays')
     try:
+        node, topics = node_and_topics_from_arguments(arguments)
         recorded = find_sources(bag, node)
         map_path = arguments.map or recorded.get('map_path')
         weights = arguments.weights or recorded.get('weights')
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             node_config, config = read_parameters(arguments.params_file)
         paths = write_overlays(
             out, bag, arguments.input_bag or bag, load_localizer(map_path, weights, config),
-            node_config, arguments.at, topics_from_arguments(arguments), node, progress=True)
+            node_config, arguments.at, topics, node, progress=True)
     except (ValueError, OSError) as error:
         print(f'overlay: error: {error}', file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ import sys
 from crossview_localizer.bags.arguments import (
     add_imagery_argument,
     add_run_arguments,
-    topics_from_arguments,
+    node_and_topics_from_arguments,
 )
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.evaluation.run_report import write_report
@@ -41,10 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _, config = (read_parameters(arguments.params_file) if arguments.params_file
                      else (None, LocalizerConfig()))
+        node, topics = node_and_topics_from_arguments(arguments)
         page = write_report(
             out, arguments.bag, input_bag=arguments.input_bag, map_path=arguments.map,
-            imagery=arguments.imagery, topics=topics_from_arguments(arguments),
-            node=arguments.node.rstrip('/'), config=config.filter, progress=True)
+            imagery=arguments.imagery, topics=topics, node=node, config=config.filter,
+            progress=True)
     except (ValueError, OSError) as error:
         print(f'report: error: {error}', file=sys.stderr)
         return 2

@@ -24,7 +24,7 @@ from crossview_localizer.config import configs_from_parameters
 from crossview_localizer.datatypes import CameraImage, PoseEstimate
 from crossview_localizer.ros import conversions, scene_messages, scene_pictures
 from crossview_localizer.ros.clock_jump import call_on_backward_jump
-from crossview_localizer.ros.inputs import image_topic, subscribe_to_latched
+from crossview_localizer.ros.inputs import image_topic, subscribe_if_latched
 from crossview_localizer.ros.parameters import parameter_values
 from crossview_localizer.ros.process import run_node
 from crossview_localizer.ros.qos import latched_profile
@@ -64,6 +64,7 @@ class SceneNode(Node):
         self._orthophoto = self._read_orthophoto()
         self._ground_tiles = MarkerArray()
         self._is_ground_due = False
+        self._latched_camera_info = None    # the subscription, where somebody latches it
         self._publish_ground()
         self._create_inputs()
         # RViz drops all markers when it is reset and when its clock jumps back, and does not ask
@@ -138,7 +139,6 @@ class SceneNode(Node):
                 (GeoPoseWithCovarianceStamped, f'{LOCALIZER}/geopose', self._on_geopose, 20),
                 (OccupancyGrid, f'{LOCALIZER}/heatmap', self._on_heatmap, 5)):
             self.create_subscription(kind, topic, callback, qos)
-        subscribe_to_latched(self, CameraInfo, 'camera_info', self._on_camera_info)
 
     # --- inputs of the localizer
 
@@ -235,6 +235,9 @@ class SceneNode(Node):
                 (position.latitude, position.longitude), (latest.pose.x_m, latest.pose.y_m))
 
     def _publish_background(self) -> None:
+        if self.rig.camera_info is None and self._latched_camera_info is None:
+            self._latched_camera_info = subscribe_if_latched(
+                self, CameraInfo, 'camera_info', self._on_camera_info)
         if self._is_ground_due:
             self._is_ground_due = False
             self._publish_ground()

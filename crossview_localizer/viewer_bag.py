@@ -2,8 +2,8 @@
 
 Such a viewer is Lichtblick or Foxglove; config/viewer_layout.json is a layout for them.  Topics
 below /viewer are added, which a viewer cannot compute: the satellite image, the paths of the whole
-drive, the 95 % ellipses.  odom -> base_link is added to /tf.  All message types are standard, and
-their definitions are in the file.
+drive, the 95 % ellipses.  odom -> base_link is added to /tf where it is not there.  All message
+types are standard, and their definitions are in the file.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from rosbags.rosbag2 import WriterError
 from crossview_localizer.bags.arguments import (
     add_imagery_argument,
     add_run_arguments,
-    topics_from_arguments,
+    node_and_topics_from_arguments,
 )
 from crossview_localizer.bags.recorded_run import read_run
 from crossview_localizer.bags.viewer_file import write_viewer_file
@@ -37,12 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    bag, topics = arguments.bag, topics_from_arguments(arguments)
+    bag = arguments.bag
     out = arguments.out or bag.with_name(bag.resolve().name + '_viewer.mcap')
     try:
-        run = read_run(
-            bag, arguments.input_bag, topics=topics, node=arguments.node.rstrip('/'),
-            progress=True)
+        node, topics = node_and_topics_from_arguments(arguments)
+        run = read_run(bag, arguments.input_bag, topics=topics, node=node, progress=True)
         recorded_map = run.diagnostics.values.get('map', {}).get('map_path', '')
         ground, notes = find_background(
             run.frame, arguments.map, arguments.imagery, recorded_map)

@@ -324,10 +324,17 @@ def test_a_zero_nan_or_impossible_covariance_counts_as_unknown(msg):
     (fix_msg(latitude=math.nan), 'not a latitude'),
     (fix_msg(latitude=95.0), 'not a latitude'),
     (fix_msg(longitude=math.inf), 'not a latitude'),
+    (fix_msg(latitude=-1.2610, longitude=51.7606),
+     '7686 km from the origin of the map .*: the driver exchanges latitude and longitude'),
+    (fix_msg(latitude=45.0), '752 km from .*; expected at most 500 km: is it the right map'),
 ])
 def test_a_message_without_a_position_is_refused_with_the_reason(msg, complaint):
     with pytest.raises(ValueError, match=complaint):
         gnss_fix(msg)
+
+
+def test_a_fix_whose_driver_never_sets_the_status_is_used():
+    assert gnss_fix(fix_msg(status=-2)).stamp_ns == 5_000_000_000
 
 
 # --- odometry and poses

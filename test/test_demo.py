@@ -51,7 +51,8 @@ def test_the_summary_has_the_rows_and_numbers_that_are_promised(smoke):
     written = json.loads((smoke / 'summary.json').read_text())
     assert list(written) == [
         'gnss_only', 'odometry_only', 'prior', 'image_blind', 'refined', 'raw_correlation',
-        'random_init', 'latency_ms', 'seconds', 'world_seed', 'weights', 'matcher', 'notes']
+        'random_init', 'latency_ms', 'seconds', 'cpu_seconds', 'world_seed', 'weights', 'matcher',
+        'notes']
     stamps_ns = pose_metrics.read_comparison(smoke / 'frames.csv').truth.stamps_ns
     assert len(stamps_ns) == 2.0 * DURATION_S
     for name in pose_metrics.ROWS:
@@ -227,11 +228,15 @@ def test_the_goals_compare_medians_percentiles_and_coverage():
     assert reached == [True, False, False, True, True, True, True]
 
 
-def test_without_controls_the_goals_compare_with_the_prior_alone():
-    row = dict.fromkeys(
-        ('median_m', 'longitudinal_median_m', 'p95_m', 'coverage_95'), 1.0)
-    lines = summary.goals({'refined': row, 'prior': row, 'gnss_only': row})
-    assert len(lines) == 5 and not any('image_blind' in line for line in lines)
+def test_without_controls_the_summary_compares_with_the_prior_alone(capsys):
+    rows = pose_metrics.metrics_by_row(made_up_drive())
+    del rows['image_blind']
+    summary.print_summary({
+        **rows, 'world_seed': 9007, 'matcher': 'dense', 'weights': 'made_up', 'notes': ['a note'],
+        'latency_ms': {'p50': 40.0}, 'seconds': {'total': 200.0},
+        'cpu_seconds': {'total': 90.0}})
+    printed = capsys.readouterr().out
+    assert 'refined median_m / prior median_m' in printed and 'image_blind' not in printed
 
 
 @pytest.mark.parametrize('arguments, duration_s, city_m, with_controls', [

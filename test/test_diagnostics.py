@@ -90,8 +90,8 @@ def test_the_matchers_line_counts_outcomes_and_tells_the_last_one():
 
 def test_every_outcome_of_a_processed_image_has_a_remedy():
     for outcome in Outcome:
-        if outcome in (Outcome.USED, Outcome.TOO_SLOW, Outcome.SEARCHING, Outcome.DROPPED,
-                       Outcome.SUPERSEDED):
+        if outcome in (Outcome.USED, Outcome.REPEATED, Outcome.TOO_SLOW, Outcome.SEARCHING,
+                       Outcome.DROPPED, Outcome.SUPERSEDED):
             continue
         monitor = MatcherMonitor()
         monitor.add_image(localization(outcome), None, 0.0)
@@ -194,6 +194,12 @@ def test_before_the_start_the_filter_says_what_it_waits_for():
     assert 'driven 0.0 m of the 8.0 m' in status.text
 
 
+@pytest.mark.parametrize(('others', 'said'), [(0, True), (1, False)])
+def test_it_is_said_where_nobody_else_publishes_transforms(others, said):
+    values = lines(diagnostics({'/tf': 1 + others}), 1.0)['odometry'].values
+    assert ('publish_odom_tf' in values.get('tf', '')) == said
+
+
 def test_two_publishers_of_one_input_are_at_least_a_warning():
     parts = diagnostics({'odometry': 2})
     parts.odometry.add_message(0.0)
@@ -202,17 +208,17 @@ def test_two_publishers_of_one_input_are_at_least_a_warning():
     assert '/odometry has 2 publishers, of which one was expected; receiving' in status.text
 
 
-@pytest.mark.parametrize(('sigma_m', 'is_known', 'waited_s', 'text'), [
-    (2.0, True, 0.1, ''),
-    (5.0, False, 0.1, 'covariance is unknown, zero or NaN: 5.0 m are assumed'),
-    (50.0, True, 0.1, 'fixes claim a sigma of 50 m; expected at most 30 m'),
-    (2.0, True, 2.5, 'fixes wait 2.5 s for odometry of their time'),
+@pytest.mark.parametrize(('sigma_m', 'is_known', 'distance_m', 'text'), [
+    (2.0, True, 900.0, ''),
+    (5.0, False, 0.0, 'covariance is unknown, zero or NaN: 5.0 m are assumed'),
+    (50.0, True, 0.0, 'fixes claim a sigma of 50 m; expected at most 30 m'),
+    (2.0, True, 23e3, 'fixes are 23 km from the map: it is a map of another place'),
 ])
-def test_a_used_fix_is_remarked_on(sigma_m, is_known, waited_s, text):
+def test_a_used_fix_is_remarked_on(sigma_m, is_known, distance_m, text):
     parts = diagnostics({'gnss': 1})
     parts.gnss.add_message(0.0)
     fix = GnssFix(1, 0.0, 0.0, np.diag([1.0, sigma_m**2]))
-    parts.add_fix(FilterUpdate(Outcome.USED), fix, is_known, waited_s)
+    parts.add_fix(FilterUpdate(Outcome.USED), fix, is_known, distance_m)
     status = lines(parts, 0.1)['gnss']
     assert status.level is (Level.WARN if text else Level.OK)
     assert text in status.text

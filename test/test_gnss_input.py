@@ -49,8 +49,10 @@ class Bench:
         self.keeper.load()
         self.diagnostics = Diagnostics(config, NodeMonitor(), '/image', lambda topic: (topic, 1))
         self.log = Log()
+        self.late_s = 0.0
         self.gnss = GnssInput(
-            config, self.holder, self.rig, self.timeline, self.keeper, self.diagnostics, self.log)
+            config, self.holder, self.rig, self.timeline, self.keeper, self.diagnostics, self.log,
+            lambda: time.monotonic() + self.late_s)
 
     def place_antenna(self):
         transform = TransformStamped(child_frame_id='antenna')
@@ -97,15 +99,52 @@ def velocity_msg(time_s: float, east_mps: float) -> TwistWithCovarianceStamped:
     return msg
 
 
-def test_without_a_map_the_first_fix_places_the_map_frame():
+def test_without_a_map_the_first_of_three_fixes_that_agree_places_the_map_frame():
     bench = Bench().place_antenna()
     bench.gnss.add_velocity(velocity_msg(0.0, 10.0))
-    assert 'waiting for a first GNSS fix' in bench.line('gnss_velocity').text
-    bench.gnss.add_fix(fix_msg(0.0, 0.0))
+    assert 'waiting for GNSS fixes that agree' in bench.line('gnss_velocity').text
+    far = fix_msg(0.0, 0.0)
+    far.latitude = 48.0  # where the receiver was switched off
+    bench.gnss.add_fix(far)
+    for second in range(3):
+        assert bench.holder.localizer is None
+        bench.gnss.add_fix(fix_msg(1.0 + second, 10.0 * second))
     frame = bench.holder.localizer.frame
-    assert (frame.latitude_deg, frame.longitude_deg) == (
-        FRAME.latitude_deg, FRAME.longitude_deg)
-    assert 'the origin of the map frame is the first fix' in bench.log.lines[0]
+    assert (frame.latitude_deg, frame.longitude_deg) == pytest.approx(
+        (FRAME.latitude_deg, FRAME.longitude_deg), abs=1e-9)
+    assert 'the origin of the map frame is the first of 3 fixes' in bench.log.lines[0]
+
+
+def test_a_position_that_is_repeated_places_no_map_frame():
+    bench = Bench().place_antenna()
+    for second in range(20):
+        bench.gnss.add_fix(fix_msg(float(second), 0.0))
+    assert bench.holder.localizer is None
+
+
+def test_before_the_start_the_map_frame_moves_to_where_fixes_agree():
+    bench = Bench().place_antenna()
+    for second in range(3):
+        bench.gnss.add_fix(fix_msg(float(second), 30e3 + second))
+    for second in range(3, 6):
+        bench.gnss.add_fix(fix_msg(float(second), 10.0 * second))
+    frame = bench.holder.localizer.frame
+    assert (frame.latitude_deg, frame.longitude_deg) == pytest.approx(
+        FRAME.latlon_from_xy(30.0, 0.0), abs=1e-9)
+
+
+def test_fixes_that_wait_18_seconds_for_odometry_have_another_clock_and_are_not_used():
+    bench = Bench().place_antenna().drive()
+    used = bench.diagnostics.gnss.counts['used']
+    bench.gnss.add_fix(fix_msg(20.0, 200.0))
+    bench.late_s = 18.0
+    bench.move(20.0, 200.0)
+    bench.gnss.use_due()
+    bench.diagnostics.gnss.add_message(time.monotonic())
+    assert bench.diagnostics.gnss.counts['used'] == used
+    status = bench.line('gnss')
+    assert status.level is Level.WARN and 'fixes wait 18.0 s for odometry' in status.text
+    assert 'GPS time is 18 s ahead of UTC' in status.text
 
 
 def test_fixes_and_velocities_are_used_once_odometry_has_reached_them():
@@ -142,7 +181,8 @@ def test_a_velocity_too_slow_for_a_course_is_counted_and_no_problem():
 
 def test_without_the_place_of_the_antenna_fixes_are_an_error_and_velocities_a_warning():
     bench = Bench()
-    bench.gnss.add_fix(fix_msg(0.0, 0.0))
+    for second in range(3):
+        bench.gnss.add_fix(fix_msg(float(second), 10.0 * second))
     bench.diagnostics.gnss.add_message(time.monotonic())
     status = bench.line('gnss')
     assert status.level is Level.ERROR and 'antenna_xyz_m is not set' in status.text

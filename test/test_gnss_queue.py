@@ -5,7 +5,7 @@ import pytest
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import OdometrySample
 from crossview_localizer.geometry import Pose2D
-from crossview_localizer.ros.gnss_queue import GnssQueue
+from crossview_localizer.ros.gnss_queue import clock_problem, GnssQueue, MAX_WAIT_S
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 
 SECOND_NS = 10**9
@@ -79,3 +79,29 @@ def test_a_cleared_queue_is_empty(queue, timeline):
     queue.clear()
     advance(timeline, 11 * SECOND_NS)
     assert list(queue.take_due()) == []
+
+
+def test_a_message_that_waits_longer_than_odometry_is_ever_late_has_another_clock():
+    assert clock_problem('fixes', MAX_WAIT_S) == ''
+    assert 'fixes wait 18.0 s for odometry of their time' in clock_problem('fixes', 18.0)
+
+
+def test_a_message_that_comes_18_seconds_ahead_of_the_odometry_is_not_waited_for(
+        queue, timeline, clock):
+    advance(timeline, 10 * SECOND_NS)
+    clock.now_s += 0.05
+    queue.add(28 * SECOND_NS, 'in GPS time')
+    (msg, early_s), = queue.take_due()
+    assert msg == 'in GPS time' and early_s == pytest.approx(18.0)
+
+
+def test_after_a_busy_while_a_message_that_is_ahead_waits_for_the_odometry_behind_it(
+        queue, timeline, clock):
+    advance(timeline, 10 * SECOND_NS)
+    clock.now_s += 5.0
+    queue.add(15 * SECOND_NS, 'fix')
+    advance(timeline, 10 * SECOND_NS + 1)
+    assert list(queue.take_due()) == []
+    advance(timeline, 15 * SECOND_NS)
+    (_, waited_s), = queue.take_due()
+    assert waited_s == 0.0

@@ -95,3 +95,13 @@ def test_the_rate_is_of_the_last_messages_and_falls_in_silence(monitor):
         monitor.add_message(0.05 * number)
     assert float(monitor.status(5.0, 2.0, '').values['rate_hz']) == pytest.approx(20.0, rel=0.05)
     assert float(monitor.status(6.9, 2.0, '').values['rate_hz']) < 15.0
+
+
+def test_a_repeated_fix_is_counted_and_a_problem_only_with_a_reason(monitor):
+    monitor.add_message(1.0)
+    monitor.add_update(FilterUpdate(Outcome.REPEATED))
+    assert monitor.status(1.1, 2.0, 'silent').level is Level.OK
+    monitor.add_update(FilterUpdate(Outcome.REPEATED, 'for 30 s and 300 m of driving'))
+    status = monitor.status(1.1, 2.0, 'silent')
+    assert status.level is Level.WARN and 'for 30 s and 300 m of driving' in status.text
+    assert monitor.counts['repeated'] == 2

@@ -1072,6 +1072,28 @@ def test_two_interrupts_end_the_process_with_exit_code_0(bench):
     assert 'Traceback' not in output
 
 
+def test_a_parameter_file_that_ros_refuses_ends_the_process_with_one_line(tmp_path):
+    path = tmp_path / 'mixed.yaml'
+    path.write_text('/**:\n  ros__parameters:\n    camera_xyz_rpy: [1.2, 0, 1.4, 0, 0.0, 0]\n')
+    process = start_process('--ros-args', '--params-file', str(path))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and 'Traceback' not in output
+    assert 'Sequence should be of same type' in output.splitlines()[-1]
+    assert 'parse.c' not in output
+
+
+def test_the_console_says_that_the_node_is_active_and_each_cause_once(bench):
+    process = start_process('--ros-args', '-p', 'input_timeout_s:=0.5')
+    try:
+        lines = iter(process.stdout.readline, '')
+        active = next(line for line in lines if 'active' in line)
+        silent = next(line for line in lines if 'gnss' in line)
+    finally:
+        process.kill()
+    assert 'no map, the prior alone is published; listening to /image, /gnss, /odometry' in active
+    assert 'WARN' in silent and 'nobody publishes /gnss' in silent and '->' in silent
+
+
 def test_a_wrong_parameter_ends_the_process_with_one_line_and_exit_code_2():
     process = start_process('--ros-args', '-p', 'filter.buffer_s:=99')
     output, _ = process.communicate(timeout=120)

@@ -759,7 +759,150 @@ def test_distrust_ends_and_the_pose_is_widened(monkeypatch):
     pose_filter, updates = driven_with_gnss(
         lambda t: 50.0 if t > 20 else 0.0, 50.0)
     assert first_with('pose widened', updates) == pytest.approx(35.2, abs=0.3)
-    assert last_pose(pose_filter).pose.y_m > 35.0
+    found = last_pose(pose_filter)
+    assert abs(found.pose.y_m - 50.0) < 2.0 * math.sqrt(found.covariance[1, 1])
+
+
+# --- contradictions -----------------------------------------------------------------------------
+
+
+def test_the_second_fix_that_is_refused_widens_the_pose_by_how_far_it_is_off():
+    pose_filter = straight(sigma_m=1.0)
+    before = pose_filter.estimate_at(at(4.0))
+    pose_filter.add_gnss(gnss(3.9, 39.0, 12.0))
+    update = pose_filter.add_gnss(gnss(4.0, 40.0, 12.0))
+    after = pose_filter.estimate_at(at(4.0))
+    assert update.outcome is Outcome.GATED and after.pose == before.pose
+    # 9.21 is the gate: 99 % of a chi-square of two degrees of freedom.
+    beyond_m = 12.0 * (1.0 - math.sqrt(9.2103 / update.mahalanobis2))
+    np.testing.assert_allclose(
+        after.covariance - before.covariance, np.diag([0.0, beyond_m**2, 0.0]), atol=1e-3)
+    pose_filter.add_odometry(odometry(4.5, 45.0))
+    pose_filter.add_gnss(gnss(4.5, 45.0, 0.0))
+    assert pose_filter.estimate_at(at(4.5)).covariance[1, 1] < before.covariance[1, 1]
+
+
+def test_a_match_decides_between_a_pose_and_the_fixes_that_contradict_it():
+    pose_filter = straight(sigma_m=0.5)
+    for time_s in (3.8, 3.9):
+        pose_filter.add_gnss(gnss(time_s, 10.0 * time_s, 30.0))
+    update = pose_filter.add_match(match(4.0, 40.0, 28.0, np.diag([0.1, 0.1, np.inf])))
+    found = pose_filter.estimate_at(at(4.0))
+    assert update.outcome is Outcome.USED
+    assert found.pose.y_m == pytest.approx(28.0, abs=0.5) and found.covariance[1, 1] < 1.0
+
+
+def test_a_jump_of_eight_metres_widens_the_pose_and_does_not_move_it_there():
+    pose_filter, updates = driven_with_gnss(lambda t: 8.0 if t > 20 else 0.0, 31.0)
+    refused = [time_s for time_s, u in updates if u.outcome is Outcome.GATED]
+    assert refused[0] == pytest.approx(20.2)
+    found = last_pose(pose_filter)
+    assert abs(found.pose.y_m) < 4.0
+    sigma_m = math.sqrt(found.covariance[1, 1])
+    assert abs(found.pose.y_m) < 2.0 * sigma_m and abs(found.pose.y_m - 8.0) < 2.0 * sigma_m
+
+
+def driven_with_lying_odometry(change, seconds=40.0, matches_hz=0, curve_radps=0.1):
+    """In a circle at 10 m/s; from second 20 on ``change`` makes another step of each of odometry.
+
+    Returns [(time_s, true pose, estimate)] for each second from 21 on, and the filter.
+    """
+    rng = np.random.default_rng(3)
+    pose_filter, truth, odom = straight(until_s=0.0), Pose2D(0.0, 0.0, 0.0), Pose2D(0, 0, 0)
+    step, found = Pose2D(1.0, 0.0, 0.1 * curve_radps), []
+    for tick in range(1, round(seconds * 10)):
+        time_s = tick / 10
+        truth, odom = truth @ step, odom @ (change(step) if time_s > 20.0 else step)
+        pose_filter.add_odometry(OdometrySample(at(time_s), odom))
+        if tick % 5 == 0:
+            noise_m = 0.5 * rng.standard_normal(2)
+            pose_filter.add_gnss(gnss(time_s, truth.x_m + noise_m[0], truth.y_m + noise_m[1]))
+        if matches_hz and tick % round(10 / matches_hz) == 0:
+            noisy = truth.as_array() + (0.3, 0.3, 0.01) * rng.standard_normal(3)
+            pose_filter.add_match(estimate(time_s, *noisy, 0.3, 0.01))
+        if time_s > 20.5 and tick % 10 == 0:
+            found.append((time_s, truth, pose_filter.estimate_at(at(time_s))))
+    return found, pose_filter
+
+
+LIES = {
+    'turns the wrong way': lambda step: Pose2D(step.x_m, -step.y_m, -step.yaw_rad),
+    'is three times too fast': lambda step: Pose2D(3 * step.x_m, 3 * step.y_m, step.yaw_rad),
+    'counts feet': lambda step: Pose2D(0.3048 * step.x_m, 0.0, step.yaw_rad),
+    'stands still': lambda step: Pose2D(0.0, 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize('matches_hz', [0, 2])
+@pytest.mark.parametrize('lie', LIES)
+def test_odometry_that_lies_leaves_the_truth_inside_the_covariance(lie, matches_hz):
+    found, _ = driven_with_lying_odometry(LIES[lie], 80.0, matches_hz)
+    errors = np.array([
+        given.pose.as_array() - truth.as_array() for _, truth, given in found])
+    errors[:, 2] = wrap_angle(errors[:, 2])
+    covariances = np.array([given.covariance for _, _, given in found])
+    nees = np.einsum('ni,ni->n', errors, np.linalg.solve(covariances, errors[..., None])[..., 0])
+    assert np.mean(nees < 7.815) >= 0.9
+    assert np.hypot(*errors[-20:, :2].T).max() < 10.0
+
+
+def test_odometry_that_is_off_by_a_share_of_the_distance_is_not_believed_for_a_while():
+    _, honest = driven_with_lying_odometry(lambda step: step, 30.0)
+    _, lying = driven_with_lying_odometry(LIES['stands still'], 30.0)
+    for pose_filter, moved_m in ((honest, 0.0), (lying, 2.0)):
+        before = last_pose(pose_filter)
+        last = pose_filter.history[1].samples[-1]
+        later_ns = last.stamp_ns + 10**9 // 2
+        pose_filter.add_odometry(OdometrySample(later_ns, last.odom_from_base))
+        after = pose_filter.estimate_at(later_ns)
+        way_m = math.hypot(after.pose.x_m - before.pose.x_m, after.pose.y_m - before.pose.y_m)
+        assert way_m >= moved_m and (moved_m > 0.0 or way_m < 0.01)
+
+
+def test_reflections_between_houses_do_not_speak_against_the_odometry():
+    rng = np.random.default_rng(5)
+    offsets_m = 15.0 * rng.standard_normal(100)
+    _, updates = driven_with_gnss(lambda t: offsets_m[int(t)] if t > 20 else 0.0, 60.0)
+    assert any(update.outcome is Outcome.GATED for _, update in updates)
+    assert not any('not believed' in update.reason for _, update in updates)
+
+
+# --- a receiver that repeats itself -------------------------------------------------------------
+
+
+def test_a_position_that_is_repeated_is_no_news_and_told_once_the_vehicle_has_moved():
+    pose_filter, updates = driven_with_gnss(lambda t: 0.1 * math.sin(t), 20.0)
+    before = last_pose(pose_filter)
+    held = gnss(20.0, 200.0, 0.2)
+    pose_filter.add_odometry(odometry(20.0, 200.0))
+    assert pose_filter.add_gnss(held).outcome is Outcome.USED
+    for tick in range(1, 301):
+        time_s = 20.0 + tick / 10
+        pose_filter.add_odometry(odometry(time_s, 10.0 * time_s))
+        update = pose_filter.add_gnss(replace(held, stamp_ns=at(time_s)))
+        assert update.outcome is Outcome.REPEATED
+    assert update.reason == 'the receiver repeats it for 30 s and 300 m of driving'
+    found = last_pose(pose_filter)
+    assert found.pose.x_m == pytest.approx(500.0, abs=1.0)
+    assert found.covariance[0, 0] > before.covariance[0, 0]
+    pose_filter.add_odometry(odometry(50.1, 501.0))
+    assert pose_filter.add_gnss(gnss(50.1, 501.0, 0.0)).outcome is Outcome.USED
+
+
+def test_a_receiver_that_holds_its_position_while_the_vehicle_stands_is_nothing_to_tell():
+    pose_filter = straight(until_s=4.0)
+    for tick in range(1, 50):
+        pose_filter.add_odometry(odometry(4.0 + tick / 10, 40.0))
+        update = pose_filter.add_gnss(gnss(4.0 + tick / 10, 40.0, 0.0))
+    assert update.outcome is Outcome.REPEATED and not update.reason
+
+
+def test_a_repeated_position_does_not_start_the_filter():
+    pose_filter = PoseFilter(CONFIG)
+    for tick in range(600):
+        pose_filter.add_odometry(odometry(tick / 10, tick / 10))
+        pose_filter.add_gnss(gnss(tick / 10, 5.0, 5.0, 10.0))
+    assert not pose_filter.started
 
 
 @pytest.mark.parametrize('matches_hz, most_m', [(0, 6.0), (2, 0.5)])

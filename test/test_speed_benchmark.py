@@ -1,13 +1,18 @@
 """The speed benchmark in its smallest size: what it writes, and that the page is made of it."""
 
+from collections import Counter
 import json
 import shutil
 
 import numpy as np
 import pytest
 
-from benchmarks.speed import bench, map_speed, page, peers, training_speed
+from benchmarks.speed import bench, gpu_check, map_speed, page, peers, training_speed
 from benchmarks.speed.world import percentiles_ms, repeated_s
+from crossview_localizer.bags.drive import Drive
+from crossview_localizer.datatypes import GnssFix
+from crossview_localizer.geometry import Pose2D
+from crossview_localizer.trajectory import Track
 
 
 def test_percentiles_are_those_of_the_calls():
@@ -44,6 +49,22 @@ def test_the_peers_give_the_same_correlation_and_are_all_timed():
     assert peers.kalman_filter('cpu', 2)['states'] >= 3
 
 
+def test_a_plain_ekf_and_ours_follow_a_straight_drive():
+    stamps_ns = 10**9 + np.arange(100) * 100_000_000
+    truth = Track.from_poses(stamps_ns, [Pose2D(0.5 * k, 2.0, 0.0) for k in range(100)])
+    fixes = [GnssFix(int(ns), 0.5 * k, 2.0, np.eye(2)) for k, ns in enumerate(stamps_ns)][::10]
+    found = peers.filter_drive(Drive(np.array([]), truth, fixes, truth, Counter()))
+    assert len(found) == 2
+    assert all(row['median_m'] < 0.2 and row['p50_ms'] > 0.0 for row in found.values())
+
+
+def test_the_check_of_a_gpu_runs_every_step_and_compares_with_the_cpu(capsys):
+    assert gpu_check.main(['--device', 'cpu', '--runs', '1']) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ['cpu', 'float32', 'half']
+    assert found['float32']['difference'] == 0.0 and 0.0 < found['half']['difference'] < 0.5
+
+
 def row(value):
     return {'p50_ms': value, 'p95_ms': 2 * value, 'p99_ms': 3 * value}
 
@@ -57,8 +78,11 @@ def result():
             'bare_forward': {'eager': row(9.0)},
             'runs': {'torch, 10 Hz': {'frames_per_s': 9.0, 'end_to_end': row(40.0),
                                       'used_share': 1.0}}}
+    cost = {'cpu_ms': {'forward': 20.0, 'whole': 50.0},
+            'memory_mb': {'Python': 10.0, 'NumPy': 50.0, 'ROS 2': 160.0, 'torch': 190.0,
+                          'all': 540.0}}
     return {
-        'cpu': about | live,
+        'cpu': about | live, 'cost': about | {'torch': cost, 'onnx': cost},
         'map_build': {'km2': 1.0, 'tiles': 9, 'km2_per_s': 0.01, 'ratio_to_bare': 1.1,
                       'pixels_per_block_pixel': 1.4, 'ratio_to_each_pixel_once': 1.5,
                       'workers': {'1': {'wall_s': 1.0, 'peak_mb': 900}},
@@ -100,6 +124,8 @@ def test_the_page_says_which_goals_are_reached_and_which_are_missed(tmp_path):
     assert 'reached' in lines['opening any of the maps, s']
     assert 'missed' in lines['warm window at 30 m/s, p99 ms']                         # 9 of 5
     assert 'Nothing was measured on a GPU' in text
+    assert 'takes 2.50 times' in text and '**missed**: the\nlibraries alone' in text
+    assert 'are 410 MB' in text
     assert '57600 steps of visual odometry' in text and '101 / 102 / 103 / 103' in text
     assert (tmp_path / 'results/bench.png').stat().st_size > 1000
 

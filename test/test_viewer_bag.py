@@ -15,7 +15,7 @@ import recorded_drive as drive  # noqa: E402
 from rosbags.highlevel import AnyReader  # noqa: E402
 
 from crossview_localizer import viewer_bag  # noqa: E402
-from crossview_localizer.bags.viewer_file import ellipse_points  # noqa: E402
+from crossview_localizer.bags.viewer_file import ellipse_points, transform_msg  # noqa: E402
 from crossview_localizer.ros.conversions import (  # noqa: E402
     quaternion_msg_from_yaw,
     stamp_msg_from_ns,
@@ -175,6 +175,37 @@ def test_an_ellipse_leans_as_its_covariance():
     points = ellipse_points(np.array([1.0, 2.0, 0.0]), covariance)
     farthest = points[np.argmax(np.hypot(*(points - [1.0, 2.0]).T))] - [1.0, 2.0]
     assert abs(math.degrees(math.atan2(*farthest[::-1])) % 180.0 - 45.0) < 6.0
+
+
+def test_a_run_in_a_namespace_is_found_and_a_recorded_transform_is_not_added_again(
+        ros, tmp_path):
+    """The scene has recorded odom -> base_link too."""
+    def in_namespace(messages):
+        for topic, time_s, msg in messages:
+            yield topic if topic in ('/tf_static', '/diagnostics') else f'/car{topic}', time_s, msg
+
+    recorded = list(in_namespace([
+        *drive.output_messages(SECONDS), *odometry_messages(SECONDS)]))
+    transforms = [('/tf', time_s, transform_msg(msg)) for topic, time_s, msg in recorded
+                  if topic == '/car/odometry']
+    run = drive.write_bag(tmp_path / 'run', [*recorded, *transforms])
+    out = tmp_path / 'replay.mcap'
+    assert viewer_bag.main([str(run), '--out', str(out)]) == 0
+    with AnyReader([out]) as reader:
+        counts = {connection.topic: connection.msgcount for connection in reader.connections}
+    assert counts['/tf'] == len(transforms) > 10
+    assert counts['/viewer/ellipses'] == counts['/car/crossview_localizer/pose']
+
+
+def test_of_several_nodes_in_one_recording_one_must_be_named(ros, tmp_path, capsys):
+    messages = list(drive.output_messages(SECONDS))
+    run = drive.write_bag(tmp_path / 'run', [
+        (f'/{car}{topic}', time_s, msg) for car in ('a', 'b') for topic, time_s, msg in messages])
+    arguments = [str(run), '--out', str(tmp_path / 'replay.mcap')]
+    assert viewer_bag.main(arguments) == 2
+    assert 'the poses of /a/crossview_localizer, /b/crossview_localizer; name one with --node' in (
+        capsys.readouterr().err)
+    assert viewer_bag.main([*arguments, '--node', '/b/crossview_localizer']) == 0
 
 
 def test_a_file_that_is_no_recording_gives_one_line_and_no_output(tmp_path, capsys):

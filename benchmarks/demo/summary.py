@@ -80,16 +80,16 @@ def goals(results: dict[str, dict]) -> list[str]:
 
 
 def print_summary(summary: dict) -> None:
-    results = {name: summary[name] for name in pose_metrics.ROWS}
+    results = {name: summary[name] for name in pose_metrics.ROWS if name in summary}
     print(f'\nSIMULATION, world seed {summary["world_seed"]}, matcher {summary["matcher"]}, '
           f'weights {summary["weights"]}\n')
     print(pose_metrics.table(results))
     print('\nlatency ' + ', '.join(
         f'{name} {value:.0f} ms' for name, value in summary['latency_ms'].items()
         if value is not None))
-    print('\nseconds')
+    print('\n seconds  CPU of all processes')
     for name, seconds in summary['seconds'].items():
-        print(f'{seconds:8.1f}  {name}')
+        print(f'{seconds:8.1f}{summary["cpu_seconds"][name]:8.1f}  {name}')
     print()
     for note in summary['notes']:
         print(f'- {note}')

@@ -13,13 +13,15 @@ import sys
 from benchmarks import REPOSITORY
 from benchmarks.fusion.estimates import EstimateLines
 from benchmarks.fusion.figures import draw
+from benchmarks.fusion.lies import run_lies
 from benchmarks.fusion.matcher_replay import replay_matcher
 from benchmarks.fusion.real_logs import run_real_logs
+from benchmarks.fusion.real_odometry import run_husky, run_kitti_vo
 from benchmarks.fusion.spoofing import run_spoofing
 from benchmarks.fusion.starts import run_starts
 
 WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
-SECTIONS = ('matcher_replay', 'logs', 'spoof', 'start', 'rendered')
+SECTIONS = ('matcher_replay', 'logs', 'spoof', 'lies', 'real_odometry', 'start', 'rendered')
 TOWNS_FROM = 500       # training, validation and the demos' towns have other seeds
 TOWNS_PER_SEED = 10
 SMOKE_DRIVE_S = 150.0
@@ -38,6 +40,7 @@ def main(arguments=None) -> int:
                         help='sections to run; none: only --merge')
     parser.add_argument('--seed', type=int, default=0, help='first seed')
     parser.add_argument('--seeds', type=int, default=5, help='seeds of the matcher replay')
+    parser.add_argument('--lies', type=int, default=3, help='seeds of each lie')
     parser.add_argument('--trials', type=int, default=50, help='starts, and wrong locks')
     parser.add_argument('--smoke', action='store_true', help='a few small runs of everything')
     parser.add_argument('--towns', type=int, default=3, help='rendered towns')
@@ -87,6 +90,13 @@ def measure(args, data: Path) -> dict:
     if 'spoof' in args.sections:
         attacks = range(args.seed, args.seed + (2 if args.smoke else 20))
         results['spoof'] = run_spoofing(data, attacks, lines, args.smoke)
+    if 'lies' in args.sections:
+        seeds = range(args.seed, args.seed + (1 if args.smoke else args.lies))
+        results['lies'] = run_lies(
+            data, seeds, lines, ('honest', 'odometry_stands_still') if args.smoke else None)
+    if 'real_odometry' in args.sections:
+        results['kitti_vo'] = run_kitti_vo(data, args.seed, lines)
+        results['husky'] = run_husky(data)
     if 'start' in args.sections:
         results['start'], results['wrong_lock'] = run_starts(
             data, args.seed, args.smoke, args.trials)

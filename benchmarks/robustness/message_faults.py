@@ -13,6 +13,7 @@ import cv2
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 import numpy as np
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 
@@ -66,11 +67,13 @@ def of_pixels(change: Callable, encoding: str = 'rgb8') -> Callable:
     return hook
 
 
-def wide(msg: Image) -> Image:
-    """The image with 16 bits per channel."""
-    pixels = np.array(msg.data, np.uint8).astype('<u2') << 8
-    return with_fields(
-        encoding='rgb16', step=2 * msg.step, data=array('B', pixels.tobytes()))(msg)
+def wide(bits: int = 16) -> Callable:
+    """A hook that gives 16 bits per channel, of which the lower ``bits`` are filled."""
+    def hook(msg: Image) -> Image:
+        pixels = np.array(msg.data, np.uint8).astype('<u2') << (bits - 8)
+        return with_fields(
+            encoding='rgb16', step=2 * msg.step, data=array('B', pixels.tobytes()))(msg)
+    return hook
 
 
 def frozen() -> Callable:
@@ -108,6 +111,17 @@ def png_bomb(data: bytes) -> bytes:
     header = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
     return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
             + chunk(b'IDAT', zlib.compress(bytes(10_000))) + chunk(b'IEND', b''))
+
+
+def standing() -> Callable:
+    """A hook that repeats the first pose of the odometry; its twist goes on."""
+    first = []
+
+    def hook(msg):
+        first.append(msg.pose)
+        msg.pose = first[0]
+        return msg
+    return hook
 
 
 def jump_of_odometry(away_m: float) -> Callable:
@@ -200,6 +214,13 @@ def half_size_info(msg: CameraInfo) -> CameraInfo:
     return flat_world.FlatCamera(160, 120).info_msg()
 
 
+def upside_down_transforms() -> TFMessage:
+    """The camera turned by half about its optical axis."""
+    msg = flat_world.static_transforms()
+    q = msg.transforms[1].transform.rotation
+    q.x, q.y, q.z, q.w = (
+        Rotation.from_quat([q.x, q.y, q.z, q.w]) * Rotation.from_euler('z', math.pi)).as_quat()
+    return msg
 
 
 def covariance_of(variance_m2: float) -> Callable:

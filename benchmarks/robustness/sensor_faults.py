@@ -29,8 +29,10 @@ from benchmarks.robustness.message_faults import (
     second_odometry,
     shift_stamps,
     small_image,
+    standing,
     tell_pose,
     too_fast,
+    upside_down_transforms,
     wide,
     with_data,
     with_fields,
@@ -98,11 +100,16 @@ RAW_FAULTS = [
         'image': of_pixels(bayer, 'bayer_rggb8')}),
     Fault('encoding unknown', 'camera', ERROR, "'yuv9'", {
         'image': with_fields(encoding='yuv9')}),
-    Fault('encoding rgb16', 'camera', OK, GOOD, {'image': wide}),
+    Fault('12 bit camera in rgb16', 'camera', OK, GOOD, {'image': wide(12)}),
+    Fault('encoding rgb16', 'camera', OK, GOOD, {'image': wide()}),
     Fault('depth image 32FC1', 'camera', ERROR, "'32FC1'", {
         'image': with_fields(encoding='32FC1')}),
     Fault('image upside down', 'matcher', WARN, '', {
         'image': of_pixels(lambda rgb: rgb[::-1, ::-1])}),
+    Fault('camera mounted upside down', 'camera', OK, GOOD, {
+        'image': of_pixels(lambda rgb: rgb[::-1, ::-1])},
+        start=lambda trial: trial.publish('tf_static', upside_down_transforms()),
+        end=lambda trial: trial.publish('tf_static', flat_world.static_transforms())),
     Fault('image of another frame', 'camera', ERROR, "to 'rear_camera'", {
         'image': with_fields(header__frame_id='rear_camera')}),
     Fault('image of 0 x 0 pixels', 'camera', ERROR, 'image of 0x0 px', {
@@ -170,6 +177,10 @@ RAW_FAULTS = [
             pose__pose__orientation__w=0.0, pose__pose__orientation__z=0.0), 3)}),
     Fault('odometry of another frame', 'odometry', ERROR, "child_frame_id is 'wheel'", {
         'odometry': with_fields(child_frame_id='wheel')}),
+    Fault('odometry in the map frame', 'odometry', ERROR, "frame_id is 'map'", {
+        'odometry': with_fields(header__frame_id='map')}),
+    Fault('odometry that fills its twist alone', 'odometry', WARN, 'stands still while its twist',
+          {'odometry': standing()}, honest=False, end=tell_pose),
     Fault('odometry stops', 'odometry', ERROR, 'nothing received', {'odometry': nothing}),
     Fault('odometry stamps zero', 'odometry', WARN, 'stamp is 0 ns', {
         'odometry': once(shift_stamps(None), 4)}),
@@ -206,6 +217,8 @@ JPEG_FAULTS = [
         flat_world.image_msg(cv2.imdecode(np.frombuffer(msg.data, np.uint8), 1)[..., ::-1],
                              time_s_of(conversions.stamp_ns_from_msg(msg.header.stamp))),
         '.png')}),
+    Fault('jpeg padded with zeros', 'camera', OK, GOOD, {
+        'jpeg': with_data(lambda data: data + bytes(200_000))}),
     Fault('jpeg cut short', 'camera', ERROR, 'does not decode', {
         'jpeg': with_data(lambda data: data[:len(data) // 2])}),
     Fault('jpeg of random bytes', 'camera', ERROR, 'does not decode', {

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 import math
 from pathlib import Path
+import shutil
 import signal
 import subprocess
+import sys
 
 from geographic_msgs.msg import GeoPoseWithCovarianceStamped
 from geometry_msgs.msg import PoseWithCovarianceStamped
@@ -13,8 +15,11 @@ import rclpy
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sensor_msgs.msg import CameraInfo, NavSatFix
 
+from benchmarks import REPOSITORY
 from benchmarks.robustness import flat_world
+from benchmarks.robustness.message_faults import once, with_fields
 from benchmarks.robustness.node_trial import (
     describe_poses,
     diagnostic_count,
@@ -29,6 +34,8 @@ from benchmarks.robustness.node_trial import (
     WARN,
 )
 from benchmarks.robustness.sensor_faults import FaultResult
+from crossview_localizer.bags.drive import read_drive
+from crossview_localizer.ros.qos import latched_profile
 
 
 def try_steps(name: str, steps: Callable) -> Callable:
@@ -293,6 +300,77 @@ def interrupted_twice(trial: NodeTrial):
     return 'exit code 0, no traceback', f'after a new start: {poses_from_now(trial)}'
 
 
+def best_effort_gnss(trial: NodeTrial):
+    """A receiver that publishes best effort, to a node that asks for reliable."""
+    trial.drive_until_well()
+    trial.clear_reports()
+    replace_publisher(trial, 'gnss', NavSatFix, QoSProfile(
+        depth=10, reliability=ReliabilityPolicy.BEST_EFFORT))
+    report = wait_for(trial, 'gnss', ERROR, 'does not accept: RELIABILITY')
+    poses = poses_from_now(trial)
+    replace_publisher(trial, 'gnss', NavSatFix, QoSProfile(depth=1000))
+    trial.drive_until_well()
+    return report, poses
+
+
+def replace_publisher(trial: NodeTrial, name: str, kind: type, qos: QoSProfile) -> None:
+    trial.driver.destroy_publisher(trial.publishers[name])
+    trial.publishers[name] = trial.driver.create_publisher(kind, name, qos)
+
+
+def latched_camera_info(trial: NodeTrial):
+    """camera_info comes once, latched, before the node subscribes."""
+    publisher = trial.driver.create_publisher(CameraInfo, 'camera_info', latched_profile(1))
+    publisher.publish(trial.camera.info_msg())
+    trial.hooks['camera_info'] = lambda msg: None
+    trial.reconfigure()
+    trial.clear_reports()
+    report = wait_for(trial, 'camera', OK, 'receiving')
+    trial.drive(until=lambda: trial.find_report('matcher', OK, 'matching'))
+    poses = poses_from_now(trial)
+    trial.hooks.clear()
+    trial.driver.destroy_publisher(publisher)
+    trial.drive_until_well()
+    return report, poses
+
+
+def refused_parameter_file(trial: NodeTrial):
+    """A list with whole numbers among others, for which ROS refuses the whole file."""
+    path = trial.folder / 'mixed.yaml'
+    path.write_text('/**:\n  ros__parameters:\n    camera_xyz_rpy: [1.2, 0, 1.4, 0, 0.0, 0]\n')
+    result = subprocess.run(
+        [sys.executable, '-m', 'crossview_localizer.node', '--ros-args', '--params-file',
+         str(path)], capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith('localizer_node')]
+    if result.returncode != 2 or 'Traceback' in result.stderr:
+        raise FaultError(f'exit code {result.returncode}: {result.stderr[-300:]}')
+    return f'exit code 2: {line.replace(str(path), path.name)}', 'none'
+
+
+def recorder_killed(trial: NodeTrial):
+    """Kill a recorder of odometry of which some is bad, and read what it has left."""
+    trial.drive_until_well()
+    out = trial.folder / 'recording'
+    shutil.rmtree(out, ignore_errors=True)
+    recorder = subprocess.Popen(
+        [sys.executable, '-m', 'crossview_localizer.record_bag', '-o', str(out), '--topics',
+         '/odometry'], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        trial.drive(until=lambda: trial.publishers['odometry'].get_subscription_count() > 1)
+        trial.hooks['odometry'] = once(with_fields(pose__pose__position__x=math.nan))
+        trial.drive(4.0)
+    finally:
+        recorder.kill()
+        recorder.wait()
+    poses = poses_from_now(trial)
+    trial.hooks.clear()
+    trial.drive_until_well()
+    drive = read_drive(out, flat_world.FRAME)
+    if len(drive.odometry) < 20 or not drive.unusable['/odometry']:
+        raise FaultError(f'{len(drive.odometry)} samples, {drive.unusable} left out')
+    return 'the recording is read up to its last second, bad messages are counted', poses
+
+
 SYSTEM_FAULTS = [try_steps(*row) for row in (
     ('map missing', bad_file('map', 'does not exist', map_path=lambda t: t.folder / 'no.map')),
     ('map truncated', bad_file('map', 'is damaged', map_path=lambda t: copy_of(
@@ -306,6 +384,10 @@ SYSTEM_FAULTS = [try_steps(*row) for row in (
         t.files.weights, 'flipped.w', flipped))),
     ('weights of NaN', bad_file('map', 'prior alone', weights_path=nan_weights)),
     ('GPU absent', gpu_absent),
+    ('GNSS of best effort', best_effort_gnss),
+    ('camera_info latched once', latched_camera_info),
+    ('parameter file that ROS refuses', refused_parameter_file),
+    ('recorder killed, some of its messages bad', recorder_killed),
     ('/clock restarted', clock_restarted),
     ('map file exchanged mid-run', map_overwritten),
     ('last pose cannot be kept', last_pose_not_kept),

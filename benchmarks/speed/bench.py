@@ -19,8 +19,8 @@ import torch
 
 from benchmarks import REPOSITORY
 from benchmarks.ros_domain import keep_to_this_machine
-from benchmarks.speed import live_path, map_speed, page, peers, training_speed
-from benchmarks.speed.world import BenchWorld, make_bench_world
+from benchmarks.speed import live_path, map_speed, node_cost, page, peers, training_speed
+from benchmarks.speed.world import BenchWorld, IMAGE_TOPIC, make_bench_world
 
 RESULT = REPOSITORY / 'docs/results/bench.json'
 PACKAGES = ('torch', 'numpy', 'opencv-python-headless', 'onnxruntime', 'faiss-cpu', 'filterpy')
@@ -40,6 +40,7 @@ def parts(arguments: argparse.Namespace, out: Path) -> dict[str, Callable[[], ob
 
     return {
         live: lambda: live_path.measure(world(), device, smoke, drive_s, arguments.compile),
+        'cost': lambda: node_cost.measure(world().map, world().bag, IMAGE_TOPIC, drive_s),
         'map_build': lambda: map_speed.measure_build(world(), device, smoke),
         'map_size': lambda: map_speed.measure_sizes(
             out, 0.0 if smoke else arguments.map_gb, 0 if smoke else arguments.tiles_km2),
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--resume', action='store_true',
                         help='keep what an interrupted run has measured')
     parser.add_argument('--only', nargs='+', metavar='PART', help='measure only these parts of '
-                        'cpu (or gpu) map_build map_size window training renderer peers, and '
+                        'cpu (or gpu) cost map_build map_size window training renderer peers, and '
                         'hour (ten minutes, left out without --only)')
     parser.add_argument('--compile', action='store_true',
                         help='torch.compile the bare network too (minutes on a CPU)')

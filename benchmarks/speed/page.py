@@ -48,6 +48,40 @@ The network alone, while nothing else runs:
 {markdown(head, bare)}"""
 
 
+def cost(result: dict) -> str:
+    """CPU time and memory of the node by part; an earlier version beside it, where one is kept."""
+    if 'cost' not in result:
+        return ''
+    part, before = result['cost'], result.get('cost_before')
+    steps = [[f'**{step}**' if step == 'whole' else step,
+              *([before['torch']['cpu_ms'][step]] if before else []),
+              part['torch']['cpu_ms'][step], part['onnx']['cpu_ms'][step]]
+             for step in part['torch']['cpu_ms']]
+    head = ['CPU ms, p50', *(['torch, before'] if before else []), 'torch', 'ONNX Runtime']
+    memory = [[f'**{name}**' if name == 'all' else name, f'{mb:.0f}',
+               f'{part["onnx"]["memory_mb"][name]:.0f}']
+              for name, mb in part['torch']['memory_mb'].items()]
+    libraries_mb = sum(list(part['torch']['memory_mb'].values())[:4])
+    note = f'{before["note"]} ' if before else ''
+    return f"""### What an image costs
+
+{about(part)} CPU time, which other work on the machine changes little, of an image in the offline
+`Localizer` ({part.get('images_are', '1280 x 960 px')}). {note}`match` is the correlation, `pose`
+the pose of the heat map.
+
+{markdown(head, steps)}
+The whole takes {part['onnx']['cpu_ms']['whole'] / part['onnx']['cpu_ms']['forward']:.2f} times the
+forward pass with ONNX Runtime (goal: at most 1.8),
+{part['torch']['cpu_ms']['whole'] / part['torch']['cpu_ms']['forward']:.2f} times with torch.
+
+{markdown(['MB of memory', 'torch', 'ONNX Runtime'], memory)}
+The goal of 350 MB is
+{'reached' if part['torch']['memory_mb']['all'] <= 350 else '**missed**'}: the
+libraries alone, without network, map and images, are {libraries_mb:.0f} MB. 67 MB of ROS 2 are the
+shared memory for images that `config/fastdds_loopback.xml` asks for.
+"""
+
+
 def goals(result: dict) -> str:
     rows = []
     for name, part in result.items():
@@ -91,12 +125,17 @@ def sizes(result: dict) -> str:
 
 
 def peers(result: dict) -> str:
+    """Each step and its peers; the ratio is that of the p50 to the first way of the step."""
     rows = []
     for step, part in result['peers'].items():
-        if isinstance(part, dict):
-            rows += [[step.replace('_', ' '), way, *milliseconds(row)]
-                     for way, row in part.items() if isinstance(row, dict) and 'p50_ms' in row]
-    return markdown(['step', 'way', 'p50 ms', 'p95 ms', 'p99 ms'], rows, 3)
+        if not isinstance(part, dict):
+            continue
+        timed = {way: row for way, row in part.items() if isinstance(row, dict)}
+        first_ms = next(iter(timed.values()))['p50_ms']
+        rows += [[step.replace('_', ' '), way, row['p50_ms'] / first_ms, *milliseconds(row),
+                  row.get('median_m')] for way, row in timed.items()]
+    return markdown(
+        ['step', 'way', 'ratio', 'p50 ms', 'p95 ms', 'p99 ms', 'median error m'], rows, 3)
 
 
 def training(result: dict) -> str:
@@ -160,8 +199,9 @@ def page(result: dict) -> str:
     written_gb = max(row['gb'] for row in result['map_size'] if row['written_in_full'])
     lives = '\n'.join(live(name, result[name]) for name in ('cpu', 'gpu') if name in result)
     no_gpu = '' if 'gpu' in result else (
-        'Nothing was measured on a GPU, `precision: half` included; '
-        '`make bench DEVICE=cuda` does it.\n')
+        'Nothing was measured on a GPU, `precision: half` included; `python -m '
+        'benchmarks.speed.gpu_check` does it in ten minutes without ROS, `make bench DEVICE=cuda` '
+        'in full.\n')
     return f"""# Performance
 
 Look up here how long each step takes, and how the time grows with map, image rate and cores. `make
@@ -179,6 +219,7 @@ the shipped dense weights with one thread. Times are from the entry of the image
 last `publish()` has returned, with batch 1.
 
 {lives}
+{cost(result)}
 {no_gpu}
 What makes the node faster, most effective first: ONNX Runtime (`pip install onnx onnxruntime`; the
 node then uses it on a CPU); one thread if there are few cores; `image_transport: raw` on the same
@@ -224,7 +265,8 @@ One drive is three times as long as the other: memory must not grow.
 `networks` is the ground branch on one frame; `tile match` one descriptor against a window of
 {result['peers']['tile_match']['tiles']} tiles, with FAISS's flat index; `dense match` five
 headings in a window of 15 m each way; `filter` one odometry increment of 0.02 s, against bare
-matrices of the same size.
+matrices of the same size; `drive` each message of the GNSS and odometry of a drive, without
+images. The ratio is that of the p50 to the first way of the step.
 
 ## Not measured
 

@@ -1,16 +1,20 @@
 """The same steps by other libraries, on the same device in the same run."""
 
+import time
+
+from filterpy.kalman import ExtendedKalmanFilter, KalmanFilter
 import numpy as np
 from scipy.signal import fftconvolve
 import torch
 
 from benchmarks.speed.world import BenchWorld, percentiles_ms, repeated_s, TILE_WEIGHTS, WEIGHTS
+from crossview_localizer.bags.drive import Drive, read_drive
 from crossview_localizer.config import FilterConfig
-from crossview_localizer.datatypes import Heatmap, OdometrySample, PoseEstimate
+from crossview_localizer.datatypes import GnssFix, Heatmap, OdometrySample, PoseEstimate
 from crossview_localizer.fusion.motion_model import STATES
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.maps.embedding_map import MapWindow
+from crossview_localizer.maps.embedding_map import EmbeddingMap, MapWindow
 from crossview_localizer.matching.dense_matcher import DenseMatcher, yaw_offsets
 from crossview_localizer.matching.matcher import MIN_HALF_YAW_RAD
 from crossview_localizer.matching.tile_matcher import TileMatcher
@@ -18,6 +22,9 @@ from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import correlate, turned_views
 from crossview_localizer.networks.safa import OXFORD
+from crossview_localizer.trajectory import TRUTH_MAX_GAP_S
+
+START_COVARIANCE = np.diag([1.0, 1.0, 0.01])
 
 
 def prior() -> PoseEstimate:
@@ -31,7 +38,9 @@ def measure(world: BenchWorld, device: str, smoke: bool) -> dict:
     parts = {'networks': networks, 'tile_match': tile_match, 'dense_match': dense_match,
              'filter': kalman_filter}
     with torch.inference_mode():
-        return {name: part(device, runs) for name, part in parts.items()}
+        found = {name: part(device, runs) for name, part in parts.items()}
+    frame = EmbeddingMap.open(world.map, 'cpu', load_network(WEIGHTS).fingerprint).frame
+    return found | {'drive': filter_drive(read_drive(world.bag, frame))}
 
 
 def networks(device: str, runs: int) -> dict:
@@ -134,8 +143,6 @@ def dense_match(device: str, runs: int) -> dict:
 
 def kalman_filter(device: str, runs: int) -> dict:
     """One odometry increment, against filterpy's predict with matrices of the same size."""
-    from filterpy.kalman import KalmanFilter
-
     ours = PoseFilter(FilterConfig())
     ours.add_odometry(OdometrySample(10**9, Pose2D(0.0, 0.0, 0.0)))
     ours.set_pose(PoseEstimate(10**9, Pose2D(0.0, 0.0, 0.0), np.diag([1.0, 1.0, 0.01])))
@@ -155,3 +162,71 @@ def kalman_filter(device: str, runs: int) -> dict:
         'bare filterpy predict': percentiles_ms(repeated_s(bare.predict, 20 * runs)),
         'bare filterpy update': percentiles_ms(repeated_s(
             lambda: bare.update(np.zeros(2)), 20 * runs))}
+
+
+class PlainEkf:
+    """The textbook's filter of x, y and yaw: odometry predicts it, a fix corrects it.
+
+    It has no states for the bias of GNSS or the scale of odometry, and believes every fix.
+    """
+
+    def __init__(self, start: Pose2D, config: FilterConfig):
+        self._filter = ExtendedKalmanFilter(3, 2)
+        self._filter.x, self._filter.P = start.as_array(), START_COVARIANCE.copy()
+        self._config, self._last = config, None
+
+    def add(self, event: OdometrySample | GnssFix) -> None:
+        ekf = self._filter
+        if isinstance(event, GnssFix):
+            ekf.update(np.array([event.x_m, event.y_m]), lambda x: np.eye(2, 3), lambda x: x[:2],
+                       event.covariance)
+            return
+        if self._last is not None:
+            step = self._last.inverse() @ event.odom_from_base
+            before, moved = ekf.x, (Pose2D(*ekf.x) @ step).as_array()
+            ekf.F = np.eye(3)
+            ekf.F[:2, 2] = before[1] - moved[1], moved[0] - before[0]
+            step_m = np.hypot(step.x_m, step.y_m)
+            sigmas = np.array([self._config.odometry_position_noise] * 2
+                              + [self._config.odometry_yaw_noise_rad])
+            ekf.Q = np.diag(sigmas ** 2 * step_m)
+            ekf.P = ekf.F @ ekf.P @ ekf.F.T + ekf.Q
+            ekf.x = moved
+        self._last = event.odom_from_base
+
+    def position_m(self) -> np.ndarray:
+        return self._filter.x[:2]
+
+
+def filter_drive(drive: Drive) -> dict:
+    """GNSS and odometry of a drive through our filter and a plain EKF: times and errors."""
+    events = sorted([*drive.fixes, *(
+        OdometrySample(int(stamp_ns), Pose2D(*pose))
+        for stamp_ns, pose in zip(drive.odometry.stamps_ns, drive.odometry.poses))],
+        key=lambda event: (event.stamp_ns, isinstance(event, GnssFix)))
+    truth = drive.truth.at([event.stamp_ns for event in events], TRUTH_MAX_GAP_S).poses
+    first = next(k for k, event in enumerate(events)
+                 if isinstance(event, OdometrySample) and np.isfinite(truth[k]).all())
+    events, truth, start = events[first:], truth[first:, :2], Pose2D(*truth[first])
+    config = FilterConfig()
+    ours, plain = PoseFilter(config), PlainEkf(start, config)
+    ours.add_odometry(events[0])
+    ours.set_pose(PoseEstimate(events[0].stamp_ns, start, START_COVARIANCE))
+
+    def add_to_ours(event: OdometrySample | GnssFix) -> None:
+        (ours.add_gnss if isinstance(event, GnssFix) else ours.add_odometry)(event)
+
+    found = {}
+    for name, add, position_m in (
+            ('the drive through the filter (ours)', add_to_ours,
+             lambda event: ours.estimate_at(event.stamp_ns).pose.as_array()[:2]),
+            ('the drive through a plain EKF', plain.add, lambda event: plain.position_m())):
+        seconds, errors_m = [], []
+        for event, true_m in zip(events, truth):
+            begin_s = time.thread_time()
+            add(event)
+            seconds.append(time.thread_time() - begin_s)
+            errors_m.append(np.linalg.norm(position_m(event) - true_m))
+        found[name] = percentiles_ms(seconds) | {
+            'median_m': round(float(np.nanmedian(errors_m)), 3)}
+    return found

@@ -21,11 +21,12 @@ from crossview_localizer.ros.sensor_rig import SensorRig
 
 
 class StageTimes:
-    """Seconds of each stage, for each image that the node processes."""
+    """Seconds of each stage, for each image that the node processes, by ``clock``."""
 
-    def __init__(self):
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
         self.images: list[dict] = []
-        self._current: dict[str, float] = {}
+        self.current: dict[str, float] = {}
 
     def time_calls(self, owner, name: str, stage: str,
                    synchronize: Callable = lambda: None) -> None:
@@ -33,14 +34,14 @@ class StageTimes:
         call = getattr(owner, name)
 
         def timed(*arguments, **keywords):
-            begin_s = time.perf_counter()
+            begin_s = self._clock()
             try:
                 found = call(*arguments, **keywords)
                 synchronize()
                 return found
             finally:
-                spent_s = time.perf_counter() - begin_s
-                self._current[stage] = self._current.get(stage, 0.0) + spent_s
+                spent_s = self._clock() - begin_s
+                self.current[stage] = self.current.get(stage, 0.0) + spent_s
         setattr(owner, name, timed)
 
     def time_images(self) -> None:
@@ -49,9 +50,9 @@ class StageTimes:
         records = {}        # by the time at which the image's callback was entered
 
         def timed_process(processor, received, newest_odometry):
-            self._current = {'wait': time.perf_counter() - received.entered_s}
+            self.current = {'wait': time.perf_counter() - received.entered_s}
             processed = process(processor, received, newest_odometry)
-            records[received.entered_s] = self._current
+            records[received.entered_s] = self.current
             return processed
 
         def timed_publish(outputs, localization, frame, entered_s):

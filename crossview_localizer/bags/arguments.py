@@ -2,11 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 import math
 from pathlib import Path
 
+from crossview_localizer.bags.bag import Bag
 from crossview_localizer.bags.drive_writer import JPEG_QUALITY
-from crossview_localizer.bags.recorded_run import NODE
+from crossview_localizer.bags.recorded_run import find_node
 from crossview_localizer.bags.topics import Topics
 
 
@@ -21,7 +23,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, topics: Sequence[str]) ->
         '--map', type=Path,
         help='embedding map (default: the one that /diagnostics names, if it is there)')
     parser.add_argument(
-        '--node', default=NODE, help='full name of the node (default: %(default)s)')
+        '--node', help='full name of the node (default: the one whose poses are recorded)')
     for name in topics:
         parser.add_argument(
             f'--{name}-topic', default=getattr(Topics(), name), metavar='TOPIC',
@@ -34,10 +36,24 @@ def add_imagery_argument(parser: argparse.ArgumentParser) -> None:
         help="GeoTIFFs to show instead of the map's orthophoto")
 
 
-def topics_from_arguments(arguments: argparse.Namespace) -> Topics:
-    """The topics that were given with ``add_run_arguments``; the others as they are."""
-    return Topics(**{name.removesuffix('_topic'): value for name, value in vars(arguments).items()
-                     if name.endswith('_topic')})
+def node_and_topics_from_arguments(arguments: argparse.Namespace) -> tuple[str, Topics]:
+    """What was given with ``add_run_arguments``, and else what the bags hold.
+
+    A topic that is not in the bags by its own name is that in the namespace of the node.  Raises
+    BagError or OSError.
+    """
+    node = arguments.node.rstrip('/') if arguments.node else find_node(arguments.bag)
+    topics = Topics(**{
+        name.removesuffix('_topic'): value for name, value in vars(arguments).items()
+        if name.endswith('_topic')})
+    recorded = set()
+    for path in filter(None, (arguments.bag, arguments.input_bag)):
+        with Bag(path) as opened:
+            recorded |= opened.topics
+    namespace = node.rpartition('/')[0]
+    return node, replace(topics, **{
+        name: f'{namespace}{topic}' for name, topic in vars(topics).items()
+        if topic not in recorded and f'{namespace}{topic}' in recorded})
 
 
 def add_conversion_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix, OdometrySample
 from crossview_localizer.geometry import LocalFrame, Pose2D, wrap_angle
 from crossview_localizer.ros import conversions
-from crossview_localizer.ros.gnss_queue import GnssQueue
+from crossview_localizer.ros.gnss_queue import clock_problem, GnssQueue
 from crossview_localizer.ros.image_worker import SETTLE_S
 from crossview_localizer.ros.odometry_reader import OdometryReader
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
@@ -172,9 +172,12 @@ class _EventStream:
 
     def _due_gnss(self) -> Iterator[Event]:
         for field, queue in self._gnss.items():
-            for msg, _ in queue.take_due():
-                yield from self._converted(
-                    field, conversions.stamp_ns_from_msg(msg.header.stamp), msg)
+            for msg, waited_s in queue.take_due():
+                stamp_ns = conversions.stamp_ns_from_msg(msg.header.stamp)
+                if problem := clock_problem('messages', waited_s):
+                    yield Unusable(getattr(self._topics, field), stamp_ns, problem)
+                else:
+                    yield from self._converted(field, stamp_ns, msg)
 
     def _converted(self, field: str, stamp_ns: int, msg) -> Iterator[Event]:
         """The record of a message, or that it is unusable; nothing where it makes none."""

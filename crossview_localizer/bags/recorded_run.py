@@ -126,6 +126,19 @@ def read_run(
         frame, delay_ns, inputs.image_count, inputs.first_image_ns, tuple(notes))
 
 
+def find_node(bag: str | Path) -> str:
+    """The full name of the node whose poses a recording holds, /crossview_localizer if of none.
+
+    Raises BagError where it holds those of several, or OSError.
+    """
+    with Bag(bag) as opened:
+        found = sorted(topic.removesuffix('/pose') for topic in opened.topics
+                       if topic.endswith(f'{NODE}/pose'))
+    if len(found) > 1 and NODE not in found:
+        raise BagError(f'{bag} holds the poses of {", ".join(found)}; name one with --node')
+    return found[0] if found and NODE not in found else NODE
+
+
 # --- what the node published
 
 

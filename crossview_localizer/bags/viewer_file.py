@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 import heapq
 import math
 from pathlib import Path
@@ -18,7 +19,7 @@ from tf2_msgs.msg import TFMessage
 from tqdm import tqdm
 from visualization_msgs.msg import Marker, MarkerArray
 
-from crossview_localizer.bags.bag import Bag
+from crossview_localizer.bags.bag import Bag, BagError
 from crossview_localizer.bags.installed_types import register_installed_type
 from crossview_localizer.bags.recorded_run import RecordedRun
 from crossview_localizer.bags.topics import Topics
@@ -179,9 +180,13 @@ def _copy_bags(
     output: _Output, run: RecordedRun, bag: Path, input_bag: Path | None, topics: Topics,
     progress: bool,
 ) -> None:
-    """Both bags in the order of time, and odom -> base_link with each odometry message."""
+    """Both bags in the order of time, and odom -> base_link with each odometry message.
+
+    A recording on whose /tf that transform is already gets no second one.
+    """
     with Bag(bag) as recording, Bag(input_bag or bag) as played:
         others = played.topics - recording.topics if input_bag else set()
+        moving_frames = _moving_frames(played if '/tf' in others else recording)
         streams = [_shifted(0, recording, recording.topics, run.delay_ns),
                    _shifted(1, played, others, 0)]
         total = recording.message_count + sum(
@@ -195,7 +200,18 @@ def _copy_bags(
                     message = transform_msg(source.decode(connection, data))
                 except ValueError:  # odometry that is not valid gives no transform
                     continue
-                output.add(bag_ns, '/tf', message)
+                if message.transforms[0].child_frame_id not in moving_frames:
+                    output.add(bag_ns, '/tf', message)
+
+
+def _moving_frames(bag: Bag) -> set[str]:
+    """The frames whose transforms are on /tf."""
+    found = set()
+    for connection, _, data in bag.read_raw({'/tf'}):
+        with suppress(BagError):
+            found.update(transform.child_frame_id.lstrip('/')
+                         for transform in bag.decode(connection, data).transforms)
+    return found
 
 
 def _shifted(rank: int, bag: Bag, topics: set[str], delay_ns: int) -> Iterator[tuple]:

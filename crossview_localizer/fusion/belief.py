@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from filterpy.kalman import ExtendedKalmanFilter
 import numpy as np
 
-from crossview_localizer.fusion.gnss_integrity import FixHistory
+from crossview_localizer.fusion.gnss_integrity import FixHistory, ResidualWay
 from crossview_localizer.fusion.motion_model import STATES, YAW
 from crossview_localizer.geometry import wrap_angle
 
@@ -20,6 +20,7 @@ class Memory:
     taken_ns: int
     mean: np.ndarray
     covariance: np.ndarray
+    driven_m: float = 0.0  # until it was taken
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,16 @@ class Belief:
     match_ns: int | None = None          # last used match
     match_driven_m: float = 0.0          # distance driven by then
     match_refused_ns: int | None = None  # since when matches have been refused without a break
+    match_way: ResidualWay | None = None  # of the matches refused since
     match_seen_ns: int | None = None     # last match, used or refused
     match_distance2: float = 1.0         # mean squared distance of matches for each coordinate
     course_ns: int | None = None         # last used course
+    held_driven_m: float | None = None   # distance driven when a repeated fix was new
+    held_ns: int | None = None           # and its stamp
+    fix_distance2: float = 1.0           # mean squared distance of fixes for each coordinate
+    doubt: np.ndarray | None = None      # (3, 3), widens the published pose, see ``doubt``
+    disbelieved_until_ns: int = 0        # odometry is not believed before
+    disbelieved_times: int = 0           # in a row
 
 
 class PoseEkf(ExtendedKalmanFilter):

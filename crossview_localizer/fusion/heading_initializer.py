@@ -108,7 +108,12 @@ class HeadingInitializer:
         self._reason = 'the heading is unknown until the vehicle has driven some metres'
 
     def add_fix(self, fix: GnssFix) -> None:
-        """Add a fix; forget those that are older than the correlation time of the GNSS error."""
+        """Add a fix; forget those that are older than the correlation time of the GNSS error.
+
+        A position that is repeated is no news.
+        """
+        if any((fix.x_m, fix.y_m) == (other.x_m, other.y_m) for other in self._fixes[-1:]):
+            return
         self._fixes = sorted((*self._fixes, fix), key=lambda other: other.stamp_ns)
         oldest_ns = self._fixes[-1].stamp_ns - round(self._config.gnss_bias_tau_s * 1e9)
         self._fixes = [kept for kept in self._fixes if kept.stamp_ns >= oldest_ns]

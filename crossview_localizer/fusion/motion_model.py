@@ -16,6 +16,7 @@ STATES = 8
 YAW, SPEED, SCALE, TURN_BIAS = 2, 3, 4, 5
 POSE, POSITION, BIAS = slice(0, 3), slice(0, 2), slice(6, 8)
 
+BEYOND_SIGMAS = 3.0
 # Correlation times of the slowly varying states.
 ODOMETRY_SCALE_TAU_S = 600.0
 ODOMETRY_TURN_BIAS_TAU_S = 300.0
@@ -35,6 +36,11 @@ ODOMETRY_MAX_ACCEL_MPS2 = 5.0
 COAST_SPEED_NOISE_MPS = 1.0
 COAST_YAW_NOISE_RADPS = 0.1
 COAST_HOLD_SPEED_MPS = 5.0
+# The same two noises while the odometry is not believed: GNSS alone shows each turn and braking.
+# The yaw noise is that of a vehicle at DISBELIEF_SPEED_MPS or faster.
+DISBELIEF_SPEED_NOISE_MPS = 2.0
+DISBELIEF_YAW_NOISE_RADPS = 0.3
+DISBELIEF_SPEED_MPS = 3.0
 
 
 def rotation(yaw_rad: float) -> np.ndarray:
@@ -122,11 +128,16 @@ def decays(config: FilterConfig, time_s: float) -> np.ndarray:
 
 
 # q_s, q_w, q_b = sigma^2 (1 - a^2);  i_p^2 dt and i_yaw^2 dt, moving or not
-def idle_noise(config: FilterConfig, time_s: float, decay: np.ndarray) -> np.ndarray:
+# A scale or yaw-rate bias above BEYOND_SIGMAS sigma is of an odometry that has another sigma.
+def idle_noise(
+    config: FilterConfig, time_s: float, decay: np.ndarray, state: np.ndarray,
+) -> np.ndarray:
     """Process noise (8, 8) that grows with time alone."""
     position_m2 = config.idle_position_noise_m**2 * time_s
     sigma = np.array([
-        0.0, 0.0, 0.0, 0.0, config.odometry_scale_sigma, config.odometry_turn_bias_sigma_radps,
+        0.0, 0.0, 0.0, 0.0,
+        max(config.odometry_scale_sigma, abs(state[SCALE]) / BEYOND_SIGMAS),
+        max(config.odometry_turn_bias_sigma_radps, abs(state[TURN_BIAS]) / BEYOND_SIGMAS),
         config.gnss_bias_sigma_m, config.gnss_bias_sigma_m])
     variances = sigma**2 * (1.0 - decay**2)
     variances[:3] = position_m2, position_m2, config.idle_yaw_noise_rad**2 * time_s
@@ -160,14 +171,19 @@ def motion_noise(config: FilterConfig, yaw_rad: float, increment: Pose2D) -> np.
 # this time is one: a piece adds the difference of the squares.
 def coasting_noise(
     state, moving_s: float, turn_rad: float, begin_s: float, end_s: float, jump: bool,
+    disbelieved: bool = False,
 ) -> np.ndarray:
     """Process noise (8, 8) of motion without odometry from begin to end.
 
-    Both times are since the last odometry, fix or match.
+    Both times are since the last odometry, fix or match.  ``disbelieved``: there is odometry.
     """
+    walk, yaw_noise_radps = COAST_SPEED_NOISE_MPS**2, COAST_YAW_NOISE_RADPS
+    if disbelieved:
+        walk = DISBELIEF_SPEED_NOISE_MPS**2
+        yaw_noise_radps = DISBELIEF_YAW_NOISE_RADPS * min(
+            1.0, abs(state[SPEED]) / DISBELIEF_SPEED_MPS)
     noise = np.zeros((STATES, STATES))
     ahead = rotation(state[YAW] + turn_rad / 2)[:, 0]
-    walk = COAST_SPEED_NOISE_MPS**2
     noise[POSITION, POSITION] = walk * moving_s**3 / 3 * np.outer(ahead, ahead)
     noise[POSITION, SPEED] = noise[SPEED, POSITION] = walk * moving_s**2 / 2 * ahead
     noise[SPEED, SPEED] = walk * (end_s - begin_s)
@@ -177,7 +193,7 @@ def coasting_noise(
     held_s2 = max(end_s - gap_s, 0.0)**2 - max(begin_s - gap_s, 0.0)**2
     noise[0, 0] += speed_mps**2 * held_s2
     noise[1, 1] += speed_mps**2 * held_s2
-    noise[YAW, YAW] = COAST_YAW_NOISE_RADPS**2 * (end_s**2 - begin_s**2)
+    noise[YAW, YAW] = yaw_noise_radps**2 * (end_s**2 - begin_s**2)
     return noise
 
 

@@ -48,6 +48,7 @@ from crossview_localizer.fusion.motion_model import (
 from crossview_localizer.fusion.prediction import (
     bridge_m2,
     is_believed,
+    is_disbelieved,
     is_gap,
     OdometryHistory,
     Predictor,
@@ -244,7 +245,8 @@ class PoseFilter:
         """Pose at a stamp from all events up to it; None before the start or the buffer.
 
         After the last odometry, fix or match the pose moves at constant velocity for
-        ODOMETRY_MAX_GAP_S and then stays.  Its covariance grows all the time.
+        ODOMETRY_MAX_GAP_S and then stays.  Its covariance grows all the time.  While fixes or
+        matches contradict it, it is as wide as they are away.
         """
         if self._buffer is None or stamp_ns < self._buffer.base.stamp_ns:
             return None
@@ -252,6 +254,8 @@ class PoseFilter:
             self._buffer.belief_at(stamp_ns), stamp_ns, self._odometry)
         covariance = belief.covariance[POSE, POSE].copy()
         covariance[POSITION, POSITION] += bridge_m2(belief, self._odometry)
+        if belief.doubt is not None:
+            covariance += belief.doubt
         return PoseEstimate(stamp_ns, Pose2D(*map(float, belief.mean[POSE])), covariance)
 
     def _step(self, belief: Belief, event: Event) -> tuple[Belief, FilterUpdate]:
@@ -329,7 +333,7 @@ class PoseFilter:
             reason = f'{gap_s:.1f} s without odometry: the increment over the gap is not used'
         belief = self._buffer.belief_at(sample.stamp_ns)
         yaw_sigma_rad = math.sqrt(belief.covariance[YAW, YAW])
-        if yaw_sigma_rad <= LOST_YAW_SIGMA_RAD:
+        if yaw_sigma_rad <= LOST_YAW_SIGMA_RAD or is_disbelieved(belief):
             return FilterUpdate(Outcome.USED, reason)
         later = self._odometry.since(sample.stamp_ns)
         self.reset()

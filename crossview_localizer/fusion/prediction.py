@@ -31,6 +31,8 @@ from crossview_localizer.fusion.motion_model import (
     YAW,
 )
 
+# Without a fix or match for this long, odometry that is not believed is better than nothing.
+DISBELIEF_SILENCE_S = 2.0
 # An increment over a gap is used if the gap is at most this long and the speed is plausible.
 ODOMETRY_BRIDGE_S = 10.0
 
@@ -83,8 +85,11 @@ def is_gap(before: OdometrySample, after: OdometrySample) -> bool:
 
 
 def is_believed(belief: Belief, before: OdometrySample, after: OdometrySample) -> bool:
-    """Whether the increment between two samples is used: it is no jump, and no gap or a bridge."""
-    if is_jump(before, after):
+    """Whether the increment between two samples is used: it is no jump, and no gap or a bridge.
+
+    Not while the odometry contradicts fixes or matches, see ``gnss_integrity``.
+    """
+    if is_disbelieved(belief) or is_jump(before, after):
         return False
     if not is_gap(before, after):
         return True
@@ -94,6 +99,12 @@ def is_believed(belief: Belief, before: OdometrySample, after: OdometrySample) -
             body_velocity(before, after), belief.velocity))
     return (gap_s <= ODOMETRY_BRIDGE_S
             and abs(mean_mps - known_mps) <= ODOMETRY_MAX_ACCEL_MPS2 * gap_s / 2)
+
+
+def is_disbelieved(belief: Belief) -> bool:
+    """Whether fixes or matches move the pose in place of an odometry that they contradict."""
+    return (belief.stamp_ns < belief.disbelieved_until_ns
+            and belief.stamp_ns - belief.fixed_ns < DISBELIEF_SILENCE_S * 1e9)
 
 
 def bridge_m2(belief: Belief, odometry: OdometryHistory) -> np.ndarray:
@@ -126,7 +137,7 @@ class Predictor:
         before, after = odometry.around(belief.stamp_ns)
         time_s = (stamp_ns - belief.stamp_ns) * 1e-9
         decay = decays(self._config, time_s)
-        noise = idle_noise(self._config, time_s, decay)
+        noise = idle_noise(self._config, time_s, decay, belief.mean)
         if before and after and is_believed(belief, before, after):
             start = interpolated_pose(before, after, belief.stamp_ns)
             increment = start.inverse() @ interpolated_pose(before, after, stamp_ns)
@@ -149,7 +160,8 @@ class Predictor:
                 partial(function, moving_s=moving_s, turn_rad=turn_rad, decay=decay)
                 for function in (coast, coast_jacobian))
             jump = bool(before and after) and is_jump(before, after)
-            noise += coasting_noise(belief.mean, moving_s, turn_rad, begin_s, end_s, jump)
+            noise += coasting_noise(
+                belief.mean, moving_s, turn_rad, begin_s, end_s, jump, is_disbelieved(belief))
             distance_m = abs(belief.mean[SPEED]) * moving_s
 
         memories = tuple(

@@ -34,7 +34,7 @@ from crossview_localizer.datatypes import (
     OdometrySample,
     PoseEstimate,
 )
-from crossview_localizer.geometry import LocalFrame, Pose2D, wrap_angle
+from crossview_localizer.geometry import distance_on_earth_m, LocalFrame, Pose2D, wrap_angle
 from crossview_localizer.ros.status import Status
 
 try:
@@ -47,6 +47,10 @@ UNOBSERVED_VARIANCE = 1e6
 MAX_IMAGE_PX = 2**26
 MAX_COORDINATE_M = 1e8
 MAX_SPEED_MPS = 1e3
+# NavSatStatus.STATUS_UNKNOWN of Jazzy and later: what a driver sends that never sets the status.
+GNSS_STATUS_UNKNOWN = -2
+# A fix farther from the origin of the map belongs to another place.
+MAX_ORIGIN_DISTANCE_M = 500e3
 PLANAR = (0, 1, 5)  # rows of x, y, yaw in a pose's 6x6 covariance
 
 # Camera body (x ahead, y left, z up) from optical frame (x right, y down, z ahead), REP-103.
@@ -111,8 +115,11 @@ def _turn_about_z(angle_rad: float) -> np.ndarray:
 
 
 def gnss_latlon_from_msg(msg) -> tuple[float, float]:
-    """Latitude and longitude in degrees of a NavSatFix; raises ValueError if it is not valid."""
-    if msg.status.status < 0:
+    """Latitude and longitude in degrees of a NavSatFix; raises ValueError if it is not valid.
+
+    A status that the driver has not set (STATUS_UNKNOWN) says nothing against a position.
+    """
+    if msg.status.status < 0 and msg.status.status != GNSS_STATUS_UNKNOWN:
         raise ValueError(f'the receiver has no fix (status {msg.status.status})')
     latlon = msg.latitude, msg.longitude
     if not (abs(latlon[0]) <= 90.0 and abs(latlon[1]) <= 180.0):  # NaN fails too
@@ -154,10 +161,8 @@ def gnss_fix_from_msg(
     """
     latitude_deg, longitude_deg = gnss_latlon_from_msg(msg)
     x_m, y_m = frame.xy_from_latlon(latitude_deg, longitude_deg)
-    if not (math.isfinite(x_m) and math.isfinite(y_m)):
-        raise ValueError(
-            f'position ({latitude_deg}, {longitude_deg}) is beyond the plane of the map, whose '
-            f'origin is ({frame.latitude_deg}, {frame.longitude_deg})')
+    if far := far_from_origin_text((latitude_deg, longitude_deg), frame):
+        raise ValueError(far)
     covariance = gnss_covariance_from_msg(msg)
     if covariance is None:
         covariance = np.eye(2) * unknown_sigma_m**2
@@ -167,6 +172,22 @@ def gnss_fix_from_msg(
     return GnssFix(
         stamp_ns_from_msg(msg.header.stamp), float(x_m), float(y_m), covariance,
         base_from_antenna_m)
+
+
+def far_from_origin_text(latlon_deg: tuple[float, float], frame: LocalFrame,
+                         limit_m: float = MAX_ORIGIN_DISTANCE_M) -> str:
+    """What to say of a position too far from the origin of the map to belong to it, else ''."""
+    origin_deg = frame.latitude_deg, frame.longitude_deg
+    distance_m = distance_on_earth_m(origin_deg, latlon_deg)
+    if distance_m <= limit_m:
+        return ''
+    latitude_deg, longitude_deg = latlon_deg
+    text = (f'position ({latitude_deg:.5f}, {longitude_deg:.5f}) is {distance_m / 1e3:.0f} km '
+            f'from the origin of the map ({origin_deg[0]:.5f}, {origin_deg[1]:.5f})')
+    if abs(longitude_deg) <= 90.0 and distance_on_earth_m(
+            origin_deg, (longitude_deg, latitude_deg)) <= MAX_ORIGIN_DISTANCE_M:
+        return f'{text}: the driver exchanges latitude and longitude'
+    return f'{text}; expected at most {MAX_ORIGIN_DISTANCE_M / 1e3:.0f} km: is it the right map?'
 
 
 def gnss_velocity_covariance_from_msg(msg) -> np.ndarray | None:

@@ -19,8 +19,8 @@ OUTCOME_WINDOW = 50
 LATENCY_WINDOW = 1000
 # GNSS that the gate refuses for this long, with no match used either, puts the pose in doubt.
 CONTRADICTED_S = 3.0
-# GNSS that waited longer than this for odometry of its time is remarked on.
-GNSS_WAIT_WARN_S = 2.0
+# Fixes farther than this from the map are remarked on.
+MAP_DISTANCE_WARN_M = 1000.0
 # Fixes that claim a larger horizontal sigma are remarked on.
 GNSS_SIGMA_WARN_M = 30.0
 # Squared Mahalanobis radius of the ellipse that holds 95 % of a normal distribution in the plane.
@@ -225,14 +225,6 @@ class NodeMonitor:
         return Status('node', Level.OK, 'active', values)
 
 
-def waiting_remark(what: str, waited_s: float) -> str:
-    """What to remark on GNSS that waited for long for odometry of its time, or ''."""
-    if waited_s <= GNSS_WAIT_WARN_S:
-        return ''
-    return (f'{what} wait {waited_s:.1f} s for odometry of their time: their clock is ahead, or '
-            'the machine is too busy')
-
-
 class Diagnostics:
     """The monitors of all parts of an active node, and their lines.
 
@@ -268,34 +260,42 @@ class Diagnostics:
         return self._qos_problems[topic]
 
     def add_fix(
-        self, update: FilterUpdate, fix: GnssFix, is_covariance_known: bool, waited_s: float,
+        self, update: FilterUpdate, fix: GnssFix, is_covariance_known: bool,
+        map_distance_m: float = 0.0,
     ) -> None:
-        """Enter what the filter did with a fix, and what is to be remarked on it."""
+        """Enter what the filter did with a fix, and what is to be remarked on it.
+
+        ``map_distance_m`` is the distance of the fix from the map, 0 inside.
+        """
         self.pose.add_fix(update.outcome, time.monotonic())
         self.pose.start_reason = update.reason if update.outcome is Outcome.NOT_STARTED else ''
         sigma_m = math.sqrt(np.linalg.eigvalsh(fix.covariance)[1])
-        if not is_covariance_known:
+        remark = ''
+        if map_distance_m > MAP_DISTANCE_WARN_M:
+            remark = (f'fixes are {map_distance_m / 1e3:.0f} km from the map: it is a map of '
+                      'another place')
+        elif not is_covariance_known:
             remark = ('covariance is unknown, zero or NaN: '
                       f'{self._config.gnss_unknown_sigma_m} m are assumed')
         elif sigma_m > GNSS_SIGMA_WARN_M:
             remark = (f'fixes claim a sigma of {sigma_m:.3g} m; expected at most '
                       f'{GNSS_SIGMA_WARN_M:g} m')
-        else:
-            remark = waiting_remark('fixes', waited_s)
         self.gnss.add_update(update, remark, remedies.GNSS)
 
     def statuses(
         self, now_s: float, covariance: np.ndarray | None, waits_for_clock: bool,
     ) -> list[Status]:
         """All lines, from the present covariance (3, 3) of the pose, None before the start."""
+        odometry = self._warned_of_two_publishers(
+            'odometry', self._input_status(self.odometry, 'odometry', now_s))
+        if self._find_publishers('/tf')[1] <= self._config.publish_tf:
+            odometry.values['tf'] = remedies.NO_ODOM_TF  # of no concern to the localizer
         statuses = [
             self.node.status(covariance is not None, waits_for_clock),
             self._warned_of_two_publishers(self._image_topic, self.camera.status(
                 now_s, self._config.input_timeout_s, *self._image_silence())),
             self._input_status(self.gnss, 'gnss', now_s),
-            self._warned_of_two_publishers(
-                'odometry', self._input_status(self.odometry, 'odometry', now_s)),
-            self.map_status,
+            odometry, self.map_status,
             self.matcher.status(now_s, self._config.input_timeout_s),
             self.pose.status(covariance, now_s, self.matcher.matched_s)]
         # The velocity is optional: no line where nobody publishes it.

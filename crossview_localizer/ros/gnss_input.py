@@ -1,18 +1,26 @@
 """The way of GNSS messages to the Localizer: fixes, and the optional velocities."""
 
+from collections.abc import Callable
+import time
+
 from geometry_msgs.msg import TwistStamped, TwistWithCovarianceStamped
 from sensor_msgs.msg import NavSatFix
 
 from crossview_localizer.config import NodeConfig
 from crossview_localizer.datatypes import GnssFix, Outcome
 from crossview_localizer.ros import conversions, remedies
-from crossview_localizer.ros.diagnostics import Diagnostics, waiting_remark
-from crossview_localizer.ros.gnss_queue import GnssQueue
+from crossview_localizer.ros.diagnostics import Diagnostics
+from crossview_localizer.ros.gnss_queue import clock_problem, GnssQueue
 from crossview_localizer.ros.localizer_holder import LocalizerHolder, NO_MAP_FRAME
+from crossview_localizer.ros.map_origin import FIXES_TO_AGREE, OriginFinder
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 from crossview_localizer.ros.saved_pose import PoseKeeper
 from crossview_localizer.ros.sensor_rig import SensorRig, UnknownCalibration
 from crossview_localizer.ros.status import Level
+
+# Without a map the origin is moved, before the filter has started, where fixes agree on a place
+# farther from it than this.
+REPLACED_ORIGIN_M = 20e3
 
 Velocity = TwistWithCovarianceStamped | TwistStamped
 
@@ -20,13 +28,14 @@ Velocity = TwistWithCovarianceStamped | TwistStamped
 class GnssInput:
     """Gives each message to the Localizer once it is due, and enters what became of it.
 
-    The first fix also places the map frame where there is no map, and starts the filter at the
-    pose of a node that was killed.
+    Fixes that agree also place the map frame where there is no map, and the first one starts the
+    filter at the pose of a node that was killed.
     """
 
     def __init__(
         self, config: NodeConfig, holder: LocalizerHolder, rig: SensorRig,
         timeline: OdometryTimeline, pose_keeper: PoseKeeper, diagnostics: Diagnostics, logger,
+        clock_s: Callable[[], float] = time.monotonic,
     ):
         self._holder = holder
         self._rig = rig
@@ -34,8 +43,9 @@ class GnssInput:
         self._pose_keeper = pose_keeper
         self._diagnostics = diagnostics
         self._logger = logger
-        self._fixes = GnssQueue(timeline, config.odometry_wait_s)
-        self._velocities = GnssQueue(timeline, config.odometry_wait_s)
+        self._fixes, self._velocities = (
+            GnssQueue(timeline, config.odometry_wait_s, clock_s) for _ in range(2))
+        self._origin = OriginFinder()
 
     def add_fix(self, msg: NavSatFix) -> None:
         """Queue a fix."""
@@ -63,8 +73,9 @@ class GnssInput:
     def _use_fix(self, msg: NavSatFix, waited_s: float) -> None:
         monitor = self._diagnostics.gnss
         try:
-            if self._holder.localizer is None:
-                self._place_map_frame(*conversions.gnss_latlon_from_msg(msg))
+            if problem := clock_problem('fixes', waited_s):
+                raise ValueError(problem)
+            self._place_map_frame(msg)
             fix = self._rig.gnss_fix(msg, self._holder.localizer.frame)
         except UnknownCalibration as error:
             monitor.add_refused(str(error), Level.ERROR, remedies.EXTRINSICS)
@@ -75,7 +86,8 @@ class GnssInput:
         self._start_at_saved_pose(fix)
         update = self._holder.localizer.add_gnss(fix)
         is_covariance_known = conversions.gnss_covariance_from_msg(msg) is not None
-        self._diagnostics.add_fix(update, fix, is_covariance_known, waited_s)
+        self._diagnostics.add_fix(
+            update, fix, is_covariance_known, self._holder.distance_from_map_m(fix.x_m, fix.y_m))
 
     def _use_velocity(self, msg: Velocity, waited_s: float) -> None:
         monitor, localizer = self._diagnostics.velocity, self._holder.localizer
@@ -83,6 +95,8 @@ class GnssInput:
             monitor.add_refused(NO_MAP_FRAME)
             return
         try:
+            if problem := clock_problem('velocities', waited_s):
+                raise ValueError(problem)
             course = self._rig.gnss_course(msg, localizer.frame)
         except UnknownCalibration as error:
             monitor.add_refused(str(error), remedy=remedies.EXTRINSICS)
@@ -94,15 +108,30 @@ class GnssInput:
         if update.outcome is Outcome.TOO_SLOW:
             monitor.counts['too_slow'] += 1
             return
-        monitor.add_update(
-            update, waiting_remark('velocities', waited_s), remedies.GNSS_VELOCITY)
+        monitor.add_update(update)
 
-    def _place_map_frame(self, latitude_deg: float, longitude_deg: float) -> None:
-        """Without a map, `map` is a plane about the first fix or, where near, the saved one."""
-        first_fix_deg = latitude_deg, longitude_deg
-        origin_deg = self._pose_keeper.choose_origin(first_fix_deg)
+    def _place_map_frame(self, msg: NavSatFix) -> None:
+        """Without a map, `map` is a plane about fixes that agree or, where near, the saved origin.
+
+        It is placed anew while the filter has not started and fixes agree on a place far away.
+        Raises ValueError while there is none.
+        """
+        localizer = self._holder.localizer
+        if self._holder.has_map or localizer is not None and localizer.filter.started:
+            return
+        latlon_deg = conversions.gnss_latlon_from_msg(msg)
+        found_deg = self._origin.add(conversions.stamp_ns_from_msg(msg.header.stamp), latlon_deg)
+        origin_deg = self._pose_keeper.choose_origin(found_deg or latlon_deg)
+        is_saved = origin_deg != (found_deg or latlon_deg)
+        if found_deg is None and not is_saved:
+            if localizer is None:
+                raise ValueError(NO_MAP_FRAME)
+            return
+        if localizer is not None and not conversions.far_from_origin_text(
+                origin_deg, localizer.frame, REPLACED_ORIGIN_M):
+            return
         self._holder.make_without_map(origin_deg)
-        source = 'the first fix' if origin_deg == first_fix_deg else 'that of the saved pose'
+        source = 'that of the saved pose' if is_saved else f'the first of {FIXES_TO_AGREE} fixes'
         self._logger.info(f'the origin of the map frame is {source}, latitude {origin_deg[0]}, '
                           f'longitude {origin_deg[1]}')
 

@@ -10,6 +10,10 @@ import time
 
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 
+# A receiver's messages come with the odometry of their time, or after it.  One that waits longer
+# than this for it has the stamp of another clock.
+MAX_WAIT_S = 2.0
+
 
 class GnssQueue:
     """Messages of one topic, in the order in which they came.
@@ -25,19 +29,34 @@ class GnssQueue:
         self._timeline = timeline
         self._odometry_wait_s = odometry_wait_s
         self._clock_s = clock_s
-        self._waiting: deque[tuple[int, object, float]] = deque()
+        self._waiting: deque[tuple[int, object, float, float]] = deque()
 
     def add(self, stamp_ns: int, msg: object) -> None:
         """Append a message."""
-        self._waiting.append((stamp_ns, msg, self._clock_s()))
+        self._waiting.append(
+            (stamp_ns, msg, self._clock_s(), self._timeline.early_s(stamp_ns)))
 
     def clear(self) -> None:
         """Forget all messages."""
         self._waiting.clear()
 
     def take_due(self) -> Iterator[tuple[object, float]]:
-        """Remove and yield each message that is due, with the time in s that it has waited."""
-        while self._waiting and not self._timeline.is_worth_waiting_for(
-                self._waiting[0][0], self._odometry_wait_s):
-            _, msg, received_s = self._waiting.popleft()
-            yield msg, self._clock_s() - received_s
+        """Remove and yield each message that is due, with the time in s that it has to wait.
+
+        One for which ``clock_problem`` finds that time too long is due at once.
+        """
+        while self._waiting:
+            stamp_ns, msg, received_s, early_s = self._waiting[0]
+            if early_s <= MAX_WAIT_S and self._timeline.is_worth_waiting_for(
+                    stamp_ns, self._odometry_wait_s):
+                break
+            self._waiting.popleft()
+            yield msg, max(early_s, self._clock_s() - received_s)
+
+
+def clock_problem(what: str, waited_s: float) -> str:
+    """Why messages that wait for odometry for so long are not used, or ''."""
+    if waited_s <= MAX_WAIT_S:
+        return ''
+    return (f'{what} wait {waited_s:.1f} s for odometry of their time: their clock is ahead (GPS '
+            'time is 18 s ahead of UTC), or the machine is too busy; they are not used')

@@ -76,6 +76,9 @@ class InputMonitor:
             self.add_used(remark, remedy)
             return
         self.counts[update.outcome.name.lower()] += 1
+        if update.outcome is Outcome.REPEATED and not update.reason:
+            self._problem_is_over = True
+            return
         text = '; '.join(filter(None, (f'{update.outcome.value}: {update.reason}', remark)))
         if gated and np.mean(self._gated) < GATED_SHARE_TO_WARN:
             self.counts['refused'] += 1

@@ -10,7 +10,7 @@ from geometry_msgs.msg import (
 from nav_msgs.msg import Odometry
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import qos_policy_name_from_kind
+from rclpy.qos import DurabilityPolicy, qos_policy_name_from_kind
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
 
@@ -56,20 +56,32 @@ class LocalizerInputs:
                 event_callbacks=SubscriptionEventCallbacks(
                     incompatible_qos=lambda event, name=name: on_incompatible_qos(
                         name, qos_policy_name_from_kind(event.last_policy_kind)))))
-        self._subscriptions.append(subscribe_to_latched(
-            node, CameraInfo, 'camera_info', callbacks['camera_info']))
+        self._on_camera_info = callbacks['camera_info']
+        self._latched_camera_info = None
+
+    def take_latched_camera_info(self) -> None:
+        """Subscribe anew where camera_info is latched: call this until one has come."""
+        if self._latched_camera_info is None:
+            self._latched_camera_info = subscribe_if_latched(
+                self._node, CameraInfo, 'camera_info', self._on_camera_info)
 
     def destroy(self) -> None:
         """Destroy all subscriptions."""
+        if self._latched_camera_info is not None:
+            self._subscriptions.append(self._latched_camera_info)
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
 
 
-def subscribe_to_latched(node: Node, kind, topic: str, callback: Callable):
-    """Take what was latched on a topic before; publishers that do not latch are left out."""
-    return node.create_subscription(
-        kind, topic, callback, latched_profile(1), event_callbacks=SubscriptionEventCallbacks(
-            incompatible_qos=lambda event: None))
+def subscribe_if_latched(node: Node, kind, topic: str, callback: Callable):
+    """A subscription that gets what was latched on a topic before; None where nobody latches it.
+
+    Publishers that do not latch would warn of it.
+    """
+    publishers = node.get_publishers_info_by_topic(node.resolve_topic_name(topic))
+    if any(info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for info in publishers):
+        return node.create_subscription(kind, topic, callback, latched_profile(1))
+    return None
 
 
 def image_topic(node: Node, config: NodeConfig) -> str:

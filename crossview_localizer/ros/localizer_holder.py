@@ -1,6 +1,8 @@
 """The node's Localizer: with its map, without one, and on the CPU once the GPU has failed."""
 
 from collections.abc import Callable
+import ctypes
+import math
 from pathlib import Path
 import re
 
@@ -17,18 +19,20 @@ from crossview_localizer.ros.status import Level, Status
 GPU_FAILURE = re.compile(
     r'CUDA (error|failure|driver error|out of memory)|CU(DNN|BLAS|SOLVER|FFT)_STATUS')
 GPU_FAILURE_TYPES = ('OutOfMemoryError', 'AcceleratorError')  # of torch, which may be missing
-NO_MAP_FRAME = 'waiting for a first GNSS fix to place the map frame'
+NO_MAP_FRAME = 'waiting for GNSS fixes that agree, to place the map frame'
 
 
 class LocalizerHolder:
-    """Makes the Localizer and holds it as ``localizer``; None until a map or a fix places it.
+    """Makes the Localizer and holds it as ``localizer``; None until a map or fixes place it.
 
+    ``has_map`` says whether the map places the frame `map`.
     What it does with the map gives the line of /diagnostics about the map.
     """
 
     def __init__(self, node_config: NodeConfig, config: LocalizerConfig,
                  report: Callable[[str], object] = print):
         self.localizer: Localizer | None = None
+        self.has_map = False
         self._node_config = node_config
         self._config = config
         self._report = report  # is told what takes long
@@ -55,7 +59,9 @@ class LocalizerHolder:
             return Status(
                 'map', Level.ERROR, f'{problem}; the prior alone is published', self._values,
                 remedies.MAP)
+        return_free_memory()
         self._values['tiles'] = len(self.localizer.embedding_map.tiles)
+        self.has_map = True
         if warning:
             return Status('map', Level.WARN, warning, self._values, remedies.GPU)
         return Status('map', Level.OK, 'loaded', self._values)
@@ -63,6 +69,15 @@ class LocalizerHolder:
     def make_without_map(self, origin_deg: tuple[float, float]) -> None:
         """Make a Localizer of the prior alone; `map` is a plane about this latitude, longitude."""
         self.localizer = Localizer(self._config, LocalFrame(*origin_deg))
+
+    def distance_from_map_m(self, x_m: float, y_m: float) -> float:
+        """The distance of a point from the rectangle about the map; 0 inside, or without a map."""
+        embedding_map = self.localizer.embedding_map
+        if embedding_map is None:
+            return 0.0
+        west_m, south_m, east_m, north_m = embedding_map.grid.bounds_m
+        return math.hypot(max(west_m - x_m, 0.0, x_m - east_m),
+                          max(south_m - y_m, 0.0, y_m - north_m))
 
     def replace_failed_gpu(self, error: Exception) -> Status | None:
         """Load map and network on the CPU where an error says that the GPU failed, else None.
@@ -93,6 +108,13 @@ class LocalizerHolder:
             config.map_path, self._values['weights'], self._config, self._device,
             onnx_path=config.onnx_path, threads=config.torch_threads, precision=config.precision,
             report=self._report)
+
+
+def return_free_memory() -> None:
+    """Give the system what loading needed for a moment (30 MB), where the C library can."""
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:
+        trim(0)
 
 
 def is_gpu_failure(error: Exception) -> bool:

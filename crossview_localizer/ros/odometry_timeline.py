@@ -14,6 +14,8 @@ from crossview_localizer.fusion.pose_filter import ODOMETRY_LOST_S
 
 # So many odometry samples in a row from another time are a restart; fewer are late messages.
 SAMPLES_TO_RESTART = 5
+# Odometry that came longer ago does not say what time it is now.
+JUST_NOW_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,16 @@ class OdometryTimeline:
         if self.newest is None or self._clock_s() - self._received_s > patience_s:
             return False
         return 0.0 < self._ahead_s(stamp_ns) <= ODOMETRY_LOST_S
+
+    def early_s(self, stamp_ns: int) -> float:
+        """How far a message that comes now is stamped ahead of the odometry that comes now.
+
+        It is 0 where no odometry has just come, and for a stamp of another time.
+        """
+        if self.newest is None or self._clock_s() - self._received_s > JUST_NOW_S:
+            return 0.0
+        ahead_s = self._ahead_s(stamp_ns)
+        return ahead_s if 0.0 < ahead_s <= ODOMETRY_LOST_S else 0.0
 
     def _ahead_s(self, stamp_ns: int) -> float:
         return (stamp_ns - self.newest.stamp_ns) * 1e-9

@@ -34,6 +34,9 @@ ODOMETRY_IN_MAP = (
     'jumps, and its GNSS would count twice')
 ODOMETRY_STANDS = (
     'set odometry_from_twist: true if the source fills its twist alone, else check the source')
+NO_ODOM_TF = (
+    'nobody publishes odom -> base_link on /tf, which RViz and Nav2 need: let the odometry do it, '
+    'or set publish_odom_tf of the scene (an argument of the launch file)')
 TWO_PUBLISHERS = 'stop all publishers of this topic but one, or remap them'
 CONTRADICTION = (
     "check the odometry's scale, units and direction of turning (positive is counter-clockwise), "

@@ -296,7 +296,8 @@ def check_transforms(observation: Observation) -> Iterator[Finding]:
     if base not in observation.moving_frames:
         yield note('odometry TF', f'nobody publishes the transform of {base} on /tf: the '
                    'localizer does not need it, RViz and Nav2 do',
-                   'let the odometry publish it, or set publish_odom_tf of the scene')
+                   'let the odometry publish it, or set publish_odom_tf of the scene '
+                   '(publish_odom_tf:=true of the launch file)')
 
 
 def check_node_statuses(observation: Observation) -> Iterator[Finding]:

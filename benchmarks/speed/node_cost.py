@@ -1,0 +1,128 @@
+"""What an image costs the node: CPU time by step, and memory by part.
+
+CPU time does not depend on what else the machine does, as the latency of the live path does.
+``python -m benchmarks.speed.node_cost MAP BAG`` prints one JSON object.
+"""
+
+import argparse
+import json
+from pathlib import Path
+import subprocess
+import sys
+import time
+
+from benchmarks import REPOSITORY
+
+WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
+STEPS = ('window', 'resize', 'upload', 'forward', 'match', 'pose', 'whole')
+
+
+def measure(map_path: Path, bag: Path, image_topic: str, seconds_s: float) -> dict:
+    """The section ``cost`` of bench.json: CPU milliseconds and memory, with torch and ONNX."""
+    def run(way: str) -> dict:
+        done = subprocess.run(
+            [sys.executable, '-m', 'benchmarks.speed.node_cost', str(map_path), str(bag),
+             '--image-topic', image_topic, '--network', way, '--seconds', str(seconds_s)],
+            cwd=REPOSITORY, check=True, capture_output=True, text=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return {way: run(way) for way in ('torch', 'onnx')}
+
+
+def resident_mb() -> float:
+    """Memory of this process."""
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+    return round(pages * 4096 / 1e6, 1)
+
+
+def cost(map_path: Path, bag: Path, image_topic: str, way: str, seconds_s: float) -> dict:
+    """CPU milliseconds of each step, and memory after each part, in a process of its own."""
+    memory_mb = {'Python': resident_mb()}
+
+    def note(part: str) -> None:
+        memory_mb[part] = round(resident_mb() - sum(memory_mb.values()), 1)
+
+    import cv2
+    import numpy as np
+    import scipy.fft
+    import scipy.special  # noqa: F401
+    note('NumPy, SciPy, OpenCV')
+    import rclpy
+
+    import crossview_localizer.node  # noqa: F401
+    rclpy.init()
+    ros_node = rclpy.create_node('cost')
+    note('ROS 2: rclpy, messages, DDS')
+    import torch
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    note('torch')
+    from benchmarks.speed.timed_node import StageTimes
+    from crossview_localizer.bags.replay import localize
+    from crossview_localizer.bags.topics import Topics
+    from crossview_localizer.camera import views
+    from crossview_localizer.config import LocalizerConfig
+    from crossview_localizer.localizer import load_localizer
+    from crossview_localizer.maps.embedding_map import EmbeddingMap
+    from crossview_localizer.matching import dense_matcher
+    from crossview_localizer.networks.onnx import AUTO
+    from crossview_localizer.ros.localizer_holder import return_free_memory
+
+    localizer = load_localizer(
+        map_path, WEIGHTS, LocalizerConfig(), onnx_path=AUTO if way == 'onnx' else '',
+        report=lambda text: None)
+    return_free_memory()
+    note('network and map')
+    times = StageTimes(time.thread_time)
+    for owner, name, step in (
+            (EmbeddingMap, 'window', 'window'), (views, 'lifted_view', 'resize'),
+            (dense_matcher, 'ground_tensors', 'upload'),
+            (localizer.matcher, '_ground', 'forward'), (localizer.matcher, 'match', 'match'),
+            (localizer.matcher, 'estimate', 'pose'), (localizer, 'process_image', 'whole')):
+        times.time_calls(owner, name, step)
+    images, first_ns = [], None
+    for result in localize(bag, localizer, topics=Topics(image=image_topic)):
+        spent, times.current = times.current, {}
+        first_ns = first_ns or result.stamp_ns
+        if result.stamp_ns - first_ns > seconds_s * 1e9:
+            break
+        if result.heatmap is not None and 'search' not in result.seconds:
+            images.append(spent)
+    note('work on images, and the reader of the bag')
+    memory_mb['all'] = resident_mb()
+    ros_node.destroy_node()
+    rclpy.shutdown()
+    return {
+        'images': len(images),
+        'cpu_ms': {step: round(1e3 * float(np.median([i[step] for i in images])), 2)
+                   for step in STEPS},
+        'memory_mb': memory_mb}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.speed.node_cost', description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='example: python -m benchmarks.speed.node_cost demo/maps/trained.map demo/bag')
+    parser.add_argument('map', type=Path)
+    parser.add_argument('bag', type=Path)
+    parser.add_argument('--image-topic', default='/camera/image/compressed', metavar='TOPIC')
+    parser.add_argument('--network', choices=('torch', 'onnx', 'both'), default='both')
+    parser.add_argument('--seconds', type=float, default=60.0, metavar='S',
+                        help='read so much of the bag (default 60)')
+    arguments = parser.parse_args(argv)
+    inputs = arguments.map, arguments.bag, arguments.image_topic
+    try:
+        if arguments.network == 'both':
+            found = measure(*inputs, arguments.seconds)
+        else:
+            found = cost(*inputs, arguments.network, arguments.seconds)
+        print(json.dumps(found))
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        print(f'node_cost: {getattr(error, "stderr", "") or error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
