@@ -12,7 +12,7 @@ DEMO_SEEDS = $(or $(SEED),31 32 33)
 DEMO_OUT = $(or $(OUT),build/demo)
 FUSION_OUT = $(or $(OUT),$(if $(SMOKE)$(EVAL_ONLY),build/fusion,docs/results))
 
-.PHONY: help env demo test test-jazzy faults endurance fuzz results-demo results-dense results-real results-fusion results-paper bench bench-map-size docs-check lint format clean
+.PHONY: help env demo test test-jazzy faults endurance fuzz results-demo results-dense results-real results-fusion results-paper results-adapt bench bench-map-size docs-check lint format clean
 
 help:
 	@echo 'make demo [QUICK=1] [SEED=7 OUT=demo DURATION_S=130]   a simulated drive, localized and reported'
@@ -22,6 +22,7 @@ help:
 	@echo 'make results-real [REAL_PAIRS= WEIGHTS= OUT=]     the dense matcher on real street and overhead pictures'
 	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   outages, calibration, real logs, spoofing, starts'
 	@echo 'make results-paper [SMOKE=1 | EVAL_ONLY=1 SEED= | PLAN=cpu TRAIN_SEEDS="3 4"] [OUT=]   local loss against global'
+	@echo 'make results-adapt [PARTS="simulation real" STEPS= HOURS=1.8 BAGS= ORTHO= OUT=]   adaptation to drives without truth'
 	@echo 'make bench [SMOKE=1 DEVICE=cpu|cuda OUT= BENCH_ARGS=--resume]   speed of each step, and how it grows'
 	@echo 'make bench-map-size [GB=20]                      maps of all sizes, written in full up to GB'
 	@echo 'make docs-check                                  run the commands of the documentation'
@@ -31,7 +32,7 @@ help:
 	@echo 'make env | lint | format | clean'
 
 env:
-	@test/ros_wheels/setup_venv.bash $(VENV)
+	@PYTHON=$(or $(PYTHON),python3) test/ros_wheels/setup_venv.bash $(VENV)
 
 demo: env
 	$(RUN) python -m benchmarks.demo $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)) \
@@ -69,6 +70,12 @@ results-paper: env
 	  $(if $(EVAL_ONLY),--eval-only) $(if $(SEED),--world-seed $(SEED)) \
 	  $(if $(PLAN),--plan $(PLAN)) $(if $(TRAIN_SEEDS),--seeds $(TRAIN_SEEDS))
 	$(if $(SMOKE)$(EVAL_ONLY),,$(RUN) python -m benchmarks.results)
+
+results-adapt: env
+	$(RUN) python -m benchmarks.accuracy.adaptation --out $(or $(OUT),docs/results) \
+	  $(if $(PARTS),--parts $(PARTS)) $(if $(STEPS),--steps $(STEPS)) $(if $(HOURS),--hours $(HOURS)) \
+	  $(if $(BAGS),--bags $(BAGS) --orthophoto $(ORTHO)) $(if $(SEED),--seed $(SEED))
+	$(if $(OUT),,$(RUN) python -m benchmarks.results)
 
 test-jazzy:
 	ROS_DISTRO_WHEELS=jazzy $(MAKE) test VENV=.venv-jazzy

@@ -1,4 +1,5 @@
 from glob import glob
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -26,6 +27,9 @@ setup(
         (f'{share}/launch', glob('launch/*.launch.py')),
         (f'{share}/config', glob('config/*.*')),
         (f'{share}/config/weights', glob('config/weights/*.*')),
+        # For the command adapt, which alone finds it there.
+        *((f'{share}/{folder}', glob(f'{folder}/*.py')) for folder in sorted(
+            {path.parent.as_posix() for path in Path('training').rglob('*.py')})),
     ],
     python_requires='>=3.11',
     install_requires=['setuptools'],
@@ -47,6 +51,7 @@ setup(
             'scene = crossview_localizer.scene:main',
             'doctor = crossview_localizer.doctor:main',
             'wheel_odometry = crossview_localizer.wheel_odometry:main',
+            'adapt = crossview_localizer.adapt:main',
             'calibrate_camera = crossview_localizer.calibrate_camera:main',
         ],
     },

@@ -343,9 +343,43 @@ first table. World and budget {result['world_hash']}. One line per query:
 """
 
 
+def adaptation(result: dict) -> str:
+    parts = ["""## Adaptation without truth
+
+`make results-adapt`: weights that have learned from drives with ordinary GNSS, or from real
+pictures whose labels are good to metres ([own_vehicle.md](own_vehicle.md#6-weights)). They are
+not shipped.
+"""]
+    if 'simulation' in result:
+        parts.append(markdown(
+            ['simulated drives, single frames', 'median m', 'evidence nats', 'cov. 95', 'n',
+             'refused'],
+            [[f'`{name}`', *(row.get(key) for key in (
+                'median_m', 'evidence_nats', 'coverage_95', 'n')),
+              'yes' if row.get('refused') else 'no']
+             for name, row in result['simulation'].items()]))
+        parts.append(
+            f'{result["simulation_data"]}; {result["simulation_steps"] or "as many as fit"} steps.'
+            ' `true_poses` learns from the true poses,\n`gnss_as_truth` takes the smoothed poses '
+            'for true, `shuffled` has the images in another order\nand must be refused.\n')
+    for name, rows in result.get('real', {}).items():
+        parts.append(f'### real: {name}\n\n' + markdown(
+            ['row', 'median m', 'lateral', 'evidence nats', 'cov. 95', 'n'],
+            [[f'`{row}`', *(found[key] for key in (
+                'median_m', 'lateral_median_m', 'evidence_nats', 'coverage_95', 'n'))]
+             for row, found in rows.items()]))
+    if 'real' in result:
+        parts.append(f'`adapted` learns from CVUSA and CVACT, the others from one of them; '
+                     f'{result["real_steps"]} steps each.\n')
+    parts.append(f'{result["hours"]:.1f} hours, {result["device"]}, from weights '
+                 f'{result["weights"]}.\n')
+    return '\n'.join(parts)
+
+
 SECTIONS: dict[str, Callable[[dict], str]] = {
-    'demo': demo, 'dense': dense, 'real': real, 'corruptions': corruptions, 'fusion': fusion,
-    'faults': faults, 'endurance': endurance, 'paper': paper, 'paper_cpu_16': paper,
+    'demo': demo, 'dense': dense, 'real': real, 'adapt': adaptation,
+    'corruptions': corruptions, 'fusion': fusion, 'faults': faults,
+    'endurance': endurance, 'paper': paper, 'paper_cpu_16': paper,
 }
 
 

@@ -5,6 +5,8 @@ from functools import partial
 
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
+from scipy.stats import multivariate_normal
 import torch
 import torch.nn.functional as F
 from training_runs import DENSE_MODEL as MODEL
@@ -16,8 +18,8 @@ from training import train_dense
 from training.data.datasets import save_world, World
 from training.data.rendered_places import encode_jpeg, RenderedPlace, save_place, Shot
 from training.initial import initial_network
-from training.recipes.dense_groups import place_group, PRIOR_M, world_group
-from training.recipes.pose_likelihood import blinded, group_loss
+from training.recipes.dense_groups import draw_group, place_group, PRIOR_M, world_group
+from training.recipes.pose_likelihood import blinded, group_loss, marginal_log_likelihood
 
 
 @pytest.fixture(scope='module')
@@ -110,6 +112,61 @@ def test_the_loss_is_the_interpolated_likelihood_at_the_truth(world):
 
     nll, _ = group_loss(Even(), group)
     assert nll.numpy() == pytest.approx(np.log(4 * places ** 2), abs=1e-4)
+
+
+def interpolated(p: np.ndarray, target) -> float:
+    """The probability between the eight cells about a target, of a volume (K, R, C)."""
+    row, col, turn = target
+    return float(map_coordinates(p, [[turn], [row], [col]], order=1)[0])
+
+
+def test_a_place_that_is_known_exactly_has_the_interpolated_likelihood():
+    log_p = F.log_softmax(torch.from_numpy(
+        np.random.default_rng(0).normal(0.0, 2.0, (3, 4 * 20 * 20))), 1).view(3, 4, 20, 20)
+    target = torch.tensor([[7.3, 11.8, 0.4], [2.0, 18.99, 0.0], [0.2, 0.0, 1.0]])
+    found = marginal_log_likelihood(log_p, target, torch.zeros(3, 2, 2))
+    for k in range(3):
+        assert found[k].item() == pytest.approx(
+            np.log(interpolated(log_p[k].exp().numpy(), target[k].numpy())), abs=1e-5)
+
+
+def test_the_likelihood_of_an_uncertain_place_is_a_gaussian_seen_through_a_gaussian():
+    side, claim, known = 81, np.array([[6.0, 2.0], [2.0, 9.0]]), np.array([[12.0, -4.0], [-4, 7]])
+    mean, place = np.array([41.0, 38.0]), np.array([38.3, 42.6])
+    at = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing='ij'), -1)
+    density = multivariate_normal(mean, claim).pdf(at)
+    log_p = torch.from_numpy(np.log(np.stack([density / 2, density / 2])[None] + 1e-30))
+    found = marginal_log_likelihood(
+        log_p, torch.tensor([[*place, 0.3]]), torch.from_numpy(known)[None])
+    expected = multivariate_normal(mean, claim + known).logpdf(place) - np.log(2.0)
+    assert found.item() == pytest.approx(expected, abs=0.02)
+
+
+def test_the_likelihood_of_a_flat_volume_does_not_depend_on_how_well_the_place_is_known():
+    log_p = torch.full((4, 4, 31, 31), -np.log(4.0 * 31 * 31))
+    target = torch.tensor([[15.0, 15.0, 0.5], [-3.0, 2.0, 0.5], [15.0, 34.0, 0.1], [1.0, 1, 0]])
+    covariances = torch.eye(2)[None] * torch.tensor([400.0, 25.0, 9.0, 0.0])[:, None, None]
+    found = marginal_log_likelihood(log_p, target, covariances)
+    assert found.numpy() == pytest.approx(-np.log(4.0 * 31 * 31), abs=1e-4)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_the_covariance_of_a_place_turns_with_the_imagery(world, seed):
+    """A place known along one line only: two poses on that line stay on it in each group."""
+    along = np.array([0.6, 0.8])
+    poses = world.poses.copy()
+    poses[4, :2] = poses[3, :2] + 2.0 * along
+    covariance = np.outer(along, along)
+    known = replace(world, poses=poses, pose_covariances=np.repeat(covariance[None], 9, 0))
+    group = draw_group(
+        known.imagery, known.grid, known.camera, known.images[3:5], poses[3:5], MODEL,
+        np.random.default_rng(seed), False, known.pose_covariances[3:5])
+    step = group.target[1, :2] - group.target[0, :2] + torch.tensor(
+        group.corners[1]) - torch.tensor(group.corners[0])
+    # Both windows have their own corner; the headings are the same, so the rest is the motion.
+    found = group.covariances[0].numpy() * MODEL.cell_m ** 2
+    direction = step.numpy() / np.linalg.norm(step)
+    assert found == pytest.approx(np.outer(direction, direction), abs=0.02)
 
 
 def test_missing_imagery_has_no_part_in_the_loss(world):

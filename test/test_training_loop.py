@@ -114,6 +114,14 @@ def test_training_stops_early_when_validation_no_longer_gains(tmp_path):
     assert config.temperature == 0.25
 
 
+def test_a_run_that_validates_first_keeps_what_it_began_with_until_something_is_better(tmp_path):
+    out = tmp_path / 'weights.safetensors'
+    train(make_network(AREAS), Scored([2.0, 3.0, 2.5]), TrainConfig(steps=2, validate_steps=1),
+          out, {}, validate_first=True)
+    assert [line['step'] for line in log_of(out)] == [0, 1, 2]
+    assert read_model_config(out)[1]['step'] == 0
+
+
 def test_the_weights_that_are_kept_are_the_average_of_the_last_steps(tmp_path):
     class Rising(Scored):
         """The scale rises by 1 in each step, whatever the optimizer does."""

@@ -53,6 +53,12 @@ class Ranks:
         """The sum over all ranks, on every rank; gradients pass through it."""
         return tensor if self.count == 1 else all_reduce(tensor)
 
+    def copy_buffers_from_first(self, module: nn.Module) -> None:
+        """Give every rank the buffers that the module has on rank 0."""
+        if self.count > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
+
     def from_first(self, value: bool) -> bool:
         """Rank 0's value, on every rank; a rank waits here for the others."""
         flag = torch.tensor([float(value and self.rank == 0)], device=self.device)

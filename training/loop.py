@@ -75,7 +75,10 @@ class Recipe(Protocol):
         """
 
     def validate(self, network: Network, ranks: Ranks) -> tuple[dict[str, float], dict[str, Any]]:
-        """Metrics, and fields of the network's config that were fitted; rank 0 calls it."""
+        """Metrics, and fields of the network's config that were fitted; rank 0 calls it.
+
+        What it changes in the recipe's buffers, all ranks have from the next step on.
+        """
 
     def finish(self, path: Path) -> None:
         """Fit what is fitted once, on the best weights at ``path``, and store it there."""
@@ -93,9 +96,11 @@ class Objective(nn.Module):
 
 
 def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, provenance: dict,
-          ranks: Ranks = ALONE, on_validation: Callable[[dict], None] = lambda line: None) -> None:
+          ranks: Ranks = ALONE, on_validation: Callable[[dict], None] = lambda line: None,
+          validate_first: bool = False) -> None:
     """Train the network and keep in ``out`` the weights that validate best.
 
+    With ``validate_first`` these are never worse than those that the run began with.
     ``out`` with the suffix ``.state`` holds what a stopped run needs to go on from its last
     validation, ``.jsonl`` the log. ``on_validation`` gets each line of it, after both are saved.
     Raises ValueError if that state is of a run with other settings, or the loss not finite.
@@ -126,6 +131,26 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
     objective = ranks.wrap(Objective(network, recipe, ranks))
     sums, steps, started_s, stop = {}, 0, time.monotonic(), False
 
+    def validate_and_keep_best() -> None:
+        means = {f'train_{name}': (ranks.sum(total) / steps).item()
+                 for name, total in sums.items()}
+        if first:
+            best.eval()
+            metrics, fitted = recipe.validate(best, ranks)
+            set_training(network, config.frozen_stages)
+            line = {'step': step, **means, **metrics, 'seconds': time.monotonic() - started_s}
+            log.write(line)
+            if state.judge(step, metrics[recipe.score_name]):
+                best.config = replace(best.config, **fitted)
+                save_network(best, out, provenance | {
+                    'step': step, 'validation': metrics,
+                    'train_config': asdict(config) | {'recipe': asdict(recipe.config)}})
+            state.save()
+            on_validation(line)
+        ranks.copy_buffers_from_first(recipe)
+
+    if validate_first and math.isinf(state.best):
+        validate_and_keep_best()
     with ThreadPoolExecutor(1) as ahead:
         next_parts = ahead.submit(recipe.draw, step, ranks)
         while step < config.steps and not stop:
@@ -152,22 +177,9 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
             if step % config.validate_steps and step != config.steps:
                 continue
 
-            means = {f'train_{name}': (ranks.sum(total) / steps).item()
-                     for name, total in sums.items()}
+            validate_and_keep_best()
             sums, steps = {}, 0
-            if first:
-                best.eval()
-                metrics, fitted = recipe.validate(best, ranks)
-                set_training(network, config.frozen_stages)
-                line = {'step': step, **means, **metrics, 'seconds': time.monotonic() - started_s}
-                log.write(line)
-                if state.judge(step, metrics[recipe.score_name]):
-                    best.config = replace(best.config, **fitted)
-                    save_network(best, out, provenance | {
-                        'step': step, 'validation': metrics,
-                        'train_config': asdict(config) | {'recipe': asdict(recipe.config)}})
-                state.save()
-                on_validation(line)
+            next_parts = ahead.submit(recipe.draw, step, ranks)  # it may depend on the buffers
             stop = ranks.from_first(0 < config.patience <= state.since_best)
     progress.close()
     if stop and first:

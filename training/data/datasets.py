@@ -7,9 +7,9 @@ them: separate places, each with a ground image and a satellite tile. ``oxford``
 read such data, and ``places_of_world`` makes them of a World.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -20,6 +20,8 @@ from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid
 
+KEPT_WORLDS = 8   # of the files that are read as they are used
+
 
 @dataclass(frozen=True)
 class World:
@@ -27,6 +29,10 @@ class World:
 
     ``images`` (N, h, w, 3) uint8 RGB are all of one ``camera``; ``poses`` (N, 3) are the true
     x_m, y_m, yaw_rad of base_link in map; ``drive`` (N,) is the number of each image's traversal.
+
+    In a recording without precise truth ``poses`` are smoothed: ``pose_covariances`` (N, 2, 2),
+    m2, say how well x and y are known (None: exactly), ``stamps_ns`` (N,) when the images were
+    taken, and ``true_poses`` (N, 3), NaN where not known, serve for reports alone.
     """
 
     name: str
@@ -36,6 +42,9 @@ class World:
     camera: CameraModel
     poses: np.ndarray
     drive: np.ndarray
+    pose_covariances: np.ndarray | None = None
+    stamps_ns: np.ndarray | None = None
+    true_poses: np.ndarray | None = None
 
     def area(self, x_m: float, y_m: float, size_px: int) -> tuple[np.ndarray, MapGrid]:
         """The square of imagery whose centre is nearest to a point, and its grid.
@@ -54,6 +63,9 @@ class World:
             self.images[index], self.camera, yaw_rad, size_px, px_m, pitch_rad)
 
 
+OPTIONAL_FIELDS = ('pose_covariances', 'stamps_ns', 'true_poses')
+
+
 def save_world(world: World, path: str | Path) -> None:
     """Write ``world`` as one ``.npz``, whole or not at all."""
     grid, camera = world.grid, world.camera
@@ -64,7 +76,9 @@ def save_world(world: World, path: str | Path) -> None:
             images=world.images,
             camera=np.array([camera.width_px, camera.height_px, camera.fx_px, camera.fy_px,
                              camera.cx_px, camera.cy_px, camera.height_m]),
-            base_from_camera=camera.base_from_camera, poses=world.poses, drive=world.drive)
+            base_from_camera=camera.base_from_camera, poses=world.poses, drive=world.drive,
+            **{name: getattr(world, name) for name in OPTIONAL_FIELDS
+               if getattr(world, name) is not None})
 
 
 def load_world(path: str | Path) -> World:
@@ -78,11 +92,33 @@ def load_world(path: str | Path) -> World:
             return World(
                 str(data['name']), data['imagery'],
                 MapGrid(int(rows), int(cols), cell_m, x0_m, y0_m),
-                data['images'], camera, data['poses'], data['drive'])
+                data['images'], camera, data['poses'], data['drive'],
+                **{field: data[field] for field in OPTIONAL_FIELDS if field in data})
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(
             f'{path} is not a prepared training file ({error}); make it with '
             'python -m training.prepare') from error
+
+
+class WorldFiles(Sequence):
+    """Prepared files as worlds that are read when they are used; the last few stay in memory."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = list(paths)
+        self._load = lru_cache(KEPT_WORLDS)(load_world)
+        self.frames = lru_cache(None)(self._read_frames)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> World:
+        return self._load(self.paths[number])
+
+    def _read_frames(self, number: int) -> dict[str, np.ndarray]:
+        """Poses, drives and the optional fields of one file, without its pictures."""
+        with np.load(self.paths[number], allow_pickle=False) as data:
+            return {name: data[name] for name in ('poses', 'drive', *OPTIONAL_FIELDS)
+                    if name in data}
 
 
 @dataclass(frozen=True)

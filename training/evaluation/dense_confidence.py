@@ -4,6 +4,7 @@ The temperature makes the score volume a likelihood; sharpening, least mass, inf
 of freedom say what the peak of a single frame's volume claims (see ``peak_pose``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import math
 from pathlib import Path
@@ -48,7 +49,7 @@ class ScoredFrame:
 
 
 @torch.inference_mode()
-def score_frames(network: DenseNetwork, worlds: list[World], count: int) -> list[ScoredFrame]:
+def score_frames(network: DenseNetwork, worlds: Sequence[World], count: int) -> list[ScoredFrame]:
     """Score ``count`` frames with the matcher that the node runs."""
     network = network.eval()
     matcher = DenseMatcher(network)
@@ -63,7 +64,9 @@ def score_frames(network: DenseNetwork, worlds: list[World], count: int) -> list
             ground = matcher.embed(CameraImage(0, world.images[index], world.camera), 0.0)
             heatmap = matcher.match(ground, window, prior, uniform_window(PRIOR_M))
             heatmap = replace(heatmap, volume=heatmap.volume.astype(np.float32))
-            found.append(ScoredFrame(heatmap, prior, truth))
+            accuracy_m = 0.0 if world.pose_covariances is None else math.sqrt(
+                world.pose_covariances[index].trace() / 2)
+            found.append(ScoredFrame(heatmap, prior, truth, accuracy_m))
     return found
 
 
@@ -183,7 +186,7 @@ def fit_tails(frames: list[ScoredFrame], sharpening: float,
     return needed(0.68) / distance2_within(0.68, dof), dof
 
 
-def fit_confidence(path: Path, worlds: list[World], count: int = 300) -> None:
+def fit_confidence(path: Path, worlds: Sequence[World], count: int = 300) -> None:
     """Fit the confidence of the weights at ``path`` on ``count`` frames and store it there.
 
     The temperature of a network with random weights, a control, is fitted too.

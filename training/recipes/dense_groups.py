@@ -27,6 +27,7 @@ from training.recipes.augment import changed
 
 PRIOR_M, PRIOR_DEG = 18.5, 10.0  # the truth lies within these of the prior, on each axis
 NARROW_PRIOR = 0.45   # half of the groups have a prior of this share of PRIOR_M
+UNSURE_M = 2.5        # but none whose places have a larger sigma on each axis
 OWN_PRIOR_M = 4.0     # the frames of a group have priors that differ by up to this
 EDGE_M = 1.5          # the score volume reaches this far beyond the prior
 NEAR_M = 18.0         # companions of a frame lie within this of it
@@ -51,6 +52,7 @@ class DenseGroup:
     frame's window, which has ``side`` cells.  ``yaws_rad`` (B, K); ``headings_rad`` (B,) of the
     priors; ``target`` (B, 3): fractional row and column of the true place in the score volume, and
     the fraction of the way from yaw bin 0 to yaw bin 1 at which the true heading lies.
+    ``covariances`` (B, 2, 2) of that row and column, in cells; zero where the place is known.
     """
 
     imagery: torch.Tensor
@@ -63,6 +65,7 @@ class DenseGroup:
     yaws_rad: torch.Tensor
     headings_rad: list[float]
     target: torch.Tensor
+    covariances: torch.Tensor
 
     def to(self, device: str) -> 'DenseGroup':
         return DenseGroup(**{
@@ -87,7 +90,8 @@ def world_group(world: World, first: int, size: int, config: DenseConfig, seed,
     members = companions(world, first, size, rng)
     return draw_group(
         world.imagery, world.grid, world.camera, [world.images[k] for k in members],
-        world.poses[members], config, rng, augment)
+        world.poses[members], config, rng, augment,
+        None if world.pose_covariances is None else world.pose_covariances[members])
 
 
 def place_group(place: RenderedPlace, size: int, config: DenseConfig, seed,
@@ -104,10 +108,12 @@ def place_group(place: RenderedPlace, size: int, config: DenseConfig, seed,
 
 def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
                images: Sequence[np.ndarray], poses: np.ndarray, config: DenseConfig,
-               rng: np.random.Generator, augment: bool) -> DenseGroup:
+               rng: np.random.Generator, augment: bool,
+               covariances: np.ndarray | None = None) -> DenseGroup:
     """Draw priors, the orientation of the map, errors of the camera, and changes of both views.
 
-    ``aerial`` (H, W, 3) lies on ``grid``; ``poses`` (B, 3): x_m, y_m, yaw_rad of the images.  The
+    ``aerial`` (H, W, 3) lies on ``grid``; ``poses`` (B, 3): x_m, y_m, yaw_rad of the images;
+    ``covariances`` (B, 2, 2) of x and y, where these are not known exactly.  The
     imagery is turned by a random angle, because a map's axes have no meaning for a matcher.  It
     is never mirrored: that would hide on which side of the road one drives.
     """
@@ -121,7 +127,11 @@ def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
     headings = poses[:, 2]
     ahead = config.middle_m * np.stack((np.cos(headings), np.sin(headings)), 1)
 
-    reach_m = PRIOR_M * rng.choice([NARROW_PRIOR, 1.0])
+    if covariances is None:
+        covariances = np.zeros((len(poses), 2, 2))
+    # Of a place that is not well known the narrow window could miss most.
+    unsure = covariances.trace(axis1=1, axis2=2).max() / 2 > UNSURE_M ** 2
+    reach_m = PRIOR_M * rng.choice([1.0 if unsure else NARROW_PRIOR, 1.0])
     places = 2 * math.ceil((reach_m + EDGE_M) / config.cell_m) + 1
     side = places - 1 + config.patch_cells
     offset_m = (rng.uniform(-1, 1, 2) * (reach_m - OWN_PRIOR_M)
@@ -152,6 +162,10 @@ def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
         (base_0[:, 1] - poses[:, 1]) / config.cell_m, (poses[:, 0] - base_0[:, 0]) / config.cell_m,
         below / np.radians(2.0)), 1)
 
+    # Rows lie southwards and columns eastwards in the turned axes.
+    cos, sin = np.cos(turn_rad), np.sin(turn_rad)
+    row_col_from_map = np.array([[-sin, -cos], [cos, -sin]])
+
     height_error = rng.choice(HEIGHT_ERRORS)
     lifted = []
     for rgb in images:
@@ -165,7 +179,8 @@ def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
     return DenseGroup(
         normalised(torch.from_numpy(imagery)[None]), torch.from_numpy(missing), *tensors,
         corners.tolist(), side, torch.from_numpy(yaws), headings.tolist(),
-        torch.from_numpy(target))
+        torch.from_numpy(target), torch.from_numpy(
+            row_col_from_map @ covariances @ row_col_from_map.T / config.cell_m ** 2))
 
 
 def _turned_imagery(aerial, grid: MapGrid, origin: Pose2D, middle, cells: int,
@@ -224,7 +239,7 @@ def prior_about(truth: Pose2D, rng, half_width_m: float) -> PoseEstimate:
 @torch.no_grad()
 def dense_map(network, world: World) -> EmbeddingMap:
     """The blocks of a whole world, several at once as ``build_map`` does; in no frame on Earth."""
-    config = network.config
+    config, device = network.config, next(network.parameters()).device
     step, reach = config.block_px, network.lattice_points
     side_px = config.tile_px + (reach - 1) * step
     count = (min(world.imagery.shape[:2]) - config.tile_px) // step + 1
@@ -235,7 +250,7 @@ def dense_map(network, world: World) -> EmbeddingMap:
             part = world.imagery[top * step:top * step + side_px,
                                  left * step:left * step + side_px]
             area[:part.shape[0], :part.shape[1]] = part
-            found = network.embed_lattice(torch.from_numpy(area)).half().numpy()
+            found = network.embed_lattice(torch.from_numpy(area).to(device)).half().cpu().numpy()
             rows, cols = min(reach, count - top), min(reach, count - left)
             blocks[top:top + rows, left:left + cols] = found[:rows, :cols]
     middle_px = (config.tile_px - 1) / 2
@@ -243,4 +258,5 @@ def dense_map(network, world: World) -> EmbeddingMap:
     grid = MapGrid(count, count, step * config.px_m, float(x0_m), float(y0_m))
     return EmbeddingMap(
         None, grid, torch.arange(count ** 2).view(count, count),
-        torch.from_numpy(blocks).flatten(0, 1), network.fingerprint, config.tile_m, config.tile_px)
+        torch.from_numpy(blocks).flatten(0, 1).to(device), network.fingerprint, config.tile_m,
+        config.tile_px)

@@ -72,8 +72,11 @@ class PoseLikelihoodRecipe(nn.Module):
             return place_group(load_place(path), config.group_size, self.model, seed,
                                config.augment)
         world, first = self.frames[rng.integers(len(self.frames))]
-        return world_group(self.train_worlds[world], first, config.group_size, self.model, seed,
+        return world_group(self._world(world), first, config.group_size, self.model, seed,
                            config.augment)
+
+    def _world(self, number: int) -> World:
+        return self.train_worlds[number]
 
     def forward(self, network: DenseNetwork, part: DenseGroup,
                 ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -119,7 +122,7 @@ def blinded(group: DenseGroup) -> DenseGroup:
 def group_loss(network: DenseNetwork, group: DenseGroup) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log-likelihood, nats, of each frame's true pose, and the error of the best cell, m.
 
-    The likelihood at the truth is interpolated between the eight cells around it.
+    It is marginalised over the place where that is not known exactly.
     """
     view, weight = network.ground(group.images, group.road, group.points)
     satellite = network.satellite(group.imagery)[0].float() * (1.0 - group.missing)  # (C, A, A)
@@ -131,25 +134,43 @@ def group_loss(network: DenseNetwork, group: DenseGroup) -> tuple[torch.Tensor, 
             view[k:k + 1].float(), weight[k:k + 1].float(), satellite[window],
             group.yaws_rad[k:k + 1], heading_rad, missing if missing.any() else None))
     scores = torch.cat(volumes)
-    count, _, rows, cols = scores.shape
     log_p = F.log_softmax(scores.flatten(1), 1).view(scores.shape)      # (B, K, R, C)
-    low = group.target.floor()
-    fraction = group.target - low
-    low = low.long()
-    row, col = low[:, 0].clamp(0, rows - 2), low[:, 1].clamp(0, cols - 2)
-    frame = torch.arange(count, device=scores.device)
-    corners = []
-    for k in (0, 1):
-        for i in (0, 1):
-            for j in (0, 1):
-                share = torch.ones_like(fraction[:, 0])
-                for axis, step in ((2, k), (0, i), (1, j)):
-                    share = share * (fraction[:, axis] if step else 1.0 - fraction[:, axis])
-                corners.append(
-                    log_p[frame, k, row + i, col + j] + share.clamp(min=1e-6).log())
-    nll = -torch.logsumexp(torch.stack(corners), 0)
+    nll = -marginal_log_likelihood(log_p, group.target, group.covariances)
     with torch.no_grad():
         best = log_p.amax(1).flatten(1).argmax(1)
+        cols = scores.shape[3]
         off = torch.stack((best // cols, best % cols), 1) - group.target[:, :2]
         error_m = off.norm(dim=1) * network.config.cell_m
     return nll, error_m
+
+
+# P(place) = sum_d g(d) P(target + d),    g(d) ~ exp(-d' C^-1 d / 2) on whole cells d
+def marginal_log_likelihood(log_p: torch.Tensor, target: torch.Tensor,
+                            covariances: torch.Tensor) -> torch.Tensor:
+    """The log-probability (B,), by ``log_p`` (B, K, R, C), of places known up to a Gaussian.
+
+    ``target`` (B, 3) and ``covariances`` (B, 2, 2) are those of a ``DenseGroup``.  Probabilities
+    between cells are interpolated; with a covariance of zero that is all, from the eight cells
+    around the target.  What of the Gaussian lies outside the volume is left out.
+    """
+    rows, cols = log_p.shape[2:]
+    target = target.to(log_p)
+    precision = torch.linalg.inv(
+        covariances + 1e-6 * torch.eye(2).to(covariances)).to(log_p)[..., None, None]
+    low = torch.stack((target[:, 0].floor().clamp(0, rows - 2),
+                       target[:, 1].floor().clamp(0, cols - 2)), 1)
+    share = (target[:, :2] - low).clamp(0.0, 1.0)
+    weights = torch.zeros_like(log_p[:, 0])                             # (B, R, C)
+    for i in (0, 1):
+        for j in (0, 1):
+            down = (torch.arange(rows).to(log_p) - low[:, :1] - i)[:, :, None]   # (B, R, 1)
+            right = (torch.arange(cols).to(log_p) - low[:, 1:] - j)[:, None, :]  # (B, 1, C)
+            squared = (precision[:, 0, 0] * down ** 2 + precision[:, 1, 1] * right ** 2
+                       + 2.0 * precision[:, 0, 1] * down * right)
+            part = (share[:, 0] if i else 1.0 - share[:, 0]) * (
+                share[:, 1] if j else 1.0 - share[:, 1])
+            weights = weights + part[:, None, None] * torch.exp(-0.5 * squared)
+    weights = weights / weights.sum((1, 2), keepdim=True)
+    turn = target[:, 2, None, None].clamp(1e-6, 1.0 - 1e-6)
+    log_p = torch.logaddexp(log_p[:, 0] + (1.0 - turn).log(), log_p[:, 1] + turn.log())
+    return torch.logsumexp((log_p + weights.clamp(min=1e-30).log()).flatten(1), 1)
