@@ -12,6 +12,7 @@ from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.geometry import LocalFrame
 from crossview_localizer.maps.builder import build_map, Inputs, Settings, working_path
 from crossview_localizer.maps.imagery import Imagery
+from crossview_localizer.maps.old_format import is_old_map
 from crossview_localizer.networks.checkpoint import load_network
 
 
@@ -95,7 +96,9 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.threads < 1:
             raise ValueError(f'--threads is {arguments.threads}; expected 1 or more')
         torch.set_num_threads(arguments.threads)
-    if out.is_file() != (out.suffix == '.zip') and out.exists() or not out.parent.is_dir():
+    is_zip, is_map = out.suffix == '.zip', out.is_dir() or is_old_map(out)
+    if out.exists() and is_zip != out.is_file() and (is_zip or not is_map) or (
+            not out.parent.is_dir()):
         raise ValueError(f'{out} cannot be written; expected a map, or a new name, in a folder '
                          'that exists')
     if arguments.update and not out.is_dir():

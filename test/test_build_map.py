@@ -14,6 +14,7 @@ from pyproj import Transformer
 import pytest
 import rasterio
 from rasterio.transform import Affine
+from safetensors.torch import save_file
 import torch
 
 from crossview_localizer import build_map as command_module
@@ -324,7 +325,11 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ['cut.map', 'whole.map']
 
 
-def test_a_zip_file_holds_the_same_map(orthophoto, route_csv, tmp_path, fake_network):
+def test_a_zip_file_holds_the_same_map(orthophoto, route_csv, tmp_path, fake_network, capsys):
+    (tmp_path / 'a.map').write_text('no map')
+    assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
+    assert 'a.map cannot be written' in capsys.readouterr().err
+    save_file({'descriptors': torch.zeros(3)}, tmp_path / 'a.map')       # of the old format
     assert command(orthophoto, route_csv, tmp_path / 'a.map') == 0
     assert command(orthophoto, route_csv, tmp_path / 'a.zip') == 0
     with zipfile.ZipFile(tmp_path / 'a.zip') as packed:

@@ -372,6 +372,8 @@ def _put_in_place(folder: Path, out: Path) -> None:
         pack(folder, out)
         shutil.rmtree(folder)
         return
+    if out.is_file():                                  # a map of the old format
+        out.unlink()
     with write_atomically(out) as writing:
         folder.rename(writing)
 
