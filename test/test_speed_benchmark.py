@@ -108,7 +108,8 @@ def result():
             **dict.fromkeys(('render', 'convert'), {
                 'duration_s': 3600.0, 'frames': 3600, 'frames_per_s': 5.0, 'peak_mb': 103,
                 'peak_mb_by_quarter': [101, 102, 103, 103]})}]},
-        'peers': {'tile_match': {'tiles': 9, 'heat map (ours)': row(1.0)}},
+        'peers': about | {'tile_match': {
+            'tiles': 9, 'heat map (ours)': row(1.0), 'FAISS flat': row(1.5)}},
     }
 
 
@@ -126,6 +127,7 @@ def test_the_page_says_which_goals_are_reached_and_which_are_missed(tmp_path):
     assert 'Nothing was measured on a GPU' in text
     assert 'takes 2.50 times' in text and '**missed**: the\nlibraries alone' in text
     assert 'are 410 MB' in text
+    assert '| tile match | FAISS flat | 1.500 | 1.500' in text
     assert '57600 steps of visual odometry' in text and '101 / 102 / 103 / 103' in text
     assert (tmp_path / 'results/bench.png').stat().st_size > 1000
 
