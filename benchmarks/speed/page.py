@@ -116,11 +116,11 @@ def goals(result: dict) -> str:
 
 def sizes(result: dict) -> str:
     return markdown(
-        ['store', 'km2', 'tiles', 'GB', 'in full', 'MB per km2', 'index MB', 'open s', 'memory MB',
+        ['store', 'km2', 'tiles', 'GB', 'in full', 'MB per km2', 'open s', 'memory MB',
          'first window ms'],
         [[STORE_NAMES[row['store']], row['km2'], row['tiles'], row['gb'],
           'yes' if row['written_in_full'] else 'sparse', row['bytes_per_km2'] / 1e6,
-          row['index_mb'], row['open_s'], row['memory_mb'], row['first_window_ms']]
+          row['open_s'], row['memory_mb'], row['first_window_ms']]
          for row in result['map_size']])
 
 
@@ -237,8 +237,8 @@ With `--workers`, wall time and memory of all processes: {workers or '-'}; the m
 processes takes as long as their work.
 
 {sizes(result)}
-Opening a map reads its header and its chunk table; descriptors are read as the vehicle comes near.
-Sparse files have their full index and a hole in place of the descriptors. Maps up to
+Opening a map reads its header; descriptors are read as the vehicle comes near. Sparse maps hold
+only the tiles about their middle. Maps up to
 {PRELOAD_BYTES >> 20} MB are read as a whole; of larger ones at most {CACHE_BYTES >> 20} MB stay in
 memory.
 
@@ -246,7 +246,8 @@ Windows at {window['speed_mps']:g} m/s, {window['hz']:g} per second, map of {win
 cold {window['cold_ms']} ms, then p50 {window['warm']['p50_ms']},
 p95 {window['warm']['p95_ms']}, p99 {window['warm']['p99_ms']} ms; memory
 {window['memory_first_mb']:.0f} to
-{window['memory_last_mb']:.0f} MB, until the cache is full.
+{window['memory_last_mb']:.0f} MB, until the cache is full. Reading a square kilometre ahead of
+time takes {window['preload_1_km2_s']} s.
 
 ![file size and opening time against area; sampler against places](results/bench.png)
 
