@@ -2,7 +2,7 @@
 
 Temperature, sharpening, least mass, inflation and tails are numbers of the weights file; the
 network's variables stay as they are.  Simulated and real frames count the same.  At most
-SURE_AND_WRONG_SHARE of the real frames may be unambiguous and wrong.
+SURE_AND_WRONG_SHARE of the frames of each real set may be unambiguous and wrong.
 """
 
 import argparse
@@ -24,31 +24,50 @@ from benchmarks.accuracy.real_pairs import (
     score,
     SURE_AND_WRONG_M,
 )
+from crossview_localizer.matching.heatmap_pose import peak_of
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from training.data.datasets import load_world, World
 from training.data.rendered_places import load_place
 from training.evaluation.dense_confidence import (
-    fit_peaks,
     fit_tails,
     fit_temperature,
     least_mass,
     score_frames,
     ScoredFrame,
+    SHARPENINGS,
 )
 
-SURE_AND_WRONG_SHARE = 0.04
+SURE_AND_WRONG_SHARE = 0.05
 
 
-def score_views(network, folder: Path, every: int) -> list[ScoredFrame]:
-    """The score volumes of real views whose place is known along and across."""
+def score_views(network, folder: Path, every: int) -> dict[str, list[ScoredFrame]]:
+    """For each set the score volumes of its views whose place is known along and across."""
+    sets: dict[str, list[ScoredFrame]] = {}
+    for name, group in tqdm(chosen_sets(folder, None, every).items(), desc='real pairs'):
+        views = [view for view in group if view.range_known]
+        for view, heatmaps in match_views(views, Row(network)):
+            for prior, heatmap in heatmaps:
+                heatmap = replace(heatmap, volume=heatmap.volume.astype(np.float32))
+                sets.setdefault(name, []).append(
+                    ScoredFrame(heatmap, prior, view.truth, view.accuracy_m))
+    return sets
+
+
+def fit_sharpening(frames: list[ScoredFrame], sets: dict[str, list[ScoredFrame]],
+                   factor: float) -> tuple[float, float, list[ScoredFrame]]:
+    """The sharpening and min_mass that leave most frames unambiguous, and these frames.
+
+    The min_mass is the smallest with which few enough frames of each set are sure and wrong.
+    """
     found = []
-    views = [view for group in chosen_sets(folder, None, every).values() for view in group
-             if view.range_known]
-    for view, heatmaps in tqdm(match_views(views, Row(network)), total=len(views), desc='real'):
-        for prior, heatmap in heatmaps:
-            heatmap = replace(heatmap, volume=heatmap.volume.astype(np.float32))
-            found.append(ScoredFrame(heatmap, prior, view.truth, view.accuracy_m))
-    return found
+    for sharpening in tqdm(SHARPENINGS, desc='sharpening'):
+        least = max(
+            least_mass(group, factor * sharpening, SURE_AND_WRONG_M, SURE_AND_WRONG_SHARE)
+            for group in sets.values())
+        sure = [frame for frame in frames
+                if peak_of(frame.heatmap, factor * sharpening).mass >= least]
+        found.append((float(sharpening), least, sure))
+    return max(found, key=lambda candidate: len(candidate[2]))
 
 
 def fit(weights: Path, out: Path, worlds: list[World], pairs: Path, count: int,
@@ -56,15 +75,14 @@ def fit(weights: Path, out: Path, worlds: list[World], pairs: Path, count: int,
     """Fit the weights' confidence and write them to ``out``."""
     model, provenance = read_model_config(weights)
     network = load_dense(weights)
-    simulated, real = score_frames(network, worlds, count), score_views(network, pairs, every)
+    simulated, sets = score_frames(network, worlds, count), score_views(network, pairs, every)
+    real = [frame for group in sets.values() for frame in group]
     rng = np.random.default_rng(0)
     frames = [group[k] for group in (simulated, real)
               for k in rng.permutation(len(group))[:min(len(simulated), len(real))]]
     factor, nll = fit_temperature(frames)
-    sharpening, min_mass = fit_peaks(frames, factor)
-    min_mass = max(min_mass, least_mass(
-        real, factor * sharpening, SURE_AND_WRONG_M, SURE_AND_WRONG_SHARE))
-    inflation, dof = fit_tails(frames, factor * sharpening, min_mass)
+    sharpening, min_mass, sure = fit_sharpening(frames, sets, factor)
+    inflation, dof = fit_tails(sure, factor * sharpening, min_mass)
     random_factor, _ = fit_temperature(
         score_frames(load_network('random_init:2', like=weights), worlds, count))
     fitted = {'temperature': model.temperature / factor,
