@@ -37,6 +37,7 @@ PARTS = ('simulation', 'real')
 EXACT = 0.05 ** 2 * np.eye(2)   # the covariance of poses that are taken for true
 OTHER_STREETS_M = 30.0          # test frames are farther than this from all frames for training
 SOURCES = {'cvusa': ('cvusa_native', 'cvusa_crop256'), 'cvact': ('cvact_256', 'cvact_native')}
+REAL_ROWS = {'adapted': ('cvusa', 'cvact'), 'cvusa_only': ('cvusa',), 'cvact_only': ('cvact',)}
 JUDGED_BY = ('dayton', 'london', 'nuscenes')   # how the names of their sets begin
 HELD_OUT_PLACES = 6             # of the real places every sixth is held out
 
@@ -160,8 +161,9 @@ def world_of(view: View, px_m: float, cell_px: int) -> World:
                  view.accuracy_m ** 2 * np.eye(2)[None])
 
 
-def real(init: Path, work: Path, pairs: Path, steps: int, every: int) -> dict[str, dict]:
-    """The rows of each set before and after adaptation to both sources, and to each alone."""
+def real(init: Path, work: Path, pairs: Path, steps: int, every: int,
+         names: list[str]) -> dict[str, dict]:
+    """The rows of these names, and that of the first weights, for each set to judge by."""
     views = [view for view in read_views(pairs)
              if any(view.set in sets for sets in SOURCES.values())]
     judged_by = sorted(name for name in real_pairs.views_by_set(pairs)
@@ -174,9 +176,8 @@ def real(init: Path, work: Path, pairs: Path, steps: int, every: int) -> dict[st
                 'median_m', 'lateral_median_m', 'evidence_nats', 'coverage_95', 'n')}
 
     judge(init, 'before')
-    for row, sources in (('adapted', tuple(SOURCES)), *((f'{source}_only', (source,))
-                                                        for source in SOURCES)):
-        chosen = [view for view in views if any(view.set in SOURCES[s] for s in sources)]
+    for row in names:
+        chosen = [view for view in views if any(view.set in SOURCES[s] for s in REAL_ROWS[row])]
         judge(adapted_to_pairs(init, work / row, chosen, steps), row)
         print(row, json.dumps({name: found[row] for name, found in rows.items()}), flush=True)
     return rows
@@ -234,7 +235,8 @@ def run(args: argparse.Namespace) -> None:
                 bags, orthophoto, args.init, args.work, args.steps, args.hours, args.rows)
         else:
             result['real'] = real(
-                args.init, args.work / 'real', args.pairs, args.steps or REAL_STEPS, args.every)
+                args.init, args.work / 'real', args.pairs, args.steps or REAL_STEPS, args.every,
+                args.real_rows)
         result[f'{part}_steps'] = args.steps or (0 if part == 'simulation' else REAL_STEPS)
         result[f'{part}_hours'] = round((time.monotonic() - started_s) / 3600.0, 2)
         result['hours'] = sum(result.get(f'{name}_hours', 0.0) for name in PARTS)
@@ -249,6 +251,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
     parser.add_argument('--rows', nargs='+', choices=CHANGES, default=list(CHANGES),
                         help='only these rows of the simulation')
+    parser.add_argument('--real-rows', nargs='+', choices=REAL_ROWS, default=list(REAL_ROWS),
+                        help='only these rows of the real pictures')
     parser.add_argument('--init', type=Path, default=WEIGHTS, help='weights to begin with')
     parser.add_argument('--steps', type=int, default=0,
                         help='steps of each training (default: as many as --hours allow; 400 on '
