@@ -193,7 +193,7 @@ def adapted_to_pairs(init: Path, folder: Path, views: list[View], steps: int) ->
     worlds = [(view.overhead.name in held_out, world_of(view, config.px_m, config.cell_px))
               for view in views]
     recipe = PoseLikelihoodRecipe(
-        PoseLikelihoodConfig(groups=8, group_size=1, validation_groups=24), config, 0,
+        PoseLikelihoodConfig(groups=4, group_size=1, validation_groups=24), config, 0,
         [world for is_out, world in worlds if not is_out],
         [world for is_out, world in worlds if is_out])
     folder.mkdir(parents=True, exist_ok=True)
