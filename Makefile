@@ -32,7 +32,7 @@ help:
 	@echo 'make env | lint | format | clean'
 
 env:
-	@test/ros_wheels/setup_venv.bash $(VENV)
+	@PYTHON=$(or $(PYTHON),python3) test/ros_wheels/setup_venv.bash $(VENV)
 
 demo: env
 	$(RUN) python -m benchmarks.demo $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)) \

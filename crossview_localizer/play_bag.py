@@ -1,7 +1,9 @@
-"""Replay a rosbag2 bag into ROS 2; for systems without ``ros2 bag play``.
+"""Replay a bag into ROS 2; the launch file uses this command.
 
-The options are those of ``ros2 bag play``.  Every message is published as the bytes in the bag, in
-the bag's order and at the bag's pace. Its type must be installed, but it is never decoded.
+The options are those of ``ros2 bag play``.  In contrast to that, latched messages from before the
+start offset are published too, and /tf_static is latched however it was recorded.  Every message
+is published as the bytes in the bag, in the bag's order and at the bag's pace. Its type must be
+installed, but it is never decoded.
 """
 
 import argparse
@@ -58,11 +60,11 @@ def play_bag(args: argparse.Namespace, node: Node, stop: Interrupt) -> Playback:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='play_bag',
-        description='Replays a rosbag2 bag (mcap or sqlite3, a folder or one file) into ROS 2. '
+        description='Replays a bag (of ROS 2 or ROS 1, a folder or one file) into ROS 2. '
                     'Topics are renamed as in any node: --ros-args --remap FROM:=TO.',
         epilog='example: ros2 run crossview_localizer play_bag drive_bag --clock --rate 2 '
                '--wait-subscribers /camera/image/compressed')
-    parser.add_argument('bag', metavar='BAG', help='bag folder, or one .mcap or .db3 file')
+    parser.add_argument('bag', metavar='BAG', help='bag folder, or one .mcap, .db3 or .bag file')
     parser.add_argument(
         '--clock', nargs='?', type=positive, const=DEFAULT_CLOCK_HZ, default=0.0, metavar='HZ',
         help='publish /clock in bag time (default of HZ: %(const)g)')

@@ -1,4 +1,4 @@
-"""Record topics to an mcap bag, for systems without ``ros2 bag record``.
+"""Record topics to an mcap bag; the launch file uses this command.
 
 The options are those of ``ros2 bag record``.  The bag holds the QoS profiles of each topic and the
 definition and hash of its type, so that the real ``ros2 bag play`` can play it.

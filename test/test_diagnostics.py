@@ -174,7 +174,7 @@ def test_silent_inputs_are_errors_that_tell_who_publishes():
 
 
 def test_silent_images_of_a_publisher_are_too_large_or_of_another_qos():
-    parts = diagnostics({'/image': 1, 'gnss_velocity': 1})
+    parts = diagnostics({'/image': 1, 'odometry': 1, 'gnss_velocity': 1})
     parts.start(0.0)
     assert 'fastdds_large_images.xml' in lines(parts, 3.0)['camera'].remedy
     for topic in ('/image', '/odometry'):

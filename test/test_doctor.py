@@ -279,7 +279,7 @@ def test_a_transform_that_is_not_valid_is_a_problem_and_the_doctor_goes_on(vehic
     code, parts = said(capsys, '--listen', '1.0')
     assert code == 1
     assert parts['/tf_static'].startswith('PROBLEM a transform is not valid: antenna')
-    assert 'not a rotation' in parts['/tf_static'] and 'quaternion' in parts['/tf_static']
+    assert 'is not valid' in parts['/tf_static'] and 'quaternion' in parts['/tf_static']
     assert parts['antenna extrinsics'].startswith('PROBLEM')
     assert parts['node says of node'].startswith('note /tf_static: antenna')
 

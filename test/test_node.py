@@ -153,6 +153,7 @@ class FakeMap:
     """Covers about the first 40 s of the drive: 100 m around the origin."""
 
     frame = FRAME
+    grid = MapGrid.around(0.0, 0.0, 100.0, 2.0)
     descriptors = np.zeros((10, 4))
 
     def window(self, prior, half_width_m, margin_m):

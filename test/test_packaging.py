@@ -1,7 +1,9 @@
 """What a ROS 2 workspace gets: commands, manifest, installed files."""
 
 import importlib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+import re
 import runpy
 import subprocess
 import sys
@@ -104,6 +106,30 @@ def test_there_is_no_project_table_that_breaks_colcon():
 def test_the_optional_packages_of_setup_py_are_those_that_the_tests_install():
     wanted = {name for names in setup_arguments()['extras_require'].values() for name in names}
     assert wanted <= set((REPOSITORY / 'requirements-dev.txt').read_text().split())
+
+
+def distribution_of(requirement: str) -> str:
+    """The name in a requirement such as ``torch>=2; python_version < '3.12'``."""
+    return re.split('[^A-Za-z0-9_.-]', requirement)[0]
+
+
+def test_a_vehicle_installs_no_ray_caster_and_no_test_tools():
+    def names(path: str) -> set[str]:
+        lines = (REPOSITORY / path).read_text().splitlines()
+        return {distribution_of(line) for line in lines if line and line[0] not in '#-'}
+
+    wanted, installed = list(names('requirements.txt')), set()
+    while wanted:
+        name = wanted.pop()
+        try:
+            needs = requires(name) or []
+        except PackageNotFoundError:  # for another version of Python or another system
+            continue
+        if name not in installed:
+            installed.add(name)
+            wanted += [distribution_of(need) for need in needs if 'extra ==' not in need]
+    assert {'torch', 'filterpy', 'rosbags'} <= installed
+    assert not installed & names('requirements-dev.txt')
 
 
 def test_every_module_of_the_package_is_installed():

@@ -156,7 +156,7 @@ RAW_FAULTS = [
     Fault('odometry is reset', 'odometry', WARN, 'odometry jumped', start=reset_of_odometry),
     Fault('odometry jumps', 'odometry', WARN, 'odometry jumped', {
         'odometry': once(jump_of_odometry(50.0))}),
-    Fault('odometry NaN', 'odometry', WARN, 'not finite', {
+    Fault('odometry NaN', 'odometry', WARN, 'position (nan', {
         'odometry': once(with_fields(pose__pose__position__x=math.nan), 3)}),
     Fault('odometry of 1e308 m', 'odometry', WARN, 'position (1e+308', {
         'odometry': once(with_fields(pose__pose__position__x=1e308))}),
@@ -172,7 +172,7 @@ RAW_FAULTS = [
           start=second_odometry, end=lambda trial: trial.stop_second()),
     Fault('odometry clock 10 s behind', 'gnss', WARN, 'for odometry of their time', {
         'odometry': shift_stamps(-10.0)}),
-    Fault('odometry without rotation', 'odometry', WARN, 'is not a rotation', {
+    Fault('odometry without rotation', 'odometry', WARN, 'is not valid; expected a quaternion', {
         'odometry': once(with_fields(
             pose__pose__orientation__w=0.0, pose__pose__orientation__z=0.0), 3)}),
     Fault('odometry of another frame', 'odometry', ERROR, "child_frame_id is 'wheel'", {

@@ -88,7 +88,7 @@ class Samples:
         if shape is None:
             inner = np.s_[window.row_off - top:window.row_off - top + window.height,
                           window.col_off - left:window.col_off - left + window.width]
-            values, lost = values[:, *inner], lost[inner]
+            values, lost = values[(slice(None), *inner)], lost[inner]
         return self._pixels(values, lost), lost
 
     def _without_data(self, values: np.ndarray) -> np.ndarray:

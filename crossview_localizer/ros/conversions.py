@@ -72,7 +72,9 @@ def yaw_from_quaternion(q) -> float:
     """Yaw of a quaternion of any length; zero and NaN raise ValueError."""
     norm2 = q.w * q.w + q.x * q.x + q.y * q.y + q.z * q.z
     if not (math.isfinite(norm2) and norm2 > 1e-6):
-        raise ValueError(f'orientation ({q.x}, {q.y}, {q.z}, {q.w}) is not a rotation')
+        raise ValueError(
+            f'orientation ({q.x}, {q.y}, {q.z}, {q.w}) is not valid; expected a quaternion of '
+            'length 1')
     return wrap_angle(
         math.atan2(2.0 * (q.w * q.z + q.x * q.y), q.w**2 + q.x**2 - q.y**2 - q.z**2))
 
@@ -264,7 +266,7 @@ def pose_estimate_from_msg(msg) -> PoseEstimate:
 def _require_finite_position(position) -> None:
     if not max(abs(position.x), abs(position.y)) <= MAX_COORDINATE_M:  # NaN fails too
         raise ValueError(
-            f'position ({position.x:g}, {position.y:g}) is not finite, or beyond '
+            f'position ({position.x:g}, {position.y:g}) is not valid; expected numbers up to '
             f'{MAX_COORDINATE_M:g} m')
 
 

@@ -305,13 +305,13 @@ class Diagnostics:
 
     def _input_status(self, monitor: InputMonitor, topic: str, now_s: float) -> Status:
         name, publishers = self._find_publishers(topic)
-        if name in self._qos_problems:
+        if not publishers:
+            silence = f'nobody publishes {name}', f'{remedies.NO_PUBLISHER} -r {topic}:=TOPIC'
+        elif name in self._qos_problems:
             silence = self._qos_problems[name], remedies.SENSOR_QOS
-        elif publishers:
+        else:
             count = '1 publisher' if publishers == 1 else f'{publishers} publishers'
             silence = f'{name} has {count}', remedies.SILENT_PUBLISHER
-        else:
-            silence = f'nobody publishes {name}', f'{remedies.NO_PUBLISHER} -r {topic}:=TOPIC'
         return monitor.status(now_s, self._config.input_timeout_s, *silence)
 
     def _warned_of_two_publishers(self, topic: str, status: Status) -> Status:
@@ -326,8 +326,8 @@ class Diagnostics:
     def _image_silence(self) -> tuple[str, str]:
         """What to say while no image comes, and what to do."""
         name, publishers = self._find_publishers(self._image_topic)
-        if name in self._qos_problems:
-            return self._qos_problems[name], remedies.IMAGE_QOS
         if not publishers:
             return f'nobody publishes {name}', remedies.NO_IMAGE_PUBLISHER
+        if name in self._qos_problems:
+            return self._qos_problems[name], remedies.IMAGE_QOS
         return f'{name} has a publisher', remedies.LARGE_IMAGES

@@ -60,9 +60,10 @@ class OdometryReader:
             raise WrongFrame(
                 f'child_frame_id is {msg.child_frame_id!r}; expected {base_frame!r} '
                 '(parameter base_frame)', remedies.ODOMETRY)
-        if msg.header.frame_id.lstrip('/') == map_frame:
+        frame_id = msg.header.frame_id.lstrip('/') or 'odom'
+        if frame_id == map_frame:
             raise WrongFrame(
-                f'frame_id is {msg.header.frame_id!r}, the frame of the poses that this node '
+                f'frame_id is {frame_id!r}, the frame of the poses that this node '
                 'publishes; expected odometry that drifts and never jumps, in a frame such as '
                 "'odom'", remedies.ODOMETRY_IN_MAP)
 
