@@ -24,13 +24,14 @@ from benchmarks.accuracy import real_pairs
 from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.networks.checkpoint import load_network, save_network
 from training.adapt import adapt, Adaptation, CONFIG, network_to_begin_with, NoGain
-from training.data.datasets import load_world, save_world, World
+from training.data.datasets import load_world, save_world, World, WorldFiles
 from training.data.own_drives import prepare_drives
 from training.data.real_pairs import read_views, View
 from training.evaluation.held_out import judge_frames, summary
 from training.evaluation.overhead_raster import resample
 from training.loop import train
 from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
+from training.recipes.smoothed_drives import estimate_offsets
 
 REAL_STEPS = 400
 PARTS = ('simulation', 'real')
@@ -96,13 +97,29 @@ def simulation(bags: list[Path], orthophoto: Path, init: Path, work: Path, steps
             refused = ''
         except NoGain as reason:
             refused = str(reason)
-        return judged(adaptation.weights) | {'refused': bool(refused), 'reason': refused}
+        row = judged(adaptation.weights) | {'refused': bool(refused), 'reason': refused}
+        if name == 'adapted':
+            row |= training_pose_errors(adaptation)
+        return row
 
     rows = {'before': judged(init)}
     for name in names:
         rows[name] = adapted(name, CHANGES[name])
         print(name, rows[name], flush=True)
     return rows
+
+
+def training_pose_errors(adaptation: Adaptation) -> dict[str, float]:
+    """Median errors of the poses that were learned from: smoothed, and with their slow offset."""
+    files = WorldFiles(adaptation.train_files)
+    network = load_network(adaptation.weights)
+    [(offsets_m, _)] = estimate_offsets(
+        network, [files], adaptation.offsets, network.config.match_errors)
+    frames = [files.frames(number) for number in range(len(files))]
+    errors_m = np.concatenate([
+        (found['poses'] - found['true_poses'])[:, :2] for found in frames])
+    return {'smoothed_poses_m': float(np.nanmedian(np.hypot(*errors_m.T))),
+            'corrected_poses_m': float(np.nanmedian(np.hypot(*(errors_m + offsets_m).T)))}
 
 
 def rewrite(paths: list[Path], folder: Path, change: Callable[[World], World]) -> list[Path]:
