@@ -1,7 +1,7 @@
 """How well a network matches the held-out stretches of drives whose truth is not known.
 
-Each frame is matched under a prior that is off, as in ``dense_confidence``.  It is judged by its
-pose from GNSS and odometry, with the covariance of that pose.
+Each frame is matched under a prior that is off, as in ``dense_confidence``.  It is judged by the
+pose of its world, with the covariance of that pose.
 """
 
 from collections.abc import Sequence
