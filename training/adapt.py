@@ -174,7 +174,8 @@ def seconds_per_step(network, recipe, config: TrainConfig, ranks: Ranks) -> floa
 def adapt_bags(args: argparse.Namespace, ranks: Ranks) -> None:
     """The command: prepare the bags, adapt, and write ``args.out`` where that is a gain."""
     from crossview_localizer.bags.topics import Topics
-    from crossview_localizer.config import LocalizerConfig, NodeConfig, read_parameters
+    from crossview_localizer.config import LocalizerConfig, NodeConfig
+    from crossview_localizer.parameter_file import read_parameters
     from crossview_localizer.ros.localizer_holder import shipped_weights
 
     init = Path(shipped_weights()) if args.init is None else args.init
