@@ -376,8 +376,9 @@ not shipped.
     if 'real' in result:
         parts.append(f'`adapted` learns from CVUSA and CVACT, the others from one of them; '
                      f'{result["real_steps"]} steps each.\n')
-    parts.append(f'{result["hours"]:.1f} hours, {result["device"]}, from weights '
-                 f'{result["weights"]}.\n')
+    begun = ', '.join(f'{part}: weights {result[f"{part}_weights"]}'
+                      for part in ('simulation', 'real') if part in result)
+    parts.append(f'{result["hours"]:.1f} hours, {result["device"]}; begun with {begun}.\n')
     return '\n'.join(parts)
 
 

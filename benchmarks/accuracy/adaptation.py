@@ -235,8 +235,7 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'adapt.json'
     result = json.loads(path.read_text()) if path.is_file() else {}
-    result |= {'device': platform.processor() or platform.machine(), 'weights':
-               load_network(args.init).fingerprint[:12]}
+    result['device'] = platform.processor() or platform.machine()
     for part in args.parts:
         started_s = time.monotonic()
         if part == 'simulation':
@@ -254,6 +253,7 @@ def run(args: argparse.Namespace) -> None:
             result['real'] = real(
                 args.init, args.work / 'real', args.pairs, args.steps or REAL_STEPS, args.every,
                 args.real_rows)
+        result[f'{part}_weights'] = load_network(args.init).fingerprint[:12]
         result[f'{part}_steps'] = args.steps or (0 if part == 'simulation' else REAL_STEPS)
         result[f'{part}_hours'] = round((time.monotonic() - started_s) / 3600.0, 2)
         result['hours'] = sum(result.get(f'{name}_hours', 0.0) for name in PARTS)
