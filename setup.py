@@ -31,7 +31,7 @@ setup(
         *((f'{share}/{folder}', glob(f'{folder}/*.py')) for folder in sorted(
             {path.parent.as_posix() for path in Path('training').rglob('*.py')})),
     ],
-    python_requires='>=3.10',
+    python_requires='>=3.11',
     install_requires=['setuptools'],
     extras_require={'onnx': ['onnx', 'onnxruntime'], 'test': ['pytest']},
     zip_safe=True,
@@ -41,6 +41,7 @@ setup(
             'robotcar_to_bag = crossview_localizer.robotcar_to_bag:main',
             'kitti_to_bag = crossview_localizer.kitti_to_bag:main',
             'build_map = crossview_localizer.build_map:main',
+            'map = crossview_localizer.map:main',
             'export = crossview_localizer.export:main',
             'play_bag = crossview_localizer.play_bag:main',
             'record_bag = crossview_localizer.record_bag:main',

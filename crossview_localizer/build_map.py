@@ -1,18 +1,18 @@
 """Build an embedding map from georeferenced imagery, over a whole area or along a route."""
 
 import argparse
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-import subprocess
 import sys
 
 import torch
 
 from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.geometry import LocalFrame
-from crossview_localizer.maps.builder import build_map
+from crossview_localizer.maps.builder import build_map, Inputs, Settings, working_path
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.maps.partial_build import partial_files
+from crossview_localizer.maps.old_format import is_old_map
 from crossview_localizer.networks.checkpoint import load_network
 
 
@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
                         'addresses on the web; where they overlap the first is used')
     parser.add_argument('--weights', type=Path,
                         help='the network (.safetensors; default: the shipped dense matcher)')
-    parser.add_argument('--out', type=Path, required=True, help='the map file to write')
+    parser.add_argument('--out', type=Path, required=True,
+                        help='the map to write: a folder, or a file where the name ends in .zip')
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument('--route', type=Path, metavar='FILE',
                        help='along this drive: a bag with a NavSatFix topic, a GPX file, or a CSV '
@@ -38,21 +39,25 @@ def main(argv: list[str] | None = None) -> int:
                         "centres (default: the network's own, 3 for shipped tile weights)")
     parser.add_argument('--origin', type=float, nargs=2, metavar=('LAT', 'LON'), help='origin of '
                         'the map frame in degrees (default: the centre of the imagery)')
+    parser.add_argument('--update', action='store_true', help='change the map OUT only where the '
+                        'imagery has changed; the other arguments are those it was built with')
+    parser.add_argument('--float16', action='store_true',
+                        help='store descriptors in 16 bits, not 8; the map is twice as large')
     parser.add_argument('--batch', type=int, default=16, metavar='N',
                         help='tiles per forward pass (default 16)')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--threads', type=int, metavar='N', help='CPU threads of torch')
-    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes that share '
-                        'the work (default 1); for several machines with a common folder: '
-                        'torchrun -m crossview_localizer.build_map ...')
-    parser.add_argument('--share', type=int, help=argparse.SUPPRESS)
+    parser.add_argument('--workers', type=int, default=1, metavar='N',
+                        help='processes of this machine that share the work (default 1)')
+    parser.add_argument('--dask', metavar='ADDRESS', help='share the work of a Dask cluster: '
+                        'tcp://HOST:PORT of its scheduler, or a scheduler file; its workers see '
+                        'the same paths')
     parser.add_argument('--max-tiles', type=int, default=200_000, metavar='N',
                         help='refuse more (default 200000)')
     parser.add_argument('--max-crs-error', type=float, default=0.5, metavar='M', help='refuse '
                         'imagery whose CRS is known less well (default 0.5); inf takes all')
-    argv = sys.argv[1:] if argv is None else argv
     try:
-        return _run(parser.parse_args(argv), argv)
+        return _run(parser.parse_args(argv))
     except (ValueError, OSError) as error:
         print(f'build_map: {error}', file=sys.stderr)
         return 2
@@ -61,65 +66,43 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _share(arguments: argparse.Namespace) -> tuple[int, int]:
-    """Which part of the work is this process's: of --workers, of torchrun's ranks, or all."""
+@contextmanager
+def _cluster(arguments: argparse.Namespace) -> Iterator:
+    """A client of the processes that share the work; None where this one works alone."""
     if arguments.workers < 1:
         raise ValueError(f'--workers is {arguments.workers}; expected 1 or more')
-    ranks = int(os.environ.get('WORLD_SIZE', '1'))
-    if ranks > 1 and arguments.workers > 1:
-        raise ValueError('--workers within torchrun; expected one of the two')
-    if arguments.share:
-        return arguments.share, arguments.workers
-    return (int(os.environ['RANK']), ranks) if ranks > 1 else (0, arguments.workers)
+    if arguments.dask and arguments.workers > 1:
+        raise ValueError('--workers and --dask; expected one of the two')
+    if arguments.workers == 1 and not arguments.dask:
+        yield None
+        return
+    from distributed import Client, LocalCluster
+
+    if arguments.workers > 1:
+        with LocalCluster(arguments.workers, threads_per_worker=1, memory_limit=0,
+                          dashboard_address=None) as cluster, Client(cluster) as client:
+            yield client
+    else:
+        is_file = Path(arguments.dask).is_file()
+        with Client(**{'scheduler_file' if is_file else 'address': arguments.dask}) as client:
+            yield client
 
 
-def _device(name: str, share: int) -> str:
-    """The torch device of a share: each process of a machine takes the next of its GPUs."""
-    if name == 'cpu':
-        return name
-    if not torch.cuda.is_available():
+def _run(arguments: argparse.Namespace) -> int:
+    out = arguments.out
+    if arguments.device == 'cuda' and not torch.cuda.is_available() and not arguments.dask:
         raise ValueError('no CUDA device was found; use --device cpu')
-    return f'cuda:{int(os.environ.get("LOCAL_RANK", share)) % torch.cuda.device_count()}'
-
-
-class Workers:
-    """The other processes of --workers: each has this command line and does its share."""
-
-    def __init__(self, argv: list[str], count: int):
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, '-m', 'crossview_localizer.build_map', *argv, '--share', str(k)],
-                stdout=subprocess.DEVNULL)
-            for k in range(1, count)]
-
-    def __enter__(self) -> 'Workers':
-        return self
-
-    def require_all(self) -> None:
-        """Raise ValueError if one has failed."""
-        for process in self._processes:
-            if process.poll():
-                raise ValueError(
-                    f'one of the --workers ended with {process.returncode}; the same command '
-                    'goes on from here')
-
-    def __exit__(self, kind, *_):
-        for process in self._processes:
-            if kind is not None:
-                process.terminate()
-            process.wait()
-
-
-def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
-    share = _share(arguments)
-    device = _device(arguments.device, share[0])
     if arguments.threads is not None:
         if arguments.threads < 1:
             raise ValueError(f'--threads is {arguments.threads}; expected 1 or more')
         torch.set_num_threads(arguments.threads)
-    if arguments.out.is_dir() or not arguments.out.parent.is_dir():
-        raise ValueError(
-            f'{arguments.out} cannot be written; expected a file in a folder that exists')
+    is_zip, is_map = out.suffix == '.zip', out.is_dir() or is_old_map(out)
+    if out.exists() and is_zip != out.is_file() and (is_zip or not is_map) or (
+            not out.parent.is_dir()):
+        raise ValueError(f'{out} cannot be written; expected a map, or a new name, in a folder '
+                         'that exists')
+    if arguments.update and not out.is_dir():
+        raise ValueError(f'--update changes a map that is a folder; {out} is none')
     frame = LocalFrame(*arguments.origin) if arguments.origin else None
     imagery = Imagery.open(arguments.imagery, frame)
     for line in (*imagery.crs_accuracy, *imagery.notes):
@@ -129,23 +112,32 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
     if weights is None:     # this import needs ROS; a machine without it must be given the weights
         from crossview_localizer.ros.localizer_holder import shipped_weights
         weights = shipped_weights()
-    network = load_network(weights, device)
-    partial = arguments.out.with_name(arguments.out.name + '.partial')
-    with Workers(argv, arguments.workers if share[0] == 0 else 1) as workers:
+    network = load_network(weights, arguments.device)
+    settings = Settings(
+        arguments.spacing_m, arguments.corridor_m, arguments.batch, arguments.max_tiles,
+        arguments.max_crs_error, not arguments.float16)
+    inputs = Inputs(
+        tuple(_absolute(path) for path in arguments.imagery),
+        (imagery.frame.latitude_deg, imagery.frame.longitude_deg),
+        _absolute(weights),
+        str((out if arguments.update else working_path(out)).resolve()), arguments.device,
+        torch.get_num_threads(), arguments.batch)
+    with _cluster(arguments) as cluster:
         embedding_map = build_map(
-            imagery, network, arguments.spacing_m, route, arguments.corridor_m, arguments.batch,
-            device, arguments.max_tiles, arguments.max_crs_error, partial, print, share,
-            workers.require_all)
-    if embedding_map is None:
-        return 0
-    embedding_map.save(arguments.out)
-    for path in partial_files(partial):
-        path.unlink()
+            imagery, network, settings, route, arguments.device, out, arguments.update, print,
+            cluster, inputs)
+    files = [out] if out.is_file() else [path for path in out.rglob('*') if path.is_file()]
     print(
-        f'{arguments.out}: {len(embedding_map.descriptors)} tiles, '
-        f'{arguments.out.stat().st_size / 1e6:.1f} MB, origin {imagery.frame.latitude_deg:.7f}, '
-        f'{imagery.frame.longitude_deg:.7f}, weights {network.fingerprint[:12]}')
+        f'{out}: {len(embedding_map.tiles)} tiles, '
+        f'{sum(path.stat().st_size for path in files) / 1e6:.1f} MB, origin '
+        f'{imagery.frame.latitude_deg:.7f}, {imagery.frame.longitude_deg:.7f}, weights '
+        f'{network.fingerprint[:12]}')
     return 0
+
+
+def _absolute(path: str | Path) -> str:
+    """The same for workers in other folders; what is no file, as an address, stays as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else str(path)
 
 
 if __name__ == '__main__':

@@ -41,8 +41,7 @@ def read_sections(path: str | Path) -> list[Section]:
         text = Path(path).read_text(encoding='utf-8')
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError('ROS does not take aliases (*name)')
-        content = yaml.load(text, _loader())
-        sections = list(_sections(content, ''))
+        sections = list(_sections(_loader()(text).get_single_data(), ''))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ValueError(f'{path} is no parameter file: {" ".join(str(error).split())}') from error
     if not sections:
@@ -103,7 +102,7 @@ def _flat_items(content, prefix: str) -> Iterator[tuple[str, object]]:
 
 
 def _loader():
-    """A loader with the scalars of ROS, where 1e-3 is a number and y is true."""
+    """A safe loader with the scalars of ROS, where 1e-3 is a number and y is true."""
     import yaml
 
     class Loader(yaml.SafeLoader):

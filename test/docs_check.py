@@ -245,7 +245,7 @@ def execute(path: Path, folder: Path) -> int:
             (folder / entry.name).symlink_to(entry)
     # The environment that this runs in stands for the one that `make env` would set up.
     (folder / '.venv').symlink_to(sys.prefix)
-    environment = os.environ | {
+    environment = {'CROSSVIEW_DATA': str(REPOSITORY.parent / 'shared/data')} | os.environ | {
         'PYTHONPATH': os.pathsep.join(
             filter(None, [str(folder), os.environ.get('PYTHONPATH')]))}
     return subprocess.run(

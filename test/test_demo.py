@@ -88,7 +88,8 @@ def test_the_offline_localizer_gives_the_poses_of_the_node(smoke, shipped_weight
     from crossview_localizer.parameter_file import read_parameters
 
     node_config, config = read_parameters(ros_run.PARAMETERS)
-    localizer = load_localizer(smoke / 'maps/trained.map', shipped_weights[0], config)
+    localizer = load_localizer(
+        smoke / 'maps/trained.map', shipped_weights[0], config, onnx_path=node_config.onnx_path)
     results = list(replay.localize(smoke / 'bag', localizer, node_config))
     offline = replay.posteriors(results)
     recorded = read_run(smoke / 'run')

@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fusion import drive_data, estimates, fusion, rendered, towns
+from benchmarks.fusion import (
+    drive_data,
+    estimates,
+    fit_match_errors,
+    fusion,
+    lies,
+    real_odometry,
+    rendered,
+    towns,
+)
+from benchmarks.fusion.estimates import AXES
 from benchmarks.fusion.matcher_replay import tail_sigma_m
 from benchmarks.fusion.real_logs import constant_velocity
 from crossview_localizer.datatypes import GnssFix, OdometrySample
@@ -154,3 +164,35 @@ def test_a_folder_without_data_is_one_line_and_exit_code_two(tmp_path, capsys):
     assert fusion.main(['--data', str(tmp_path / 'none'), '--out', str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert 'none does not exist' in error and len(error.splitlines()) == 1
+
+
+def test_odometry_lies_from_the_begin_of_the_lie_on():
+    honest = [OdometrySample(drive_data.stamp_ns(time_s), Pose2D(time_s, 0.0, 0.0))
+              for time_s in (0.0, lies.HONEST_S, lies.HONEST_S + 1.0, lies.HONEST_S + 2.0)]
+    lying = lies.lying_odometry(honest, lies.ODOMETRY_LIES['odometry_three_times_too_fast'])
+    driven_m = np.diff([sample.odom_from_base.x_m for sample in lying])
+    np.testing.assert_allclose(driven_m, [lies.HONEST_S, 3.0, 3.0])
+
+
+def test_a_receiver_that_repeats_its_fix_does_so_for_a_minute():
+    time_s = np.arange(300.0)
+    truth = drive_data.Path2D(time_s, np.column_stack((time_s, 0.0 * time_s, 0.0 * time_s)))
+    fixes = drive_data.simulated_gnss(truth, np.random.default_rng(1), hz=1.0)
+    repeated = lies.GNSS_LIES['gnss_repeats_its_fix'](fixes, None, None)
+    same = [fix.x_m == before.x_m for before, fix in zip(repeated, repeated[1:])]
+    assert sum(same) == 59
+
+
+def test_a_camera_of_kitti_that_goes_ahead_and_turns_left_does_so_in_the_plane(tmp_path):
+    # The optical frame: x right, y down, z ahead; a turn to the left is about -y.
+    left = [[0.0, 0.0, -1.0, -2.0], [0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 5.0]]
+    np.savetxt(tmp_path / 'poses.txt', [np.ravel(left)])
+    assert real_odometry.kitti_poses(tmp_path / 'poses.txt')[0] == pytest.approx(
+        [5.0, 2.0, math.pi / 2])
+
+
+def test_errors_that_are_claimed_rightly_cost_nothing():
+    row = {'coverage_95': 0.95, **dict.fromkeys(AXES, 1.0)}
+    assert fit_match_errors.cost({'dense': row, 'sparse': row}) == 0.0
+    wide = row | {'coverage_95': 1.0, 'heading': math.exp(-0.5)}
+    assert fit_match_errors.cost({'dense': wide}) == pytest.approx(0.25 + 0.04)

@@ -15,7 +15,7 @@ from crossview_localizer.ros.status import Level
 
 
 class FakeMap:
-    descriptors = [0.0] * 10
+    tiles = [0.0] * 10
 
 
 class FakeMatcher:

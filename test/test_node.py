@@ -154,7 +154,7 @@ class FakeMap:
 
     frame = FRAME
     grid = MapGrid.around(0.0, 0.0, 100.0, 2.0)
-    descriptors = np.zeros((10, 4))
+    tiles = np.zeros((10, 4))
 
     def window(self, prior, half_width_m, margin_m):
         if math.hypot(prior.pose.x_m, prior.pose.y_m) > 100.0:

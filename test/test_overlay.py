@@ -185,8 +185,8 @@ def recorded(ros, tmp_path_factory):
     size = network.config.heads * network.config.channels
     made = map_of(size, cells=57)
     EmbeddingMap(
-        made.frame, made.grid, made.index, made.descriptors, network.fingerprint,
-        network.config.tile_m, network.config.tile_px).save(folder / 'a.map')
+        made.frame, made.grid, torch.from_numpy(made.tiles.index), made.tiles.descriptors,
+        network.fingerprint, network.config.tile_m, network.config.tile_px).save(folder / 'a.map')
     drive.write_bag(folder / 'run', drive.output_messages(8.0))
     drive.write_bag(folder / 'input', drive.input_messages(8.0))
     return folder

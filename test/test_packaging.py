@@ -33,9 +33,9 @@ def commands() -> dict[str, str]:
 
 
 COMMANDS = (
-    'localizer_node', 'robotcar_to_bag', 'kitti_to_bag', 'build_map', 'play_bag', 'record_bag',
-    'report', 'overlay', 'viewer_bag', 'scene', 'doctor', 'calibrate_camera', 'export',
-    'wheel_odometry', 'adapt',
+    'localizer_node', 'robotcar_to_bag', 'kitti_to_bag', 'build_map', 'map', 'play_bag',
+    'record_bag', 'report', 'overlay', 'viewer_bag', 'scene', 'doctor', 'calibrate_camera',
+    'export', 'wheel_odometry', 'adapt',
 )
 
 

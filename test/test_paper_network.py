@@ -17,7 +17,7 @@ from crossview_localizer.config import LocalizerConfig, MatchConfig
 from crossview_localizer.datatypes import CameraImage, CameraModel, Outcome, PoseEstimate
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.localizer import load_localizer
-from crossview_localizer.maps.builder import build_map
+from crossview_localizer.maps.builder import build_map, Settings
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.networks.checkpoint import load_network, save_network
 from crossview_localizer.networks.controls import random_network
@@ -296,10 +296,11 @@ def test_the_localizer_runs_the_papers_network_on_a_map_of_its_tiles(tmp_path):
             dtype='uint8', crs='EPSG:32630',
             transform=Affine(1.0, 0, east_m - 60.0, 0, -1.0, north_m + 60.0)) as file:
         file.write(pixels)
-    built = build_map(Imagery.open([tmp_path / 'ortho.tif'], frame), network, spacing_m=5.0,
-                      route_latlon_deg=np.array([[51.76, -1.26]]), corridor_m=12.0)
-    assert built.tile_m == pytest.approx(55.44, abs=0.01) and built.descriptors.shape[1] == 4096
-    built.save(tmp_path / 'oxford.map')
+    built = build_map(
+        Imagery.open([tmp_path / 'ortho.tif'], frame), network, Settings(5.0, 12.0),
+        np.array([[51.76, -1.26]]), out=tmp_path / 'oxford.map')
+    assert built.tile_m == pytest.approx(55.44, abs=0.01)
+    assert built.tiles.descriptors.shape[1] == 4096
 
     localizer = load_localizer(
         tmp_path / 'oxford.map', tmp_path / 'weights.safetensors',

@@ -779,7 +779,7 @@ def test_the_second_fix_that_is_refused_widens_the_pose_by_how_far_it_is_off():
         after.covariance - before.covariance, np.diag([0.0, beyond_m**2, 0.0]), atol=1e-3)
     pose_filter.add_odometry(odometry(4.5, 45.0))
     pose_filter.add_gnss(gnss(4.5, 45.0, 0.0))
-    assert pose_filter.estimate_at(at(4.5)).covariance[1, 1] < before.covariance[1, 1]
+    assert pose_filter.estimate_at(at(4.5)).covariance[1, 1] < after.covariance[1, 1]
 
 
 def test_a_match_decides_between_a_pose_and_the_fixes_that_contradict_it():

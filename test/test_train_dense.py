@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from training_runs import DENSE_MODEL as MODEL
 from training_runs import dense_world, LIKELIHOOD
 
-from crossview_localizer.networks.checkpoint import read_model_config, save_network
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.dense import correlate, turned_views
-from training import train_dense
+from training import mix_weights, train_dense
 from training.data.datasets import save_world, World
 from training.data.rendered_places import encode_jpeg, RenderedPlace, save_place, Shot
 from training.initial import initial_network
@@ -234,3 +234,23 @@ def test_the_command_trains_on_places_and_worlds_and_keeps_some_places_for_valid
     save_place(place, tmp_path / 'place_1.npz')
     assert train_dense.main(arguments) == 0
     assert read_model_config(out)[1]['places'] == ['place_0.npz', 'place_1.npz']
+
+
+def test_mixed_weights_are_the_mean_by_shares_and_of_one_model_only(tmp_path, capsys):
+    paths = [tmp_path / f'{name}.safetensors' for name in ('first', 'second', 'other')]
+    networks = [initial_network(model, seed, random_trunk=True) for seed, model in (
+        (1, MODEL), (2, MODEL), (3, replace(MODEL, width=12)))]
+    for network, path in zip(networks, paths):
+        save_network(network, path, {'note': path.stem})
+    out = tmp_path / 'mixed.safetensors'
+    arguments = [str(path) for path in paths[:2]] + ['--shares', '3', '1', '--out', str(out)]
+    assert mix_weights.main(arguments) == 0
+    found = load_network(out).state_dict()
+    for name, value in networks[0].state_dict().items():
+        if value.dtype.is_floating_point:
+            expected = 0.75 * value + 0.25 * networks[1].state_dict()[name]
+            torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=1e-4)
+    assert [part['share'] for part in read_model_config(out)[1]['mixture of']] == [0.75, 0.25]
+    arguments[1] = str(paths[2])
+    assert mix_weights.main(arguments) == 2
+    assert 'expected the same model' in capsys.readouterr().err

@@ -47,7 +47,7 @@ def convert(traversal: Path, bag: Path) -> None:
 
 def build_corridor_map(world: Path, route: Path, network, path: Path) -> None:
     """Write the map of the corridor along a route, the widest that ``MAX_TILES`` allows."""
-    from crossview_localizer.maps.builder import build_map
+    from crossview_localizer.maps.builder import build_map, Settings
     from crossview_localizer.networks.dense import DENSE
     from crossview_localizer.maps.imagery import Imagery
     from crossview_localizer.bags.route_file import read_route
@@ -66,5 +66,5 @@ def build_corridor_map(world: Path, route: Path, network, path: Path) -> None:
     print(f'corridor of {half_width_m:g} m each way')
     path.parent.mkdir(exist_ok=True)
     build_map(
-        imagery, network, spacing_m, route_latlon_deg, half_width_m, max_tiles=MAX_TILES,
-        report=print).save(path)
+        imagery, network, Settings(spacing_m, half_width_m, max_tiles=MAX_TILES),
+        route_latlon_deg, out=path, report=print)

@@ -109,7 +109,7 @@ def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:
     found = []
     for event in events:
         if isinstance(event, ImageAt):
-            found.append(localizer.process_image(CameraImage(event.stamp_ns, None, None)))
+            found.append(localizer.process_image(event))  # its view is remembered
         elif isinstance(event, GnssFix):
             localizer.add_gnss(event)
         else:

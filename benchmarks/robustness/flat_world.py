@@ -81,7 +81,7 @@ class Files:
 
 def make_files(folder: Path, seed: int = 0) -> Files:
     """Orthophoto, weights and the map that build_map makes of them."""
-    files = Files(folder / 'ortho.tif', folder / 'weights.safetensors', folder / 'flat.map')
+    files = Files(folder / 'ortho.tif', folder / 'weights.safetensors', folder / 'flat.map.zip')
     pixels = texture()
     with rasterio.open(
         files.orthophoto, 'w', driver='GTiff', height=pixels.shape[0], width=pixels.shape[1],

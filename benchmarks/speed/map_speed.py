@@ -1,10 +1,9 @@
 """Maps: the speed of building, the size of the file, and the time for a window."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
 import math
 import os
 from pathlib import Path
+import shutil
 import time
 
 import numpy as np
@@ -23,12 +22,9 @@ from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.maps.builder import build_map, SPACING_M
-from crossview_localizer.maps.embedding_map import (
-    CHUNK,
-    EmbeddingMap,
-    write_tensors,
-)
+from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.imagery import Imagery
+from crossview_localizer.maps.store import DENSE_SIZE, Layout, MapStore
 from crossview_localizer.networks.checkpoint import load_network
 
 SPEED_MPS = 30.0
@@ -76,11 +72,11 @@ def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
         begin_s = time.perf_counter()
         found = build_map(imagery, network, route_latlon_deg=where, device=device)
         wall_s = time.perf_counter() - begin_s
-        km2 = len(found.descriptors) * network.lattice_spacing_m ** 2 * 1e-6
+        km2 = len(found.tiles) * network.lattice_spacing_m ** 2 * 1e-6
         # Pixels that pass the network per pixel of a block: the cost of the context of areas.
-        share = network.pixels / (len(found.descriptors) * network.config.block_px ** 2)
+        share = network.pixels / (len(found.tiles) * network.config.block_px ** 2)
         parts.append({
-            'km2': round(km2, 4), 'tiles': len(found.descriptors),
+            'km2': round(km2, 4), 'tiles': len(found.tiles),
             'km2_per_s': round(km2 / wall_s, 5),
             'bare_km2_per_s': round(km2 / sum(network.seconds), 5),
             'ratio_to_bare': round(wall_s / sum(network.seconds), 3),
@@ -98,8 +94,8 @@ def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
              str(workers)])
         result['workers'][str(workers)] = {
             'wall_s': round(wall_s, 2), 'peak_mb': round(max(quarters_mb))}
-        outputs.append(out.read_bytes())
-        out.unlink()
+        outputs.append({file.relative_to(out): file.read_bytes() for file in files_of(out)})
+        shutil.rmtree(out)
     result['same_bytes'] = outputs[0] == outputs[1]
     return result
 
@@ -121,49 +117,45 @@ def dense_store() -> tuple[float, int]:
 
 
 def write_area(path: Path, km2: float, spacing_m: float, size: int, sparse: bool) -> int:
-    """Write a map of a square area with its full index; returns the number of tiles.
+    """Write a map of a square area; returns the number of tiles.
 
-    Its descriptors are random, or, if ``sparse``, a hole in the file that takes no disk space.
+    Its descriptors are random. If ``sparse`` it says that it holds all tiles, and has only those
+    around its middle.
     """
-    side = CHUNK * max(1, round(math.sqrt(km2) * 1000.0 / spacing_m / CHUNK))
-    chunks_per_side, tiles = side // CHUNK, side * side
+    square = 8 if size >= DENSE_SIZE else 24
+    side = square * max(1, round(math.sqrt(km2) * 1000.0 / spacing_m / square))
     grid = MapGrid(side, side, spacing_m, -side * spacing_m / 2, side * spacing_m / 2)
-    index = np.arange(chunks_per_side ** 2, dtype='<i4').reshape(chunks_per_side, -1)
-    one_chunk = np.arange(CHUNK * CHUNK, dtype='<i4')
-
-    def cells() -> Iterator[np.ndarray]:
-        for row in index:
-            yield row[:, None] * one_chunk.size + one_chunk
-
-    def rows() -> Iterator[np.ndarray]:
-        step = max(1, 2**24 // (2 * size))
-        generator = np.random.default_rng(0)
-        part = generator.standard_normal((step, size), np.float32).astype('<f2')
-        for first in tqdm(range(0, tiles, step), desc=path.name, disable=None, leave=False):
-            yield part[:min(step, tiles - first)]
-
-    empty = np.empty(0, np.uint8)
-    frame = LocalFrame(51.76, -1.26)
-    template = EmbeddingMap(
-        frame, MapGrid(1, 1, spacing_m, 0.0, 0.0), torch.zeros(1, 1, dtype=torch.int64),
-        torch.zeros(1, 1, dtype=torch.float16), '0' * 64, spacing_m, 1)
-    metadata = template.metadata() | {'grid': asdict(grid)}
-    write_tensors(path, {
-        'cells': ((len(index) ** 2, CHUNK, CHUNK), 'I32', cells()),
-        'chunks': (index.shape, 'I32', [index]),
-        'descriptors': ((tiles, size), 'F16', () if sparse else rows()),
-        'orthophoto': (empty.shape, 'U8', [empty]),
-    }, metadata)
+    layout = Layout(LocalFrame(51.76, -1.26), grid, size, 1, square, '0' * 64, spacing_m, 1)
+    store = MapStore.create(path, layout)
+    there = np.ones((square, square), bool)
+    part = np.random.default_rng(0).standard_normal((there.size, size), np.float32)
+    part /= 3.0 * np.abs(part).max()
+    middle = side // 2 // square * square
+    begins = range(0, side, square)
     if sparse:
-        os.truncate(path, path.stat().st_size + 2 * tiles * size)
-    return tiles
+        begins = range(max(0, middle - square), min(side, middle + 2 * square), square)
+    for row in tqdm(begins, desc=path.name, disable=None, leave=False):
+        for col in begins:
+            store.write(row, col, part, there, there, there)
+    store.finish()
+    store.note(tiles=side * side)
+    return side * side
+
+
+def files_of(path: Path) -> list[Path]:
+    return [file for file in path.rglob('*') if file.is_file()]
+
+
+def bytes_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 def drop_cached_pages(path: Path) -> None:
-    """Let the system drop what it has cached of a file."""
-    with open(path, 'rb') as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    """Let the system drop what it has cached of a map."""
+    for name in files_of(path):
+        with open(name, 'rb') as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def open_cold(path: Path) -> tuple[EmbeddingMap, float, float, dict]:
@@ -190,7 +182,7 @@ def measure_sizes(folder: Path, up_to_gb: float, tiles_up_to_km2: float) -> list
     """
     found = []
     for store, (spacing_m, size) in (('dense', dense_store()), ('tiles', tile_store())):
-        gb_per_km2 = 2e-3 * size / spacing_m ** 2
+        gb_per_km2 = 1e-3 * size / spacing_m ** 2
         for km2 in sorted({*MAP_KM2, up_to_gb / gb_per_km2} - {0.0}):
             if store == 'tiles' and km2 > tiles_up_to_km2:
                 continue
@@ -201,11 +193,11 @@ def measure_sizes(folder: Path, up_to_gb: float, tiles_up_to_km2: float) -> list
             _, open_s, memory_mb, cold = open_cold(path)
             found.append({
                 'store': store, 'km2': round(area_km2, 3), 'tiles': tiles,
-                'gb': round(path.stat().st_size / 1e9, 3), 'written_in_full': not sparse,
-                'bytes_per_km2': round(path.stat().st_size / area_km2),
-                'index_mb': round(tiles * 4 / 1e6, 1), 'open_s': round(open_s, 3),
+                'gb': round(tiles * size / 1e9, 3), 'written_in_full': not sparse,
+                'bytes_per_km2': round((tiles * size if sparse else bytes_of(path)) / area_km2),
+                'open_s': round(open_s, 3),
                 'memory_mb': round(memory_mb, 1), 'first_window_ms': cold['cold_ms']})
-            path.unlink()
+            shutil.rmtree(path)
     return found
 
 
@@ -228,9 +220,14 @@ def measure_window(folder: Path, seconds_s: float) -> dict:
     """Windows of a dense map at 30 m/s, in real time, on a map that is not in memory."""
     spacing_m, size = dense_store()
     path = folder / 'drive_through.map'
-    length_km = 1.5 if seconds_s < 10.0 else 3.0  # more than is preloaded
+    length_km = 1.5 if seconds_s < 10.0 else 3.0  # more than is read at once
     write_area(path, length_km ** 2, spacing_m, size, sparse=False)
     found, open_s, _, cold = open_cold(path)
+    found = EmbeddingMap.open(path)
+    begin_s = time.perf_counter()
+    found.preload(0.0, 0.0, 500.0)
+    preload_s = time.perf_counter() - begin_s
+    found = EmbeddingMap.open(path)
     begin_m = -SPEED_MPS * seconds_s / 2
     process = psutil.Process()
     seconds, memory_mb = [], []
@@ -246,12 +243,13 @@ def measure_window(folder: Path, seconds_s: float) -> dict:
         if window is None or window.coverage < 1.0:
             raise ValueError('a window of the map holds no tiles; expected the whole area')
     found.read_ahead_finished()
-    path.unlink()
+    shutil.rmtree(path)
     # The first windows come from the disk: nothing is read ahead before the motion is known.
     warm = seconds[round(WINDOW_HZ):]
     return {
         'speed_mps': SPEED_MPS, 'hz': WINDOW_HZ, 'map_gb': round(
-            length_km ** 2 * 1e6 / spacing_m ** 2 * 2 * size / 1e9, 2),
-        'open_s': round(open_s, 3), 'cold_ms': cold['cold_ms'], 'warm': percentiles_ms(warm),
+            length_km ** 2 * 1e6 / spacing_m ** 2 * size / 1e9, 2),
+        'open_s': round(open_s, 3), 'preload_1_km2_s': round(preload_s, 3),
+        'cold_ms': cold['cold_ms'], 'warm': percentiles_ms(warm),
         'windows': len(warm), 'memory_first_mb': round(memory_mb[len(memory_mb) // 10], 1),
         'memory_last_mb': round(memory_mb[-1], 1)}

@@ -76,6 +76,8 @@ MATCH_DISTANCE_S = 5.0
 # GNSS bias.
 MATCH_PATIENCE_S = 2.0
 MATCH_PATIENCE_SIGMAS = 3.0
+# An error of the heading counts as that of a point so far ahead.
+LOOK_AHEAD_M = 10.0
 # A match supports the pose against GNSS for so long.
 MATCH_SUPPORT_S = 3.0
 # A share of the distance is that of at least this distance.
@@ -181,9 +183,15 @@ class Corrector:
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.USE and not matched and _fails_again(belief, mean):
             belief = _disbelieving_and_wider(belief, residual)
+        if verdict is FixVerdict.USE and history.refused_ns is not None and (
+                doubt_before is not None):
+            # The fixes that were refused may have been right: this one decides.
+            covariance = belief.covariance.copy()
+            covariance[POSE, POSE] += doubt_before
+            belief = replace(belief, covariance=covariance)
         if verdict is FixVerdict.WIDEN:
             belief, widened = _widened(
-                belief, float(residual @ residual), history.stepped)
+                belief, float(residual @ residual), history.stepped, doubt_before)
             reason = f'{widened} widened after {reason}'
         elif not matched and belief.memories:
             offset_m = (belief.memories[0].mean - belief.mean)[POSITION]
@@ -194,7 +202,10 @@ class Corrector:
         belief = replace(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise),
             fixed_ns=fix.stamp_ns)
-        belief = replace(belief, memories=()) if verdict is FixVerdict.WIDEN else _remember(belief)
+        if verdict is FixVerdict.WIDEN and (history.stepped or history.distrusted_ns is not None):
+            belief = replace(belief, memories=())
+        elif verdict is FixVerdict.USE:
+            belief = _remember(belief)
         return belief, FilterUpdate(Outcome.USED, reason, distance2)
 
     def _repeated(self, belief: Belief) -> tuple[Belief, FilterUpdate]:
@@ -280,14 +291,16 @@ class Corrector:
         gate = self._match_gates[size - 1]
         since_ns = belief.match_refused_ns or event.stamp_ns
         if distance2 > gate and observes_position:
-            way = (belief.match_way or ResidualWay(np.zeros(2), np.zeros(2))).extended(
-                residual[:2])
+            ahead_m = LOOK_AHEAD_M * residual[2] if size == 3 else 0.0
+            way = (belief.match_way or ResidualWay(np.zeros(3), np.zeros(3))).extended(
+                np.array([*residual[:2], ahead_m]))
             belief = replace(belief, match_way=way)
-            patient = event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.is_straight
+            patient = event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.agrees
             doubtful = self._doubted(belief, residual, event, patient)
             doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
             agrees_with_fixes = belief.fixes.refused_ns is not None and doubtful_distance2 <= gate
-            if (patient and way.is_even or agrees_with_fixes) and _is_share_of_distance(
+            is_lie = patient and way.is_straight and way.is_even
+            if (is_lie or agrees_with_fixes) and _is_share_of_distance(
                     belief, residual, noise):
                 return (_restarted_at_match(belief, event, residual, noise, self._config),
                         FilterUpdate(Outcome.USED, ODOMETRY_LIES, distance2))
@@ -364,7 +377,8 @@ def _is_matched(belief: Belief) -> bool:
             and belief.stamp_ns - belief.match_ns <= MATCH_SUPPORT_S * 1e9)
 
 
-def _widened(belief: Belief, residual_m2: float, stepped: bool) -> tuple[Belief, str]:
+def _widened(belief: Belief, residual_m2: float, stepped: bool,
+             doubt: np.ndarray | None) -> tuple[Belief, str]:
     """Widen what may explain the refused fixes, and name it.
 
     It is the GNSS bias if matches were used lately.  Else it is both, the pose more than the bias
@@ -379,7 +393,7 @@ def _widened(belief: Belief, residual_m2: float, stepped: bool) -> tuple[Belief,
     else:
         name = 'pose'
         added[POSITION] = residual_m2
-        added[YAW] = START_YAW_SIGMA_RAD**2
+        added[YAW] = max(START_YAW_SIGMA_RAD**2, 0.0 if doubt is None else doubt[YAW, YAW])
         share = STEPPED_BIAS_SHARE if stepped else GROWN_BIAS_SHARE
         added[BIAS] = min(share * residual_m2, LARGEST_BIAS_M**2)
     return replace(belief, covariance=belief.covariance + np.diag(added)), name

@@ -52,6 +52,8 @@ LIE_FIXES = 5
 # larger share of their growth than this.
 STRAIGHT_SHARE = 0.75
 LARGEST_STEP_SHARE = 0.45
+# Refused matches agree with each other where their mean residual is this share of their rms.
+AGREEMENT = 0.9
 
 
 ODOMETRY_LIES = 'the odometry is off by a share of the distance and is not believed for a while'
@@ -67,20 +69,28 @@ class FixVerdict(Enum):
 
 @dataclass(frozen=True)
 class ResidualWay:
-    """The way of the residuals (2,) of refused fixes or matches, from one to the next."""
+    """The way of the residuals (n,) of refused fixes or matches, from one to the next."""
 
     first_m: np.ndarray
     last_m: np.ndarray
     length_m: float = 0.0
     largest_step_m: float = 0.0
     steps: int = 0
+    total_m: np.ndarray | float = 0.0  # the sum of all residuals but the first, and of squares
+    squares_m2: float = 0.0
 
     def extended(self, residual_m: np.ndarray) -> 'ResidualWay':
         """The way with one more residual."""
         step_m = float(np.linalg.norm(residual_m - self.last_m))
         return ResidualWay(
             self.first_m, residual_m, self.length_m + step_m, max(self.largest_step_m, step_m),
-            self.steps + 1)
+            self.steps + 1, self.total_m + residual_m, self.squares_m2 + residual_m @ residual_m)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the residuals point the same way: |mean| >= AGREEMENT rms."""
+        return float(np.linalg.norm(self.total_m)) >= AGREEMENT * math.sqrt(
+            self.steps * self.squares_m2)
 
     @property
     def growth_m(self) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 import math
 from pathlib import Path
+import re
 import warnings
 from xml.etree import ElementTree
 
@@ -56,6 +57,7 @@ class _Source:
     pixel_m: float                                    # the finer of both axes
     bounds_m: tuple[float, float, float, float]       # x_min, y_min, x_max, y_max
     attribution: str
+    date: int | None                                  # YYYYMMDD, None if the file does not say
 
 
 class Imagery:
@@ -141,6 +143,12 @@ class Imagery:
     def attribution(self) -> tuple[str, ...]:
         """The names of the files with the copyright that their tags state."""
         return tuple(source.attribution for source in self._sources)
+
+    def date_at(self, x_m: float, y_m: float) -> int | None:
+        """The date of the first file over a point, YYYYMMDD; None if it does not say."""
+        return next((source.date for source in self._sources
+                     if source.bounds_m[0] <= x_m <= source.bounds_m[2]
+                     and source.bounds_m[1] <= y_m <= source.bounds_m[3]), None)
 
     def require_accuracy(self, max_error_m: float) -> None:
         """Raise ValueError if a transform to WGS84 is less accurate; unknown ones need inf."""
@@ -359,9 +367,13 @@ def _describe(path: str, frame: LocalFrame, crs, map_from_crs: Transformer, peri
         except RasterioError as error:
             raise _damaged(path, error) from error
         owner = dataset.tags().get('TIFFTAG_COPYRIGHT', '').strip()
+        taken = (dataset.tags(ns='IMAGERY').get('ACQUISITIONDATETIME')
+                 or dataset.tags().get('TIFFTAG_DATETIME', ''))
+        date = re.match(r'(\d{4})[:-](\d\d)[:-](\d\d)', taken)
         source = _Source(
             path, (dataset.width, dataset.height), dataset.transform, samples, map_from_crs,
-            period, pixel_m, bounds_m, f'{_name(path)} ({owner})' if owner else _name(path))
+            period, pixel_m, bounds_m, f'{_name(path)} ({owner})' if owner else _name(path),
+            int(''.join(date.groups())) if date else None)
         return source, values, notes
 
 

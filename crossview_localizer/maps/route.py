@@ -6,9 +6,9 @@ import math
 import numpy as np
 
 from crossview_localizer.geometry import MapGrid
+from crossview_localizer.maps.store import MAX_LATTICE
 
 MAX_GAP_M = 500.0              # fixes farther apart than this are not joined by a straight line
-MAX_LATTICE = 100_000_000      # points of the grid, whether they have a tile or not
 
 
 def lattice(bounds_m, spacing_m: float) -> MapGrid:

@@ -21,11 +21,15 @@ TRUNK_PX = 32                  # the sides of what a trunk is given are multiple
 
 
 class SingleTiles:
-    """Crops each tile by itself; ``batch`` of them make a job."""
+    """Crops each tile by itself; ``batch`` of them make a job.
+
+    ``row`` and ``col`` are those of the wanted tiles, whose numbers are in the ``jobs``.
+    """
 
     def __init__(self, imagery: Imagery, network, grid: MapGrid, wanted: np.ndarray, batch: int):
         self._imagery, self._network, self._config = imagery, network, network.config
-        self._tile_xy_m = np.stack(grid.xy_from_row_col(*np.nonzero(wanted)), axis=1)
+        self.row, self.col = np.nonzero(wanted)
+        self._tile_xy_m = np.stack(grid.xy_from_row_col(self.row, self.col), axis=1)
         numbers = np.arange(len(self._tile_xy_m))
         self.jobs = [numbers[first:first + batch] for first in range(0, len(numbers), batch)]
 
@@ -51,9 +55,9 @@ class TileAreas:
 
     The spacing must be a whole number of pixels. If it equals the stride of the network's trunk,
     the trunk runs once per rectangle; otherwise ``batch`` tiles pass the network at a time. The
-    lattice is laid out in squares of at most AREA_TILES points a side; a square that a corridor
-    fills only in part is cut up if that leaves fewer pixels to describe. The trunk of a tile
-    network normalises over its whole input, so its input is always a whole square.
+    lattice is laid out in squares of ``square_points`` a side; a square that a corridor fills only
+    in part is cut up if that leaves fewer pixels to describe. The trunk of a tile network
+    normalises over its whole input, so its input is always a whole square.
     """
 
     def __init__(self, imagery: Imagery, network, grid: MapGrid, wanted: np.ndarray, batch: int):
@@ -62,10 +66,9 @@ class TileAreas:
         self._stride_px = round(grid.cell_m / pixel_m(network))
         self._unit_px = TRUNK_PX if self.shares_trunk(network, grid.cell_m) else 1
         self._whole = self._unit_px > 1 and network.config.kind != DENSE
-        points = self._points = min(
-            AREA_TILES, getattr(network, 'lattice_points', AREA_TILES))
-        self._row, self._col = np.nonzero(wanted)
-        square = self._row // points * wanted.shape[1] + self._col // points
+        points = self._points = square_points(network, grid.cell_m)
+        self.row, self.col = np.nonzero(wanted)
+        square = self.row // points * wanted.shape[1] + self.col // points
         order = np.argsort(square, kind='stable')
         squares = np.split(order, np.flatnonzero(np.diff(square[order])) + 1)
         self.jobs = [job for numbers in squares for job in self._cut(numbers)]
@@ -84,7 +87,7 @@ class TileAreas:
 
     def _spans(self, job: np.ndarray) -> list[tuple[int, int]]:
         """First and last row, first and last column of a job's rectangle."""
-        spans = [(int(axis[job].min()), int(axis[job].max())) for axis in (self._row, self._col)]
+        spans = [(int(axis[job].min()), int(axis[job].max())) for axis in (self.row, self.col)]
         if self._whole:
             begins = [first // self._points * self._points for first, _ in spans]
             spans = [(first, first + self._points - 1) for first in begins]
@@ -99,7 +102,7 @@ class TileAreas:
     def _cut(self, job: np.ndarray) -> list[np.ndarray]:
         """Cut a job along its best row or column while that saves pixels; return the parts."""
         fewest, best = math.prod(self._sides_px(job)), None
-        for axis in (self._row, self._col):
+        for axis in (self.row, self.col):
             for place in np.unique(axis[job])[1:]:
                 parts = job[axis[job] < place], job[axis[job] >= place]
                 pixels = sum(math.prod(self._sides_px(part)) for part in parts)
@@ -110,7 +113,7 @@ class TileAreas:
     def _place(self, job: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Row and column of each tile in its rectangle."""
         (top, _), (left, _) = self._spans(job)
-        return self._row[job] - top, self._col[job] - left
+        return self.row[job] - top, self.col[job] - left
 
     def crop(self, job: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which tiles of a job have enough imagery, (B,) bool, and its rectangle (H, W, 3)."""
@@ -138,6 +141,13 @@ class TileAreas:
         tiles = windows[row, col].permute(0, 2, 3, 1)               # (n, S, S, 3)
         return torch.cat([
             self._network.embed_satellite(part) for part in tiles.split(self._batch)])
+
+
+def square_points(network, spacing_m: float) -> int:
+    """Points along a side of the squares in which a lattice is described."""
+    shared = TileAreas.shares_trunk(network, spacing_m)
+    return min(AREA_TILES, getattr(network, 'lattice_points', AREA_TILES)) if shared else (
+        AREA_TILES)
 
 
 def pixel_m(network) -> float:

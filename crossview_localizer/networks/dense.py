@@ -213,7 +213,7 @@ class DenseNetwork(nn.Module):
 
     # For build_map: blocks along a side of the areas that are described at once, and the distance
     # from a route to the edge of its map.
-    lattice_points = 8
+    lattice_points = 12
     corridor_m = 60.0
 
     @property

@@ -178,8 +178,8 @@ def check_weights_and_map(weights: str, map_path: str) -> Iterator[Finding]:
     except (ValueError, OSError) as error:
         yield problem('map', str(error), 'build the map with build_map and these weights')
         return
-    area_km2 = len(found.descriptors) * found.grid.cell_m**2 / 1e6
-    yield ok('map', f'{map_path}: {len(found.descriptors)} tiles, {area_km2:.2f} km2 about '
+    area_km2 = len(found.tiles) * found.grid.cell_m**2 / 1e6
+    yield ok('map', f'{map_path}: {len(found.tiles)} tiles, {area_km2:.2f} km2 about '
              f'latitude {found.frame.latitude_deg:.5f}, longitude {found.frame.longitude_deg:.5f}')
 
 

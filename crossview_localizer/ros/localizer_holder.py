@@ -60,7 +60,7 @@ class LocalizerHolder:
                 'map', Level.ERROR, f'{problem}; the prior alone is published', self._values,
                 remedies.MAP)
         return_free_memory()
-        self._values['tiles'] = len(self.localizer.embedding_map.descriptors)
+        self._values['tiles'] = len(self.localizer.embedding_map.tiles)
         self.has_map = True
         if warning:
             return Status('map', Level.WARN, warning, self._values, remedies.GPU)

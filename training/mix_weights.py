@@ -1,0 +1,60 @@
+"""Mix weights that began with the same ones: the mean of their variables, by the shares given.
+
+Weights that were trained further on other data lose some of what they could do before.  A mean
+of both keeps most of either (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022).
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+import sys
+
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
+
+
+def mix(paths: list[Path], shares: list[float], out: Path) -> None:
+    """Write the mean of the weights at ``paths``; settings and match errors are the first's.
+
+    Raises ValueError where the networks differ in a setting that decides about their variables.
+    """
+    if len(paths) != len(shares) or min(shares) <= 0.0:
+        raise ValueError(
+            f'{len(shares)} shares for {len(paths)} files; expected one for each, above 0')
+    networks = [load_network(path) for path in paths]
+    states = [network.state_dict() for network in networks]
+    shapes = [{name: value.shape for name, value in state.items()} for state in states]
+    for path, found in zip(paths, shapes):
+        if found != shapes[0]:
+            raise ValueError(
+                f'{path} has other variables than {paths[0]}; expected the same model')
+    total = sum(shares)
+    network = networks[0]
+    network.load_state_dict({
+        name: sum(share / total * state[name].float() for share, state in zip(shares, states))
+        if value.dtype.is_floating_point else value for name, value in states[0].items()})
+    # What the scores claim has to be fitted anew: see benchmarks.accuracy.fit_confidence.
+    network.config = replace(network.config, temperature=1.0)
+    save_network(network.eval(), out, {'mixture of': [
+        {'file': path.name, 'share': share / total, **read_model_config(path)[1]}
+        for path, share in zip(paths, shares)]})
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m training.mix_weights', description=__doc__.splitlines()[0],
+        epilog='example: python -m training.mix_weights runs/a.safetensors runs/b.safetensors '
+        '--shares 0.8 0.2 --out runs/mixed.safetensors')
+    parser.add_argument('weights', nargs='+', type=Path)
+    parser.add_argument('--shares', nargs='+', type=float, required=True, help='one for each file')
+    parser.add_argument('--out', type=Path, required=True, help='weights file to write')
+    args = parser.parse_args(arguments)
+    try:
+        mix(args.weights, args.shares, args.out)
+    except (ValueError, OSError) as error:
+        print(f'mix_weights: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
