@@ -362,6 +362,11 @@ not shipped.
             f'{result["simulation_data"]}; {result["simulation_steps"] or "as many as fit"} steps.'
             ' `true_poses` learns from the true poses,\n`gnss_as_truth` takes the smoothed poses '
             'for true, `shuffled` has the images in another order\nand must be refused.\n')
+        if 'corrected_poses_m' in result['simulation'].get('adapted', {}):
+            row = result['simulation']['adapted']
+            parts.append('The poses that were learned from: smoothed from GNSS and odometry '
+                         f'{row["smoothed_poses_m"]:.2f} m off in\nthe median, with the slow '
+                         f'offset that their images show {row["corrected_poses_m"]:.2f} m.\n')
     for name, rows in result.get('real', {}).items():
         parts.append(f'### real: {name}\n\n' + markdown(
             ['row', 'median m', 'lateral', 'evidence nats', 'cov. 95', 'n'],
@@ -371,8 +376,9 @@ not shipped.
     if 'real' in result:
         parts.append(f'`adapted` learns from CVUSA and CVACT, the others from one of them; '
                      f'{result["real_steps"]} steps each.\n')
-    parts.append(f'{result["hours"]:.1f} hours, {result["device"]}, from weights '
-                 f'{result["weights"]}.\n')
+    begun = ', '.join(f'{part}: weights {result[f"{part}_weights"]}'
+                      for part in ('simulation', 'real') if part in result)
+    parts.append(f'{result["hours"]:.1f} hours, {result["device"]}; begun with {begun}.\n')
     return '\n'.join(parts)
 
 

@@ -109,6 +109,11 @@ def test_each_drive_gets_the_offset_that_its_own_images_see(files, monkeypatch):
     assert train_m[5:] == pytest.approx(np.tile(seen_m[1], (5, 1)), abs=0.2)
     assert held_out_m == pytest.approx(np.tile(seen_m[0], (4, 1)), abs=0.2)
     assert np.sqrt(covariances[:, 0, 0]).max() < 0.6
+    # Held-out frames, a second after the last, need no image of their own.
+    _, (unseen_m, unseen) = smoothed_drives.estimate_offsets(
+        random_network(MODEL, 0), recipe.files, OffsetConfig(tau_s=600.0), MODEL.match_errors, 1)
+    assert unseen_m == pytest.approx(np.tile(seen_m[0], (4, 1)), abs=0.2)
+    assert (unseen[:, 0, 0] > 0.0).all()
     corrected = smoothed_drives.CorrectedWorlds(recipe.files[0], train_m, covariances)[1]
     assert corrected.poses[:, 1] == pytest.approx(before[1][:, 1] - 1.5, abs=0.2)
 

@@ -19,13 +19,17 @@ import torch
 
 from crossview_localizer.networks.checkpoint import load_network, read_model_config
 from crossview_localizer.networks.dense import DENSE, DenseNetwork
-from training.data.datasets import WorldFiles
 from training.data.own_drives import prepare_drives
 from training.distributed import ALONE, Ranks
 from training.evaluation.held_out import judge_frames, reason_to_refuse, summary, table
 from training.loop import backward, Objective, set_training, train, TrainConfig
 from training.recipes.pose_likelihood import PoseLikelihoodConfig
-from training.recipes.smoothed_drives import OffsetConfig, SmoothedDriveRecipe
+from training.recipes.smoothed_drives import (
+    CorrectedWorlds,
+    estimate_offsets,
+    OffsetConfig,
+    SmoothedDriveRecipe,
+)
 from training.run_arguments import run
 
 CONFIG = TrainConfig(
@@ -92,14 +96,20 @@ def adapt(adaptation: Adaptation, ranks: Ranks = ALONE) -> dict[str, dict]:
     if ranks.rank:
         return {}
     recipe.finish(adaptation.weights)
-    held_out, count = WorldFiles(adaptation.held_out_files), adaptation.held_out_frames
-    before = judge_frames(load_network(adaptation.init), held_out, count)
+    first, count = load_network(adaptation.init), adaptation.held_out_frames
+    # Where a held-out frame was is told by GNSS, odometry, and what the first weights see on the
+    # other stretches: neither by its own image nor by the weights that are to be judged.
+    _, offsets = estimate_offsets(
+        first, recipe.files, adaptation.offsets, first.config.match_errors, seen=1)
+    held_out = CorrectedWorlds(recipe.files[1], *offsets)
+    before = judge_frames(first, held_out, count)
     adapted = load_network(adaptation.weights)
     after = judge_frames(adapted, held_out, count)
     exchanged = judge_frames(adapted, held_out, count, exchanged=True)
     rows = {'before': summary(before), 'adapted': summary(after),
             'adapted, exchanged images': summary(exchanged)}
-    print('held-out stretches, judged by GNSS and odometry:\n' + table(rows))
+    print('held-out stretches, judged by GNSS, odometry and the images of the others:\n'
+          + table(rows))
     if reason := reason_to_refuse(before, after, exchanged):
         raise NoGain(reason)
     return rows
@@ -164,7 +174,8 @@ def seconds_per_step(network, recipe, config: TrainConfig, ranks: Ranks) -> floa
 def adapt_bags(args: argparse.Namespace, ranks: Ranks) -> None:
     """The command: prepare the bags, adapt, and write ``args.out`` where that is a gain."""
     from crossview_localizer.bags.topics import Topics
-    from crossview_localizer.config import LocalizerConfig, NodeConfig, read_parameters
+    from crossview_localizer.config import LocalizerConfig, NodeConfig
+    from crossview_localizer.parameter_file import read_parameters
     from crossview_localizer.ros.localizer_holder import shipped_weights
 
     init = Path(shipped_weights()) if args.init is None else args.init

@@ -24,19 +24,21 @@ from benchmarks.accuracy import real_pairs
 from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.networks.checkpoint import load_network, save_network
 from training.adapt import adapt, Adaptation, CONFIG, network_to_begin_with, NoGain
-from training.data.datasets import load_world, save_world, World
+from training.data.datasets import load_world, save_world, World, WorldFiles
 from training.data.own_drives import prepare_drives
 from training.data.real_pairs import read_views, View
 from training.evaluation.held_out import judge_frames, summary
 from training.evaluation.overhead_raster import resample
 from training.loop import train
 from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
+from training.recipes.smoothed_drives import estimate_offsets
 
 REAL_STEPS = 400
 PARTS = ('simulation', 'real')
 EXACT = 0.05 ** 2 * np.eye(2)   # the covariance of poses that are taken for true
 OTHER_STREETS_M = 30.0          # test frames are farther than this from all frames for training
 SOURCES = {'cvusa': ('cvusa_native', 'cvusa_crop256'), 'cvact': ('cvact_256', 'cvact_native')}
+REAL_ROWS = {'adapted': ('cvusa', 'cvact'), 'cvusa_only': ('cvusa',), 'cvact_only': ('cvact',)}
 JUDGED_BY = ('dayton', 'london', 'nuscenes')   # how the names of their sets begin
 HELD_OUT_PLACES = 6             # of the real places every sixth is held out
 
@@ -95,13 +97,29 @@ def simulation(bags: list[Path], orthophoto: Path, init: Path, work: Path, steps
             refused = ''
         except NoGain as reason:
             refused = str(reason)
-        return judged(adaptation.weights) | {'refused': bool(refused), 'reason': refused}
+        row = judged(adaptation.weights) | {'refused': bool(refused), 'reason': refused}
+        if name == 'adapted':
+            row |= training_pose_errors(adaptation)
+        return row
 
     rows = {'before': judged(init)}
     for name in names:
         rows[name] = adapted(name, CHANGES[name])
         print(name, rows[name], flush=True)
     return rows
+
+
+def training_pose_errors(adaptation: Adaptation) -> dict[str, float]:
+    """Median errors of the poses that were learned from: smoothed, and with their slow offset."""
+    files = WorldFiles(adaptation.train_files)
+    network = load_network(adaptation.weights)
+    [(offsets_m, _)] = estimate_offsets(
+        network, [files], adaptation.offsets, network.config.match_errors)
+    frames = [files.frames(number) for number in range(len(files))]
+    errors_m = np.concatenate([
+        (found['poses'] - found['true_poses'])[:, :2] for found in frames])
+    return {'smoothed_poses_m': float(np.nanmedian(np.hypot(*errors_m.T))),
+            'corrected_poses_m': float(np.nanmedian(np.hypot(*(errors_m + offsets_m).T)))}
 
 
 def rewrite(paths: list[Path], folder: Path, change: Callable[[World], World]) -> list[Path]:
@@ -160,8 +178,9 @@ def world_of(view: View, px_m: float, cell_px: int) -> World:
                  view.accuracy_m ** 2 * np.eye(2)[None])
 
 
-def real(init: Path, work: Path, pairs: Path, steps: int, every: int) -> dict[str, dict]:
-    """The rows of each set before and after adaptation to both sources, and to each alone."""
+def real(init: Path, work: Path, pairs: Path, steps: int, every: int,
+         names: list[str]) -> dict[str, dict]:
+    """The rows of these names, and that of the first weights, for each set to judge by."""
     views = [view for view in read_views(pairs)
              if any(view.set in sets for sets in SOURCES.values())]
     judged_by = sorted(name for name in real_pairs.views_by_set(pairs)
@@ -174,9 +193,8 @@ def real(init: Path, work: Path, pairs: Path, steps: int, every: int) -> dict[st
                 'median_m', 'lateral_median_m', 'evidence_nats', 'coverage_95', 'n')}
 
     judge(init, 'before')
-    for row, sources in (('adapted', tuple(SOURCES)), *((f'{source}_only', (source,))
-                                                        for source in SOURCES)):
-        chosen = [view for view in views if any(view.set in SOURCES[s] for s in sources)]
+    for row in names:
+        chosen = [view for view in views if any(view.set in SOURCES[s] for s in REAL_ROWS[row])]
         judge(adapted_to_pairs(init, work / row, chosen, steps), row)
         print(row, json.dumps({name: found[row] for name, found in rows.items()}), flush=True)
     return rows
@@ -192,7 +210,7 @@ def adapted_to_pairs(init: Path, folder: Path, views: list[View], steps: int) ->
     worlds = [(view.overhead.name in held_out, world_of(view, config.px_m, config.cell_px))
               for view in views]
     recipe = PoseLikelihoodRecipe(
-        PoseLikelihoodConfig(groups=8, group_size=1, validation_groups=24), config, 0,
+        PoseLikelihoodConfig(groups=4, group_size=1, validation_groups=24), config, 0,
         [world for is_out, world in worlds if not is_out],
         [world for is_out, world in worlds if is_out])
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,8 +235,7 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'adapt.json'
     result = json.loads(path.read_text()) if path.is_file() else {}
-    result |= {'device': platform.processor() or platform.machine(), 'weights':
-               load_network(args.init).fingerprint[:12]}
+    result['device'] = platform.processor() or platform.machine()
     for part in args.parts:
         started_s = time.monotonic()
         if part == 'simulation':
@@ -234,7 +251,9 @@ def run(args: argparse.Namespace) -> None:
                 bags, orthophoto, args.init, args.work, args.steps, args.hours, args.rows)
         else:
             result['real'] = real(
-                args.init, args.work / 'real', args.pairs, args.steps or REAL_STEPS, args.every)
+                args.init, args.work / 'real', args.pairs, args.steps or REAL_STEPS, args.every,
+                args.real_rows)
+        result[f'{part}_weights'] = load_network(args.init).fingerprint[:12]
         result[f'{part}_steps'] = args.steps or (0 if part == 'simulation' else REAL_STEPS)
         result[f'{part}_hours'] = round((time.monotonic() - started_s) / 3600.0, 2)
         result['hours'] = sum(result.get(f'{name}_hours', 0.0) for name in PARTS)
@@ -249,6 +268,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
     parser.add_argument('--rows', nargs='+', choices=CHANGES, default=list(CHANGES),
                         help='only these rows of the simulation')
+    parser.add_argument('--real-rows', nargs='+', choices=REAL_ROWS, default=list(REAL_ROWS),
+                        help='only these rows of the real pictures')
     parser.add_argument('--init', type=Path, default=WEIGHTS, help='weights to begin with')
     parser.add_argument('--steps', type=int, default=0,
                         help='steps of each training (default: as many as --hours allow; 400 on '

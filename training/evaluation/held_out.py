@@ -1,7 +1,7 @@
 """How well a network matches the held-out stretches of drives whose truth is not known.
 
-Each frame is matched under a prior that is off, as in ``dense_confidence``.  It is judged by its
-pose from GNSS and odometry, with the covariance of that pose.
+Each frame is matched under a prior that is off, as in ``dense_confidence``.  It is judged by the
+pose of its world, with the covariance of that pose.
 """
 
 from collections.abc import Sequence
@@ -66,13 +66,15 @@ def judge_frames(network: DenseNetwork, worlds: Sequence[World], count: int,
             blocks, shown = dense_map(network, world), world_number
         pose = Pose2D(*map(float, world.poses[index]))
         prior = prior_about(pose, np.random.default_rng((number, 5)), PRIOR_M)
+        window = blocks.window(prior, PRIOR_M, matcher.margin_m)
+        if window is None:     # off the imagery, whatever the network
+            continue
         source, image = world, index
         if exchanged:
             other, image = frames[(number + len(frames) // 2) % len(frames)]
             source = worlds[other]
         ground = matcher.embed(CameraImage(0, source.images[image], source.camera), 0.0)
-        heatmap = matcher.match(ground, blocks.window(prior, PRIOR_M, matcher.margin_m), prior,
-                                uniform_window(PRIOR_M))
+        heatmap = matcher.match(ground, window, prior, uniform_window(PRIOR_M))
         estimate, ambiguous = peak_pose(heatmap, prior, config.sharpening, config.min_mass,
                                         config.peak_inflation)
         at_m, position_m = estimate.pose.as_array()[:2], world.poses[index, :2]

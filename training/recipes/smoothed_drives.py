@@ -19,7 +19,11 @@ from crossview_localizer.networks.dense import DenseConfig, DenseNetwork
 from training.data.datasets import World, WorldFiles
 from training.distributed import Ranks
 from training.evaluation.dense_confidence import fit_confidence
-from training.recipes.drive_offsets import offset_log_likelihoods, offset_posterior
+from training.recipes.drive_offsets import (
+    offset_log_likelihoods,
+    offset_posterior,
+    reach_cells,
+)
 from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
 
 
@@ -72,9 +76,11 @@ def frames_by_drive(sources: Sequence[WorldFiles]) -> list[DriveFrames]:
 
 
 def estimate_offsets(network: DenseNetwork, sources: Sequence[WorldFiles], config: OffsetConfig,
-                     errors: MatchErrors) -> list[tuple[np.ndarray, np.ndarray]]:
+                     errors: MatchErrors, seen: int | None = None,
+                     ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each source the offsets (F, 2), m, and their covariances (F, 2, 2), of all its frames.
 
+    Only the images of the first ``seen`` sources are looked at, or else all.
     Images that are near each other err alike; as in the filter they count for less (``errors``).
     """
     counts = [sum(len(worlds.frames(n)['poses']) for n in range(len(worlds)))
@@ -84,16 +90,19 @@ def estimate_offsets(network: DenseNetwork, sources: Sequence[WorldFiles], confi
         chosen = np.unique(np.linspace(0, len(drive.row) - 1, config.frames).round().astype(int))
         sigma_m = offset_sigma_m(drive.covariances)
         order = np.lexsort((drive.index[chosen], drive.world[chosen], drive.source[chosen]))
-        likelihoods = np.empty(len(chosen), object)
-        likelihoods[order] = list(offset_log_likelihoods(
-            network, _by_world(drive, chosen[order], sources), sigma_m))
+        order = order[drive.source[chosen][order] < (len(sources) if seen is None else seen)]
+        side = 2 * reach_cells(sigma_m, network.config.cell_m) + 1
+        likelihoods = np.zeros((len(chosen), side, side))   # flat where the image is not seen
+        if len(order):
+            likelihoods[order] = offset_log_likelihoods(
+                network, _by_world(drive, chosen[order], sources), sigma_m)
         times_s = (drive.stamps_ns - drive.stamps_ns[0]) * 1e-9
         moved_m = np.hypot(*np.diff(drive.poses[chosen, :2], axis=0, prepend=np.inf).T)
         waited_s = np.diff(times_s[chosen], prepend=-np.inf)
         weights = np.minimum(1.0, np.maximum(
             moved_m / errors.correlation_m, waited_s / errors.correlation_s))
         means, covariances = offset_posterior(
-            np.stack(list(likelihoods)) * weights[:, None, None], times_s[chosen],
+            likelihoods * weights[:, None, None], times_s[chosen],
             network.config.cell_m, sigma_m, config.tau_s)
         for source, (offsets_m, offset_covariances) in enumerate(found):
             mine = drive.source == source
