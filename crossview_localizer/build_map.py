@@ -76,7 +76,11 @@ def _cluster(arguments: argparse.Namespace) -> Iterator:
     if arguments.workers == 1 and not arguments.dask:
         yield None
         return
-    from distributed import Client, LocalCluster
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ValueError('several processes need the package distributed; install it with '
+                         'pip install distributed, or leave out --workers and --dask') from error
 
     if arguments.workers > 1:
         with LocalCluster(arguments.workers, threads_per_worker=1, memory_limit=0,

@@ -25,7 +25,7 @@ TORCH_PLACES = {'networks', 'maps', 'matching', 'build_map', 'export'}
 ROS_PACKAGE = re.compile(
     r'(rclpy|ament_\w+|rosidl\w*|tf2\w*|cv_bridge|launch\w*|builtin_interfaces|rcl_interfaces|\w+_msgs'
     r'|\w+_srvs|message_filters|diagnostic_updater|rosbag2_py)$')
-NOT_ON_A_GPU_MACHINE = {'rasterio', 'pyproj', 'filterpy'}
+NOT_ON_A_GPU_MACHINE = {'rasterio', 'pyproj', 'filterpy', 'zarr'}
 
 
 def module_files() -> dict[str, Path]:
@@ -133,7 +133,7 @@ KEY_OF = {'backports': 'backports.zstd', 'cv2': 'python3-opencv', 'yaml': 'pytho
 # In the standard library of a Python newer than this one.
 STANDARD = {*sys.stdlib_module_names, 'compression'}
 # Modules that work without these, or say how to install them.
-OPTIONAL = {'faiss', 'onnxruntime', 'tensorflow'}
+OPTIONAL = {'distributed', 'faiss', 'onnxruntime', 'tensorflow'}
 
 
 def required(name: str) -> set[str]:

@@ -1,11 +1,11 @@
 """Maps of the formats 1 and 2, which were safetensors files; they are read for one release more.
 
-    descriptors   (T, D) float16
-    chunks        (R / 16, Q / 16) int32    row of ``cells`` for each square of 16 x 16 lattice
-                                            points, -1 = no tile in it
-    cells         (n, 16, 16) int32         row of ``descriptors`` for each point, -1 = no tile
-    index         (R, Q)                    in format 1, in place of ``chunks`` and ``cells``
-    orthophoto    (bytes,) uint8            a JPEG, if there is one
+- ``descriptors`` (T, D) float16
+- ``chunks`` (R / 16, Q / 16) int32: row of ``cells`` for each square of 16 x 16 lattice points,
+  -1 where no tile is in it
+- ``cells`` (n, 16, 16) int32: row of ``descriptors`` for each point, -1 where no tile is
+- ``index`` (R, Q): in format 1, in place of ``chunks`` and ``cells``
+- ``orthophoto`` (bytes,) uint8: a JPEG, if there is one
 """
 
 import json

@@ -27,9 +27,6 @@ import warnings
 import zipfile
 
 import numpy as np
-from pyproj import CRS
-import zarr
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, ZipStore
 
 from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import LocalFrame, MapGrid
@@ -122,7 +119,7 @@ class Layout:
 class MapStore:
     """A map on a disk, on the web, or in memory."""
 
-    def __init__(self, group: zarr.Group, layout: Layout):
+    def __init__(self, group, layout: Layout):
         self.group, self.layout = group, layout
         self._descriptors = group['descriptors']
         self._dates, self._hashes = group['tile_date'], group['tile_hash']
@@ -142,6 +139,9 @@ class MapStore:
 
         It is not one to be opened for use before ``finish``.
         """
+        import zarr
+        from zarr.storage import LocalStore, MemoryStore
+
         store = MemoryStore() if path is None else LocalStore(path)
         cells, dtype = layout.cells, 'int8' if layout.is_int8 else 'float16'
         group = zarr.create_group(store, overwrite=True, attributes={
@@ -168,8 +168,9 @@ class MapStore:
 
     @classmethod
     def open(cls, path: str | Path, mode: str = 'r') -> 'MapStore':
-        """Open a finished map, or with 'r+' any. Raises OSError, or ValueError for what is none.
-        """
+        """Open a finished map, or with 'r+' any; OSError or ValueError for what is none."""
+        import zarr
+
         try:
             group = zarr.open_group(_store_of(path, mode), mode=mode, zarr_format=3)
             found = group.attrs[ATTRIBUTE]
@@ -266,6 +267,8 @@ class MapStore:
 
     def finish(self) -> None:
         """Count the tiles, which makes this a map to be used."""
+        import zarr
+
         self.note(plan=None, tiles=int(np.count_nonzero(self.dates())))
         with warnings.catch_warnings():
             # Zarr v3 has no word on consolidated metadata yet; readers over HTTP need them.
@@ -297,7 +300,10 @@ def quantised(descriptors: np.ndarray) -> np.ndarray:
 
 
 def _store_of(path: str | Path, mode: str):
-    if isinstance(path, (zarr.abc.store.Store, StorePath)):
+    from zarr.abc.store import Store
+    from zarr.storage import FsspecStore, LocalStore, StorePath, ZipStore
+
+    if isinstance(path, (Store, StorePath)):
         return path
     if '://' in str(path):
         return FsspecStore.from_url(str(path), read_only=mode == 'r')
@@ -320,7 +326,9 @@ def pack(folder: Path, path: Path) -> None:
                 packed.writestr(entry, file.read_bytes())
 
 
-def _crs(frame: LocalFrame | None) -> CRS | None:
+def _crs(frame: LocalFrame | None):
+    from pyproj import CRS
+
     return None if frame is None else CRS(frame.proj4)
 
 
@@ -339,7 +347,7 @@ def _place_attributes(frame: LocalFrame | None, grid: MapGrid) -> dict:
         'spatial:bbox': [west, north - grid.rows * step, west + grid.cols * step, north]}
 
 
-def _add_coordinates(group: zarr.Group, frame: LocalFrame | None, grid: MapGrid) -> None:
+def _add_coordinates(group, frame: LocalFrame | None, grid: MapGrid) -> None:
     for name, values in zip(('x', 'y'), grid.cell_centres()):
         array = group.create_array(
             name, shape=values.shape, dtype='float64', chunks=values.shape,
@@ -352,5 +360,3 @@ def _add_coordinates(group: zarr.Group, frame: LocalFrame | None, grid: MapGrid)
         **({} if crs is None else crs.to_cf()),
         'GeoTransform': ' '.join(str(_transform(grid)[k]) for k in (2, 0, 1, 5, 3, 4))})
     reference[...] = 0
-
-

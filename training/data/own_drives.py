@@ -147,7 +147,8 @@ def write_files(drive: SmoothedDrive, number: int, part: np.ndarray, imagery, px
     camera = None
     without = replace(topics, gnss='', gnss_velocity='', truth='')
     events = read_events(drive.bag, imagery.frame, node_config, config, without, set(row_of))
-    for event in tqdm(events, desc=f'images of {drive.bag.name}', unit=' messages', leave=False):
+    for event in tqdm(events, desc=f'images of {drive.bag.name}', unit=' messages', leave=False,
+                      disable=None):
         if not isinstance(event, CameraImage) or event.rgb.mean() < LEAST_GREY:
             continue
         small, small_camera = sampling_image(event.rgb, event.camera)
@@ -208,7 +209,7 @@ def prepare_drives(bags: Sequence[Path], imagery_paths: Sequence[Path], folder: 
     if not (manifest.is_file() and json.loads(manifest.read_text()) == inputs):
         imagery = Imagery.open(list(imagery_paths))
         smoothed = []
-        for bag in tqdm(bags, desc='smoothing', unit=' drives'):
+        for bag in tqdm(bags, desc='smoothing', unit=' drives', disable=None):
             try:
                 smoothed.append(smooth_bag(bag, imagery, node_config, config, topics))
             except Refused as refused:
