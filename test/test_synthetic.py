@@ -21,7 +21,7 @@ from training.simulation.drive import (
 )
 from training.simulation.renderer import CameraModel, CameraRenderer, make_view, Renderer
 from training.simulation.robotcar_writer import Georeference, OrthophotoWriter
-from datetime import timezone
+from datetime import UTC
 
 SEED, SIZE_M, PX_M = 3, 300.0, 0.3
 MODEL = CameraModel(320, 240)
@@ -48,7 +48,7 @@ def world(tmp_path_factory):
 
 
 def _start_us(name):
-    start = datetime.strptime(name, '%Y-%m-%d-%H-%M-%S').replace(tzinfo=timezone.utc)
+    start = datetime.strptime(name, '%Y-%m-%d-%H-%M-%S').replace(tzinfo=UTC)
     return int(start.timestamp()) * 1_000_000
 
 

@@ -22,7 +22,7 @@ exec 9<"${BASH_SOURCE[0]}"
 flock 9
 
 python=$("${PYTHON:-python3}" -c 'import sys; print(sys._base_executable)') \
-  || fail "no python3 was found; Python 3.10 to 3.14 is needed (apt-get install python3)"
+  || fail "no python3 was found; Python 3.11 to 3.14 is needed (apt-get install python3)"
 
 if [ -n "${ROS_DISTRO:-}" ] && "$python" -c 'import rclpy' 2>/dev/null; then
   base="$ROS_DISTRO, sourced"
@@ -53,8 +53,8 @@ fi
 check_build_tools() {
   [ "$(uname -sm)" = 'Linux x86_64' ] || fail "this is $(uname -sm) and the ROS 2 wheels are for" \
     "Linux x86_64; source a ROS 2 distribution (Jazzy or Kilted) and run again"
-  "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' \
-    || fail "$python is $("$python" --version); the ROS 2 wheels need Python 3.10 to 3.14 (PYTHON=...)"
+  "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+    || fail "$python is $("$python" --version); the ROS 2 wheels need Python 3.11 to 3.14 (PYTHON=...)"
   command -v g++ >/dev/null && command -v make >/dev/null \
     || fail "a C++ compiler and make are needed (apt-get install g++ make)"
   "$python" -c 'import os, sys, sysconfig

@@ -5,7 +5,7 @@ grain below about 0.3 m is drawn by the renderer from the view's own seed.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, UTC
 
 import cv2
 import numpy as np
@@ -52,7 +52,7 @@ def draw_day(seed: int, number: int, aerial: bool = False) -> Day:
     rng = np.random.default_rng([seed, 2, number])
     month = int(rng.integers(3, 11)) if aerial else int(rng.integers(1, 13))
     hour = rng.uniform(10.0, 14.0) if aerial else rng.uniform(9.0, 15.5)
-    start = datetime(2014, month, int(rng.integers(1, 28)), tzinfo=timezone.utc)
+    start = datetime(2014, month, int(rng.integers(1, 28)), tzinfo=UTC)
     start += timedelta(days=365 * int(rng.integers(0, 2)), seconds=int(hour * 3600))
     sun = sun_direction(start)
     if sun[2] < 0.17:  # too low for a drive by daylight: move to noon

@@ -6,7 +6,7 @@ views is geometry and kind, which carry over to pictures that no renderer made.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, UTC
 
 import cv2
 import numpy as np
@@ -118,7 +118,7 @@ def _draw_light(rng, aerial: bool) -> Day:
     autumn = rng.random() < 0.15
     tint = np.array([2.6, 1.25, 0.7]) if autumn else rng.uniform(0.7, 1.3, 3)
     return Day(
-        0, datetime(2020, 7, 1, tzinfo=timezone.utc), sun, sun_rgb.astype(np.float32),
+        0, datetime(2020, 7, 1, tzinfo=UTC), sun, sun_rgb.astype(np.float32),
         sky.astype(np.float32), zenith.astype(np.float32), horizon.astype(np.float32),
         float(cloud), float(rng.uniform(300, 4000)), 0.0, float(leaf), tint.astype(np.float32),
         np.ones(3, np.float32), 0.0, (1 + rng.normal(0, 0.05, 3)).astype(np.float32),
