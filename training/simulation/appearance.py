@@ -142,7 +142,7 @@ def surfaces(city: City, day: Day) -> Surfaces:
     gutter = np.exp(-np.clip(-distance, 0, None) / 0.35)
     shade *= 1 - rng.uniform(0.05, 0.3) * gutter
     shade *= 1 - 0.4 * day.wet * np.clip(0.8 + 0.3 * smooth_noise(rng, count, across / 6), 0, 1)
-    road = _encode(shade[..., None] * (base * tint).astype(np.float32))
+    road = encode_surface(shade[..., None] * (base * tint).astype(np.float32))
     road = _covers(shared, city, road)
 
     # Land: gardens of the city under the day's season, pavements over them.
@@ -162,18 +162,18 @@ def surfaces(city: City, day: Day) -> Surfaces:
     land = land * (1 - on) + slab * on
     kerb = np.clip((0.15 - distance) / LAND_PX_M + 0.5, 0, 1)[..., None]
     land = land * (1 - kerb) + np.float32(0.34) * kerb
-    land = _encode(land)
+    land = encode_surface(land)
 
-    return Surfaces(_pyramid(road), _pyramid(land), _pyramid(_paint(city, rng)), _open_sky(city),
-                    city.half_m)
+    return Surfaces(make_pyramid(road), make_pyramid(land), make_pyramid(_paint(city, rng)),
+                    _open_sky(city), city.half_m)
 
 
-def _encode(albedo):
+def encode_surface(albedo):
     albedo = np.clip(albedo, 0, 1).astype(np.float32)
     return cv2.convertScaleAbs(cv2.sqrt(albedo), alpha=255.0)
 
 
-def _pyramid(image):
+def make_pyramid(image):
     levels = [np.ascontiguousarray(image)]
     for _ in range(MIP_LEVELS - 1):
         height, width = levels[-1].shape[:2]
@@ -286,14 +286,14 @@ def day_mesh(city: City, day: Day) -> tuple[Mesh, list[tuple[float, float, float
     return builder.build(), cars
 
 
-_CAR_RGB = np.array([
+CAR_RGB = np.array([
     (0.55, 0.55, 0.56), (0.30, 0.31, 0.33), (0.03, 0.03, 0.035), (0.70, 0.70, 0.70),
     (0.03, 0.06, 0.20), (0.30, 0.02, 0.02), (0.12, 0.13, 0.14), (0.05, 0.12, 0.08),
     (0.45, 0.38, 0.26), (0.10, 0.22, 0.42),
 ])
 
 
-def _car_template(kind):
+def make_car_template(kind):
     """A car along +x on z = 0: vertices, faces, and a triangle's material and colour.
 
     NaN stands for the colour of the individual car.
@@ -352,10 +352,10 @@ def _parked_cars(city, rng, builder):
     """About half of the taken places keep their car from day to day, the rest is drawn anew."""
     lasting = np.random.default_rng([city.seed, 7])
     kinds, chance = ('hatch', 'saloon', 'estate', 'van'), (0.42, 0.25, 0.25, 0.08)
-    templates = {kind: _car_template(kind) for kind in kinds}
+    templates = {kind: make_car_template(kind) for kind in kinds}
     parked = []
     for slot in city.car_slots:
-        draws = [(g.random(), g.choice(4, p=chance), g.integers(len(_CAR_RGB)),
+        draws = [(g.random(), g.choice(4, p=chance), g.integers(len(CAR_RGB)),
                   g.normal(0, 1, 3), g.uniform(0.7, 1.3)) for g in (lasting, rng)]
         use, kind, colour, shift, shade = draws[int(rng.random() < 0.5)]
         if use > slot.use:
@@ -373,7 +373,7 @@ def _parked_cars(city, rng, builder):
         placed[:, 2] += placed[:, :2] @ slope + z
         placed[:, :2] += (x, y)
         builder.add(placed, faces, material,
-                    np.where(np.isnan(rgb), _CAR_RGB[colour] * shade, rgb))
+                    np.where(np.isnan(rgb), CAR_RGB[colour] * shade, rgb))
     return parked
 
 
@@ -408,7 +408,7 @@ def _trees(city, day, rng, builder):
         density = 1.0 if tree.evergreen else day.leaf
         twigs = density < 0.3
         if twigs:
-            _bare_twigs(builder, rng, foot, centres, radius, bark)
+            add_bare_twigs(builder, rng, foot, centres, radius, bark)
             continue
         count = (80 * density * np.clip(radius / 1.2, 0.5, 2.0) ** 1.5).astype(int)
         of = np.repeat(np.arange(clumps), count)
@@ -423,21 +423,29 @@ def _trees(city, day, rng, builder):
         colours.append(np.array(tree.rgb) * tint * rng.uniform(0.65, 1.35, (of.size, 1)))
     if not points:
         return
+    add_leaves(builder, rng, points, normals, colours, np.concatenate(sizes), (0.34, 0.62))
+
+
+def add_leaves(builder, rng, points, normals, colours, sizes, size_m) -> None:
+    """Add one triangle per clump of leaves, in the plane of a random direction of its own.
+
+    ``points``, ``normals`` and ``colours`` are lists of (n, 3), one per tree.  ``sizes`` (m,) of
+    all clumps are factors on a size drawn between the two of ``size_m``.
+    """
     points, normals = np.concatenate(points), np.concatenate(normals)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    # One triangle a leaf clump, in the plane of its own random direction.
     a = rng.normal(size=points.shape)
     a /= np.linalg.norm(a, axis=1, keepdims=True)
     b = np.cross(a, normals + 0.6 * rng.normal(size=points.shape))
     b /= np.linalg.norm(b, axis=1, keepdims=True)
-    size = (np.concatenate(sizes) * rng.uniform(0.34, 0.62, len(points)))[:, None]
+    size = (sizes * rng.uniform(*size_m, len(points)))[:, None]
     corners = np.stack((points - size * a, points + size * (0.5 * a + 0.8 * b),
                         points + size * (0.5 * a - 0.8 * b)), 1)
     builder.add(corners.reshape(-1, 3), np.arange(3 * len(points)).reshape(-1, 3), Material.LEAF,
                 np.concatenate(colours), normal=normals)
 
 
-def _bare_twigs(builder, rng, foot, centres, radius, bark):
+def add_bare_twigs(builder, rng, foot, centres, radius, bark):
     """Thin slivers from each bough's end, outwards and upwards."""
     of = np.repeat(np.arange(len(centres)), 12)
     run = centres[of] - foot

@@ -11,7 +11,15 @@ from datetime import datetime, UTC
 import cv2
 import numpy as np
 
-from .appearance import _bare_twigs, _CAR_RGB, _car_template, _encode, _pyramid, Day
+from .appearance import (
+    add_bare_twigs,
+    add_leaves,
+    CAR_RGB,
+    Day,
+    encode_surface,
+    make_car_template,
+    make_pyramid,
+)
 from .city import Raster
 from .mesh import Material, Mesh, MeshBuilder, turned
 from .place import Ground, Part, Place
@@ -152,7 +160,7 @@ def make_view(place: Place, look: Look, keep_clear=()) -> View:
     shade = _contact_shadows(place.half_m, cars)
     return View(
         look.day, mesh + moving, place.walls,
-        _Surfaces(_pyramid(ground), _open_sky(place), place.half_m), None, shade, look.seed)
+        _Surfaces(make_pyramid(ground), _open_sky(place), place.half_m), None, shade, look.seed)
 
 
 def coloured_mesh(mesh: Mesh, groups: int, place_seed: int, rng) -> Mesh:
@@ -212,7 +220,7 @@ def _ground_colours(place: Place, look: Look, rng) -> np.ndarray:
         shade[paint] = 0.5 + 0.5 * shade[paint]
     rgb *= np.clip(shade, 0.25, 3.0)[..., None]
     rgb *= (1.0 + tints)[place.unit]
-    image = _encode(rgb)
+    image = encode_surface(rgb)
     # Edges as drawn are a pixel sharp; a little blur keeps them from aliasing.
     return cv2.GaussianBlur(image, (0, 0), 0.6)
 
@@ -283,7 +291,7 @@ def _cars(place: Place, rng, builder: MeshBuilder, keep_clear) -> list:
     traffic = rng.choice([0.0, 0.02, 0.08])
     spots += [(s.x, s.y, s.yaw) for s in place.lane_spots if rng.random() < traffic]
     kinds = ('hatch', 'saloon', 'estate', 'van')
-    templates = [_car_template(kind) for kind in kinds]
+    templates = [make_car_template(kind) for kind in kinds]
     placed = []
     for x, y, yaw in spots:
         x, y = x + rng.normal(0, 0.25), y + rng.normal(0, 0.25)
@@ -304,7 +312,7 @@ def _cars(place: Place, rng, builder: MeshBuilder, keep_clear) -> list:
         body = turned(vertices, yaw)
         body[:, 2] += body[:, :2] @ slope + around[0]
         body[:, :2] += (x, y)
-        colour = _CAR_RGB[rng.integers(len(_CAR_RGB))] if rng.random() < 0.8 else rng.uniform(
+        colour = CAR_RGB[rng.integers(len(CAR_RGB))] if rng.random() < 0.8 else rng.uniform(
             0.02, 0.6, 3)
         builder.add(body, faces, material,
                     np.where(np.isnan(rgb), colour * rng.uniform(0.7, 1.3), rgb))
@@ -368,7 +376,7 @@ def _grow_trees(place: Place, day: Day, rng, builder: MeshBuilder) -> None:
         foot = np.array([tree.x, tree.y, z + 0.8 * clear])
         density = 1.0 if tree.evergreen else day.leaf
         if density < 0.3:
-            _bare_twigs(builder, rng, foot, centres, radius, bark)
+            add_bare_twigs(builder, rng, foot, centres, radius, bark)
             continue
         count = (90 * density * np.clip(radius / 1.2, 0.4, 2.0) ** 1.5).astype(int) + 4
         of = np.repeat(np.arange(clumps), count)
@@ -383,15 +391,5 @@ def _grow_trees(place: Place, day: Day, rng, builder: MeshBuilder) -> None:
         colours.append(base * np.array(tree.rgb) * tint * rng.uniform(0.6, 1.4, (of.size, 1)))
     if not points:
         return
-    points, normals = np.concatenate(points), np.concatenate(normals)
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    # One triangle a clump of leaves, in the plane of its own random direction.
-    a = rng.normal(size=points.shape)
-    a /= np.linalg.norm(a, axis=1, keepdims=True)
-    b = np.cross(a, normals + 0.6 * rng.normal(size=points.shape))
-    b /= np.linalg.norm(b, axis=1, keepdims=True)
-    size = (np.concatenate(sizes) * rng.uniform(0.22, 0.45, len(points)))[:, None]
-    corners = np.stack((points - size * a, points + size * (0.5 * a + 0.8 * b),
-                        points + size * (0.5 * a - 0.8 * b)), 1)
-    builder.add(corners.reshape(-1, 3), np.arange(3 * len(points)).reshape(-1, 3), Material.LEAF,
-                np.clip(np.concatenate(colours), 0.01, 0.6), normal=normals)
+    colours = [np.clip(rgb, 0.01, 0.6) for rgb in colours]
+    add_leaves(builder, rng, points, normals, colours, np.concatenate(sizes), (0.22, 0.45))
