@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 import sys
 
-from crossview_localizer.bags.arguments import add_conversion_arguments
+from crossview_localizer.bags.arguments import add_conversion_arguments, run_conversion
 from crossview_localizer.bags.kitti_bag import convert, Options
 
 
@@ -23,19 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         '--camera', choices=('02', '03'), default='02', help='left (default) or right in colour'
     )
     add_conversion_arguments(parser)
-    arguments = vars(parser.parse_args(argv))
-    options = Options(
-        start_s=arguments.pop('start'), duration_s=arguments.pop('duration'), **arguments
-    )
-    try:
-        convert(options)
-    except (ValueError, OSError) as error:
-        print(f'kitti_to_bag: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('kitti_to_bag: interrupted, nothing written', file=sys.stderr)
-        return 130
-    return 0
+    return run_conversion(parser, argv, lambda **options: convert(Options(**options)))
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 import sys
 
-from crossview_localizer.bags.arguments import add_conversion_arguments
+from crossview_localizer.bags.arguments import add_conversion_arguments, run_conversion
 from crossview_localizer.bags.robotcar_bag import convert, Options
 from crossview_localizer.bags.robotcar_images import PAPER_CROP
 
@@ -38,19 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--no-odometry', dest='odometry', action='store_false', help='leave out vo.csv'
     )
-    arguments = vars(parser.parse_args(argv))
-    options = Options(
-        start_s=arguments.pop('start'), duration_s=arguments.pop('duration'), **arguments
-    )
-    try:
-        convert(options)
-    except (ValueError, OSError) as error:
-        print(f'robotcar_to_bag: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('robotcar_to_bag: interrupted, nothing written', file=sys.stderr)
-        return 130
-    return 0
+    return run_conversion(parser, argv, lambda **options: convert(Options(**options)))
 
 
 def crop(text: str) -> tuple[int, ...]:

@@ -1,10 +1,11 @@
 """Command-line arguments that several commands share."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 import math
 from pathlib import Path
+import sys
 
 from crossview_localizer.bags.bag import Bag
 from crossview_localizer.bags.drive_writer import JPEG_QUALITY
@@ -73,6 +74,24 @@ def add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'jpeg (quality {JPEG_QUALITY}, default) or none: raw bgr8, about ten times larger',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace an existing bag')
+
+
+def run_conversion(parser: argparse.ArgumentParser, argv: list[str] | None,
+                   convert: Callable[..., None]) -> int:
+    """Convert what the arguments say; returns the exit code, with one line where it failed.
+
+    The arguments are those of ``add_conversion_arguments`` and the command's own.
+    """
+    arguments = vars(parser.parse_args(argv))
+    try:
+        convert(start_s=arguments.pop('start'), duration_s=arguments.pop('duration'), **arguments)
+    except (ValueError, OSError) as error:
+        print(f'{parser.prog}: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f'{parser.prog}: interrupted, nothing written', file=sys.stderr)
+        return 130
+    return 0
 
 
 def seconds(text: str) -> float:
