@@ -25,16 +25,17 @@ from benchmarks.accuracy.real_pairs import (
     SURE_AND_WRONG_M,
 )
 from crossview_localizer.matching.heatmap_pose import peak_of
-from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from training.data.datasets import load_world, World
 from training.data.rendered_places import load_place
 from training.evaluation.dense_confidence import (
+    Confidence,
     fit_tails,
     fit_temperature,
     least_mass,
     score_frames,
     ScoredFrame,
     SHARPENINGS,
+    store_confidence,
 )
 
 SURE_AND_WRONG_SHARE = 0.05
@@ -73,7 +74,6 @@ def fit_sharpening(frames: list[ScoredFrame], sets: dict[str, list[ScoredFrame]]
 def fit(weights: Path, out: Path, worlds: list[World], pairs: Path, count: int,
         every: int) -> None:
     """Fit the weights' confidence and write them to ``out``."""
-    model, provenance = read_model_config(weights)
     network = load_dense(weights)
     simulated, sets = score_frames(network, worlds, count), score_views(network, pairs, every)
     real = [frame for group in sets.values() for frame in group]
@@ -83,16 +83,9 @@ def fit(weights: Path, out: Path, worlds: list[World], pairs: Path, count: int,
     factor, nll = fit_temperature(frames)
     sharpening, min_mass, sure = fit_sharpening(frames, sets, factor)
     inflation, dof = fit_tails(sure, factor * sharpening, min_mass)
-    random_factor, _ = fit_temperature(
-        score_frames(load_network('random_init:2', like=weights), worlds, count))
-    fitted = {'temperature': model.temperature / factor,
-              'random_temperature': model.random_temperature / random_factor,
-              'sharpening': sharpening, 'min_mass': min_mass,
-              'peak_inflation': inflation, 'peak_dof': dof}
-    print(f'nll {nll:.3f}; ' + ', '.join(f'{name} {value:.3f}' for name, value in fitted.items()))
-    network.config = replace(model, **fitted)
-    save_network(network, out, {**provenance, 'fitted nll': nll, 'confidence': {
-        'simulated': [world.name for world in worlds], 'real frames': len(real)}})
+    store_confidence(
+        weights, out, Confidence(factor, sharpening, min_mass, inflation, dof), nll, worlds, count,
+        confidence={'simulated': [world.name for world in worlds], 'real frames': len(real)})
 
 
 def main(arguments=None) -> int:

@@ -48,6 +48,17 @@ class ScoredFrame:
     accuracy_m: float = 0.0
 
 
+@dataclass(frozen=True)
+class Confidence:
+    """What was fitted; ``factor`` is the one on log-likelihoods of ``fit_temperature``."""
+
+    factor: float
+    sharpening: float
+    min_mass: float
+    inflation: float
+    dof: float
+
+
 @torch.inference_mode()
 def score_frames(network: DenseNetwork, worlds: Sequence[World], count: int) -> list[ScoredFrame]:
     """Score ``count`` frames with the matcher that the node runs."""
@@ -187,23 +198,31 @@ def fit_tails(frames: list[ScoredFrame], sharpening: float,
 
 
 def fit_confidence(path: Path, worlds: Sequence[World], count: int = 300) -> None:
-    """Fit the confidence of the weights at ``path`` on ``count`` frames and store it there.
-
-    The temperature of a network with random weights, a control, is fitted too.
-    """
-    model, provenance = read_model_config(path)
-    network = load_network(path)
-    frames = score_frames(network, worlds, count)
+    """Fit the confidence of the weights at ``path`` on ``count`` frames and store it there."""
+    frames = score_frames(load_network(path), worlds, count)
     factor, nll = fit_temperature(frames)
     sharpening, min_mass = fit_peaks(frames, factor)
     inflation, dof = fit_tails(frames, factor * sharpening, min_mass)
+    store_confidence(path, path, Confidence(factor, sharpening, min_mass, inflation, dof), nll,
+                     worlds, count)
+
+
+def store_confidence(weights: Path, out: Path, found: Confidence, nll: float,
+                     worlds: Sequence[World], count: int, **notes) -> None:
+    """Write the weights with their confidence to ``out``, and ``notes`` into the provenance.
+
+    The temperature of a network with random weights, a control, is fitted here too.
+    """
+    model, provenance = read_model_config(weights)
+    network = load_network(weights)
     random_factor, random_nll = fit_temperature(
-        score_frames(load_network('random_init:2', like=path), worlds, count))
-    fitted = {'temperature': model.temperature / factor,
+        score_frames(load_network('random_init:2', like=weights), worlds, count))
+    fitted = {'temperature': model.temperature / found.factor,
               'random_temperature': model.random_temperature / random_factor,
-              'sharpening': sharpening, 'min_mass': min_mass,
-              'peak_inflation': inflation, 'peak_dof': dof}
+              'sharpening': found.sharpening, 'min_mass': found.min_mass,
+              'peak_inflation': found.inflation, 'peak_dof': found.dof}
     print(f'nll {nll:.3f}, of random weights {random_nll:.3f}; '
           + ', '.join(f'{name} {value:.3f}' for name, value in fitted.items()))
     network.config = replace(model, **fitted)
-    save_network(network, path, {**provenance, 'fitted nll': nll, 'random nll': random_nll})
+    save_network(network, out, {
+        **provenance, 'fitted nll': nll, 'random nll': random_nll, **notes})
