@@ -76,13 +76,13 @@ def wide(bits: int = 16) -> Callable:
     return hook
 
 
-def frozen() -> Callable:
-    """A hook that repeats the first image."""
+def repeated(field: str) -> Callable:
+    """A hook that gives each message the field of the first one; the rest goes on."""
     first = []
 
     def hook(msg):
-        first.append(msg.data)
-        msg.data = first[0]
+        first.append(getattr(msg, field))
+        setattr(msg, field, first[0])
         return msg
     return hook
 
@@ -111,17 +111,6 @@ def png_bomb(data: bytes) -> bytes:
     header = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
     return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
             + chunk(b'IDAT', zlib.compress(bytes(10_000))) + chunk(b'IEND', b''))
-
-
-def standing() -> Callable:
-    """A hook that repeats the first pose of the odometry; its twist goes on."""
-    first = []
-
-    def hook(msg):
-        first.append(msg.pose)
-        msg.pose = first[0]
-        return msg
-    return hook
 
 
 def jump_of_odometry(away_m: float) -> Callable:

@@ -14,7 +14,6 @@ from benchmarks.robustness.message_faults import (
     at_time,
     bayer,
     covariance_of,
-    frozen,
     half_size_info,
     jump_of_odometry,
     mirrored,
@@ -25,11 +24,11 @@ from benchmarks.robustness.message_faults import (
     of_pixels,
     once,
     png_bomb,
+    repeated,
     reset_of_odometry,
     second_odometry,
     shift_stamps,
     small_image,
-    standing,
     tell_pose,
     too_fast,
     upside_down_transforms,
@@ -85,7 +84,7 @@ class Fault:
 
 RAW_FAULTS = [
     Fault('camera stops', 'camera', ERROR, 'nothing received', {'image': nothing}, poses=False),
-    Fault('camera freezes', 'camera', ERROR, 'image is frozen', {'image': frozen()}),
+    Fault('camera freezes', 'camera', ERROR, 'image is frozen', {'image': repeated('data')}),
     Fault('camera goes black', 'camera', ERROR, 'image is black', {
         'image': of_pixels(lambda rgb: rgb // 100)}),
     Fault('camera saturates', 'camera', ERROR, 'image is saturated', {
@@ -180,7 +179,7 @@ RAW_FAULTS = [
     Fault('odometry in the map frame', 'odometry', ERROR, "frame_id is 'map'", {
         'odometry': with_fields(header__frame_id='map')}),
     Fault('odometry that fills its twist alone', 'odometry', WARN, 'stands still while its twist',
-          {'odometry': standing()}, honest=False, end=tell_pose),
+          {'odometry': repeated('pose')}, honest=False, end=tell_pose),
     Fault('odometry stops', 'odometry', ERROR, 'nothing received', {'odometry': nothing}),
     Fault('odometry stamps zero', 'odometry', WARN, 'stamp is 0 ns', {
         'odometry': once(shift_stamps(None), 4)}),
