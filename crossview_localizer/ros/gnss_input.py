@@ -47,14 +47,14 @@ class GnssInput:
             GnssQueue(timeline, config.odometry_wait_s, clock_s) for _ in range(2))
         self._origin = OriginFinder()
 
-    def add_fix(self, msg: NavSatFix) -> None:
-        """Queue a fix."""
-        self._fixes.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg)
+    def add_fix(self, msg: NavSatFix, arrived_s: float | None = None) -> None:
+        """Queue a fix; without ``arrived_s`` it has arrived now."""
+        self._fixes.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg, arrived_s)
         self.use_due()
 
-    def add_velocity(self, msg: Velocity) -> None:
-        """Queue a velocity."""
-        self._velocities.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg)
+    def add_velocity(self, msg: Velocity, arrived_s: float | None = None) -> None:
+        """Queue a velocity; without ``arrived_s`` it has arrived now."""
+        self._velocities.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg, arrived_s)
         self.use_due()
 
     def use_due(self) -> None:
