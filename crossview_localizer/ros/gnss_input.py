@@ -19,7 +19,7 @@ from crossview_localizer.ros.sensor_rig import SensorRig, UnknownCalibration
 from crossview_localizer.ros.status import Level
 
 # Without a map the origin is moved, before the filter has started, where fixes agree on a place
-# farther from it than this.
+# farther from it than this.  A map is seldom larger.
 REPLACED_ORIGIN_M = 20e3
 
 Velocity = TwistWithCovarianceStamped | TwistStamped
@@ -87,7 +87,9 @@ class GnssInput:
         update = self._holder.localizer.add_gnss(fix)
         is_covariance_known = conversions.gnss_covariance_from_msg(msg) is not None
         self._diagnostics.add_fix(
-            update, fix, is_covariance_known, self._holder.distance_from_map_m(fix.x_m, fix.y_m))
+            update, fix, is_covariance_known, self._holder.distance_from_map_m(fix.x_m, fix.y_m),
+            conversions.position_fault(
+                (msg.latitude, msg.longitude), self._holder.localizer.frame, REPLACED_ORIGIN_M))
 
     def _use_velocity(self, msg: Velocity, waited_s: float) -> None:
         monitor, localizer = self._diagnostics.velocity, self._holder.localizer

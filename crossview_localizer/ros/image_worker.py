@@ -29,9 +29,9 @@ class ImageWorker:
 
     An image is due when odometry has reached its stamp and ``settle_s`` more have passed, for GNSS
     of the same instant; else when no odometry has been taken for ``odometry_wait_s``. One that is
-    not patient is due so long after its arrival in any case. While one image waits for odometry or is processed, the newest other one is kept. :meth:`take_finished`
-    returns each image that was offered; ``notify`` is called, in either thread, when there is one
-    to take.
+    not patient is due so long after its arrival in any case. While one image waits for odometry
+    or is processed, the newest other one is kept. :meth:`take_finished` returns each image that
+    was offered; ``notify`` is called, in either thread, when there is one to take.
     """
 
     def __init__(
