@@ -27,6 +27,8 @@ from crossview_localizer.fusion.motion_model import (
     COAST_SPEED_NOISE_MPS,
     gnss_jacobian,
     gnss_prediction,
+    match_jacobian,
+    match_prediction,
     ODOMETRY_MAX_ACCEL_MPS2,
     ODOMETRY_SPEED_NOISE_MPS,
     propagate,
@@ -158,8 +160,9 @@ def derivative(function, state, step=1e-6) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-STATE = np.array([12.0, -7.0, 2.1, 9.0, 0.03, 0.004, 1.5, -2.5])
-DECAY = np.array([1.0, 1.0, 1.0, 1.0, 0.98, 0.97, 0.9, 0.9])
+STATE = np.array(
+    [12.0, -7.0, 2.1, 9.0, 0.03, 0.004, 1.5, -2.5, 0.4, -0.2, 0.01, -0.3, 0.6])
+DECAY = np.array([1.0, 1.0, 1.0, 1.0, 0.98, 0.97, 0.9, 0.9] + 5 * [0.95])
 
 
 def test_the_motion_jacobian_is_the_finite_difference_of_the_motion():
@@ -179,8 +182,13 @@ def test_the_gnss_jacobian_is_the_finite_difference_of_the_prediction():
     assert np.allclose(gnss_jacobian(STATE, (1.2, -0.8)), expected, atol=1e-8)
 
 
+def test_the_match_jacobian_is_the_finite_difference_of_the_prediction():
+    expected = derivative(match_prediction, STATE)
+    assert np.allclose(match_jacobian(STATE), expected, atol=1e-8)
+
+
 def test_the_motion_composes_like_poses_with_the_scale_on_the_distance():
-    moved = propagate(STATE, Pose2D(2.0, 0.5, 1.5), 0.25, np.ones(8))
+    moved = propagate(STATE, Pose2D(2.0, 0.5, 1.5), 0.25, np.ones(len(STATE)))
     factor = math.exp(STATE[4])
     half = Pose2D(0.0, 0.0, -0.25 * STATE[5] / 2)
     expected = Pose2D(*STATE[:3]) @ half @ Pose2D(2.0 * factor, 0.5 * factor, 1.5) @ half
@@ -315,11 +323,8 @@ def test_inflation_multiplies_the_covariance_of_a_match():
     assert inflated.estimate_at(at(0.0)).pose.x_m == pytest.approx(4 / 8)
 
 
-@pytest.mark.parametrize('weights_floor_m, vehicle_floor_m', [(0.3, 0.0), (0.1, 0.3)])
-def test_the_larger_floor_bounds_what_a_match_may_claim(weights_floor_m, vehicle_floor_m):
-    pose_filter = straight(
-        replace(CONFIG, match_sigma_floor_m=vehicle_floor_m), until_s=0.0, sigma_m=2.0,
-        errors=MatchErrors(sigma_floor_m=weights_floor_m))
+def test_the_floor_bounds_what_a_match_may_claim():
+    pose_filter = straight(until_s=0.0, sigma_m=2.0, errors=MatchErrors(sigma_floor_m=0.3))
     pose_filter.add_match(match(0.0, 1.0, 0.0, np.diag([1e-8, 1e-8, 1e-12])))
     variances = np.diag(pose_filter.estimate_at(at(0.0)).covariance)
     floor_m2 = 0.3**2

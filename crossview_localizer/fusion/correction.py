@@ -44,10 +44,14 @@ from crossview_localizer.fusion.motion_model import (
     gnss_jacobian,
     gnss_prediction,
     mahalanobis2,
+    MATCH_BIASES,
+    match_jacobian,
+    match_prediction,
     POSE,
     POSITION,
     rotation,
     SCALE,
+    slow_sigmas,
     SPEED,
     STATES,
     tail_weight,
@@ -111,6 +115,7 @@ class Corrector:
 
     def __init__(self, config: FilterConfig, errors: MatchErrors):
         self._config, self._errors = config, errors
+        self._slow = slow_sigmas(config, errors)
         self._ekf = PoseEkf()
         self._monitor = IntegrityMonitor(config)
         self._course_gate = chdtri(1, 1.0 - GATE_PROBABILITY)
@@ -166,7 +171,7 @@ class Corrector:
         doubt_before, belief = belief.doubt, replace(
             belief, fixes=seen, held_ns=None, doubt=None, fix_distance2=mean)
         if verdict is FixVerdict.DISBELIEVE_ODOMETRY:
-            return (_restarted(belief, fix, noise, history, self._config),
+            return (_restarted(belief, fix, noise, history, self._slow),
                     FilterUpdate(Outcome.USED, reason, distance2))
         if verdict is FixVerdict.REFUSE:
             # A single fix is an outlier rather than a contradiction.
@@ -269,19 +274,22 @@ class Corrector:
     # --- matches
 
     def _apply_match(self, belief: Belief, event: Event, bridge_m2) -> tuple[Belief, FilterUpdate]:
-        jacobian = np.eye(STATES)[event.observed]
         noise = event.noise.copy()
+        measured = event.measurement.pose.as_array()
         observes_position = event.observed[:2].tolist() == [0, 1]
         if observes_position:
             noise[POSITION, POSITION] += bridge_m2
 
+        def jacobian_of(known):
+            return match_jacobian(known.mean)[event.observed]
+
         def residual_of(known):
-            residual = (event.measurement.pose.as_array() - known.mean[POSE])[event.observed]
+            residual = (measured - match_prediction(known.mean))[event.observed]
             if event.observed[-1] == YAW:
                 residual[-1] = wrap_angle(residual[-1])
             return residual
 
-        residual = residual_of(belief)
+        residual, jacobian = residual_of(belief), jacobian_of(belief)
         size = len(residual)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         belief = _follow_distance(belief, event.stamp_ns, distance2 / size)
@@ -302,7 +310,7 @@ class Corrector:
             is_lie = patient and way.is_straight and way.is_even
             if (is_lie or agrees_with_fixes) and _is_share_of_distance(
                     belief, residual, noise):
-                return (_restarted_at_match(belief, event, residual, noise, self._config),
+                return (_restarted_at_match(belief, event, residual, noise, self._slow),
                         FilterUpdate(Outcome.USED, ODOMETRY_LIES, distance2))
             if doubtful_distance2 <= gate:
                 belief, distance2 = replace(doubtful, memories=()), doubtful_distance2
@@ -323,7 +331,7 @@ class Corrector:
             belief, **self._ekf.corrected(belief, residual, jacobian, noise / share),
             memories=tuple(
                 replace(memory, **self._ekf.corrected(
-                    memory, residual_of(memory), jacobian, noise / share))
+                    memory, residual_of(memory), jacobian_of(memory), noise / share))
                 for memory in belief.memories),
             match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
             match_way=None)
@@ -401,7 +409,7 @@ def _widened(belief: Belief, residual_m2: float, stepped: bool,
 
 # p = z - R(yaw) l - b,  var(p) = W + var(b),  cov(p, b) = -var(b)
 def _restarted(
-    belief: Belief, fix: GnssFix, noise_m2: np.ndarray, history: FixHistory, config: FilterConfig,
+    belief: Belief, fix: GnssFix, noise_m2: np.ndarray, history: FixHistory, slow: np.ndarray,
 ) -> Belief:
     """The belief that the last fixes alone give; the odometry is not believed for a while."""
     first = history.first_refused
@@ -412,52 +420,57 @@ def _restarted(
         way_m = np.array([fix.x_m, fix.y_m]) - first.position_m
         time_s = (fix.stamp_ns - first.stamp_ns) * 1e-9
     length_m = float(np.linalg.norm(way_m))
-    mean, sigmas = belief.mean.copy(), np.zeros(STATES)
+    mean, covariance = _with_unknown_odometry(belief, slow)
     reverses = belief.velocity[0] < -REVERSING_MPS
     if length_m > 3.0 * noise_m:
         mean[YAW] = wrap_angle(math.atan2(way_m[1], way_m[0]) + (math.pi if reverses else 0.0))
-        sigmas[YAW] = max(RESTART_YAW_SIGMA_RAD, noise_m / length_m)
+        covariance[YAW, YAW] = max(RESTART_YAW_SIGMA_RAD, noise_m / length_m) ** 2
     else:
-        sigmas[YAW] = LARGEST_RESTART_YAW_SIGMA_RAD
+        covariance[YAW, YAW] = LARGEST_RESTART_YAW_SIGMA_RAD**2
     mean[SPEED] = (-1.0 if reverses else 1.0) * length_m / time_s
-    mean[SCALE] = mean[TURN_BIAS] = 0.0
-    mean[BIAS] = 0.0
+    covariance[SPEED, SPEED] = RESTART_SPEED_SIGMA_MPS**2
     lever_m = rotation(mean[YAW]) @ np.asarray(fix.base_from_antenna_m)
     mean[POSITION] = np.array([fix.x_m, fix.y_m]) - lever_m
-    sigmas[SPEED] = RESTART_SPEED_SIGMA_MPS
-    sigmas[SCALE] = config.odometry_scale_sigma
-    sigmas[TURN_BIAS] = config.odometry_turn_bias_sigma_radps
-    sigmas[BIAS] = config.gnss_bias_sigma_m
-    covariance = np.diag(sigmas**2)
-    covariance[POSITION, POSITION] = noise_m2 + config.gnss_bias_sigma_m**2 * np.eye(2)
-    covariance[POSITION, BIAS] = covariance[BIAS, POSITION] = (
-        -config.gnss_bias_sigma_m**2 * np.eye(2))
+    covariance[POSITION, POSITION] = noise_m2 + covariance[BIAS, BIAS]
+    covariance[POSITION, BIAS] = covariance[BIAS, POSITION] = -covariance[BIAS, BIAS]
     belief = replace(belief, mean=mean, covariance=covariance)
     return _disbelieving(belief, fix.stamp_ns)
 
 
+# pose = z - h(0, c, m),  var(pose) = W + H C H',  cov(pose, c m) = -H C
 def _restarted_at_match(
-    belief: Belief, event: Event, residual, noise: np.ndarray, config: FilterConfig,
+    belief: Belief, event: Event, residual, noise: np.ndarray, slow: np.ndarray,
 ) -> Belief:
     """The belief that a match alone gives; the odometry is not believed for a while."""
-    mean, sigmas = belief.mean.copy(), np.zeros(STATES)
-    mean[event.observed] = event.measurement.pose.as_array()[event.observed]
-    sigmas[YAW] = LARGEST_RESTART_YAW_SIGMA_RAD
+    mean, covariance = _with_unknown_odometry(belief, slow)
+    observed = event.observed
+    mean[observed] += residual
     passed_s = max((event.stamp_ns - belief.match_ns) * 1e-9, 1.0)
     ahead_mps, left_mps = residual[:2] @ rotation(mean[YAW]) / passed_s
     mean[SPEED] += ahead_mps
-    sigmas[SPEED] = max(abs(left_mps), RESTART_SPEED_SIGMA_MPS)
-    mean[SCALE] = mean[TURN_BIAS] = 0.0
-    mean[BIAS] = 0.0
-    sigmas[SCALE] = config.odometry_scale_sigma
-    sigmas[TURN_BIAS] = config.odometry_turn_bias_sigma_radps
-    sigmas[BIAS] = config.gnss_bias_sigma_m
-    covariance = np.diag(sigmas**2)
-    covariance[np.ix_(event.observed, event.observed)] = noise
+    covariance[SPEED, SPEED] = max(abs(left_mps), RESTART_SPEED_SIGMA_MPS) ** 2
+    covariance[YAW, YAW] = LARGEST_RESTART_YAW_SIGMA_RAD**2
+    by_biases = match_jacobian(mean)[observed, MATCH_BIASES]
+    shared = by_biases @ covariance[MATCH_BIASES, MATCH_BIASES]
+    covariance[np.ix_(observed, observed)] = noise + shared @ by_biases.T
+    covariance[observed, MATCH_BIASES] = -shared
+    covariance[MATCH_BIASES, observed] = -shared.T
     belief = replace(
         belief, mean=mean, covariance=covariance, match_ns=event.stamp_ns,
         match_driven_m=belief.driven_m)
     return _disbelieving(belief, event.stamp_ns)
+
+
+def _with_unknown_odometry(belief: Belief, slow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of a start that keeps nothing but the pose and what matches are off.
+
+    The pose is without a covariance; ``slow`` (13,) as in ``slow_sigmas``.
+    """
+    mean, covariance = belief.mean.copy(), np.diag(slow**2)
+    mean[SCALE] = mean[TURN_BIAS] = 0.0
+    mean[BIAS] = 0.0
+    covariance[MATCH_BIASES, MATCH_BIASES] = belief.covariance[MATCH_BIASES, MATCH_BIASES]
+    return mean, covariance
 
 
 def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:

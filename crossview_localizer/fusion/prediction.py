@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from crossview_localizer.config import FilterConfig
-from crossview_localizer.datatypes import OdometrySample
+from crossview_localizer.datatypes import MatchErrors, OdometrySample
 from crossview_localizer.fusion.belief import Belief, PoseEkf
 from crossview_localizer.fusion.event_buffer import stamp_of
 from crossview_localizer.fusion.motion_model import (
@@ -26,6 +26,7 @@ from crossview_localizer.fusion.motion_model import (
     ODOMETRY_MAX_GAP_S,
     propagate,
     propagate_jacobian,
+    slow_sigmas,
     SPEED,
     STATES,
     YAW,
@@ -120,8 +121,9 @@ def bridge_m2(belief: Belief, odometry: OdometryHistory) -> np.ndarray:
 class Predictor:
     """The prediction step of the Kalman filter."""
 
-    def __init__(self, config: FilterConfig):
+    def __init__(self, config: FilterConfig, errors: MatchErrors):
         self._config = config
+        self._sigmas = slow_sigmas(config, errors)
         self._ekf = PoseEkf()
 
     def advance(self, belief: Belief, stamp_ns: int, odometry: OdometryHistory) -> Belief:
@@ -131,13 +133,13 @@ class Predictor:
     def advance_with_jacobian(
         self, belief: Belief, stamp_ns: int, odometry: OdometryHistory,
     ) -> tuple[Belief, np.ndarray]:
-        """The same, and the derivative (8, 8) of the new state by the old one."""
+        """The same, and the derivative (13, 13) of the new state by the old one."""
         if stamp_ns == belief.stamp_ns:
             return belief, np.eye(STATES)
         before, after = odometry.around(belief.stamp_ns)
         time_s = (stamp_ns - belief.stamp_ns) * 1e-9
         decay = decays(self._config, time_s)
-        noise = idle_noise(self._config, time_s, decay, belief.mean)
+        noise = idle_noise(self._config, self._sigmas, time_s, decay, belief.mean)
         if before and after and is_believed(belief, before, after):
             start = interpolated_pose(before, after, belief.stamp_ns)
             increment = start.inverse() @ interpolated_pose(before, after, stamp_ns)
