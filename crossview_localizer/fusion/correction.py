@@ -8,7 +8,6 @@ Matches have heavy tails: the farther one lies from the prediction, the less it 
 t), up to the gate.
 """
 
-from dataclasses import replace
 import math
 
 import numpy as np
@@ -26,6 +25,7 @@ from crossview_localizer.datatypes import (
 from crossview_localizer.fusion.belief import Belief, Memory, PoseEkf
 from crossview_localizer.fusion.doubt import beyond, doubt_of, turned_rad
 from crossview_localizer.fusion.event_buffer import Event
+from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.gnss_integrity import (
     FixHistory,
     FixSeen,
@@ -137,9 +137,9 @@ class Corrector:
                 return self._apply_match(belief, event, bridge_m2)
             case GnssCourse():
                 return self._apply_course(belief, event)
-        if is_disbelieved(belief):
+        if is_disbelieved(belief) or belief.moved_ns == event.stamp_ns:
             return belief, FilterUpdate(Outcome.USED)
-        return replace(belief, moved_ns=event.stamp_ns), FilterUpdate(Outcome.USED)
+        return changed(belief, moved_ns=event.stamp_ns), FilterUpdate(Outcome.USED)
 
     # --- GNSS
 
@@ -168,7 +168,7 @@ class Corrector:
         if history.stamp_ns:
             passed_s = (fix.stamp_ns - history.stamp_ns) * 1e-9
             mean = _followed(mean, distance2 / 2.0, passed_s, FIX_DISTANCE_S)
-        doubt_before, belief = belief.doubt, replace(
+        doubt_before, belief = belief.doubt, changed(
             belief, fixes=seen, held_ns=None, doubt=None, fix_distance2=mean)
         if verdict is FixVerdict.DISBELIEVE_ODOMETRY:
             return (_restarted(belief, fix, noise, history, self._slow),
@@ -176,13 +176,13 @@ class Corrector:
         if verdict is FixVerdict.REFUSE:
             # A single fix is an outlier rather than a contradiction.
             if not matched and seen.refused_ns != fix.stamp_ns:
-                belief = replace(belief, doubt=self._doubt_of_refused(
+                belief = changed(belief, doubt=self._doubt_of_refused(
                     seen, residual, distance2, doubt_before))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.GO_BACK:
             older = belief.memories[0]
             offset_m = beyond(residual_of(older), memory_distance2, self._fix_gate)
-            belief = replace(
+            belief = changed(
                 belief, mean=older.mean, covariance=older.covariance, memories=(older,),
                 doubt=None if matched else _memory_doubt(older, offset_m, belief.driven_m))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
@@ -193,22 +193,22 @@ class Corrector:
             # The fixes that were refused may have been right: this one decides.
             covariance = belief.covariance.copy()
             covariance[POSE, POSE] += doubt_before
-            belief = replace(belief, covariance=covariance)
+            belief = changed(belief, covariance=covariance)
         if verdict is FixVerdict.WIDEN:
             belief, widened = _widened(
                 belief, float(residual @ residual), history.stepped, doubt_before)
             reason = f'{widened} widened after {reason}'
         elif not matched and belief.memories:
             offset_m = (belief.memories[0].mean - belief.mean)[POSITION]
-            belief = replace(belief, doubt=_memory_doubt(
+            belief = changed(belief, doubt=_memory_doubt(
                 belief.memories[0], beyond(offset_m, memory_distance2, self._memory_limit),
                 belief.driven_m))
         noise = noise * max(1.0, mean)
-        belief = replace(
+        belief = changed(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise),
             fixed_ns=fix.stamp_ns)
         if verdict is FixVerdict.WIDEN and (history.stepped or history.distrusted_ns is not None):
-            belief = replace(belief, memories=())
+            belief = changed(belief, memories=())
         elif verdict is FixVerdict.USE:
             belief = _remember(belief)
         return belief, FilterUpdate(Outcome.USED, reason, distance2)
@@ -221,7 +221,7 @@ class Corrector:
         if moved_m > HELD_M:
             held_s = (belief.stamp_ns - since_ns) * 1e-9
             reason = f'the receiver repeats it for {held_s:.0f} s and {moved_m:.0f} m of driving'
-        return (replace(belief, held_ns=since_ns, held_driven_m=since_m),
+        return (changed(belief, held_ns=since_ns, held_driven_m=since_m),
                 FilterUpdate(Outcome.REPEATED, reason))
 
     def _doubt_of_refused(self, seen: FixHistory, residual, distance2: float,
@@ -268,7 +268,7 @@ class Corrector:
             return belief, FilterUpdate(
                 Outcome.INVALID, 'a second course of the same instant', distance2)
         corrected = self._ekf.corrected(belief, residual, jacobian, noise / share)
-        return (replace(belief, **corrected, course_ns=course.stamp_ns),
+        return (changed(belief, **corrected, course_ns=course.stamp_ns),
                 FilterUpdate(Outcome.USED, '', distance2))
 
     # --- matches
@@ -302,7 +302,7 @@ class Corrector:
             ahead_m = LOOK_AHEAD_M * residual[2] if size == 3 else 0.0
             way = (belief.match_way or ResidualWay(np.zeros(3), np.zeros(3))).extended(
                 np.array([*residual[:2], ahead_m]))
-            belief = replace(belief, match_way=way)
+            belief = changed(belief, match_way=way)
             patient = event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.agrees
             doubtful = self._doubted(belief, residual, event, patient)
             doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
@@ -313,13 +313,13 @@ class Corrector:
                 return (_restarted_at_match(belief, event, residual, noise, self._slow),
                         FilterUpdate(Outcome.USED, ODOMETRY_LIES, distance2))
             if doubtful_distance2 <= gate:
-                belief, distance2 = replace(doubtful, memories=()), doubtful_distance2
+                belief, distance2 = changed(doubtful, memories=()), doubtful_distance2
         if distance2 > gate:
             reason = f'refused for {(event.stamp_ns - since_ns) * 1e-9:.1f} s'
             if belief.fixes.refused_ns is not None:
                 reason += '; GNSS is refused too'
             return (
-                replace(belief, match_refused_ns=since_ns),
+                changed(belief, match_refused_ns=since_ns),
                 FilterUpdate(Outcome.GATED, reason, distance2))
         share = self._new_information(belief)
         if share == 0.0:
@@ -327,16 +327,16 @@ class Corrector:
                 Outcome.INVALID, 'a second match of the same instant', distance2)
         share *= tail_weight(distance2, size, MATCH_TAIL_DOF)
         share /= max(1.0, belief.match_distance2)
-        belief = replace(
+        belief = changed(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise / share),
             memories=tuple(
-                replace(memory, **self._ekf.corrected(
+                changed(memory, **self._ekf.corrected(
                     memory, residual_of(memory), jacobian_of(memory), noise / share))
                 for memory in belief.memories),
             match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
             match_way=None)
         if observes_position:
-            belief = replace(belief, fixed_ns=event.stamp_ns, doubt=None)
+            belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None)
         return belief, FilterUpdate(Outcome.USED, '', distance2)
 
     def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
@@ -357,7 +357,7 @@ class Corrector:
                 passed_s = (event.stamp_ns - belief.match_ns) * 1e-9
                 added[TURN_BIAS] = (residual[-1] / max(passed_s, 1.0)) ** 2
             covariance += np.diag(added)
-        return replace(belief, covariance=covariance)
+        return changed(belief, covariance=covariance)
 
     def _new_information(self, belief: Belief) -> float:
         """Share (0 to 1) of the information of a match that is not in the last used match."""
@@ -404,7 +404,7 @@ def _widened(belief: Belief, residual_m2: float, stepped: bool,
         added[YAW] = max(START_YAW_SIGMA_RAD**2, 0.0 if doubt is None else doubt[YAW, YAW])
         share = STEPPED_BIAS_SHARE if stepped else GROWN_BIAS_SHARE
         added[BIAS] = min(share * residual_m2, LARGEST_BIAS_M**2)
-    return replace(belief, covariance=belief.covariance + np.diag(added)), name
+    return changed(belief, covariance=belief.covariance + np.diag(added)), name
 
 
 # p = z - R(yaw) l - b,  var(p) = W + var(b),  cov(p, b) = -var(b)
@@ -433,7 +433,7 @@ def _restarted(
     mean[POSITION] = np.array([fix.x_m, fix.y_m]) - lever_m
     covariance[POSITION, POSITION] = noise_m2 + covariance[BIAS, BIAS]
     covariance[POSITION, BIAS] = covariance[BIAS, POSITION] = -covariance[BIAS, BIAS]
-    belief = replace(belief, mean=mean, covariance=covariance)
+    belief = changed(belief, mean=mean, covariance=covariance)
     return _disbelieving(belief, fix.stamp_ns)
 
 
@@ -455,7 +455,7 @@ def _restarted_at_match(
     covariance[np.ix_(observed, observed)] = noise + shared @ by_biases.T
     covariance[observed, MATCH_BIASES] = -shared
     covariance[MATCH_BIASES, observed] = -shared.T
-    belief = replace(
+    belief = changed(
         belief, mean=mean, covariance=covariance, match_ns=event.stamp_ns,
         match_driven_m=belief.driven_m)
     return _disbelieving(belief, event.stamp_ns)
@@ -478,7 +478,7 @@ def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
     again = stamp_ns - belief.disbelieved_until_ns < DISBELIEF_MEMORY_S * 1e9
     times = belief.disbelieved_times + 1 if again else 1
     disbelief_s = min(DISBELIEF_S * 2 ** (times - 1), LONGEST_DISBELIEF_S)
-    return replace(
+    return changed(
         belief, memories=(), fixed_ns=stamp_ns, velocity=(float(belief.mean[SPEED]), 0.0, 0.0),
         fixes=FixHistory(stamp_ns), fix_distance2=1.0, match_refused_ns=None, match_way=None,
         match_distance2=1.0, doubt=None, disbelieved_times=times,
@@ -499,7 +499,7 @@ def _disbelieving_and_wider(belief: Belief, residual_m: np.ndarray) -> Belief:
     added[POSITION] = residual_m**2
     added[YAW], added[SPEED] = RESTART_YAW_SIGMA_RAD**2, RESTART_SPEED_SIGMA_MPS**2
     return _disbelieving(
-        replace(belief, covariance=belief.covariance + np.diag(added)), belief.stamp_ns)
+        changed(belief, covariance=belief.covariance + np.diag(added)), belief.stamp_ns)
 
 
 # |r| > share * s + sigmas * sqrt(tr(W) / 2)      s: driven since the last used match
@@ -522,14 +522,14 @@ def _remember(belief: Belief) -> Belief:
             belief.memories and belief.stamp_ns - belief.memories[-1].taken_ns < MEMORY_S * 1e9):
         return belief
     now = Memory(belief.stamp_ns, belief.mean, belief.covariance, belief.driven_m)
-    return replace(belief, memories=(*belief.memories[-1:], now))
+    return changed(belief, memories=(*belief.memories[-1:], now))
 
 
 def _follow_distance(belief: Belief, stamp_ns: int, distance2: float) -> Belief:
     """Update the mean squared distance of matches, used or refused; 1 is as their errors say."""
     since_s = (stamp_ns - (belief.match_seen_ns or stamp_ns)) * 1e-9
     mean = _followed(belief.match_distance2, distance2, since_s, MATCH_DISTANCE_S)
-    return replace(belief, match_distance2=mean, match_seen_ns=stamp_ns)
+    return changed(belief, match_distance2=mean, match_seen_ns=stamp_ns)
 
 
 def _followed(mean: float, distance2: float, passed_s: float, memory_s: float) -> float:
