@@ -14,7 +14,7 @@ from crossview_localizer.geometry import wrap_angle
 class Memory:
     """What the filter knew at ``taken_ns``, moved on since by odometry and matches but no fix.
 
-    ``mean`` (8,) and ``covariance`` (8, 8) are those of the state in ``motion_model``.
+    ``mean`` (13,) and ``covariance`` (13, 13) are those of the state in ``motion_model``.
     """
 
     taken_ns: int
@@ -72,7 +72,7 @@ class PoseEkf(ExtendedKalmanFilter):
     def predicted(self, known: Belief | Memory, motion, jacobian, noise) -> dict:
         """Predict with ``motion`` and its ``jacobian``, both functions of the state.
 
-        ``F`` is then the jacobian (8, 8) at the state before.
+        ``F`` is then the jacobian (13, 13) at the state before.
         """
         self.x, self.P = known.mean, known.covariance
         self.F, self.Q = jacobian(known.mean), noise
@@ -80,7 +80,7 @@ class PoseEkf(ExtendedKalmanFilter):
         return {'mean': self.x, 'covariance': self.P}
 
     def corrected(self, known: Belief | Memory, residual, jacobian, noise) -> dict:
-        """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 8)."""
+        """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 13)."""
         self.x, self.P = known.mean, known.covariance
         self.update(residual, lambda _: jacobian, lambda _: np.zeros(len(residual)), R=noise)
         self.x[YAW] = wrap_angle(self.x[YAW])
