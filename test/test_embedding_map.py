@@ -324,7 +324,7 @@ def test_a_cache_smaller_than_the_drive_gives_every_tile_right(tmp_path, size):
         there[0, 0] = False
         rows = np.full((63, size), (col % 100) / 127, np.float16)
         store.write(8, col, rows, there, np.ones((8, 8)), np.ones((8, 8)))
-    store.finish()
+    store.finish(50 * 63)
     stored = TilesInStore(MapStore.open(tmp_path / 'a.map'), 'cpu', cache_bytes=0)
     for left in range(0, 396, 3):
         there, rows = stored.take(10, left, 4)

@@ -142,7 +142,7 @@ def build_map(
             'each is without imagery')
     store.write_picture(picture[0], picture_grid)
     store.note(attribution=list(layout.attribution))
-    store.finish()
+    store.finish(kept)
     if out is None:
         return EmbeddingMap.of_store(store)
     if not update:

@@ -350,7 +350,7 @@ class EmbeddingMap:
             picture = self.orthophoto()
             if picture is not None:
                 store.write_picture(*picture)
-            store.finish()
+            store.finish(len(tiles))
             if path.suffix == '.zip':
                 pack(folder, writing)
                 shutil.rmtree(folder)
