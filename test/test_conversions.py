@@ -302,6 +302,8 @@ def test_a_fix_is_placed_in_the_map_with_its_lever_arm():
     assert fix.stamp_ns == 5_000_000_000
     assert fix.base_from_antenna_m == (-1.7, 0.1)
     np.testing.assert_allclose(fix.covariance, np.eye(2) * 4.0, atol=1e-12)
+    turned = gnss_fix(fix_msg(longitude=360.0 - 1.2610))
+    assert (turned.x_m, turned.y_m) == pytest.approx((fix.x_m, fix.y_m), abs=1e-6)
 
 
 def test_the_covariance_of_a_fix_is_turned_from_true_east_to_the_map():

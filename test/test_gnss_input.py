@@ -144,6 +144,19 @@ def test_fixes_that_wait_18_seconds_for_odometry_have_another_clock_and_are_not_
     assert 'GPS time is 18 s ahead of UTC' in status.text
 
 
+@pytest.mark.parametrize('late_s, level', [(0.22, Level.OK), (1.02, Level.WARN)])
+def test_fixes_that_always_come_after_the_odometry_of_their_time_are_remarked_on(late_s, level):
+    bench = Bench().place_antenna().drive()
+    for tick in range(21, 41):
+        bench.move(tick * 0.1, tick * 1.0)
+        time_s = tick * 0.1 - late_s
+        bench.gnss.add_fix(fix_msg(time_s, 10.0 * time_s), bench.timeline.arrived_s)
+    bench.diagnostics.gnss.add_message(time.monotonic())
+    line = bench.line('gnss')
+    assert line.level is level
+    assert ('fixes come 1.0 s after the odometry' in line.text) == (level is Level.WARN)
+
+
 def test_fixes_and_velocities_are_used_once_odometry_has_reached_them():
     bench = Bench().place_antenna().drive()
     used = bench.diagnostics.gnss.counts['used']

@@ -126,13 +126,15 @@ def gnss_latlon_from_msg(msg) -> tuple[float, float]:
     if msg.status.status < 0 and msg.status.status != GNSS_STATUS_UNKNOWN:
         raise ValueError(f'the receiver has no fix (status {msg.status.status})')
     latlon = msg.latitude, msg.longitude
-    if not (abs(latlon[0]) <= 90.0 and abs(latlon[1]) <= 180.0):  # NaN fails too
+    if not (abs(latlon[0]) <= 90.0 and abs(latlon[1]) <= 360.0):  # NaN fails too
         raise ValueError(f'position ({latlon[0]}, {latlon[1]}) is not a latitude and longitude; '
                          f'expected degrees{_unit_hint(latlon)}')
     if latlon == (0.0, 0.0):
         raise ValueError('position (0, 0) is what receivers send before they know any')
     if np.isinf(msg.position_covariance).any():
         raise ValueError('covariance is infinite: the position is not known')
+    if abs(latlon[1]) > 180.0:
+        return latlon[0], latlon[1] - math.copysign(360.0, latlon[1])
     return latlon
 
 

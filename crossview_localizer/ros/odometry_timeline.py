@@ -98,10 +98,17 @@ class OdometryTimeline:
 
         It is 0 where none had just arrived or been taken yet, and for a stamp of another time.
         """
+        ahead_s = self._ahead_then_s(stamp_ns, arrived_s)
+        return ahead_s if 0.0 < ahead_s <= ODOMETRY_LOST_S else 0.0
+
+    def late_s(self, stamp_ns: int, arrived_s: float) -> float:
+        """How long after odometry of its stamp a message arrived; 0 where that is not known."""
+        return max(0.0, -self._ahead_then_s(stamp_ns, arrived_s))
+
+    def _ahead_then_s(self, stamp_ns: int, arrived_s: float) -> float:
         if self.newest is None or arrived_s - self.arrived_s > JUST_NOW_S:
             return 0.0
-        ahead_s = self._ahead_s(stamp_ns)
-        return ahead_s if 0.0 < ahead_s <= ODOMETRY_LOST_S else 0.0
+        return self._ahead_s(stamp_ns)
 
     def _ahead_s(self, stamp_ns: int) -> float:
         return (stamp_ns - self.newest.stamp_ns) * 1e-9
