@@ -14,9 +14,11 @@ from crossview_localizer.fusion.doubt import doubt_of
 from crossview_localizer.fusion.motion_model import rotation
 
 # Residuals lean where their sum over about this time is more than so many of its sigmas.
-LEAN_S, LEAN_SIGMAS = 15.0, 2.5
-# At this limit the pose may be off by so much to that side, and in heading; in proportion above.
-LEAN_M, LEAN_YAW_RAD = 4.0, 0.05
+LEAN_S, LEAN_SIGMAS = 15.0, 2.0
+# It is told above so many of these limits.
+TOLD_SHARE = 1.5
+# At one limit the pose may be off by so much to that side, and in heading; in proportion above.
+LEAN_M, LEAN_YAW_RAD = 5.0, 0.08
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Lean:
     @property
     def text(self) -> str:
         """What is told of it; '' where there is none."""
-        return ('GNSS and odometry drift apart' if np.abs(self.shares).max() > 1.0 else '')
+        return 'GNSS and odometry drift apart' if np.abs(self.shares).max() > TOLD_SHARE else ''
 
     @property
     def doubt(self) -> np.ndarray | None:
