@@ -6,6 +6,7 @@ from filterpy.kalman import ExtendedKalmanFilter
 import numpy as np
 
 from crossview_localizer.fusion.gnss_integrity import FixHistory, ResidualWay
+from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import STATES, YAW
 from crossview_localizer.geometry import wrap_angle
 
@@ -54,7 +55,9 @@ class Belief:
     course_ns: int | None = None         # last used course
     held: HeldFix | None = None          # the first of the last fixes of one place
     fix_distance2: float = 1.0           # mean squared distance of fixes for each coordinate
+    lean: Lean = Lean()                  # of the residuals of fixes, where no matches are
     doubt: np.ndarray | None = None      # (3, 3), widens the published pose, see ``doubt``
+    match_doubt: np.ndarray | None = None  # the same by refused matches
     disbelieved_until_ns: int = 0        # odometry is not believed before
     disbelieved_times: int = 0           # in a row
 

@@ -39,6 +39,7 @@ from crossview_localizer.fusion.gnss_integrity import (
     ResidualWay,
 )
 from crossview_localizer.fusion.heading_initializer import START_YAW_SIGMA_RAD
+from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import (
     BIAS,
     gnss_jacobian,
@@ -59,6 +60,7 @@ from crossview_localizer.fusion.motion_model import (
     YAW,
 )
 from crossview_localizer.fusion.prediction import is_disbelieved
+from crossview_localizer.fusion.published import MATCH_SUPPORT_S
 from crossview_localizer.geometry import wrap_angle
 
 # Courses are late by about this time; the turn in that time is added to their sigma.
@@ -75,15 +77,13 @@ MATCH_GATE_PROBABILITY = 0.99
 MATCH_TAIL_DOF = 4.0
 # The squared distance of matches is averaged over this time.  A mean above one for each coordinate
 # multiplies their covariance.
-MATCH_DISTANCE_S = 5.0
+MATCH_DISTANCE_S = 3.0
 # Matches that have been refused for so long are right if they are within so many sigmas of the
 # GNSS bias.
 MATCH_PATIENCE_S = 2.0
 MATCH_PATIENCE_SIGMAS = 3.0
 # An error of the heading counts as that of a point so far ahead.
 LOOK_AHEAD_M = 10.0
-# A match supports the pose against GNSS for so long.
-MATCH_SUPPORT_S = 3.0
 # A share of the distance is that of at least this distance.
 LEAST_M = 5.0
 # A receiver holds its position where its fixes stay within HELD_RADIUS_M, and the vehicle has
@@ -97,7 +97,7 @@ STEPPED_BIAS_SHARE, GROWN_BIAS_SHARE = 4.0, 0.25
 LARGEST_BIAS_M = 30.0
 # The odometry is not believed for DISBELIEF_S, and twice as long each time that follows within
 # DISBELIEF_MEMORY_S.
-DISBELIEF_S, LONGEST_DISBELIEF_S, DISBELIEF_MEMORY_S = 60.0, 480.0, 120.0
+DISBELIEF_S, LONGEST_DISBELIEF_S, DISBELIEF_MEMORY_S = 120.0, 480.0, 120.0
 # In that time a mean squared distance of fixes or matches above this speaks against it again.
 AGAIN_DISTANCE2 = 1.7
 # Sigmas of a start from two fixes: that of the heading where they are near or far, and the speed.
@@ -205,6 +205,11 @@ class Corrector:
             belief = changed(belief, doubt=_memory_doubt(
                 belief.memories[0], beyond(offset_m, memory_distance2, self._memory_limit),
                 belief.driven_m))
+        if verdict is FixVerdict.USE and history.stamp_ns:
+            belief = changed(belief, lean=Lean() if matched else belief.lean.followed(
+                residual, jacobian @ belief.covariance @ jacobian.T + noise, passed_s,
+                belief.mean[YAW]))
+            reason = reason or belief.lean.text
         noise = noise * max(1.0, mean)
         belief = changed(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise),
@@ -309,6 +314,11 @@ class Corrector:
             reason = f'refused for {(event.stamp_ns - since_ns) * 1e-9:.1f} s'
             if belief.fixes.refused_ns is not None:
                 reason += '; GNSS is refused too'
+            if observes_position and since_ns != event.stamp_ns:
+                # A single match is an outlier rather than a contradiction.
+                belief = changed(belief, match_doubt=doubt_of(
+                    beyond(residual[:2], distance2, gate),
+                    abs(float(residual[2])) if size == 3 else 0.0))
             return (
                 changed(belief, match_refused_ns=since_ns),
                 FilterUpdate(Outcome.GATED, reason, distance2))
@@ -327,7 +337,7 @@ class Corrector:
             match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
             match_way=None)
         if observes_position:
-            belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None)
+            belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None, match_doubt=None)
         return belief, FilterUpdate(Outcome.USED, '', distance2)
 
     def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
@@ -488,8 +498,9 @@ def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
     disbelief_s = min(DISBELIEF_S * 2 ** (times - 1), LONGEST_DISBELIEF_S)
     return changed(
         belief, memories=(), fixed_ns=stamp_ns, velocity=(float(belief.mean[SPEED]), 0.0, 0.0),
-        fixes=FixHistory(stamp_ns), fix_distance2=1.0, match_refused_ns=None, match_way=None,
-        match_distance2=1.0, doubt=None, disbelieved_times=times,
+        fixes=FixHistory(stamp_ns), fix_distance2=1.0, lean=Lean(), match_refused_ns=None,
+        match_way=None,
+        match_distance2=1.0, doubt=None, match_doubt=None, disbelieved_times=times,
         disbelieved_until_ns=stamp_ns + round(disbelief_s * 1e9))
 
 

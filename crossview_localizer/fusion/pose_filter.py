@@ -53,6 +53,7 @@ from crossview_localizer.fusion.prediction import (
     OdometryHistory,
     Predictor,
 )
+from crossview_localizer.fusion.published import published_covariance
 from crossview_localizer.geometry import Pose2D
 
 # Fixes and matches that are newer than the last odometry by more than this are refused.
@@ -247,10 +248,8 @@ class PoseFilter:
             return None
         belief = self._predictor.advance(
             self._buffer.belief_at(stamp_ns), stamp_ns, self._odometry)
-        covariance = belief.covariance[POSE, POSE].copy()
+        covariance = published_covariance(belief)
         covariance[POSITION, POSITION] += bridge_m2(belief, self._odometry)
-        if belief.doubt is not None:
-            covariance += belief.doubt
         return PoseEstimate(stamp_ns, Pose2D(*map(float, belief.mean[POSE])), covariance)
 
     def _step(self, belief: Belief, event: Event) -> tuple[Belief, FilterUpdate]:
