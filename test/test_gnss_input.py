@@ -49,10 +49,8 @@ class Bench:
         self.keeper.load()
         self.diagnostics = Diagnostics(config, NodeMonitor(), '/image', lambda topic: (topic, 1))
         self.log = Log()
-        self.late_s = 0.0
         self.gnss = GnssInput(
-            config, self.holder, self.rig, self.timeline, self.keeper, self.diagnostics, self.log,
-            lambda: time.monotonic() + self.late_s)
+            config, self.holder, self.rig, self.timeline, self.keeper, self.diagnostics, self.log)
 
     def place_antenna(self):
         transform = TransformStamped(child_frame_id='antenna')
@@ -136,8 +134,7 @@ def test_before_the_start_the_map_frame_moves_to_where_fixes_agree():
 def test_fixes_that_wait_18_seconds_for_odometry_have_another_clock_and_are_not_used():
     bench = Bench().place_antenna().drive()
     used = bench.diagnostics.gnss.counts['used']
-    bench.gnss.add_fix(fix_msg(20.0, 200.0))
-    bench.late_s = 18.0
+    bench.gnss.add_fix(fix_msg(20.0, 200.0), bench.timeline.arrived_s + 0.05)
     bench.move(20.0, 200.0)
     bench.gnss.use_due()
     bench.diagnostics.gnss.add_message(time.monotonic())

@@ -196,11 +196,15 @@ UTM = Affine(0.25, 0, 6e5, 0, -0.25, 5.7e6)
 REFUSED = {
     'no coordinate reference system': {'crs': None},
     'no geotransform': {'transform': Affine.identity()},
+    'and no geotransform': {'crs': None, 'transform': Affine.scale(1.0, -1.0)},
+    'lies at latitude 11.*outside its': {'transform': Affine(
+        0.8, 0, 6e5 / 0.3048, 0, -0.8, 5.7e6 / 0.3048)},
     'has the geotransform': {'transform': Affine(0.25, 0, float('nan'), 0, -0.25, 5.7e6)},
     'pixels of 500 m': {'transform': Affine(500.0, 0, 6e5, 0, -500.0, 5.7e6)},
     'pixels of 2.7e-06 m': {'transform': Affine(2.7e-6, 0, 6e5, 0, -2.7e-6, 5.7e6)},
     'complex64 samples': {'dtype': np.complex64},
-    'lies outside': {'crs': 'EPSG:4326', 'transform': Affine(0.25, 0, 6e5, 0, -0.25, 5.7e6)},
+    'outside its coordinate': {
+        'crs': 'EPSG:4326', 'transform': Affine(0.25, 0, 6e5, 0, -0.25, 5.7e6)},
 }
 
 
@@ -373,6 +377,30 @@ def test_the_collar_of_a_turned_sheet_lets_the_other_sheet_show(tmp_path, value,
     _, lost = Imagery.open(sheets[0], frame).raster_with_causes(
         MapGrid(60, 60, 1.0, -30.0, 30.0))
     assert set(np.unique(lost)) == {0, int(Lost.COLLAR)}
+
+
+@pytest.mark.parametrize('value, dtype', [
+    (-9999, np.float32), (-32768, np.int16), (65535, np.uint16)])
+def test_a_collar_of_a_value_that_no_tag_declares_leaves_the_contrast_as_it_is(
+        tmp_path, value, dtype):
+    pixels = noise(100, 1000, dtype=dtype)
+    expected, _ = Imagery.open(*town(tmp_path / 'whole.tif', pixels)).crop(20.0, 0.0, 20.0, 80)
+    collared = pixels.copy()
+    collared[:, :120] = value
+    rgb, lost = Imagery.open(*town(tmp_path / 'collar.tif', collared)).raster_with_causes(
+        MapGrid(60, 60, 1.0, -30.0, 30.0))
+    assert (lost[:, :18] == Lost.COLLAR).all() and (lost[:, 22:] == 0).all()
+    rgb, _ = Imagery.open(*town(tmp_path / 'collar.tif', collared)).crop(20.0, 0.0, 20.0, 80)
+    assert np.abs(rgb.astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize('low, high, dtype', [(0, 7, np.uint8), (-100, 100, np.int8)])
+def test_classes_and_signed_bytes_are_stretched(tmp_path, low, high, dtype):
+    ramp = np.linspace(low, high, 320).round().astype(dtype)
+    imagery = Imagery.open(*town(tmp_path / 'ramp.tif', np.tile(ramp, (320, 1))))
+    rgb, _ = imagery.crop(0.0, 0.0, 70.0, 280)
+    assert rgb[140, :20].max() < 40 and rgb[140, -20:].min() > 215
+    assert any('become 0 to 255' in note for note in imagery.notes)
 
 
 def test_dark_roofs_within_a_sheet_are_imagery(tmp_path):

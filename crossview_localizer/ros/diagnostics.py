@@ -261,19 +261,20 @@ class Diagnostics:
 
     def add_fix(
         self, update: FilterUpdate, fix: GnssFix, is_covariance_known: bool,
-        map_distance_m: float = 0.0,
+        map_distance_m: float = 0.0, position_fault: str = '',
     ) -> None:
         """Enter what the filter did with a fix, and what is to be remarked on it.
 
-        ``map_distance_m`` is the distance of the fix from the map, 0 inside.
+        ``map_distance_m`` is the distance of the fix from the map, 0 inside; ``position_fault``
+        is what may be wrong with one that is far away.
         """
         self.pose.add_fix(update.outcome, time.monotonic())
         self.pose.start_reason = update.reason if update.outcome is Outcome.NOT_STARTED else ''
         sigma_m = math.sqrt(np.linalg.eigvalsh(fix.covariance)[1])
         remark = ''
         if map_distance_m > MAP_DISTANCE_WARN_M:
-            remark = (f'fixes are {map_distance_m / 1e3:.0f} km from the map: it is a map of '
-                      'another place')
+            remark = (f'fixes are {map_distance_m / 1e3:.0f} km from the map: '
+                      f'{position_fault or "it is a map of another place"}')
         elif not is_covariance_known:
             remark = ('covariance is unknown, zero or NaN: '
                       f'{self._config.gnss_unknown_sigma_m} m are assumed')

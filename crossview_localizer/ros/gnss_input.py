@@ -19,7 +19,7 @@ from crossview_localizer.ros.sensor_rig import SensorRig, UnknownCalibration
 from crossview_localizer.ros.status import Level
 
 # Without a map the origin is moved, before the filter has started, where fixes agree on a place
-# farther from it than this.
+# farther from it than this.  A map is seldom larger.
 REPLACED_ORIGIN_M = 20e3
 
 Velocity = TwistWithCovarianceStamped | TwistStamped
@@ -47,14 +47,14 @@ class GnssInput:
             GnssQueue(timeline, config.odometry_wait_s, clock_s) for _ in range(2))
         self._origin = OriginFinder()
 
-    def add_fix(self, msg: NavSatFix) -> None:
-        """Queue a fix."""
-        self._fixes.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg)
+    def add_fix(self, msg: NavSatFix, arrived_s: float | None = None) -> None:
+        """Queue a fix; without ``arrived_s`` it has arrived now."""
+        self._fixes.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg, arrived_s)
         self.use_due()
 
-    def add_velocity(self, msg: Velocity) -> None:
-        """Queue a velocity."""
-        self._velocities.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg)
+    def add_velocity(self, msg: Velocity, arrived_s: float | None = None) -> None:
+        """Queue a velocity; without ``arrived_s`` it has arrived now."""
+        self._velocities.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg, arrived_s)
         self.use_due()
 
     def use_due(self) -> None:
@@ -87,7 +87,9 @@ class GnssInput:
         update = self._holder.localizer.add_gnss(fix)
         is_covariance_known = conversions.gnss_covariance_from_msg(msg) is not None
         self._diagnostics.add_fix(
-            update, fix, is_covariance_known, self._holder.distance_from_map_m(fix.x_m, fix.y_m))
+            update, fix, is_covariance_known, self._holder.distance_from_map_m(fix.x_m, fix.y_m),
+            conversions.position_fault(
+                (msg.latitude, msg.longitude), self._holder.localizer.frame, REPLACED_ORIGIN_M))
 
     def _use_velocity(self, msg: Velocity, waited_s: float) -> None:
         monitor, localizer = self._diagnostics.velocity, self._holder.localizer
