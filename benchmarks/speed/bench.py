@@ -126,8 +126,8 @@ def main(argv: list[str] | None = None) -> int:
                         help='rounds, of which the medians are taken (default 1)')
     parser.add_argument('--compile', action='store_true',
                         help='torch.compile the bare network too (minutes on a CPU)')
-    parser.add_argument('--map-gb', type=float, default=2.0, metavar='GB',
-                        help='maps up to this size are written in full (default 2)')
+    parser.add_argument('--map-gb', type=float, default=1.0, metavar='GB',
+                        help='maps up to this size are written in full (default 1)')
     parser.add_argument('--tiles-km2', type=float, default=100.0, metavar='KM2',
                         help='largest map of the tile network (default 100)')
     arguments = parser.parse_args(argv)

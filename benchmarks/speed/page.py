@@ -251,7 +251,10 @@ machine.
 {building(build)}
 Each part of a map passes the network together with the context around it, which its neighbours
 compute again: "pixels per kept pixel" counts that. The last column compares with forward passes in
-which every pixel is computed once.
+which every pixel is computed once. The context of the dense network is 8 m. With 16 m, as until
+November 2026, 1 - cosine of a descriptor differs by 2.7e-5 in the mean (storing in 8 bits:
+4.0e-5), and the log-probability of the true pose by less than 0.001 (45 frames of three simulated
+drives).
 With `--workers`, wall time and memory of all processes: {workers or '-'}; the maps are
 {'identical' if build.get('same_bytes') else 'not compared'}. On a town this small, starting the
 processes takes as long as their work.
