@@ -113,17 +113,6 @@ def test_towns_lie_side_by_side_and_each_place_keeps_its_pictures(town):
     assert paper.neighbours_in_random_batch(both, 4) == pytest.approx(within * 3 / 15)
 
 
-def test_a_day_has_one_look_and_another_day_another(town):
-    grey = replace(town, images=np.full_like(town.images, 120))
-    assert paper.with_day_looks(grey, 0, 0.0) is grey
-    looks = paper.with_day_looks(grey, 0, 1.0).images
-    for day in range(3):
-        assert (looks[8 * day:8 * day + 8] == looks[8 * day]).all()
-    assert len({looks[8 * day].tobytes() for day in range(3)}) == 3
-    half = paper.with_day_looks(grey, 0, 0.5).images
-    assert np.abs(half.astype(float) - (looks.astype(float) + 120.0) / 2).max() <= 1.0
-
-
 @pytest.fixture
 def town(monkeypatch):
     """Three days of noise in place of the rendered town of the smallest plan."""
