@@ -1,10 +1,14 @@
 """Imagery: where a pixel lies, what is averaged into it, and what is refused."""
 
+from http.server import BaseHTTPRequestHandler, HTTPServer
+import multiprocessing
+
 import cv2
 import numpy as np
 from pyproj import Transformer
 import pytest
 import rasterio
+import rasterio.shutil
 from rasterio.transform import Affine
 
 from crossview_localizer.geometry import LocalFrame, MapGrid
@@ -478,3 +482,87 @@ def test_a_folder_of_sheets_and_a_coarse_view_of_it_are_read(tmp_path):
     with pytest.raises(ValueError, match='holds no image'):
         (tmp_path / 'empty').mkdir()
         Imagery.open(tmp_path / 'empty')
+
+
+def slope(rows, cols):
+    """Colours that change slowly, so that a seam in the wrong place would show."""
+    row, col = np.indices((rows, cols))
+    return np.stack([30 + row // 5, 40 + col // 5, 200 - (row + col) // 10], 2).astype(np.uint8)
+
+
+def test_hundreds_of_sheets_show_what_one_file_does(tmp_path):
+    pixels = slope(640, 640)
+    west, north = corner_in_crs(OXFORD, 'EPSG:32630', -80.0, 80.0)
+    whole = Affine(0.25, 0.0, west, 0.0, -0.25, north)
+    one = write_tiff(tmp_path / 'whole.tif', pixels, whole, 'EPSG:32630')
+    (tmp_path / 'sheets').mkdir()
+    for row, col in np.ndindex(16, 16):
+        write_tiff(
+            tmp_path / f'sheets/{row:02d}_{col:02d}.tif',
+            pixels[40 * row:40 * row + 40, 40 * col:40 * col + 40],
+            whole @ Affine.translation(40 * col, 40 * row), 'EPSG:32630')
+    grid = MapGrid(150, 150, 1.0, -74.5, 74.5)
+    expected, valid = Imagery.open(one, OXFORD).raster(grid)
+    assert valid.all()
+    found, valid = Imagery.open(tmp_path / 'sheets', OXFORD).raster(grid)
+    assert valid.all()
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.fixture
+def web_folder(tmp_path, monkeypatch):
+    """The address of a server of ``tmp_path`` that gives ranges, and how many bytes it has sent.
+
+    It is a process: GDAL waits for it while it holds the interpreter's lock.
+    """
+    processes = multiprocessing.get_context('fork')
+    sent = processes.Value('q', 0)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = tmp_path / self.path.lstrip('/')
+            if not path.is_file():
+                self.send_error(404)
+                return
+            data, first, last = path.read_bytes(), 0, path.stat().st_size - 1
+            if 'Range' in self.headers:
+                first, last = map(int, self.headers['Range'].removeprefix('bytes=').split('-'))
+            part = data[first:last + 1]
+            self.send_response(206 if 'Range' in self.headers else 200)
+            self.send_header('Accept-Ranges', 'bytes')
+            self.send_header('Content-Length', str(len(part)))
+            self.send_header('Content-Range', f'bytes {first}-{first + len(part) - 1}/{len(data)}')
+            self.end_headers()
+            if self.command == 'GET':
+                sent.value += len(part)
+                self.wfile.write(part)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    with HTTPServer(('127.0.0.1', 0), Handler) as server:
+        process = processes.Process(target=server.serve_forever)
+        process.start()
+        yield f'http://127.0.0.1:{server.server_address[1]}', sent
+        process.kill()
+        process.join()
+
+
+def test_of_a_cog_on_the_web_only_the_parts_that_are_needed_are_read(tmp_path, web_folder):
+    address, sent = web_folder
+    west, north = corner_in_crs(OXFORD, 'EPSG:32630', -256.0, 256.0)
+    pixels = np.random.default_rng(0).integers(1, 255, (2048, 2048, 3)).astype(np.uint8)
+    plain = write_tiff(tmp_path / 'plain.tif', pixels, Affine(0.25, 0.0, west, 0.0, -0.25, north),
+                       'EPSG:32630')
+    rasterio.shutil.copy(plain, tmp_path / 'cog.tif', driver='COG', blocksize=256)
+    size = (tmp_path / 'cog.tif').stat().st_size
+    imagery = Imagery.open(f'{address}/cog.tif', OXFORD)
+    rgb, valid = imagery.crop(3.0, -7.0, 48.0, 192)
+    assert valid.all()
+    assert np.array_equal(rgb, Imagery.open(plain, OXFORD).crop(3.0, -7.0, 48.0, 192)[0])
+    assert 0 < sent.value < 0.25 * size
+    with pytest.raises(OSError, match='none.tif cannot be read'):
+        Imagery.open(f'{address}/none.tif', OXFORD)
