@@ -270,8 +270,8 @@ def faults(result: dict) -> str:
 
 `make faults`: in {good} of {len(rows)} faults of a simulated flat world, with real processes, the
 node does as expected (diagnostic, honest poses or none, still running, all well afterwards); each
-has a line in [faults.json](results/faults.json). Known misses, reported on `/diagnostics` (filter:
-ERROR, do not trust the pose) but not by the covariance: {missed}.
+has a line in [faults.json](results/faults.json). Known misses, reported on `/diagnostics` but not
+by the covariance: {missed}.
 """
 
 
