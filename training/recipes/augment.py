@@ -79,7 +79,7 @@ def _shaded(rgb, rng):
 
 
 def _shadowed(rgb, rng):
-    """One or two shadows of large buildings or bridges, with straight edges, as dark as at noon."""
+    """One or two shadows of large buildings or bridges, with straight edges."""
     height, width = rgb.shape[:2]
     rows, cols = np.arange(height)[:, None], np.arange(width)[None, :]
     light = np.ones((height, width), np.float32)
