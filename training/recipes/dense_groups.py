@@ -99,7 +99,7 @@ def world_group(world: World, first: int, size: int, config: DenseConfig, seed,
 
 
 def place_group(place: RenderedPlace, size: int, config: DenseConfig, seed,
-                augment: bool = True) -> DenseGroup:
+                augment: bool = True, rough: bool = False) -> DenseGroup:
     """Draw a group of a place: one of its shots, against one of its pictures from above."""
     rng = np.random.default_rng(seed)
     shot = place.shots[rng.integers(len(place.shots))]
@@ -107,7 +107,7 @@ def place_group(place: RenderedPlace, size: int, config: DenseConfig, seed,
     members = rng.permutation(len(shot.frames))[:size]
     return draw_group(
         aerial, place.grid, shot.camera, [decode_jpeg(shot.frames[k]) for k in members],
-        shot.poses[members], config, rng, augment, rough=augment)
+        shot.poses[members], config, rng, augment, rough=rough)
 
 
 def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
