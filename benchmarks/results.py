@@ -295,55 +295,76 @@ if its subscription had no room for it.
 
 
 def paper(result: dict) -> str:
-    keys = ('recall_at_1_local', 'recall_at_1_global', 'median_m', 'mean_m', 'p95_m')
-    rows = [[f'{kind} loss, seed {run["seed"]}', *(run[key] for key in keys)]
-            for kind in ('local', 'global') for run in result[kind]]
-    rows += [[f'`{name}`', *(row[key] for key in keys)]
-             for name, row in result['controls'].items()]
-    rows.append(['chance', result['chance_recall_at_1_local'], *[None] * 4])
-    table = markdown(['network', 'local recall@1 %', 'global recall@1 %', 'median m', 'mean m',
-                      'p95 m'], rows)
+    names = {'local': 'local', 'eccvw': "workshop paper's local", 'global': 'global'}
+    kinds = [kind for kind in names if kind in result]
+    keys = ['recall_at_1_local', 'recall_at_1_global', 'median_m', 'mean_m', 'p95_m']
+    wide = {'recall_at_1_wide': 'within 100 m: local recall@1 %', 'median_wide_m': 'median m'} \
+        if 'recall_at_1_wide' in result['global'][0] else {}
+    rows = [[name, *(row.get(key) for key in (*keys, *wide))] for name, row in (
+        *((f'{names[kind]} loss, seed {run["seed"]}', run) for kind in kinds
+          for run in result[kind]),
+        *((f'`{name}`', row) for name, row in result['controls'].items()))]
+    titles = ['network', 'local recall@1 %', 'global recall@1 %', 'median m', 'mean m', 'p95 m',
+              *wide.values()]
+    rows.append(['chance', result['chance_recall_at_1_local'], *[None] * (len(titles) - 2)])
+    table = markdown(titles, rows)
 
     # Local recall on the validation day: by rate, by variant, by step.
     steps = result['rate_steps']
-    tried = [[f'rate {rate}, {steps} steps', *(result['rates'][kind][rate]
-                                               for kind in ('local', 'global'))]
+    tried = [[f'rate {rate}, {steps} steps', *(result['rates'][kind][rate] for kind in kinds)]
              for rate in result['rates']['local']]
-    tried += [[f'{name}, {steps} steps', found['local'], found['global']]
+    tried += [[f'{name}, {steps} steps', *(found[kind] for kind in kinds)]
               for name, found in result.get('variants', {}).items()]
     curves = {kind: [curve for name, curve in result['validation_of_runs'].items()
-                     if name.startswith(kind)] for kind in ('local', 'global')}
+                     if name.split()[0] == kind] for kind in kinds}
     tried += [[f'step {step}, mean of the seeds', *(
-        sum(curve[step] for curve in curves[kind]) / len(curves[kind]) for kind in curves)]
+        sum(curve[step] for curve in curves[kind]) / len(curves[kind]) for kind in kinds)]
         for step in curves['local'][0]]
     validation = markdown(
-        ['validation day, local recall@1 %', 'local loss', 'global loss', 'difference'],
-        [[name, local, other, local - other] for name, local, other in tried], 1)
+        ['validation day, local recall@1 %', *(f'{names[kind]} loss' for kind in kinds),
+         'local minus global'], [[*row, row[1] - row[-1]] for row in tried], 1)
 
     def interval(values: list[float], unit: str) -> str:
         low, value, high = (f'{number:+.2f}' for number in values)
         return f'**{value} {unit}** [{low}, {high}]'
 
+    def difference(found: dict) -> str:
+        return (f'local recall@1 {interval(found["recall_at_1_local_points"], "points")}, median\n'
+                f'{interval(found["median_m"], "m")}')
+
     train_days, val_days, test_days = result['days']
-    difference, goal = result['difference'], result['goal']
+    goal = result['goal']
+    towns = result.get('towns', 1)
+    world = 'one simulated town and one route' if towns == 1 else (
+        f'{towns} simulated towns with a route each, {result["route_km"]:.1f} km in all')
+    alike = '' if towns == 1 else (
+        f'A random batch has {result["neighbours_in_random_batch"]:.2f} images 5 to 50 m from '
+        f'each of its own, a local one\n{result["images_in_local_batch"]:.0f} images of training '
+        'days, and tiles alone of the other days, as in the papers.\n')
+    more = ''.join(f'\nWithin 100 m, {names[kind]} loss minus global: {difference(found)}.'
+                   for kind, found in result.get('differences_wide', {}).items())
+    figure = '' if towns == 1 else f"""
+![Heat maps of 100 m and feature maps of both losses](results/paper_{result['plan']}.png)
+
+The middle image of the test day in three towns: where each loss finds it, and what it looks at.
+"""
     return f"""## The papers' claim: local loss against global baseline, plan `{result['plan']}`
 
-`make results-paper PLAN={result['plan']}`: one simulated town and one route; {train_days} days
+`make results-paper PLAN={result['plan']}`: {world}; {train_days} days
 train, {val_days} chooses rates and checkpoints, {test_days} test ({result['queries']} queries,
-{result['places']} tiles). Both losses saw {result['steps']} batches of {result['batch']} pairs of
+{result['places']} tiles). All losses saw {result['steps']} batches of {result['batch']} pairs of
 the same images, on a frozen EfficientNet-Lite0 of ImageNet: only the layers above it learn. The
 prior is a disc of 50 m around the truth; a tile within 5 m is right; ties are no hits.
 Transductive, as in the papers: the tiles of the test days are in the database.
-
+{alike}
 {table}
 Local minus global, 95 % over seeds and {result['stretches']} stretches of 200 m of the route:
-local recall@1 {interval(difference['recall_at_1_local_points'], 'points')}, median
-{interval(difference['median_m'], 'm')}.
+{difference(result['difference'])}.
 The goal, {goal['points']:g} points and both outside the interval, is
 {'reached' if goal['reached'] else '**missed**'}; [training.md](training.md) has the plans and the
-reasons.
+reasons.{more}
 
-{validation}
+{validation}{figure}
 {result['device']}, torch {result['torch']}, {result['minutes']:.0f} minutes for the runs of the
 first table. World and budget {result['world_hash']}. One line per query:
 [{result['frames']}](results/{result['frames']}).
@@ -393,6 +414,7 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
     'demo': demo, 'dense': dense, 'real': real, 'adapt': adaptation,
     'corruptions': corruptions, 'fusion': fusion, 'faults': faults,
     'endurance': endurance, 'paper': paper, 'paper_cpu_16': paper,
+    'paper_towns': paper,
 }
 
 

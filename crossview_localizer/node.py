@@ -35,6 +35,7 @@ from crossview_localizer.ros.clock_jump import call_on_backward_jump
 from crossview_localizer.ros.console import ConsoleLog
 from crossview_localizer.ros.diagnostics import Diagnostics, NodeMonitor
 from crossview_localizer.ros.gnss_input import GnssInput, Velocity
+from crossview_localizer.ros.gnss_queue import MAX_WAIT_S
 from crossview_localizer.ros.image_processor import ImageProcessor, ProcessedImage, ReceivedImage
 from crossview_localizer.ros.image_worker import ImageWorker, Unprocessed
 from crossview_localizer.ros.inputs import image_topic, LocalizerInputs
@@ -219,18 +220,18 @@ class LocalizerNode(LifecycleNode):
     def _on_gnss(self, msg: NavSatFix, info: dict) -> None:
         if self._worker is not None:
             self.diagnostics.gnss.add_message(time.monotonic(), *_publication(info))
-            self._gnss.add_fix(msg)
+            self._gnss.add_fix(msg, _arrived_s(info))
 
     def _on_gnss_velocity(self, msg: Velocity, info: dict) -> None:
         if self._worker is not None:
             self.diagnostics.velocity.add_message(time.monotonic(), *_publication(info))
-            self._gnss.add_velocity(msg)
+            self._gnss.add_velocity(msg, _arrived_s(info))
 
     def _on_odometry(self, msg: Odometry, info: dict) -> None:
         if self._worker is None:
             return
         self.diagnostics.odometry.add_message(time.monotonic(), *_publication(info))
-        sample = self._odometry.add(msg)
+        sample = self._odometry.add(msg, _arrived_s(info))
         if sample is None:
             return
         estimate = self.localizer.estimate_at(sample.stamp_ns)
@@ -281,7 +282,8 @@ class LocalizerNode(LifecycleNode):
             self.diagnostics.camera.add_refused(problem.reason)
             self._publish_image_status(stamp_ns, problem.outcome, problem.reason)
             return
-        self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s))
+        is_early = self.timeline.early_s(stamp_ns, _arrived_s(info)) > MAX_WAIT_S
+        self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s), is_patient=not is_early)
 
     def _on_incompatible_qos(self, topic: str, policy: str) -> None:
         text = self.diagnostics.add_qos_problem(topic, policy)
@@ -414,6 +416,11 @@ def _publication(info: dict) -> tuple[bytes | None, int | None]:
     """The publisher of a message and the message's number; None if DDS does not say."""
     publisher = info.get('publisher_gid')
     return publisher and publisher['data'], info.get('publication_sequence_number')
+
+
+def _arrived_s(info: dict) -> float:
+    """When this machine received a message, s of the system's clock; not every DDS says it."""
+    return info.get('received_timestamp', 0) * 1e-9 or time.time()
 
 
 def main(args: list[str] | None = None) -> int:

@@ -39,6 +39,14 @@ def test_a_stretch_of_the_route_is_the_same_on_every_day():
     assert np.unique(block).tolist() == [0, 1, 2, 3]
 
 
+def test_each_town_has_stretches_of_its_own():
+    one = queries_of()
+    drive = np.array([f'{town} {day}' for town in 'AB' for day in one.drive])
+    block = paper.stretches(np.tile(one.truth_m, (2, 1)), drive).reshape(2, 2, 20)
+    assert (block[:, 0] == block[:, 1]).all()
+    assert len(np.unique(block)) == 8
+
+
 def test_minutes_count_each_part_of_a_run_that_was_resumed():
     seconds = [60.0, 120.0, 30.0, 90.0]  # killed after two minutes, then went on
     assert paper.minutes_of([{'seconds': value} for value in seconds]) == pytest.approx(3.5)
@@ -79,6 +87,32 @@ def test_both_losses_differ_in_loss_sampler_and_rate_alone():
         'local', 10.0, 5.0, 50.0) and other.loss.kind == 'global'
 
 
+def test_the_workshop_papers_loss_has_its_weights_mask_and_batches():
+    pairs, _ = paper.settings_of_run(paper.PLANS['towns'], 'eccvw', 1e-3, 0, 10)
+    loss = pairs.loss
+    assert (loss.kind, loss.sigma_m, loss.distance_power, loss.hole_m, loss.radius_m) == (
+        'local', 25.0, 2, 0.0, 100.0)
+    assert (pairs.sampler, pairs.radius_m, pairs.positive_m, pairs.batch) == (
+        'local', 100.0, 0.0, paper.PLANS['towns'].pairs.batch)
+
+
+def test_towns_lie_side_by_side_and_each_place_keeps_its_pictures(town):
+    plan = replace(paper.PLANS['smoke'], towns=2)
+    other = replace(town, name='other', images=255 - town.images, imagery=255 - town.imagery)
+    alone, both = paper.places_of(plan, [town]), paper.places_of(plan, [town, other])
+    assert len(both) == 2 * len(alone) == 48
+    for place in (0, 23):
+        for side in ('read_ground', 'read_satellite'):
+            first, second = getattr(both, side)(place), getattr(both, side)(24 + place)
+            np.testing.assert_array_equal(first, getattr(alone, side)(place))
+            assert np.abs(first.astype(int) + second - 255).mean() < 1.0
+    np.testing.assert_array_equal(both.positions_m[24:] - both.positions_m[:24],
+                                  np.tile([10_000.0, 0.0], (24, 1)))
+    # Eight training images 12 m apart, in each town: 4 to 8 of them within 50 m of each.
+    within = sum(abs(i - j) * 12.0 <= 50.0 for i in range(8) for j in range(8) if i != j) / 8
+    assert paper.neighbours_in_random_batch(both, 4) == pytest.approx(within * 3 / 15)
+
+
 @pytest.fixture
 def town(monkeypatch):
     """Three days of noise in place of the rendered town of the smallest plan."""
@@ -92,7 +126,7 @@ def town(monkeypatch):
         rng.integers(0, 255, (24, 100, 150, 3), dtype=np.uint8),
         CameraModel(150, 100, 120.0, 120.0, 74.5, 49.5, BASE_FROM_CAMERA, 1.5),
         np.column_stack((along_m, np.zeros(24), np.zeros(24))), np.repeat([0, 1, 2], 8))
-    monkeypatch.setattr(paper, 'world_of', lambda plan, folder: world)
+    monkeypatch.setattr(paper, 'worlds_of', lambda plan, folder: [world])
     return world
 
 
@@ -107,11 +141,12 @@ def test_seeds_are_merged_over_runs_and_another_world_is_refused(
     assert both['local'][0] == first['local'][0] and both['global'][0] == first['global'][0]
     assert both['world_hash'] == first['world_hash'] and both['device'] and both['minutes'] > 0.0
     assert set(both['controls']) == {
-        'random_init', 'local 0 image_blind', 'global 0 image_blind', 'local 1 image_blind',
-        'global 1 image_blind'}
+        'random_init', 'local 0 image_blind', 'global 0 image_blind'}
+    assert set(both['differences_wide']) == {'local'}
+    assert (tmp_path / 'paper.png').is_file()
     assert 'local minus global' in capsys.readouterr().out
 
     darker = replace(town, images=town.images // 2)
-    monkeypatch.setattr(paper, 'world_of', lambda plan, folder: darker)
+    monkeypatch.setattr(paper, 'worlds_of', lambda plan, folder: [darker])
     assert paper.main([*call, '2']) == 2
     assert 'move it away' in capsys.readouterr().err

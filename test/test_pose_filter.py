@@ -927,7 +927,9 @@ def test_reflections_between_houses_do_not_speak_against_the_odometry():
 # --- a receiver that repeats itself -------------------------------------------------------------
 
 
-def test_a_position_that_is_repeated_is_no_news_and_told_once_the_vehicle_has_moved():
+@pytest.mark.parametrize('jitter_m, used_at_first, pull_m', [(0.0, 0, 1.0), (0.02, 7, 3.0)])
+def test_a_position_that_is_repeated_is_no_news_and_told_once_the_vehicle_has_moved(
+        jitter_m, used_at_first, pull_m):
     pose_filter, updates = driven_with_gnss(lambda t: 0.1 * math.sin(t), 20.0)
     before = last_pose(pose_filter)
     held = gnss(20.0, 200.0, 0.2)
@@ -936,14 +938,24 @@ def test_a_position_that_is_repeated_is_no_news_and_told_once_the_vehicle_has_mo
     for tick in range(1, 301):
         time_s = 20.0 + tick / 10
         pose_filter.add_odometry(odometry(time_s, 10.0 * time_s))
-        update = pose_filter.add_gnss(replace(held, stamp_ns=at(time_s)))
-        assert update.outcome is Outcome.REPEATED
+        update = pose_filter.add_gnss(replace(
+            held, stamp_ns=at(time_s), x_m=held.x_m + jitter_m * math.sin(tick)))
+        assert update.outcome is Outcome.REPEATED or tick <= used_at_first
     assert update.reason == 'the receiver repeats it for 30 s and 300 m of driving'
     found = last_pose(pose_filter)
-    assert found.pose.x_m == pytest.approx(500.0, abs=1.0)
+    assert found.pose.x_m == pytest.approx(500.0, abs=pull_m)
     assert found.covariance[0, 0] > before.covariance[0, 0]
     pose_filter.add_odometry(odometry(50.1, 501.0))
     assert pose_filter.add_gnss(gnss(50.1, 501.0, 0.0)).outcome is Outcome.USED
+
+
+def test_each_fix_of_a_vehicle_that_creeps_is_used():
+    pose_filter = straight(until_s=4.0)
+    for tick in range(1, 100):
+        x_m = 40.0 + 0.05 * tick
+        pose_filter.add_odometry(odometry(4.0 + tick / 10, x_m))
+        assert pose_filter.add_gnss(
+            gnss(4.0 + tick / 10, x_m, 0.0, 0.02)).outcome is Outcome.USED
 
 
 def test_a_receiver_that_holds_its_position_while_the_vehicle_stands_is_nothing_to_tell():

@@ -86,34 +86,46 @@ def images_elsewhere(positions_m: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def queries_of(places: Places, split: str, prior_sigma_m: float = 0.0, seed: int = 0) -> Queries:
+    """The queries of a split, and the centres of their priors; ValueError if it has none."""
+    numbers = places.queries(split)
+    if len(numbers) == 0:
+        raise ValueError(f'no place with a ground image is of the split {split!r}')
+    truth_m, drive = places.positions_m[numbers], places.drive[numbers]
+    in_order = (places.stamp_us[numbers] >= 0).all()
+    return Queries(
+        numbers, places.stamp_us[numbers], drive,
+        blocks_along(truth_m, drive) if in_order else blocks_on_grid(truth_m), truth_m,
+        places.yaw_rad[numbers],
+        noisy_centres(truth_m, prior_sigma_m, seed) if prior_sigma_m else truth_m)
+
+
+def describe(network, places: Places, numbers: np.ndarray,
+             device: str) -> tuple[np.ndarray, np.ndarray]:
+    """Descriptors of the tiles of all places (N, K), and of the images of some (Q, K)."""
+    # Where the network takes polar views, the tiles of the places are polar views already.
+    embed_tile = network.embed_satellite
+    if network.config.ground_view == 'polar':
+        embed_tile = torch.no_grad()(network.satellite_descriptors)
+    return (
+        describe_images(
+            embed_tile, places.read_satellite, np.arange(len(places)), 'tiles', device),
+        describe_images(network.embed_ground, places.read_ground, numbers, 'queries', device))
+
+
 def evaluate(network, places: Places, split: str, radius_m: float, tolerance_m: float,
              prior_sigma_m: float, seed: int, device: str) -> tuple[Queries, dict[str, Retrieval]]:
     """The queries of a split, and the rows ``match`` and ``image_blind``.
 
     Raises ValueError if the split has no query, or an image cannot be read.
     """
-    numbers = places.queries(split)
-    if len(numbers) == 0:
-        raise ValueError(f'no place with a ground image is of the split {split!r}')
-    truth_m, drive = places.positions_m[numbers], places.drive[numbers]
-    in_order = (places.stamp_us[numbers] >= 0).all()
-    centre_m = noisy_centres(truth_m, prior_sigma_m, seed) if prior_sigma_m else truth_m
-    queries = Queries(
-        numbers, places.stamp_us[numbers], drive,
-        blocks_along(truth_m, drive) if in_order else blocks_on_grid(truth_m), truth_m,
-        places.yaw_rad[numbers], centre_m)
-    # Where the network takes polar views, the tiles of the places are polar views already.
-    embed_tile = network.embed_satellite
-    if network.config.ground_view == 'polar':
-        embed_tile = torch.no_grad()(network.satellite_descriptors)
-    tiles = describe_images(
-        embed_tile, places.read_satellite, np.arange(len(places)), 'tiles', device)
-    ground = describe_images(network.embed_ground, places.read_ground, numbers, 'queries', device)
+    queries = queries_of(places, split, prior_sigma_m, seed)
+    tiles, ground = describe(network, places, queries.place, device)
     return queries, {
-        name: retrieve(tiles, described, places.positions_m, truth_m, radius_m, tolerance_m,
-                       centre_m, network.config.temperature)
+        name: retrieve(tiles, described, places.positions_m, queries.truth_m, radius_m,
+                       tolerance_m, queries.centre_m, network.config.temperature)
         for name, described in (
-            ('match', ground), ('image_blind', ground[images_elsewhere(truth_m)]))}
+            ('match', ground), ('image_blind', ground[images_elsewhere(queries.truth_m)]))}
 
 
 def write_queries(path: Path, queries: Queries, rows: dict[str, Retrieval]) -> None:
@@ -121,18 +133,19 @@ def write_queries(path: Path, queries: Queries, rows: dict[str, Retrieval]) -> N
     with gzip.open(path, 'wt', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
-        for name, found in rows.items():
-            estimate_m = queries.truth_m + found.error_m
-            for k in range(len(queries.place)):
+        # The rows of a query one after the other: they differ little, so the file is small.
+        for k in range(len(queries.place)):
+            for name, found in rows.items():
                 moment = found.second_moment_m2[k]
                 outcome = 'no tile' if found.picked[k] < 0 else (
                     'hit' if found.local_rank[k] == 0 else 'miss')
+                estimate_m = queries.truth_m[k] + found.error_m[k]
                 writer.writerow([
                     name, queries.place[k], queries.stamp_us[k], queries.drive[k],
                     queries.block[k],
                     *(f'{value:.4f}' for value in queries.truth_m[k]),
                     f'{queries.yaw_rad[k]:.6f}',
-                    *(f'{value:.4f}' for value in (*queries.centre_m[k], *estimate_m[k])),
+                    *(f'{value:.4f}' for value in (*queries.centre_m[k], *estimate_m)),
                     *(f'{value:.4g}' for value in (moment[0, 0], moment[0, 1], moment[1, 1])),
                     found.picked[k], found.global_rank[k], found.local_rank[k],
                     found.candidates[k], found.right[k], outcome])

@@ -126,42 +126,49 @@ def _first_pixels(centre: float, reach: float, step: int, last: int) -> np.ndarr
     return firsts[(firsts >= 0) & (firsts <= last)]
 
 
-def heatmaps(networks: dict[str, object], world: World, images: list[int],
-             sizes_m: list[float], spacing_m: float, label: str, device: str = 'cpu') -> Figure:
+def heatmaps(networks: dict[str, object], shown: list[tuple[World, int]], sizes_m: list[float],
+             spacing_m: float, label: str, device: str = 'cpu', features: bool = False) -> Figure:
     """One row per image: the image, then for each size the networks side by side.
 
-    ``label`` says in the title what the data are.
+    ``shown`` are worlds with the number of an image; ``label`` says in the title what the data
+    are. With ``features`` the last columns show how strongly each part of the image enters the
+    networks' descriptors.
     """
-    columns = 1 + len(sizes_m) * len(networks)
+    columns = 1 + (len(sizes_m) + features) * len(networks)
     figure, axes = plt.subplots(
-        len(images), columns, figsize=(3.6 * columns + 0.9, 3.9 * len(images) + 0.4),
+        len(shown), columns, figsize=(3.6 * columns + 0.9, 3.9 * len(shown) + 0.4),
         squeeze=False, layout='constrained')
-    for line, image in zip(axes, images):
-        _show_camera(line[0], world, image)
+    for line, (world, image) in zip(axes, shown):
+        panels = iter(line)
+        panel = next(panels)
+        panel.imshow(world.images[image])
+        panel.set_title(f'{world.name}, image {image}', fontsize=9)
+        panel.set_axis_off()
         truth_m = world.poses[image, :2]
-        panels = iter(line[1:])
         for size_m in sizes_m:
             for name, network in networks.items():
                 scored = score_around(network, world, image, size_m, spacing_m, device)
                 panel = next(panels)
-                shown = _show_heat(panel, scored, world, image, size_m)
+                heat = _show_heat(panel, scored, world, image, size_m)
                 error_m = float(np.hypot(*(np.array(scored.best_m()) - truth_m)))
                 cut = min(scored.grid.rows, scored.grid.cols) * scored.grid.cell_m < 0.9 * size_m
                 panel.set_title(f'{name}, {size_m:g} m{" (imagery ends)" if cut else ""}: '
                                 f'{error_m:.1f} m off', fontsize=9)
+        for (name, network), panel in zip(networks.items(), panels):
+            strength = cells_of(network, world, image).strength
+            panel.imshow(world.images[image])
+            panel.imshow(
+                project_to_camera(strength, network, world.camera, world.poses[image, 2]),
+                cmap='inferno', alpha=0.55, vmin=0.0, vmax=strength.max())
+            panel.set_title(f'{name}: strength of the features', fontsize=9)
+            panel.set_axis_off()
     axes[0, 1].legend(loc='upper left', fontsize=7, framealpha=0.85)
-    bar = figure.colorbar(shown, ax=axes, shrink=0.6, pad=0.01, ticks=[0.0, 1.0])
+    bar = figure.colorbar(heat, ax=axes, shrink=0.6, pad=0.01, ticks=[0.0, 1.0])
     bar.ax.set_yticklabels(['least', 'most'])
     bar.set_label('similarity exp(-d), each panel on its own scale')
-    figure.suptitle(f'{label} ({world.name}): similarity of places to one image; '
+    figure.suptitle(f'{label}: similarity of places to one image; '
                     'metres east and north of where it was taken', fontsize=11)
     return figure
-
-
-def _show_camera(panel: Axes, world: World, image: int) -> None:
-    panel.imshow(world.images[image])
-    panel.set_title(f'image {image}', fontsize=9)
-    panel.set_axis_off()
 
 
 def _show_heat(panel: Axes, scored: TileDistances, world: World, image: int, size_m: float):
@@ -228,6 +235,12 @@ def cell_shares(network, view: np.ndarray, tile: np.ndarray) -> CellShares:
         values.view(rows, cols).double().numpy() for values in (strength, similarity)))
 
 
+def cells_of(network, world: World, image: int) -> CellShares:
+    """The shares of one image with the tile where it was taken."""
+    tile, _ = world.area(*world.poses[image, :2], network.config.tile_px)
+    return cell_shares(network, ground_view_of(network, world, image), tile)
+
+
 def project_to_camera(values: np.ndarray, network, camera: CameraModel,
                       yaw_rad: float) -> np.ndarray:
     """Values of cells (rows, cols) at the camera's pixels (H, W); NaN where no cell is seen.
@@ -280,7 +293,7 @@ def overlays(network, world: World, images: list[int], label: str) -> Figure:
     for line, image in zip(axes, images):
         view = ground_view_of(network, world, image)
         tile, _ = world.area(*world.poses[image, :2], config.tile_px)
-        cells = cell_shares(network, view, tile)
+        cells = cells_of(network, world, image)
         total = cells.similarity.sum()
         reach = np.abs(cells.similarity).max()
         norm = TwoSlopeNorm(0.0, -reach, reach)
@@ -361,8 +374,8 @@ def main(arguments=None) -> int:
             if args.baseline:
                 like = args.like or (args.weights if Path(args.weights).exists() else None)
                 networks[args.names[1]] = load_network(args.baseline, device, like)
-            figure = heatmaps(networks, world, images, args.sizes_m, args.spacing_m, args.label,
-                              device)
+            figure = heatmaps(networks, [(world, image) for image in images], args.sizes_m,
+                              args.spacing_m, args.label, device)
         figure.savefig(args.out, dpi=DPI)
         plt.close(figure)
     except (ValueError, OSError) as error:

@@ -25,6 +25,15 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class HeldFix:
+    """A fix near which all later ones lie, and the distance driven until it."""
+
+    stamp_ns: int
+    position_m: np.ndarray
+    driven_m: float
+
+
+@dataclass(frozen=True)
 class Belief:
     """All that the filter knows after an event.  Immutable: the filter may return to it."""
 
@@ -44,8 +53,7 @@ class Belief:
     match_seen_ns: int | None = None     # last match, used or refused
     match_distance2: float = 1.0         # mean squared distance of matches for each coordinate
     course_ns: int | None = None         # last used course
-    held_driven_m: float | None = None   # distance driven when a repeated fix was new
-    held_ns: int | None = None           # and its stamp
+    held: HeldFix | None = None          # the first of the last fixes of one place
     fix_distance2: float = 1.0           # mean squared distance of fixes for each coordinate
     lean: Lean = Lean()                  # of the residuals of fixes, where no matches are
     doubt: np.ndarray | None = None      # (3, 3), widens the published pose, see ``doubt``

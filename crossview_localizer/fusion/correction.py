@@ -22,7 +22,7 @@ from crossview_localizer.datatypes import (
     Outcome,
     PoseEstimate,
 )
-from crossview_localizer.fusion.belief import Belief, Memory, PoseEkf
+from crossview_localizer.fusion.belief import Belief, HeldFix, Memory, PoseEkf
 from crossview_localizer.fusion.doubt import beyond, doubt_of, turned_rad
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.frozen import changed
@@ -86,8 +86,9 @@ MATCH_PATIENCE_SIGMAS = 3.0
 LOOK_AHEAD_M = 10.0
 # A share of the distance is that of at least this distance.
 LEAST_M = 5.0
-# A position that is repeated while the vehicle has driven farther than this is told.
-HELD_M = 2.0
+# A receiver holds its position where its fixes stay within HELD_RADIUS_M, and the vehicle has
+# driven farther than HELD_M and HELD_SIGMAS of the noise of two fixes.  It then has no news.
+HELD_RADIUS_M, HELD_M, HELD_SIGMAS = 0.5, 2.0, 3.0
 # A memory outside this share of its distribution puts the pose in doubt, before the alarm.
 MEMORY_DOUBT_PROBABILITY = 0.75
 # Refused fixes widen the variance of the pose by their squared residual and that of the GNSS bias
@@ -154,8 +155,9 @@ class Corrector:
 
         history, matched = belief.fixes, _is_matched(belief)
         position_m = np.array([fix.x_m, fix.y_m])
-        if history.position_m is not None and (history.position_m == position_m).all():
-            return self._repeated(belief)
+        belief, repeated = _held(belief, fix, event.noise)
+        if repeated is not None:
+            return belief, repeated
         residual = residual_of(belief)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         memory_distance2 = max((
@@ -169,7 +171,7 @@ class Corrector:
             passed_s = (fix.stamp_ns - history.stamp_ns) * 1e-9
             mean = _followed(mean, distance2 / 2.0, passed_s, FIX_DISTANCE_S)
         doubt_before, belief = belief.doubt, changed(
-            belief, fixes=seen, held_ns=None, doubt=None, fix_distance2=mean)
+            belief, fixes=seen, doubt=None, fix_distance2=mean)
         if verdict is FixVerdict.DISBELIEVE_ODOMETRY:
             return (_restarted(belief, fix, noise, history, self._slow),
                     FilterUpdate(Outcome.USED, reason, distance2))
@@ -217,17 +219,6 @@ class Corrector:
         elif verdict is FixVerdict.USE:
             belief = _remember(belief)
         return belief, FilterUpdate(Outcome.USED, reason, distance2)
-
-    def _repeated(self, belief: Belief) -> tuple[Belief, FilterUpdate]:
-        """A position that is sent once more is no news; it is told where the vehicle has moved."""
-        since_ns = belief.held_ns or belief.fixes.stamp_ns
-        since_m = belief.held_driven_m if belief.held_ns else belief.fixes.driven_m
-        moved_m, reason = belief.driven_m - since_m, ''
-        if moved_m > HELD_M:
-            held_s = (belief.stamp_ns - since_ns) * 1e-9
-            reason = f'the receiver repeats it for {held_s:.0f} s and {moved_m:.0f} m of driving'
-        return (changed(belief, held_ns=since_ns, held_driven_m=since_m),
-                FilterUpdate(Outcome.REPEATED, reason))
 
     def _doubt_of_refused(self, seen: FixHistory, residual, distance2: float,
                           doubt_before: np.ndarray | None) -> np.ndarray | None:
@@ -382,6 +373,23 @@ def _memory_doubt(memory: Memory, offset_m: np.ndarray, driven_m: float) -> np.n
     """What the offset of the pose from a memory says against its position and heading."""
     return doubt_of(offset_m, 2.0 * turned_rad(
         float(np.linalg.norm(offset_m)), 0.0, driven_m - memory.driven_m))
+
+
+def _held(belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate | None]:
+    """Follow where the receiver holds its position; the update of a fix that is no news."""
+    position_m, first = np.array([fix.x_m, fix.y_m]), belief.held
+    if first is None or np.linalg.norm(position_m - first.position_m) > HELD_RADIUS_M:
+        first = HeldFix(fix.stamp_ns, position_m, belief.driven_m)
+    driven_m = belief.driven_m - first.driven_m
+    belief, last_m = changed(belief, held=first), belief.fixes.position_m
+    moved = driven_m > HELD_M + HELD_SIGMAS * math.sqrt(np.trace(noise))
+    if not moved and (last_m is None or (last_m != position_m).any()):
+        return belief, None
+    reason = ''
+    if driven_m > HELD_M:
+        held_s = (fix.stamp_ns - first.stamp_ns) * 1e-9
+        reason = f'the receiver repeats it for {held_s:.0f} s and {driven_m:.0f} m of driving'
+    return belief, FilterUpdate(Outcome.REPEATED, reason)
 
 
 def _is_matched(belief: Belief) -> bool:

@@ -307,7 +307,8 @@ class PoseFilter:
             late_s = (self._odometry.samples[-1].stamp_ns - stamp_ns) * 1e-9
             return FilterUpdate(
                 Outcome.TOO_OLD, f'{late_s:.2f} s before the newest odometry; the delay buffer '
-                f'holds {self._config.buffer_s:.2f} s; reset if the clock jumped back')
+                f'holds {self._config.buffer_s:.2f} s: its clock is behind (UTC is 18 s behind '
+                'GPS time), or reset if it jumped back')
         if self._buffer is not None and stamp_ns < self._buffer.base.stamp_ns:
             return FilterUpdate(Outcome.TOO_OLD, 'older than the pose at the start')
         return None
