@@ -58,7 +58,6 @@ class Belief:
     fix_distance2: float = 1.0           # mean squared distance of fixes for each coordinate
     lean: Lean = Lean()                  # of the residuals of fixes, where no matches are
     doubt: np.ndarray | None = None      # (3, 3), widens the published pose, see ``doubt``
-    match_doubt: np.ndarray | None = None  # the same by refused matches
     disbelieved_until_ns: int = 0        # odometry is not believed before
     disbelieved_times: int = 0           # in a row
 

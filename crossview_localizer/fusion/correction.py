@@ -315,11 +315,6 @@ class Corrector:
             reason = f'refused for {(event.stamp_ns - since_ns) * 1e-9:.1f} s'
             if belief.fixes.refused_ns is not None:
                 reason += '; GNSS is refused too'
-            if observes_position and since_ns != event.stamp_ns:
-                # A single match is an outlier rather than a contradiction.
-                belief = changed(belief, match_doubt=doubt_of(
-                    beyond(residual[:2], distance2, gate),
-                    abs(float(residual[2])) if size == 3 else 0.0))
             return (
                 changed(belief, match_refused_ns=since_ns),
                 FilterUpdate(Outcome.GATED, reason, distance2))
@@ -338,7 +333,7 @@ class Corrector:
             match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
             match_way=None)
         if observes_position:
-            belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None, match_doubt=None)
+            belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None)
         return belief, FilterUpdate(Outcome.USED, '', distance2)
 
     def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
@@ -502,7 +497,7 @@ def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
         belief, memories=(), fixed_ns=stamp_ns, velocity=(float(belief.mean[SPEED]), 0.0, 0.0),
         fixes=FixHistory(stamp_ns), fix_distance2=1.0, lean=Lean(), match_refused_ns=None,
         match_way=None,
-        match_distance2=1.0, doubt=None, match_doubt=None, disbelieved_times=times,
+        match_distance2=1.0, doubt=None, disbelieved_times=times,
         disbelieved_until_ns=stamp_ns + round(disbelief_s * 1e9))
 
 

@@ -12,7 +12,7 @@ MATCH_SUPPORT_S = 3.0
 def published_covariance(belief: Belief) -> np.ndarray:
     """The covariance (3, 3) of the pose with all doubts; see ``doubt`` and ``lean``."""
     covariance = excess(belief) * belief.covariance[POSE, POSE]
-    for doubt in (belief.doubt, belief.match_doubt, belief.lean.doubt):
+    for doubt in (belief.doubt, belief.lean.doubt):
         if doubt is not None:
             covariance += doubt
     return covariance
