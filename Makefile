@@ -23,7 +23,7 @@ help:
 	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   outages, calibration, real logs, spoofing, starts'
 	@echo 'make results-paper [SMOKE=1 | EVAL_ONLY=1 SEED= | PLAN=cpu TRAIN_SEEDS="3 4"] [OUT=]   local loss against global'
 	@echo 'make results-adapt [PARTS="simulation real" STEPS= HOURS=1.8 BAGS= ORTHO= OUT=]   adaptation to drives without truth'
-	@echo 'make bench [SMOKE=1 DEVICE=cpu|cuda OUT= BENCH_ARGS=--resume]   speed of each step, and how it grows'
+	@echo 'make bench [REPEATS=3 SMOKE=1 DEVICE=cpu|cuda OUT= BENCH_ARGS=--resume]   speed of each step, and how it grows'
 	@echo 'make bench-map-size [GB=20]                      maps of all sizes, written in full up to GB'
 	@echo 'make docs-check                                  run the commands of the documentation'
 	@echo 'make test-jazzy [PYTEST_ARGS=...]                all tests on ROS 2 Jazzy, in .venv-jazzy'
@@ -57,6 +57,8 @@ results-dense: env
 results-real: env
 	$(RUN) python -m benchmarks.accuracy.real_pairs --out $(or $(OUT),docs/results) \
 	  $(if $(REAL_PAIRS),--pairs '$(REAL_PAIRS)') $(if $(WEIGHTS),--weights $(WEIGHTS))
+	$(RUN) python -m benchmarks.accuracy.foreign_pictures --out $(or $(OUT),docs/results) \
+	  $(if $(REAL_PAIRS),--pairs '$(REAL_PAIRS)') $(if $(WEIGHTS),--weights $(firstword $(WEIGHTS)))
 	$(if $(OUT),,$(RUN) python -m benchmarks.results)
 
 results-fusion: env
@@ -82,11 +84,11 @@ test-jazzy:
 
 bench: env
 	$(RUN) python -m benchmarks.speed $(if $(SMOKE),--smoke) --device $(or $(DEVICE),cpu) \
-	  --out $(or $(OUT),build/bench) $(BENCH_ARGS) \
+	  --repeats $(or $(REPEATS),1) --out $(or $(OUT),build/bench) $(BENCH_ARGS) \
 	  --json $(if $(SMOKE)$(OUT),$(or $(OUT),build/bench)/bench.json,docs/results/bench.json)
 
 bench-map-size: env
-	$(RUN) python -m benchmarks.speed --only map_size --map-gb $(or $(GB),20) --tiles-km2 10000 \
+	$(RUN) python -m benchmarks.speed --only map_size --map-gb $(or $(GB),20) \
 	  --out $(or $(OUT),build/bench)
 
 faults: env

@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
                         help='the map to write: a folder, or a file where the name ends in .zip')
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument('--route', type=Path, metavar='FILE',
-                       help='along this drive: a bag with a NavSatFix topic, a GPX file, or a CSV '
+                       help='along this drive: a bag with a NavSatFix topic, a GPX, KML or '
+                       'GeoJSON file, or a CSV '
                        'with latitude and longitude (as gps.csv, ins.csv and rtk.csv of RobotCar)')
     where.add_argument('--area', action='store_true', help='all of the imagery')
     parser.add_argument('--topic', help='NavSatFix topic of the bag, if it has several')

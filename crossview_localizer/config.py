@@ -50,8 +50,8 @@ class FilterConfig:
     course_min_speed_mps: float = tunable(
         3.0, 'a GNSS course is used at this speed and above', 0.5, 50.0)
     match_sigma_floor_m: float = tunable(
-        0.0, 'smallest position sigma believed of a match; that in the weights file counts if it '
-        'is larger', 0.0, 10.0)
+        0.0, 'sigma of an error that all matches share on each axis of the map, as where the '
+        'imagery is shifted: however many there are, the pose is believed no better', 0.0, 10.0)
 
 
 @dataclass(frozen=True)

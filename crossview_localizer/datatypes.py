@@ -157,12 +157,18 @@ class MatchErrors:
     therefore multiplied by min(1, max(d / ``correlation_m``, t / ``correlation_s``)), d and t
     being the distance and the time since the last match.  Covariances are multiplied by
     ``inflation``; the position sigma is then at least ``sigma_floor_m``.
+
+    All matches of a drive share an error that changes slowly, as the camera looks a little down
+    or aside: its sigmas are ``ahead_bias_m``, ``left_bias_m`` and ``yaw_bias_rad``.
     """
 
     correlation_m: float = 15.0
     correlation_s: float = 5.0
     inflation: float = 1.0
     sigma_floor_m: float = 0.3
+    ahead_bias_m: float = 0.0
+    left_bias_m: float = 0.0
+    yaw_bias_rad: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,9 @@ def load_localizer(map_path: str | Path, weights: str | Path, config: LocalizerC
         onnx_path = device == 'cpu' and ground_file(Path(weights), network.fingerprint, report)
     if onnx_path:
         ground = OnnxBranch(onnx_path, network.fingerprint, device, threads)
+        network.ground = None           # and the memory of its weights
     elif precision == 'half' and kind is DenseMatcher:
         ground = HalfGround(network)
+    network.satellite = None            # the map holds what it describes
     return Localizer(
         config, embedding_map.frame, embedding_map, kind(network, device, ground))

@@ -219,18 +219,18 @@ class LocalizerNode(LifecycleNode):
     def _on_gnss(self, msg: NavSatFix, info: dict) -> None:
         if self._worker is not None:
             self.diagnostics.gnss.add_message(time.monotonic(), *_publication(info))
-            self._gnss.add_fix(msg)
+            self._gnss.add_fix(msg, _arrived_s(info))
 
     def _on_gnss_velocity(self, msg: Velocity, info: dict) -> None:
         if self._worker is not None:
             self.diagnostics.velocity.add_message(time.monotonic(), *_publication(info))
-            self._gnss.add_velocity(msg)
+            self._gnss.add_velocity(msg, _arrived_s(info))
 
     def _on_odometry(self, msg: Odometry, info: dict) -> None:
         if self._worker is None:
             return
         self.diagnostics.odometry.add_message(time.monotonic(), *_publication(info))
-        sample = self._odometry.add(msg)
+        sample = self._odometry.add(msg, _arrived_s(info))
         if sample is None:
             return
         estimate = self.localizer.estimate_at(sample.stamp_ns)
@@ -281,7 +281,8 @@ class LocalizerNode(LifecycleNode):
             self.diagnostics.camera.add_refused(problem.reason)
             self._publish_image_status(stamp_ns, problem.outcome, problem.reason)
             return
-        self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s))
+        self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s),
+                           is_patient=self.timeline.is_behind(_arrived_s(info)))
 
     def _on_incompatible_qos(self, topic: str, policy: str) -> None:
         text = self.diagnostics.add_qos_problem(topic, policy)
@@ -340,6 +341,7 @@ class LocalizerNode(LifecycleNode):
             localization.stamp_ns, localization.outcome, localization.reason,
             processed.match_state))
         self.diagnostics.matcher.add_image(localization, latency_ms, time.monotonic())
+        self.diagnostics.warn_of_odometry(localization.reason)
         if processed.map_status is not None:
             self.diagnostics.map_status = processed.map_status
         if problem is not None:
@@ -414,6 +416,11 @@ def _publication(info: dict) -> tuple[bytes | None, int | None]:
     """The publisher of a message and the message's number; None if DDS does not say."""
     publisher = info.get('publisher_gid')
     return publisher and publisher['data'], info.get('publication_sequence_number')
+
+
+def _arrived_s(info: dict) -> float:
+    """When this machine received a message, s of the system's clock; not every DDS says it."""
+    return info.get('received_timestamp', 0) * 1e-9 or time.time()
 
 
 def main(args: list[str] | None = None) -> int:

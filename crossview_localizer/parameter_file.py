@@ -8,6 +8,8 @@ import re
 from crossview_localizer.config import configs_from_parameters, LocalizerConfig, NodeConfig
 
 LOCALIZER = 'crossview_localizer'
+# Parameters that rclpy declares and reads itself, and groups of them.
+ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service', 'qos_overrides')
 KINDS = {bool: 'bool', int: 'integer', float: 'double', str: 'string'}
 
 
@@ -68,7 +70,13 @@ def read_parameters(
     values = {}
     for section in sorted(used, key=lambda section: '*' not in section.key):
         values.update(section.values)
-    return configs_from_parameters(values)
+    return configs_from_parameters(
+        {name: value for name, value in values.items() if not belongs_to_ros(name)})
+
+
+def belongs_to_ros(name: str) -> bool:
+    """Whether every node of rclpy has a parameter of this name."""
+    return name.split('.')[0] in ROS_PARAMETERS
 
 
 def _sections(content, prefix: str) -> Iterator[Section]:
@@ -77,6 +85,8 @@ def _sections(content, prefix: str) -> Iterator[Section]:
                          'them ros__parameters:')
     for key, inner in content.items():
         if key == 'ros__parameters':
+            if not prefix:
+                raise ValueError('ros__parameters stands below no node; expected /**: above it')
             yield Section(prefix, dict(_flat_items(inner or {}, '')))
         else:
             yield from _sections(inner, f'{prefix}/{str(key).strip("/")}')
@@ -90,6 +100,8 @@ def _flat_items(content, prefix: str) -> Iterator[tuple[str, object]]:
         if isinstance(value, dict):
             yield from _flat_items(value, f'{name}.')
             continue
+        if value == []:
+            raise ValueError(f'{name} is an empty list, which ROS refuses; leave it out')
         items = value if isinstance(value, list) else [value]
         kinds = {KINDS.get(type(item), 'no value' if item is None else 'list') for item in items}
         if kinds & {'no value', 'list'}:
@@ -127,9 +139,11 @@ def _loader():
     return Loader
 
 
-def _whole_number(text: str) -> int:
-    """A number as C reads it: 0x is hexadecimal, a leading 0 octal."""
+def _whole_number(text: str) -> int | float:
+    """A number as C reads it: 0x is hexadecimal, a leading 0 octal; 08 is none, and a double."""
     digits = text.lstrip('+-')
     octal = len(digits) > 1 and digits.isdigit() and digits.startswith('0')
+    if octal and not set(digits) <= set('01234567'):
+        return float(text)
     value = int(digits, 8 if octal else 0)
     return -value if text.startswith('-') else value

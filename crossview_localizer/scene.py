@@ -15,6 +15,7 @@ from nav_msgs.msg import OccupancyGrid, Odometry, Path
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker, MarkerArray
@@ -36,6 +37,9 @@ LOCALIZER = 'crossview_localizer'
 TRAILS = ('gnss', 'prior', 'refined', 'ground_truth')
 # At most so many images wait for their poses.
 WAITING_IMAGES = 8
+# RViz drops all markers when it is reset, which it does not always tell: so often it gets the
+# coarse ground.
+COARSE_GROUND_PERIOD_S = 5.0
 BEST_EFFORT = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
@@ -66,6 +70,8 @@ class SceneNode(Node):
         self._is_ground_due = False
         self._latched_camera_info = None    # the subscription, where somebody latches it
         self._publish_ground()
+        self._coarse_ground = self._orthophoto and serialize_message(
+            scene_messages.coarse_ground(*self._orthophoto, self._config.map_frame))
         self._create_inputs()
         # RViz drops all markers when it is reset and when its clock jumps back, and does not ask
         # for the latched ones again.  Its display of interactive markers then calls this service.
@@ -73,8 +79,13 @@ class SceneNode(Node):
             GetInteractiveMarkers, '~/get_interactive_markers', self._on_viewer_reset)
         self._jump_handle = call_on_backward_jump(self, self._on_clock_jump)
         # A steady clock: paths are also drawn while /clock stands still.
-        self.create_timer(
-            1.0, self._publish_background, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0, self._publish_background, clock=clock)
+        if self._coarse_ground:
+            # A publisher of its own, so that the latched tiles of the other one stay.
+            publisher = self.create_publisher(MarkerArray, '~/ground', latched_profile(1))
+            self.create_timer(COARSE_GROUND_PERIOD_S,
+                              lambda: publisher.publish(self._coarse_ground), clock=clock)
 
     def _create_outputs(self, publish_odom_tf: bool, heatmap_picture: bool) -> None:
         outputs = {

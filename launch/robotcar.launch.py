@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+import re
 
 from launch import LaunchDescription
 from launch.actions import (
@@ -100,6 +101,11 @@ def check(given):
     for name in ('bag', 'map', 'weights', 'params_file'):
         if given[name] and not Path(given[name]).exists():
             raise ValueError(f'{name}:={given[name]} does not exist')
+    if given['params_file'] and not Path(given['params_file']).is_file():
+        raise ValueError(f'params_file:={given["params_file"]} is a folder; expected a file')
+    if not re.fullmatch(r'(/[A-Za-z_][A-Za-z0-9_]*)*', given['namespace']):
+        raise ValueError(f'namespace:={given["namespace"]}; expected letters, digits and _, no '
+                         'digit first, and / between names')
     if given['record'] and Path(given['record']).exists():
         raise ValueError(f'record:={given["record"]} exists already; expected a new folder')
     for name, expected in (('rate', 'above 0'), ('start_offset', 'of 0 or more'),

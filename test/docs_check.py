@@ -173,7 +173,7 @@ def _option_problems(module: str, arguments: list[str]) -> list[str]:
 
 def is_parameter(name: str) -> bool:
     from crossview_localizer.config import LocalizerConfig, NodeConfig, tunables
-    from crossview_localizer.ros.parameters import ROS_PARAMETERS
+    from crossview_localizer.parameter_file import ROS_PARAMETERS
     from crossview_localizer.scene import OWN_PARAMETERS
     return name in {
         *tunables(NodeConfig()), *tunables(LocalizerConfig()), *OWN_PARAMETERS, *ROS_PARAMETERS}

@@ -22,12 +22,11 @@ from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.build_map import main
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.datatypes import PoseEstimate
-from crossview_localizer.geometry import LocalFrame, Pose2D
+from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
 from crossview_localizer.maps import tiles as tiles_module
 from crossview_localizer.maps.builder import build_map, Inputs, Settings
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.imagery import Imagery
-from crossview_localizer.maps.route import lattice
 from crossview_localizer.maps.store import MapStore
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.controls import random_network
@@ -159,10 +158,10 @@ def test_the_area_that_a_tile_is_cut_from_changes_neither_tiles_nor_count(
 
 def test_a_full_square_is_described_in_one_and_a_corridor_in_as_few_pixels_as_it_can_be(
         orthophoto):
-    imagery, config = Imagery.open(orthophoto, FRAME), DenseConfig(block_px=32, margin_px=16)
+    imagery, config = Imagery.open(orthophoto, FRAME), DenseConfig(block_px=64)
     network = random_network(config, seed=0)
-    points = network.lattice_points = 8
-    grid = lattice((-100.0, -100.0, 100.0, 100.0), network.lattice_spacing_m)
+    points = network.lattice_points
+    grid = MapGrid(points, points, network.lattice_spacing_m, -64.0, 64.0)
 
     def ratio(wanted):
         areas = tiles_module.TileAreas(imagery, network, grid, wanted, 1)
@@ -171,19 +170,18 @@ def test_a_full_square_is_described_in_one_and_a_corridor_in_as_few_pixels_as_it
         return described / (np.count_nonzero(wanted) * config.block_px ** 2), len(areas.jobs)
 
     wanted = np.zeros((grid.rows, grid.cols), bool)
-    wanted[:points, :points] = True
+    wanted[:] = True
     # The margins of both sides are one block together.
     assert ratio(wanted) == (((points + 1) / points) ** 2, 1)
     wanted[:] = False
-    wanted[2:5, :points] = True                   # a road to the east, three blocks wide
+    wanted[2:5] = True                   # a road to the east, three blocks wide
     assert ratio(wanted) == (4 * (points + 1) / (3 * points), 1)
     # A road with a bend: two arms of 2 x 8 and 2 x 6 blocks, in place of a square of 8 x 8.
     wanted[:] = False
-    wanted[:2, :points], wanted[:points, :2] = True, True
+    wanted[:2], wanted[:, :2] = True, True
     assert ratio(wanted) == ((3 * 9 + 7 * 3) / 28, 2)
     # One from corner to corner: fewer pixels than its square's 81 blocks for 22.
     wanted[:] = np.abs(np.subtract.outer(np.arange(grid.rows), np.arange(grid.cols))) < 2
-    wanted[points:], wanted[:, points:] = False, False
     assert ratio(wanted)[0] < 0.8 * 81 / 22
 
 

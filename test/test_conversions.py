@@ -87,14 +87,14 @@ def test_an_image_of_another_size_than_camera_info_is_refused():
 def test_an_encoding_outside_the_tables_goes_to_cv_bridge_where_there_is_one(monkeypatch):
     class Bridge:
         def imgmsg_to_cv2(self, msg, encoding):
-            assert (msg.encoding, encoding) == ('yuv422', 'rgb8')
+            assert (msg.encoding, encoding) == ('nv21', 'rgb8')
             return RGB
 
     monkeypatch.setattr(conversions, 'CvBridge', Bridge)
-    msg = image_msg(RGB[..., :2].copy(), 'yuv422')
+    msg = image_msg(RGB[..., :2].copy(), 'nv21')
     np.testing.assert_array_equal(conversions.camera_image_from_msg(msg, rectifier()).rgb, RGB)
     monkeypatch.setattr(conversions, 'CvBridge', None)
-    with pytest.raises(ValueError, match='yuv422.*cv_bridge'):
+    with pytest.raises(ValueError, match='nv21.*cv_bridge'):
         conversions.camera_image_from_msg(msg, rectifier())
 
 
@@ -221,6 +221,15 @@ def test_a_camera_info_that_is_not_valid_is_refused():
             ({'width': 40_000, 'height': 40_000}, 'million pixels')):
         with pytest.raises(ValueError, match=said):
             conversions.rectifier_from_msg(camera_info(**change), FORWARD_CAMERA, 1.5)
+    without_centre = camera_info()
+    without_centre.k[2] = without_centre.k[5] = 0.0
+    with pytest.raises(ValueError, match='principal point at 0, 0'):
+        conversions.rectifier_from_msg(without_centre, FORWARD_CAMERA, 1.5)
+
+
+def test_the_frame_of_a_camera_body_in_place_of_the_optical_one_is_refused():
+    with pytest.raises(ValueError, match='looks up.*optical frame'):
+        conversions.rectifier_from_msg(camera_info(), np.eye(4), 1.5)
 
 
 def test_odometry_beyond_any_drive_is_refused():
@@ -293,6 +302,8 @@ def test_a_fix_is_placed_in_the_map_with_its_lever_arm():
     assert fix.stamp_ns == 5_000_000_000
     assert fix.base_from_antenna_m == (-1.7, 0.1)
     np.testing.assert_allclose(fix.covariance, np.eye(2) * 4.0, atol=1e-12)
+    turned = gnss_fix(fix_msg(longitude=360.0 - 1.2610))
+    assert (turned.x_m, turned.y_m) == pytest.approx((fix.x_m, fix.y_m), abs=1e-6)
 
 
 def test_the_covariance_of_a_fix_is_turned_from_true_east_to_the_map():
@@ -322,7 +333,11 @@ def test_a_zero_nan_or_impossible_covariance_counts_as_unknown(msg):
 @pytest.mark.parametrize(('msg', 'complaint'), [
     (fix_msg(status=-1), 'no fix'),
     (fix_msg(latitude=math.nan), 'not a latitude'),
-    (fix_msg(latitude=95.0), 'not a latitude'),
+    (fix_msg(latitude=95.0), 'not a latitude.*or the altitude'),
+    (fix_msg(latitude=517606000.0, longitude=-12610000.0), 'units of 1e-7 degrees'),
+    (fix_msg(latitude=5145.6, longitude=-115.6), 'degrees and minutes'),
+    (fix_msg(latitude=math.radians(51.7606), longitude=math.radians(-1.261)), 'sends radians'),
+    (fix_msg(latitude=-51.7606), 'loses the sign of the latitude'),
     (fix_msg(longitude=math.inf), 'not a latitude'),
     (fix_msg(latitude=-1.2610, longitude=51.7606),
      '7686 km from the origin of the map .*: the driver exchanges latitude and longitude'),

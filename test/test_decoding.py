@@ -39,6 +39,20 @@ def test_a_plain_encoding_becomes_rgb_whatever_its_row_padding(
     assert rgb.dtype == np.uint8
 
 
+@pytest.mark.parametrize('encoding', ['uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2'])
+def test_packed_yuv_becomes_rgb(encoding):
+    # Red is Y 81, U 90, V 240 (ITU-R BT.601); U and V alternate.
+    chroma, luma = np.tile(np.array([90, 240], np.uint8), (2, 2)), np.full((2, 4), 81, np.uint8)
+    order = (chroma, luma) if encoding in ('uyvy', 'yuv422') else (luma, chroma)
+    rgb = rgb_from_raw(np.stack(order, axis=2).tobytes(), 4, 2, 8, encoding, False)
+    assert np.abs(rgb.astype(int) - (255, 0, 0)).max() <= 3
+
+
+def test_packed_yuv_of_an_odd_width_is_refused():
+    with pytest.raises(ValueError, match='3x1 px in yuyv'):
+        rgb_from_raw(bytes(6), 3, 1, 6, 'yuyv', False)
+
+
 @pytest.mark.parametrize('is_big_endian', [False, True])
 def test_sixteen_bits_keep_the_upper_eight_in_either_byte_order(is_big_endian):
     values = (GREY.astype(np.uint16) << 8) | 0x5A

@@ -28,7 +28,7 @@ from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import correlate, DenseConfig, turned_views
 
 SMALL = DenseConfig(
-    channels=4, ahead_cells=16, across_cells=16, patch_cells=20, block_px=64, margin_px=64)
+    channels=4, ahead_cells=16, across_cells=16, patch_cells=20, block_px=64)
 LOOKING_AHEAD = np.array(
     [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
 CAMERA = CameraModel(320, 240, 246.0, 246.0, 159.5, 119.5, LOOKING_AHEAD, 1.5)
@@ -201,13 +201,13 @@ def test_headings_reach_at_least_as_far_as_the_search_window(half_yaw_rad):
 
 
 def test_neighbouring_blocks_of_an_area_are_those_of_the_tiles():
-    config = DenseConfig(channels=4, block_px=64, margin_px=64)
+    config = DenseConfig(channels=4, block_px=64)
     network = random_network(config, 1).eval()
     generator = torch.Generator().manual_seed(0)
-    area = torch.randint(0, 256, (256, 256, 3), generator=generator, dtype=torch.uint8)
+    area = torch.randint(0, 256, (192, 192, 3), generator=generator, dtype=torch.uint8)
     blocks = network.embed_lattice(area)                                   # (2, 2, K)
     assert blocks.shape == (2, 2, 4 * 32 * 32)
-    tile = network.embed_satellite(area[None, 64:, :192])[0]
+    tile = network.embed_satellite(area[None, 64:, :128])[0]
     # Unit vectors, alike up to what lies beyond the margin.
     own, other = (tile - blocks[1, 0]).norm(), (tile - blocks[0, 0]).norm()
     assert own < 0.5 * other

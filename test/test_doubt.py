@@ -8,10 +8,12 @@ import pytest
 from crossview_localizer.fusion.doubt import beyond, doubt_of, turned_rad
 
 
-def test_of_a_residual_counts_what_lies_beyond_the_limit():
+def test_of_a_residual_counts_the_more_the_farther_it_is_beyond_the_limit():
     residual_m = np.array([6.0, 8.0])
     assert beyond(residual_m, 9.0, 9.0) == pytest.approx([0.0, 0.0])
-    assert beyond(residual_m, 36.0, 9.0) == pytest.approx([3.0, 4.0])
+    assert beyond(residual_m, 16.0, 9.0) == pytest.approx([3.0, 4.0])
+    assert beyond(residual_m, 36.0, 9.0) == pytest.approx([6.0, 8.0])
+    assert beyond(residual_m, 90.0, 9.0) == pytest.approx([6.0, 8.0])
 
 
 def test_a_heading_that_is_off_by_a_right_angle_strays_by_the_chord():

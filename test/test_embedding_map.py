@@ -324,12 +324,12 @@ def test_a_cache_smaller_than_the_drive_gives_every_tile_right(tmp_path, size):
         there[0, 0] = False
         rows = np.full((63, size), (col % 100) / 127, np.float16)
         store.write(8, col, rows, there, np.ones((8, 8)), np.ones((8, 8)))
-    store.finish()
+    store.finish(50 * 63)
     stored = TilesInStore(MapStore.open(tmp_path / 'a.map'), 'cpu', cache_bytes=0)
     for left in range(0, 396, 3):
         there, rows = stored.take(10, left, 4)
         expected = [col // 8 * 8 % 100 for col in range(left, left + 4)] * 4
-        assert there.all() and np.array_equal(quantised(rows[:, -1].numpy()), expected)
+        assert there.all() and np.array_equal(rows[:, -1], expected)
     assert not stored.take(20, 100, 4)[0].any()                # beside what is written
     read = stored.chunks_read
     stored.prefetch(10, 200, 2)

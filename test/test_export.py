@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from crossview_localizer import export
+from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
-from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.maps.embedding_map import MapWindow
+from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+from crossview_localizer.localizer import load_localizer
+from crossview_localizer.maps.embedding_map import EmbeddingMap, MapWindow
 from crossview_localizer.matching.dense_matcher import DenseMatcher, HalfGround
 from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.networks.checkpoint import load_network
@@ -92,6 +94,25 @@ def test_the_dense_matcher_gives_the_same_heat_map_whatever_runs_its_network(exp
     assert np.abs(volume(OnnxBranch(path, network.fingerprint)) - expected).max() < 1e-3
     with torch.inference_mode():
         assert np.abs(volume(HalfGround(network)) - expected).max() < 0.3
+
+
+@pytest.mark.parametrize('exported', WEIGHTS[:1], indirect=True, ids=['dense'])
+def test_a_localizer_holds_no_weights_that_it_does_not_run(exported, tmp_path):
+    network, folder, stem = exported
+    size = network.config.channels * network.config.block_cells ** 2
+    EmbeddingMap(
+        LocalFrame(51.76, -1.26), MapGrid(3, 3, 32.0, -32.0, 32.0),
+        torch.arange(9).reshape(3, 3), torch.full((9, size), 0.25, dtype=torch.float16),
+        network.fingerprint, 48.0, 192).save(tmp_path / 'a.map')
+
+    def weights_held(onnx_path):
+        localizer = load_localizer(
+            tmp_path / 'a.map', WEIGHTS[0], LocalizerConfig(), onnx_path=onnx_path)
+        return sum(value.numel() for value in localizer.matcher.network.parameters())
+
+    # One is the scale of the scores.
+    assert weights_held('') == 1 + sum(value.numel() for value in network.ground.parameters())
+    assert weights_held(folder / f'{stem}.ground.onnx') == 1
 
 
 def test_unreadable_weights_end_the_command_with_one_line(tmp_path, capsys):

@@ -192,7 +192,9 @@ def test_a_camera_of_kitti_that_goes_ahead_and_turns_left_does_so_in_the_plane(t
 
 
 def test_errors_that_are_claimed_rightly_cost_nothing():
-    row = {'coverage_95': 0.95, **dict.fromkeys(AXES, 1.0)}
+    row = {'coverage_95': 0.95, 'least_coverage_95': 0.9, **dict.fromkeys(AXES, 1.0)}
     assert fit_match_errors.cost({'dense': row, 'sparse': row}) == 0.0
     wide = row | {'coverage_95': 1.0, 'heading': math.exp(-0.5)}
     assert fit_match_errors.cost({'dense': wide}) == pytest.approx(0.25 + 0.04)
+    one_is_off = row | {'least_coverage_95': 0.75}
+    assert fit_match_errors.cost({'dense': one_is_off}) == pytest.approx(1.0)

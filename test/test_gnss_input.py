@@ -49,10 +49,8 @@ class Bench:
         self.keeper.load()
         self.diagnostics = Diagnostics(config, NodeMonitor(), '/image', lambda topic: (topic, 1))
         self.log = Log()
-        self.late_s = 0.0
         self.gnss = GnssInput(
-            config, self.holder, self.rig, self.timeline, self.keeper, self.diagnostics, self.log,
-            lambda: time.monotonic() + self.late_s)
+            config, self.holder, self.rig, self.timeline, self.keeper, self.diagnostics, self.log)
 
     def place_antenna(self):
         transform = TransformStamped(child_frame_id='antenna')
@@ -136,8 +134,7 @@ def test_before_the_start_the_map_frame_moves_to_where_fixes_agree():
 def test_fixes_that_wait_18_seconds_for_odometry_have_another_clock_and_are_not_used():
     bench = Bench().place_antenna().drive()
     used = bench.diagnostics.gnss.counts['used']
-    bench.gnss.add_fix(fix_msg(20.0, 200.0))
-    bench.late_s = 18.0
+    bench.gnss.add_fix(fix_msg(20.0, 200.0), bench.timeline.arrived_s + 0.05)
     bench.move(20.0, 200.0)
     bench.gnss.use_due()
     bench.diagnostics.gnss.add_message(time.monotonic())
@@ -145,6 +142,20 @@ def test_fixes_that_wait_18_seconds_for_odometry_have_another_clock_and_are_not_
     status = bench.line('gnss')
     assert status.level is Level.WARN and 'fixes wait 18.0 s for odometry' in status.text
     assert 'GPS time is 18 s ahead of UTC' in status.text
+
+
+@pytest.mark.parametrize('late_s, level', [(0.22, Level.OK), (1.02, Level.WARN)])
+def test_fixes_that_always_come_after_the_odometry_of_their_time_are_remarked_on(late_s, level):
+    bench = Bench().place_antenna().drive()
+    bench.line('gnss')      # what was wrong at the start is shown once
+    for tick in range(21, 41):
+        bench.move(tick * 0.1, tick * 1.0)
+        time_s = tick * 0.1 - late_s
+        bench.gnss.add_fix(fix_msg(time_s, 10.0 * time_s), bench.timeline.arrived_s)
+    bench.diagnostics.gnss.add_message(time.monotonic())
+    line = bench.line('gnss')
+    assert line.level is level
+    assert ('fixes come 1.0 s after the odometry' in line.text) == (level is Level.WARN)
 
 
 def test_fixes_and_velocities_are_used_once_odometry_has_reached_them():

@@ -1,10 +1,14 @@
 """Imagery: where a pixel lies, what is averaged into it, and what is refused."""
 
+from http.server import BaseHTTPRequestHandler, HTTPServer
+import multiprocessing
+
 import cv2
 import numpy as np
 from pyproj import Transformer
 import pytest
 import rasterio
+import rasterio.shutil
 from rasterio.transform import Affine
 
 from crossview_localizer.geometry import LocalFrame, MapGrid
@@ -192,11 +196,15 @@ UTM = Affine(0.25, 0, 6e5, 0, -0.25, 5.7e6)
 REFUSED = {
     'no coordinate reference system': {'crs': None},
     'no geotransform': {'transform': Affine.identity()},
+    'and no geotransform': {'crs': None, 'transform': Affine.scale(1.0, -1.0)},
+    'lies at latitude 11.*outside its': {'transform': Affine(
+        0.8, 0, 6e5 / 0.3048, 0, -0.8, 5.7e6 / 0.3048)},
     'has the geotransform': {'transform': Affine(0.25, 0, float('nan'), 0, -0.25, 5.7e6)},
     'pixels of 500 m': {'transform': Affine(500.0, 0, 6e5, 0, -500.0, 5.7e6)},
     'pixels of 2.7e-06 m': {'transform': Affine(2.7e-6, 0, 6e5, 0, -2.7e-6, 5.7e6)},
     'complex64 samples': {'dtype': np.complex64},
-    'lies outside': {'crs': 'EPSG:4326', 'transform': Affine(0.25, 0, 6e5, 0, -0.25, 5.7e6)},
+    'outside its coordinate': {
+        'crs': 'EPSG:4326', 'transform': Affine(0.25, 0, 6e5, 0, -0.25, 5.7e6)},
 }
 
 
@@ -371,6 +379,30 @@ def test_the_collar_of_a_turned_sheet_lets_the_other_sheet_show(tmp_path, value,
     assert set(np.unique(lost)) == {0, int(Lost.COLLAR)}
 
 
+@pytest.mark.parametrize('value, dtype', [
+    (-9999, np.float32), (-32768, np.int16), (65535, np.uint16)])
+def test_a_collar_of_a_value_that_no_tag_declares_leaves_the_contrast_as_it_is(
+        tmp_path, value, dtype):
+    pixels = noise(100, 1000, dtype=dtype)
+    expected, _ = Imagery.open(*town(tmp_path / 'whole.tif', pixels)).crop(20.0, 0.0, 20.0, 80)
+    collared = pixels.copy()
+    collared[:, :120] = value
+    rgb, lost = Imagery.open(*town(tmp_path / 'collar.tif', collared)).raster_with_causes(
+        MapGrid(60, 60, 1.0, -30.0, 30.0))
+    assert (lost[:, :18] == Lost.COLLAR).all() and (lost[:, 22:] == 0).all()
+    rgb, _ = Imagery.open(*town(tmp_path / 'collar.tif', collared)).crop(20.0, 0.0, 20.0, 80)
+    assert np.abs(rgb.astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize('low, high, dtype', [(0, 7, np.uint8), (-100, 100, np.int8)])
+def test_classes_and_signed_bytes_are_stretched(tmp_path, low, high, dtype):
+    ramp = np.linspace(low, high, 320).round().astype(dtype)
+    imagery = Imagery.open(*town(tmp_path / 'ramp.tif', np.tile(ramp, (320, 1))))
+    rgb, _ = imagery.crop(0.0, 0.0, 70.0, 280)
+    assert rgb[140, :20].max() < 40 and rgb[140, -20:].min() > 215
+    assert any('become 0 to 255' in note for note in imagery.notes)
+
+
 def test_dark_roofs_within_a_sheet_are_imagery(tmp_path):
     pixels = noise(40, 220)
     pixels[100:150, 100:150] = 0
@@ -450,3 +482,87 @@ def test_a_folder_of_sheets_and_a_coarse_view_of_it_are_read(tmp_path):
     with pytest.raises(ValueError, match='holds no image'):
         (tmp_path / 'empty').mkdir()
         Imagery.open(tmp_path / 'empty')
+
+
+def slope(rows, cols):
+    """Colours that change slowly, so that a seam in the wrong place would show."""
+    row, col = np.indices((rows, cols))
+    return np.stack([30 + row // 5, 40 + col // 5, 200 - (row + col) // 10], 2).astype(np.uint8)
+
+
+def test_hundreds_of_sheets_show_what_one_file_does(tmp_path):
+    pixels = slope(640, 640)
+    west, north = corner_in_crs(OXFORD, 'EPSG:32630', -80.0, 80.0)
+    whole = Affine(0.25, 0.0, west, 0.0, -0.25, north)
+    one = write_tiff(tmp_path / 'whole.tif', pixels, whole, 'EPSG:32630')
+    (tmp_path / 'sheets').mkdir()
+    for row, col in np.ndindex(16, 16):
+        write_tiff(
+            tmp_path / f'sheets/{row:02d}_{col:02d}.tif',
+            pixels[40 * row:40 * row + 40, 40 * col:40 * col + 40],
+            whole @ Affine.translation(40 * col, 40 * row), 'EPSG:32630')
+    grid = MapGrid(150, 150, 1.0, -74.5, 74.5)
+    expected, valid = Imagery.open(one, OXFORD).raster(grid)
+    assert valid.all()
+    found, valid = Imagery.open(tmp_path / 'sheets', OXFORD).raster(grid)
+    assert valid.all()
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.fixture
+def web_folder(tmp_path, monkeypatch):
+    """The address of a server of ``tmp_path`` that gives ranges, and how many bytes it has sent.
+
+    It is a process: GDAL waits for it while it holds the interpreter's lock.
+    """
+    processes = multiprocessing.get_context('fork')
+    sent = processes.Value('q', 0)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = tmp_path / self.path.lstrip('/')
+            if not path.is_file():
+                self.send_error(404)
+                return
+            data, first, last = path.read_bytes(), 0, path.stat().st_size - 1
+            if 'Range' in self.headers:
+                first, last = map(int, self.headers['Range'].removeprefix('bytes=').split('-'))
+            part = data[first:last + 1]
+            self.send_response(206 if 'Range' in self.headers else 200)
+            self.send_header('Accept-Ranges', 'bytes')
+            self.send_header('Content-Length', str(len(part)))
+            self.send_header('Content-Range', f'bytes {first}-{first + len(part) - 1}/{len(data)}')
+            self.end_headers()
+            if self.command == 'GET':
+                sent.value += len(part)
+                self.wfile.write(part)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    with HTTPServer(('127.0.0.1', 0), Handler) as server:
+        process = processes.Process(target=server.serve_forever)
+        process.start()
+        yield f'http://127.0.0.1:{server.server_address[1]}', sent
+        process.kill()
+        process.join()
+
+
+def test_of_a_cog_on_the_web_only_the_parts_that_are_needed_are_read(tmp_path, web_folder):
+    address, sent = web_folder
+    west, north = corner_in_crs(OXFORD, 'EPSG:32630', -256.0, 256.0)
+    pixels = np.random.default_rng(0).integers(1, 255, (2048, 2048, 3)).astype(np.uint8)
+    plain = write_tiff(tmp_path / 'plain.tif', pixels, Affine(0.25, 0.0, west, 0.0, -0.25, north),
+                       'EPSG:32630')
+    rasterio.shutil.copy(plain, tmp_path / 'cog.tif', driver='COG', blocksize=256)
+    size = (tmp_path / 'cog.tif').stat().st_size
+    imagery = Imagery.open(f'{address}/cog.tif', OXFORD)
+    rgb, valid = imagery.crop(3.0, -7.0, 48.0, 192)
+    assert valid.all()
+    assert np.array_equal(rgb, Imagery.open(plain, OXFORD).crop(3.0, -7.0, 48.0, 192)[0])
+    assert 0 < sent.value < 0.25 * size
+    with pytest.raises(OSError, match='none.tif cannot be read'):
+        Imagery.open(f'{address}/none.tif', OXFORD)

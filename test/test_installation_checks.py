@@ -68,5 +68,7 @@ def test_the_discovery_range_in_force_is_named(monkeypatch):
     assert discovery_range() == 'SUBNET'
     monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'OFF')
     assert discovery_range() == 'OFF'
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'WORLD')    # rcl then takes LOCALHOST
+    assert discovery_range().startswith('LOCALHOST') and 'WORLD is none of' in discovery_range()
     monkeypatch.setenv('ROS_LOCALHOST_ONLY', '1')
     assert discovery_range().startswith('LOCALHOST')

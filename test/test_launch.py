@@ -256,6 +256,8 @@ def ended(process) -> str:
     ('bag:=/nowhere/drive', 'bag:=/nowhere/drive does not exist'),
     ('map:=/nowhere/my.map', 'map:=/nowhere/my.map does not exist'),
     ('params_file:=/nowhere/my.yaml', 'params_file:=/nowhere/my.yaml does not exist'),
+    ('params_file:=/', 'params_file:=/ is a folder'),
+    ('namespace:=my-car', 'namespace:=/my-car; expected letters, digits and _'),
     ('record:=/', 'record:=/ exists already'),
     ('rate:=fast', 'rate:=fast; expected a number above 0'),
     ('delay:=-1', 'delay:=-1; expected a number of 0 or more'),

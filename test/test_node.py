@@ -436,7 +436,7 @@ def test_the_offline_localizer_gives_the_poses_of_the_node(bench):
     bench.start(odometry_wait_s=1.0)
     offline = Localizer(CONFIG, FRAME, FakeMap(), FakeMatcher())
     rectify = conversions.rectifier_from_msg(
-        camera_info_msg(), np.eye(4), CONFIG.camera.height_m)
+        camera_info_msg(), conversions.base_from_camera_body((0.0,) * 6), CONFIG.camera.height_m)
     expected = []
     for tick in range(8 * ODOMETRY_HZ):
         time_s = tick / ODOMETRY_HZ

@@ -97,6 +97,15 @@ def test_odometry_in_the_map_frame_is_an_error_that_says_why(bench):
     assert 'GNSS would count twice' in line.remedy
 
 
+def test_odometry_in_the_frame_of_the_vehicle_is_an_error(bench):
+    msg = msg_at(1.0)
+    msg.header.frame_id = 'base_link'
+    assert bench.odometry.add(msg) is None
+    line = bench.line()
+    assert line.level is Level.ERROR and "frame_id is 'base_link'" in line.text
+    assert 'odom_frame' in line.remedy
+
+
 def test_a_pose_that_stands_still_while_its_twist_moves_is_remarked_on(bench):
     for tick in range(20):
         msg = msg_at(0.1 * tick)

@@ -151,7 +151,7 @@ def small_dense() -> DenseNetwork:
     torch.manual_seed(5)
     return DenseNetwork(DenseConfig(
         channels=4, width=8, ahead_cells=16, across_cells=16, patch_cells=24, block_px=16,
-        margin_px=8, temperature=1.0)).eval()
+        temperature=1.0)).eval()
 
 
 @pytest.mark.parametrize(

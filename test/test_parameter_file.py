@@ -52,6 +52,12 @@ crossview_scene:
         '/car/crossview_localizer', '/**', '/crossview_scene']
 
 
+def test_what_every_node_of_ros_takes_is_not_judged(tmp_path):
+    path = write(tmp_path, '/**:\n  ros__parameters: {use_sim_time: true, odometry_wait_s: 0.2, '
+                 'qos_overrides: {/gnss: {subscription: {depth: 5}}}}\n')
+    assert read_parameters(path)[0].odometry_wait_s == 0.2
+
+
 def test_parameters_of_other_nodes_alone_are_refused_by_name(tmp_path):
     path = write(tmp_path, 'localizer:\n  ros__parameters: {odometry_wait_s: 0.25}\n')
     with pytest.raises(ValueError, match='parameters of /localizer and none of crossview_local'):
@@ -59,7 +65,8 @@ def test_parameters_of_other_nodes_alone_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(('text', 'value'), [
-    ('1e-3', 0.001), ('2.', 2.0), ('.5', 0.5), ('7', 7), ('0x10', 16), ('010', 8), ('-3', -3),
+    ('1e-3', 0.001), ('2.', 2.0), ('.5', 0.5), ('7', 7), ('0x10', 16), ('010', 8),
+    ('08', 8.0), ('-3', -3),
     ('yes', True), ('y', True), ('Off', False), ("'yes'", 'yes'), ('2024-01-01', '2024-01-01'),
     ('[1.0, 2.5]', [1.0, 2.5]), ('.inf', math.inf)])
 def test_scalars_are_those_of_ros(tmp_path, text, value):
@@ -73,6 +80,8 @@ def test_scalars_are_those_of_ros(tmp_path, text, value):
     ('/**: {ros__parameters: {a: [true, x]}}', 'a mixes bool and string'),
     ('/**: {ros__parameters: {a: [[1.0], [2.0]]}}', 'expected a value or a list'),
     ('/**: {ros__parameters: {a: }}', 'expected a value'),
+    ('/**: {ros__parameters: {a: []}}', 'a is an empty list, which ROS refuses'),
+    ('ros__parameters: {a: 1}', 'below no node; expected /\\*\\*:'),
     ('/**: {ros__parameters: {a: &x 1, b: *x}}', 'aliases'),
     ('/**: {ros__parameters: [1, 2]}', 'expected names and values'),
     ('/**: 3', 'ros__parameters'), ('[1, 2]', 'names of nodes'), ('a: {}', 'no ros__parameters'),

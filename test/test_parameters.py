@@ -16,8 +16,8 @@ from crossview_localizer.config import (
     NodeConfig,
     tunables,
 )
-from crossview_localizer.parameter_file import read_parameters
-from crossview_localizer.ros.parameters import NodeParameters, parameter_values, ROS_PARAMETERS
+from crossview_localizer.parameter_file import read_parameters, ROS_PARAMETERS
+from crossview_localizer.ros.parameters import NodeParameters, parameter_values
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

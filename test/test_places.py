@@ -7,7 +7,7 @@ from crossview_localizer.camera.views import birds_eye_view
 from crossview_localizer.geometry import MapGrid
 from training import render_places
 from training.data.rendered_places import decode_jpeg, load_place
-from training.simulation.look import draw_look, make_view
+from training.simulation.look import draw_look, make_scene
 from training.simulation.planning.planner import make_place, REGIONS
 from training.simulation.renderer import draw_aerial_look, render_aerial, Renderer
 from training.simulation.rig import draw_camera, draw_poses, photograph
@@ -29,7 +29,7 @@ def test_a_frame_shows_the_ground_that_the_picture_from_above_shows_at_its_pose(
     look = draw_look([3, 1], aerial=True)
     camera = draw_camera(rng)
     poses = draw_poses(place, camera, 6, rng)
-    renderer = Renderer(make_view(place, look, [(pose.x_m, pose.y_m) for pose in poses]))
+    renderer = Renderer(make_scene(place, look, [(pose.x_m, pose.y_m) for pose in poses]))
     side, half_m = 400, 199.5 * PX_M
     grid = MapGrid(side, side, PX_M, -half_m, half_m)
     above = render_aerial(renderer, place, draw_aerial_look(look.seed, look.day),
@@ -66,7 +66,7 @@ def test_two_looks_of_a_place_disagree_on_what_is_lighter_than_what():
     for number in range(6):
         look = draw_look([7, number], aerial=True)
         above.append(render_aerial(
-            Renderer(make_view(place, look)), place, draw_aerial_look(look.seed, look.day),
+            Renderer(make_scene(place, look)), place, draw_aerial_look(look.seed, look.day),
             *np.meshgrid(*grid.cell_centres()), 0.5, np.random.default_rng(0), samples=1)[..., 1])
     pairs = np.corrcoef([picture.ravel().astype(float) for picture in above])
     assert pairs[np.triu_indices(6, 1)].min() < 0.2

@@ -44,8 +44,10 @@ def test_corridor_keeps_to_the_imagery_and_reports_what_is_outside():
     x_m, y_m = grid.cell_centres()
     assert x_m[-1] == 6.0 and y_m[-1] == -4.0 and wanted[-1].any()
     assert lines == ['2 of 3 fixes are outside the imagery']
-    with pytest.raises(ValueError, match='none of the 3 fixes'):
+    with pytest.raises(ValueError, match='none of the 3 fixes .* nearest is 0.2 km away'):
         corridor(route_m, 10.0, 2.0, (200.0, 200.0, 300.0, 300.0))
+    with pytest.raises(ValueError, match='on another continent.*not exchanged'):
+        corridor(route_m[2:], 10.0, 2.0, EVERYWHERE)
 
 
 def test_lattice_points_are_multiples_of_the_spacing_in_any_box():

@@ -11,7 +11,7 @@ def test_the_route_of_a_bag_is_that_of_its_fixes(tmp_path):
     from rosbags.typesys import get_typestore, Stores
     store = get_typestore(Stores.ROS2_JAZZY)
     types = store.types
-    fixes = [(51.7, -1.2, 0), (51.8, -1.3, -1), (51.9, -1.4, 2), (float('nan'), 0.0, 0)]
+    fixes = [(51.7, -1.2, 0), (51.8, -1.3, -1), (51.9, -1.4, -2), (float('nan'), 0.0, 0)]
     path = tmp_path / 'drive'
     with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         topics = [
@@ -47,8 +47,16 @@ def test_the_route_of_a_bag_is_that_of_its_fixes(tmp_path):
     ('letters.csv', 'latitude,longitude\n51.75N,1.26W\nN 51.76,W 1.25\n'),
     ('minutes.csv', 'Latitude (deg)\tLongitude (deg)\n51°45\'0.0"N\t1°15\'36"W\n'
      '51 45.6\t-1 15\n'),
+    ('rostopic.csv', '%time,field.latitude,field.longitude\n0,51.75,-1.26\n1,51.76,-1.25\n'),
+    ('turned.csv', 'lat,lon\n51.75,358.74\n51.76,358.75\n'),
+    ('track.kml', '<kml xmlns="http://www.opengis.net/kml/2.2"><Placemark><LineString><coordinates>'
+     '\n-1.26,51.75,60 -1.25,51.76,60\n</coordinates></LineString></Placemark></kml>'),
+    ('track2.kml', '<kml xmlns:gx="http://www.google.com/kml/ext/2.2"><gx:Track>'
+     '<gx:coord>-1.26 51.75 60</gx:coord><gx:coord>-1.25 51.76 60</gx:coord></gx:Track></kml>'),
+    ('track.geojson', '{"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": '
+     '{"type": "LineString", "coordinates": [[-1.26, 51.75, 60], [-1.25, 51.76]]}}]}'),
     ('gaps.csv', 'lat,lon\n51.75,-1.26\nn/a,\n51.76,-1.25\n')])
-def test_csv_files_of_other_programs_and_gpx_are_read(tmp_path, name, text):
+def test_tracks_of_other_programs_are_read(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding='utf-8')
     np.testing.assert_allclose(
         read_route(tmp_path / name), [[51.75, -1.26], [51.76, -1.25]], rtol=0, atol=1e-12)
@@ -67,8 +75,24 @@ def test_a_file_without_a_valid_fix_shows_the_first_that_was_read(tmp_path):
         read_route(tmp_path / 'route.csv')
 
 
-def test_a_damaged_gpx_file_is_refused(tmp_path):
-    for text in ('<gpx><trkpt lat="51"/></gpx>', '<gpx', '<gpx></gpx>'):
-        (tmp_path / 'track.gpx').write_text(text)
-        with pytest.raises(ValueError, match='track.gpx'):
-            read_route(tmp_path / 'track.gpx')
+def test_fixes_that_are_left_out_are_counted_in_the_log(tmp_path, caplog):
+    (tmp_path / 'route.csv').write_text('lat,lon\n51.75,-1.26\n5145.6,-115.6\n,\n')
+    assert read_route(tmp_path / 'route.csv').tolist() == [[51.75, -1.26]]
+    assert '2 of 3 fixes' in caplog.text and 'the first is [5145.6, -115.6]' in caplog.text
+
+
+def test_both_sides_of_180_degrees_are_kept_however_they_are_counted(tmp_path):
+    for east in ('180.0001', '-179.9999'):
+        (tmp_path / 'route.csv').write_text(f'lat,lon\n-16.8,179.9999\n-16.8,{east}\n')
+        np.testing.assert_allclose(
+            read_route(tmp_path / 'route.csv'), [[-16.8, 179.9999], [-16.8, -179.9999]])
+
+
+@pytest.mark.parametrize('name, text', [
+    ('a.gpx', '<gpx><trkpt lat="51"/></gpx>'), ('a.gpx', '<gpx'), ('a.gpx', '<gpx></gpx>'),
+    ('a.kml', '<kml><coordinates>51.7</coordinates></kml>'), ('a.geojson', '{"type": '),
+    ('a.geojson', '{"coordinates": [[1.0]]}'), ('a.geojson', '{"type": "FeatureCollection"}')])
+def test_a_damaged_track_is_refused_by_name(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=name):
+        read_route(tmp_path / name)

@@ -364,7 +364,8 @@ def test_a_reset_rviz_and_one_whose_clock_jumped_back_get_the_ground_in_new_mark
                 shown[marker.id] = marker.texture_resource
 
     stage.driver.create_subscription(
-        MarkerArray, '/crossview_scene/ground', draw,
+        MarkerArray, '/crossview_scene/ground',
+        lambda msg: msg.markers[0].ns == 'ground' and draw(msg),
         QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL))
     stage.wait(lambda: shown)
     first = dict(shown)
@@ -381,6 +382,38 @@ def test_a_reset_rviz_and_one_whose_clock_jumped_back_get_the_ground_in_new_mark
     stage.wait(lambda: scene.get_clock().now().nanoseconds == 100 * 10**9)
     clock.publish(Clock(clock=Time(sec=50)))
     stage.wait(lambda: len(shown) == len(first) and min(shown) > max(second))
+
+
+def test_a_viewer_whose_reset_nobody_tells_gets_a_coarse_ground_every_few_seconds(
+        stage, tmp_path, monkeypatch):
+    monkeypatch.setattr('crossview_localizer.scene.COARSE_GROUND_PERIOD_S', 0.2)
+    stage.add(SceneNode, map_path=str(map_with_orthophoto(tmp_path / 'a.map')))
+    seen = []
+    stage.driver.create_subscription(
+        MarkerArray, '/crossview_scene/ground', lambda msg: seen.append(msg.markers[0]),
+        QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    stage.wait(lambda: sum(marker.ns == 'coarse ground' for marker in seen) >= 3)
+    coarse = [marker for marker in seen if marker.ns == 'coarse ground']
+    assert all(marker == coarse[0] for marker in coarse)   # in place of the one before
+    # The latched tiles still come to whoever is late.
+    late = stage.collect(MarkerArray, '/crossview_scene/ground', latched=True)
+    stage.wait(lambda: {msg.markers[0].ns for msg in late} == {'ground', 'coarse ground'})
+
+
+def test_the_coarse_ground_is_small_has_no_texture_and_the_colours_of_the_picture(ros):
+    rgb = np.zeros((300, 200, 3), np.uint8)
+    rgb[:150] = (255, 0, 51)                          # the northern half
+    marker, = scene_messages.coarse_ground(rgb, MapGrid(300, 200, 0.5, 100.0, 50.0), 'map').markers
+    assert not marker.texture_resource and marker.id == 0
+    assert len(marker.points) == len(marker.colors) <= 6 * 65 * 65
+    xy_m = np.array([(point.x, point.y) for point in marker.points])
+    assert xy_m.min(0).tolist() == [100.0, -99.5] and xy_m.max(0).tolist() == [199.5, 50.0]
+    for point, colour in zip(marker.points, marker.colors):
+        if abs(point.y + 24.75) > 5.0:
+            expected = (1.0, 0.0, 0.2) if point.y > -24.75 else (0.0, 0.0, 0.0)
+            assert (colour.r, colour.g, colour.b) == pytest.approx(expected, abs=1e-6)
+    sides = np.diff(xy_m[:3], axis=0)
+    assert np.linalg.det(sides) > 0.0       # counter-clockwise from above
 
 
 def test_paths_lie_at_heights_of_their_own_and_the_window_state_is_in_the_file():

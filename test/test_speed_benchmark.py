@@ -77,7 +77,9 @@ def result():
             'all_but_forward': row(9.0), 'frames_per_s': 9.0, 'bare_forward_p50_ms': 9.0,
             'bare_forward': {'eager': row(9.0)},
             'runs': {'torch, 10 Hz': {'frames_per_s': 9.0, 'end_to_end': row(40.0),
-                                      'used_share': 1.0}}}
+                                      'used_share': 1.0, 'memory_mb': {
+                                          'all': 500.0, 'own': 240.0, 'files': 190.0,
+                                          'shared': 70.0}}}}
     cost = {'cpu_ms': {'forward': 20.0, 'whole': 50.0},
             'memory_mb': {'Python': 10.0, 'NumPy': 50.0, 'ROS 2': 160.0, 'torch': 190.0,
                           'all': 540.0}}
@@ -125,11 +127,32 @@ def test_the_page_says_which_goals_are_reached_and_which_are_missed(tmp_path):
     assert 'reached' in lines['opening any of the maps, s']
     assert 'missed' in lines['warm window at 30 m/s, p99 ms']                         # 9 of 5
     assert 'Nothing was measured on a GPU' in text
-    assert 'takes 2.50 times' in text and '**missed**: the\nlibraries alone' in text
-    assert 'are 410 MB' in text
+    assert 'takes 2.50 times' in text
+    assert '500.00' in lines['resident memory of the node, torch, 10 Hz, MB']
+    assert 'missed' in lines['p50 of the live path, torch, 10 Hz, / bare forward pass']   # 4.44
+    assert 'one run' in text
     assert '| tile match | FAISS flat | 1.500 | 1.500' in text
     assert '57600 steps of visual odometry' in text and '101 / 102 / 103 / 103' in text
     assert (tmp_path / 'results/bench.png').stat().st_size > 1000
+
+
+def test_of_several_rounds_the_page_shows_medians_and_how_far_they_spread(tmp_path):
+    rounds = []
+    for p99_ms in (4.0, 6.0, 4.5):
+        rounds.append(result()['window'] | {'warm': row(1.0) | {'p99_ms': p99_ms}})
+    found = result() | {'window': bench.merged(rounds), 'rounds': {'window': 3},
+                        'low': {'window': bench.merged(rounds, min)},
+                        'high': {'window': bench.merged(rounds, max)}}
+    assert found['window']['warm'] == {'p50_ms': 1.0, 'p95_ms': 2.0, 'p99_ms': 4.5}
+    text = page.page(found)
+    [line] = [line for line in text.splitlines() if line.startswith('| warm window')]
+    assert '4.50 | 4, 6 | reached' in line and 'medians of 3 rounds' in text
+
+
+def test_rounds_of_lists_texts_and_names_that_one_lacks_become_one():
+    runs = [{'a': [1, 5], 'b': 'x', 'c': True}, {'a': [3, 2], 'b': 'y', 'c': True}]
+    assert bench.merged(runs) == {'a': [2.0, 3.5], 'b': 'x', 'c': True}
+    assert bench.merged([{'a': 1, 'b': 2}, {'a': 5}], max) == {'a': 5}
 
 
 def test_a_smaller_run_keeps_the_maps_that_a_larger_one_wrote_in_full():

@@ -19,12 +19,12 @@ from training.simulation.drive import (
     drive, ENU_FROM_NED, gnss_error, INS_EXTRINSIC, Poses, roll_pitch_yaw, rotation, same_route,
     visual_odometry,
 )
-from training.simulation.renderer import CameraModel, CameraRenderer, make_view, Renderer
+from training.simulation.renderer import RobotcarCamera, CameraRenderer, make_scene, Renderer
 from training.simulation.robotcar_writer import Georeference, OrthophotoWriter
 from datetime import UTC
 
 SEED, SIZE_M, PX_M = 3, 300.0, 0.3
-MODEL = CameraModel(320, 240)
+MODEL = RobotcarCamera(320, 240)
 WORLD = {
     'duration_s': 12.0, 'rate_hz': 0.5, 'image_size': (320, 240), 'jobs': 1, 'ortho_px_m': PX_M,
     'city_size_m': SIZE_M, 'progress': False,
@@ -38,7 +38,7 @@ def city():
 
 @pytest.fixture(scope='module')
 def renderer(city):
-    return Renderer(make_view(city, draw_day(SEED, 0), 1))
+    return Renderer(make_scene(city, draw_day(SEED, 0), 1))
 
 
 @pytest.fixture(scope='module')
@@ -89,7 +89,7 @@ def test_lut_maps_the_undistorted_image_onto_the_rays_of_the_distorted_one():
 
 
 def test_lut_of_the_full_size_has_the_published_byte_count():
-    assert CameraModel(1280, 960).lut().astype(np.float64).nbytes == 19_660_800
+    assert RobotcarCamera(1280, 960).lut().astype(np.float64).nbytes == 19_660_800
 
 
 def test_a_known_point_is_struck_by_the_ray_of_the_pixel_it_projects_to(city, renderer):
@@ -170,7 +170,7 @@ def test_orthophoto_shows_the_markings_at_their_georeferenced_place(city, render
     x, y = Georeference().xy_from_utm(*(transform @ (col.ravel(), row.ravel())))
     road = city.kerb_distance.sample(x, y) < -0.3
     x, y, image = x[road], y[road], image.ravel()[road]
-    paint = Raster(cv2.GaussianBlur(renderer.view.surfaces.paint[0][..., 0], (0, 0), 1.5),
+    paint = Raster(cv2.GaussianBlur(renderer.scene.surfaces.paint[0][..., 0], (0, 0), 1.5),
                    city.half_m, MARKING_PX_M)
     shifts = [(dx, dy) for dx in np.arange(-1.2, 1.21, 0.15) for dy in np.arange(-1.2, 1.21, 0.15)]
     score = [np.corrcoef(image, paint.sample(x + dx, y + dy))[0, 1] for dx, dy in shifts]
@@ -194,7 +194,8 @@ def test_flat_ground_view_matches_the_orthophoto_best_at_the_true_pose(city, wor
         ortho, transform = source.read().mean(0).astype(np.float32), source.transform
     geo = Georeference()
     # The same day from above and from the car: what is compared is geometry, not appearance.
-    camera = CameraRenderer(Renderer(make_view(city, draw_day(SEED, 1000, aerial=True), 5)), MODEL)
+    scene = make_scene(city, draw_day(SEED, 1000, aerial=True), 5)
+    camera = CameraRenderer(Renderer(scene), MODEL)
     ahead, left = np.meshgrid(np.arange(5.0, 16.0, 0.25), np.arange(-6.0, 6.1, 0.25))
     frd = np.stack((ahead.ravel(), -left.ravel(), np.full(ahead.size, 1.52)), axis=1)
     u, v = MODEL.project(frd).astype(np.float32).T
@@ -334,7 +335,7 @@ def test_grain_below_aerial_resolution_differs_in_each_view(city, renderer):
         seen = a_renderer.radiance(origins, down, 0.01, 0.0)[:, 1].reshape(along.shape)
         return (seen - cv2.GaussianBlur(seen, (0, 0), 5)).ravel() / seen.mean()
 
-    same, other = detail(renderer), detail(Renderer(make_view(city, renderer.day, 2)))
+    same, other = detail(renderer), detail(Renderer(make_scene(city, renderer.day, 2)))
     assert same.std() > 0.02 and other.std() > 0.02
     assert abs(np.corrcoef(same, other)[0, 1]) < 0.3
 

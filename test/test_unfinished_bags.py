@@ -264,15 +264,46 @@ def test_a_ros_1_bag_gives_the_same_drive(drive, tmp_path, caplog):
         assert static.ext.offered_qos_profiles[0].durability.name == 'TRANSIENT_LOCAL'
 
 
-def test_a_ros_1_bag_whose_recorder_was_killed_is_named_with_its_remedy(drive, tmp_path):
+@pytest.mark.parametrize('share', [1.0, 0.5])
+def test_a_ros_1_bag_whose_recorder_was_killed_is_read_up_to_its_end(
+        drive, tmp_path, share, caplog):
     path = ros1_bag(drive, tmp_path / 'old.bag')
-    data = path.read_bytes()
+    whole, data = contents(path), path.read_bytes()
     active = tmp_path / 'old.bag.active'
     # index_pos is written last.
     at = data.index(b'index_pos=') + 10
-    active.write_bytes(data[:at] + bytes(8) + data[at + 8:len(data) // 2])
-    with pytest.raises(BagError, match=f'rosbag reindex {active}'):
-        Bag(active)
+    active.write_bytes((data[:at] + bytes(8) + data[at + 8:])[:int(share * len(data))])
+    found = contents(active)
+    assert found == whole[:len(found)] and len(found) > 0.4 * share * len(whole)
+    assert (len(found) == len(whole)) == (share == 1.0)
+    assert f'{active} is not finished or damaged' in caplog.text
+    assert 'messages are read' in caplog.text
+
+
+@pytest.mark.parametrize('storage', [MCAP, SQLITE])
+def test_a_part_that_is_empty_or_damaged_is_left_out_and_named(drive, tmp_path, storage, caplog):
+    folder = tmp_path / 'split'
+    folder.mkdir()
+    half_ns = made.START_NS + round(SECONDS / 2 * 1e9)
+    for number, keep in enumerate((lambda ns: ns < half_ns, lambda ns: ns >= half_ns)):
+        part = only_file(copy_bag(drive, tmp_path / f'part{number}', storage, keep=keep))
+        shutil.copy(part, folder / f'run_{number}{part.suffix}')
+    whole = contents(folder)
+    assert len(whole) == MESSAGES
+    last = folder / f'run_1{part.suffix}'
+    for content, text in ((b'', 'is empty'), (b'SQLite format 3\0' + bytes(3000), '.recover')):
+        last.write_bytes(content)
+        found = contents(folder)
+        assert found == whole[:len(found)] and found[-1][1] < half_ns
+        assert 'left out: ' in caplog.text and str(last) in caplog.text and text in caplog.text
+
+
+def test_a_bag_is_also_named_by_its_metadata_and_an_empty_one_has_no_length(drive, tmp_path):
+    assert contents(drive / 'metadata.yaml') == contents(drive)
+    with Writer(tmp_path / 'empty', version=9, storage_plugin=MCAP):
+        pass
+    with Bag(tmp_path / 'empty') as bag:
+        assert (bag.message_count, bag.start_ns, bag.end_ns) == (0, 0, 0)
 
 
 def test_a_file_of_another_kind_is_named_with_what_it_begins_with(tmp_path):

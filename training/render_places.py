@@ -22,7 +22,7 @@ def render_place(seed: int, out: Path, aerials: int, shots: int, frames: int) ->
     path = out / f'place_{seed:07d}.npz'
     if path.exists():
         return path
-    from training.simulation.look import draw_look, make_view
+    from training.simulation.look import draw_look, make_scene
     from training.simulation.planning.planner import make_place
     from training.simulation.renderer import draw_aerial_look, render_aerial, Renderer
     from training.simulation.rig import draw_camera, draw_poses, photograph
@@ -36,7 +36,7 @@ def render_place(seed: int, out: Path, aerials: int, shots: int, frames: int) ->
         look = draw_look([seed, 51, k], aerial=True)
         rng = np.random.default_rng([seed, 52, k])
         pictures.append(encode_jpeg(render_aerial(
-            Renderer(make_view(place, look)), place, draw_aerial_look(look.seed, look.day), x, y,
+            Renderer(make_scene(place, look)), place, draw_aerial_look(look.seed, look.day), x, y,
             AERIAL_PX_M, rng, samples=1)))
     taken = []
     for k in range(shots):
@@ -44,7 +44,7 @@ def render_place(seed: int, out: Path, aerials: int, shots: int, frames: int) ->
         camera = draw_camera(rng)
         poses = draw_poses(place, camera, frames, rng)
         look = draw_look([seed, 54, k], aerial=False)
-        renderer = Renderer(make_view(place, look, [(p.x_m, p.y_m) for p in poses]))
+        renderer = Renderer(make_scene(place, look, [(p.x_m, p.y_m) for p in poses]))
         taken.append(Shot(
             camera, [encode_jpeg(photograph(renderer, camera, pose, rng)) for pose in poses],
             np.array([(p.x_m, p.y_m, p.yaw_rad) for p in poses])))

@@ -1,5 +1,7 @@
 """The fault matrix: what a node process reports and publishes in each fault, in the flat world.
 
+Faults of imagery and routes are those of ``build_map``: expected are its exit code and one line.
+
 For each fault the vehicle drives until all is well; then the fault begins. Expected are the
 diagnostic (part, level and text), the poses meanwhile (or none), a node that goes on running, and
 that all is well again after the fault. A pose is honest if the truth is inside its 99.9 % ellipse.
@@ -14,17 +16,20 @@ import sys
 
 from benchmarks import REPOSITORY
 from benchmarks.robustness import flat_world
+from benchmarks.robustness.file_faults import FILE_FAULTS
 from benchmarks.robustness.node_trial import NodeTrial, START_DEADLINE_S
 from benchmarks.robustness.sensor_faults import FaultResult, JPEG_FAULTS, RAW_FAULTS, try_fault
 from benchmarks.robustness.system_faults import SYSTEM_FAULTS
 from benchmarks.ros_domain import keep_to_this_machine
 
-ALL = [*RAW_FAULTS, *JPEG_FAULTS, *SYSTEM_FAULTS]
+ALL = [*FILE_FAULTS, *RAW_FAULTS, *JPEG_FAULTS, *SYSTEM_FAULTS]
 
 
 def try_by_name(trial: NodeTrial, name: str) -> FaultResult:
     """Try the fault of this name."""
     fault = next(fault for fault in ALL if fault.name == name)
+    if fault in FILE_FAULTS:
+        return fault(trial)
     trial.send_compressed(fault in JPEG_FAULTS)
     return fault(trial) if callable(fault) else try_fault(trial, fault)
 

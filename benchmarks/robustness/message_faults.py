@@ -87,6 +87,17 @@ def repeated(field: str) -> Callable:
     return hook
 
 
+def repeated_fix() -> Callable:
+    """A hook that gives each fix the position of the first one."""
+    latitude, longitude = repeated('latitude'), repeated('longitude')
+    return lambda msg: latitude(longitude(msg))
+
+
+def exchanged(msg):
+    """A fix with latitude and longitude exchanged."""
+    return with_fields(latitude=msg.longitude, longitude=msg.latitude)(msg)
+
+
 def bayer(rgb: np.ndarray) -> np.ndarray:
     """An RGGB mosaic: of each pixel the channel that it has there."""
     mosaic = rgb[..., 1].copy()

@@ -14,6 +14,7 @@ from benchmarks.robustness.message_faults import (
     at_time,
     bayer,
     covariance_of,
+    exchanged,
     half_size_info,
     jump_of_odometry,
     mirrored,
@@ -25,6 +26,7 @@ from benchmarks.robustness.message_faults import (
     once,
     png_bomb,
     repeated,
+    repeated_fix,
     reset_of_odometry,
     second_odometry,
     shift_stamps,
@@ -125,6 +127,9 @@ RAW_FAULTS = [
         'image': of_pixels(small_image), 'camera_info': half_size_info}),
     Fault('camera_info loses its calibration', 'camera', ERROR, 'not calibrated', {
         'camera_info': with_fields(k=np.zeros(9))}),
+    Fault('camera_info without a principal point', 'camera', ERROR, 'principal point at 0, 0', {
+        'camera_info': lambda msg: with_fields(
+            k=[*msg.k[:2], 0.0, *msg.k[3:5], 0.0, *msg.k[6:]])(msg)}),
     Fault('camera_info with NaN', 'camera', ERROR, 'not finite', {
         'camera_info': with_fields(d=[math.nan] * 5)}),
     Fault('camera_info of 1e9 pixels', 'camera', ERROR, 'camera_info has size', {
@@ -145,8 +150,14 @@ RAW_FAULTS = [
     Fault('GNSS jumps by 300 m', 'gnss', WARN, 'refused by the gate', {
         'gnss': lambda msg: flat_world.gnss_msg(
             time_s_of(conversions.stamp_ns_from_msg(msg.header.stamp)), (300.0, 0.0))}),
-    Fault('GNSS of another hemisphere', 'gnss', WARN, 'refused by the gate', {
+    Fault('GNSS of another hemisphere', 'gnss', WARN, 'loses the sign of the latitude', {
         'gnss': lambda msg: with_fields(latitude=-msg.latitude)(msg)}),
+    Fault('GNSS with latitude and longitude exchanged', 'gnss', WARN,
+          'exchanges latitude and longitude', {'gnss': exchanged}),
+    Fault('GNSS repeats its last fix', 'gnss', WARN, 'the receiver repeats it', {
+        'gnss': repeated_fix()}),
+    Fault('GNSS whose driver never sets the status', 'gnss', OK, GOOD, {
+        'gnss': with_fields(status__status=-2)}),
     Fault('GNSS of another antenna frame', 'gnss', ERROR, "to 'roof'", {
         'gnss': with_fields(header__frame_id='roof')}),
     Fault('GNSS clock 5 s ahead', 'gnss', WARN, 'their clock is ahead', {
@@ -163,9 +174,9 @@ RAW_FAULTS = [
         'odometry': with_fields(pose__covariance=np.full(36, math.nan))}),
     Fault('odometry twist NaN', 'odometry', OK, GOOD, {
         'odometry': with_fields(twist__twist__linear__x=math.nan)}),
-    Fault('odometry turns the wrong way', 'filter', ERROR, 'do not trust the pose',
+    Fault('odometry turns the wrong way', 'odometry', WARN, 'is not believed for a while',
           honest=False, start=mirrored, end=tell_pose),
-    Fault('odometry three times too fast', 'filter', ERROR, 'do not trust the pose',
+    Fault('odometry three times too fast', 'odometry', WARN, 'is not believed for a while',
           honest=False, start=too_fast, end=tell_pose),
     Fault('two odometries on one topic', 'odometry', WARN, 'has 2 publishers',
           start=second_odometry, end=lambda trial: trial.stop_second()),
@@ -178,6 +189,8 @@ RAW_FAULTS = [
         'odometry': with_fields(child_frame_id='wheel')}),
     Fault('odometry in the map frame', 'odometry', ERROR, "frame_id is 'map'", {
         'odometry': with_fields(header__frame_id='map')}),
+    Fault('odometry in the frame of the vehicle', 'odometry', ERROR, "frame_id is 'base_link'", {
+        'odometry': with_fields(header__frame_id='base_link')}),
     Fault('odometry that fills its twist alone', 'odometry', WARN, 'stands still while its twist',
           {'odometry': repeated('pose')}, honest=False, end=tell_pose),
     Fault('odometry stops', 'odometry', ERROR, 'nothing received', {'odometry': nothing}),

@@ -1,7 +1,9 @@
 """Measure how fast each step is and how that grows; print a table, write JSON and a page.
 
 Everything is measured in one run on one machine, each step beside its bound or a peer. Scratch
-files stay in ``--out`` for the next run; with ``--resume`` the measured parts are kept too.
+files stay in ``--out`` for the next run; with ``--resume`` the measured parts are kept too. With
+``--repeats`` most parts are measured in several rounds: the JSON holds the median of each number,
+and under ``low`` and ``high`` the least and the largest.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import os
 from pathlib import Path
 import platform
+import statistics
 import sys
 import time
 
@@ -26,6 +29,7 @@ RESULT = REPOSITORY / 'docs/results/bench.json'
 PACKAGES = ('torch', 'numpy', 'opencv-python-headless', 'onnxruntime', 'faiss-cpu', 'filterpy')
 DRIVE_S, SMOKE_DRIVE_S = 24.0, 8.0
 LONG = {'hour'}     # parts that are measured only if they are named
+ONCE = {'map_size', 'training', 'renderer', 'hour'}     # of which one run says enough
 
 
 def parts(arguments: argparse.Namespace, out: Path) -> dict[str, Callable[[], object]]:
@@ -88,6 +92,21 @@ def rows(value, name: str = '') -> list[tuple[str, str]]:
     return [(name, str(value))]
 
 
+def merged(runs: list, choose: Callable = statistics.median):
+    """Results of the same form as one: of each number ``choose`` takes one, the rest is the first.
+
+    Names that a run lacks are left out.
+    """
+    first = runs[0]
+    if isinstance(first, dict):
+        return {name: merged([run[name] for run in runs], choose) for name in first
+                if all(name in run for run in runs)}
+    if isinstance(first, list):
+        return [merged(items, choose) for items in zip(*runs)]
+    is_number = isinstance(first, (int, float)) and not isinstance(first, bool)
+    return choose(runs) if is_number else first
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.speed', description=__doc__,
@@ -103,13 +122,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--only', nargs='+', metavar='PART', help='measure only these parts of '
                         'cpu (or gpu) cost map_build map_size window training renderer peers, and '
                         'hour (ten minutes, left out without --only)')
+    parser.add_argument('--repeats', type=int, default=1, metavar='N',
+                        help='rounds, of which the medians are taken (default 1)')
     parser.add_argument('--compile', action='store_true',
                         help='torch.compile the bare network too (minutes on a CPU)')
-    parser.add_argument('--map-gb', type=float, default=2.0, metavar='GB',
-                        help='maps up to this size are written in full (default 2)')
-    parser.add_argument('--tiles-km2', type=float, default=1000.0, metavar='KM2',
-                        help='largest map of the tile network, 4.4 GB of index at 10000 '
-                        '(default 1000)')
+    parser.add_argument('--map-gb', type=float, default=1.0, metavar='GB',
+                        help='maps up to this size are written in full (default 1)')
+    parser.add_argument('--tiles-km2', type=float, default=100.0, metavar='KM2',
+                        help='largest map of the tile network (default 100)')
     arguments = parser.parse_args(argv)
     try:
         return _run(arguments)
@@ -124,6 +144,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('no CUDA device was found; use --device cpu')
+    if arguments.repeats < 1:
+        raise ValueError(f'--repeats is {arguments.repeats}; expected 1 or more')
     # A smoke run has another drive.
     out = arguments.out / ('smoke' if arguments.smoke else 'full')
     wanted = parts(arguments, out)
@@ -135,21 +157,30 @@ def _run(arguments: argparse.Namespace) -> int:
     begin_s = time.perf_counter()
     about = machine(arguments.device)
     result = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
-    for name, measure in wanted.items():
-        kept = out / f'part_{name}.json'
-        if name not in (arguments.only or set(wanted) - LONG):
-            continue
-        if not (arguments.resume and kept.is_file()):
-            part_s = time.perf_counter()
-            found = measure()
-            if isinstance(found, dict):
-                found = about | found
-            kept.write_text(json.dumps(found))
-            print(f'{name}: {time.perf_counter() - part_s:.0f} s', flush=True)
-        found = json.loads(kept.read_text())
+    chosen = [name for name in wanted if name in (arguments.only or set(wanted) - LONG)]
+    measured = {name: [] for name in chosen}
+    for round_ in range(arguments.repeats):
+        for name in chosen:
+            if round_ and name in ONCE:
+                continue
+            kept = out / f'part_{name}_{round_}.json'
+            if not (arguments.resume and kept.is_file()):
+                print(f'{name}, round {round_ + 1} of {arguments.repeats}: ', end='', flush=True)
+                part_s = time.perf_counter()
+                found = wanted[name]()
+                kept.write_text(json.dumps(about | found if isinstance(found, dict) else found))
+                print(f'{time.perf_counter() - part_s:.0f} s', flush=True)
+            measured[name].append(json.loads(kept.read_text()))
+    for name, runs in measured.items():
+        found = merged(runs)
         if name == 'map_size':
             found = map_speed.with_earlier_sizes(found, result.get(name, []))
         result[name] = found
+        for key, choose in (('low', min), ('high', max)):
+            result.setdefault(key, {}).pop(name, None)
+            if len(runs) > 1:
+                result[key][name] = merged(runs, choose)
+        result.setdefault('rounds', {})[name] = len(runs)
     for place, value in rows({name: result[name] for name in wanted if name in result}):
         print(f'{place:60} {value}')
     arguments.json.parent.mkdir(parents=True, exist_ok=True)

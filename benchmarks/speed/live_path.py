@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.demo.ros_run import PARAMETERS, REMAPS, RosRun, STARTUP_S
+from benchmarks.speed.node_cost import resident_mb
 from benchmarks.speed.world import BenchWorld, IMAGE_TOPIC, percentiles_ms, repeated_s, WEIGHTS
 from crossview_localizer.matching.dense_matcher import ground_tensors, HalfGround
 from crossview_localizer.networks.checkpoint import load_network
@@ -39,6 +40,7 @@ def play(world: BenchWorld, name: str, rate: float, device: str, seconds_s: floa
             raise run.failure('player', 'failed')
         run.require_alive('node')
         run.require_no_error('node')
+        memory_mb = resident_mb(run.processes['node'].pid)
         run.interrupt('node')
     images = json.loads(spans_path.read_text())
     if not images:
@@ -54,7 +56,7 @@ def play(world: BenchWorld, name: str, rate: float, device: str, seconds_s: floa
     return {
         'offered_hz': offered_hz,
         'frames_per_s': round((len(steady) - 1) / wall_s, 2),
-        'images': len(steady),
+        'images': len(steady), 'memory_mb': memory_mb,
         'used_share': round(float(np.mean([i['outcome'] == 'USED' for i in steady])), 3),
         'stages': {stage: percentiles_ms([image.get(stage, 0.0) for image in steady])
                    for stage in STAGES},

@@ -137,8 +137,7 @@ def write_area(path: Path, km2: float, spacing_m: float, size: int, sparse: bool
     for row in tqdm(begins, desc=path.name, disable=None, leave=False):
         for col in begins:
             store.write(row, col, part, there, there, there)
-    store.finish()
-    store.note(tiles=side * side)
+    store.finish(side * side)
     return side * side
 
 

@@ -29,18 +29,20 @@ def measure(map_path: Path, bag: Path, image_topic: str, seconds_s: float) -> di
     return {way: run(way) for way in ('torch', 'onnx')}
 
 
-def resident_mb() -> float:
-    """Memory of this process."""
-    pages = int(Path('/proc/self/statm').read_text().split()[1])
-    return round(pages * 4096 / 1e6, 1)
+def resident_mb(process: int | str = 'self') -> dict[str, float]:
+    """Memory of a process: all that is resident, its own, that of files, and shared memory."""
+    fields = {'all': 'VmRSS', 'own': 'RssAnon', 'files': 'RssFile', 'shared': 'RssShmem'}
+    lines = Path(f'/proc/{process}/status').read_text().splitlines()
+    kilobytes = {line.partition(':')[0]: line.split()[1] for line in lines if ' kB' in line}
+    return {name: round(int(kilobytes[field]) * 1.024e-3, 1) for name, field in fields.items()}
 
 
 def cost(map_path: Path, bag: Path, image_topic: str, way: str, seconds_s: float) -> dict:
     """CPU milliseconds of each step, and memory after each part, in a process of its own."""
-    memory_mb = {'Python': resident_mb()}
+    memory_mb = {'Python': resident_mb()['all']}
 
     def note(part: str) -> None:
-        memory_mb[part] = round(resident_mb() - sum(memory_mb.values()), 1)
+        memory_mb[part] = round(resident_mb()['all'] - sum(memory_mb.values()), 1)
 
     import cv2
     import numpy as np
@@ -89,7 +91,7 @@ def cost(map_path: Path, bag: Path, image_topic: str, way: str, seconds_s: float
         if result.heatmap is not None and 'search' not in result.seconds:
             images.append(spent)
     note('work on images, and the reader of the bag')
-    memory_mb['all'] = resident_mb()
+    memory_mb['all'] = resident_mb()['all']
     ros_node.destroy_node()
     rclpy.shutdown()
     return {

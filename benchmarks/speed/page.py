@@ -30,8 +30,9 @@ def live(name: str, part: dict) -> str:
     stages = [[stage, *milliseconds(row)] for stage, row in part['stages'].items()]
     stages += [['**end to end**', *milliseconds(part['end_to_end'])],
                ['all but forward and wait', *milliseconds(part['all_but_forward'])]]
-    runs = [[label, run['frames_per_s'], *milliseconds(run['end_to_end']), run['used_share']]
-            for label, run in part['runs'].items()]
+    memory = part['runs'][part['quoted']]['memory_mb']
+    runs = [[label, run['frames_per_s'], *milliseconds(run['end_to_end']), run['used_share'],
+             run['memory_mb']['all']] for label, run in part['runs'].items()]
     bare = [[label, *milliseconds(row)] for label, row in part['bare_forward'].items()]
     return f"""### {'GPU' if name == 'gpu' else 'CPU'}
 
@@ -42,7 +43,11 @@ def live(name: str, part: dict) -> str:
 done. `decode` ends with an rgb image that was checked for blindness, `publish` with the last
 `publish()`.
 
-{markdown(['network, images offered', 'frames/s', 'p50 ms', 'p95 ms', 'p99 ms', 'used'], runs)}
+{markdown(['network, images', 'frames/s', 'p50 ms', 'p95 ms', 'p99 ms', 'used', 'MB'], runs)}
+Memory of the node in the run above: {memory['own']:.0f} MB of its own, {memory['files']:.0f} MB of
+libraries and other files, which the system shares and drops as it needs, {memory['shared']:.0f} MB
+of shared memory of DDS.
+
 The network alone, while nothing else runs:
 
 {markdown(head, bare)}"""
@@ -61,7 +66,6 @@ def cost(result: dict) -> str:
     memory = [[f'**{name}**' if name == 'all' else name, f'{mb:.0f}',
                f'{part["onnx"]["memory_mb"][name]:.0f}']
               for name, mb in part['torch']['memory_mb'].items()]
-    libraries_mb = sum(list(part['torch']['memory_mb'].values())[:4])
     note = f'{before["note"]} ' if before else ''
     return f"""### What an image costs
 
@@ -75,43 +79,56 @@ forward pass with ONNX Runtime (goal: at most 1.8),
 {part['torch']['cpu_ms']['whole'] / part['torch']['cpu_ms']['forward']:.2f} times with torch.
 
 {markdown(['MB of memory', 'torch', 'ONNX Runtime'], memory)}
-The goal of 350 MB is
-{'reached' if part['torch']['memory_mb']['all'] <= 350 else '**missed**'}: the
-libraries alone, without network, map and images, are {libraries_mb:.0f} MB. 67 MB of ROS 2 are the
-shared memory for images that `config/fastdds_loopback.xml` asks for.
+This process also reads the bag. 67 MB of ROS 2 are the shared memory for images that
+`config/fastdds_loopback.xml` asks for.
 """
 
 
 def goals(result: dict) -> str:
+    """The goals: the median of all rounds, and the least and the largest where they differ."""
+    rows = zip(*(goal_rows(result | result.get(key, {})) for key in ('', 'low', 'high')))
+    return markdown(['goal', 'wanted', 'measured', 'from, to', ''], [
+        [*row, '' if low[2] == high[2] else f'{low[2]:g}, {high[2]:g}',
+         '' if reached is None else 'reached' if reached else '**missed**']
+        for (*row, reached), low, high in rows])
+
+
+def goal_rows(result: dict) -> list[tuple]:
+    """Each goal: what, how much is wanted, what was measured, and whether it is reached."""
     rows = []
     for name, part in result.items():
-        if name not in ('cpu', 'gpu'):
-            continue
         if name == 'cpu':
-            rows += [['frames per second with the player on the same cores, fastest run', '>= 10',
-                      part['frames_per_s'], part['frames_per_s'] >= 9.95]]
+            rows.append(('frames per second with the player on the same cores, fastest run',
+                         '>= 10', part['frames_per_s'], part['frames_per_s'] >= 9.95))
             for run, values in part['runs'].items():
                 p99 = values['end_to_end']['p99_ms']
-                rows += [[f'p99 of the live path, {run} offered, ms', '< 100', p99, p99 < 100]]
-        else:
+                rows.append(
+                    (f'p99 of the live path, {run} offered, ms', '< 100', p99, p99 < 100))
+            ratio = part['end_to_end']['p50_ms'] / part['bare_forward_p50_ms']
+            rows.append((f'p50 of the live path, {part["quoted"]}, / bare forward pass', '<= 1.8',
+                         round(ratio, 2), ratio <= 1.8))
+            memory_mb = part['runs'][part['quoted']]['memory_mb']['all']
+            rows.append((f'resident memory of the node, {part["quoted"]}, MB', '<= 350', memory_mb,
+                         memory_mb <= 350))
+        elif name == 'gpu':
             p99, rest = part['end_to_end']['p99_ms'], part['all_but_forward']['p50_ms']
-            rows += [['GPU: p99 of the live path, ms', '<= 10', p99, p99 <= 10],
-                     ['GPU: all stages except the forward pass, p50 ms', '<= 4', rest, rest <= 4]]
+            rows += [('GPU: p99 of the live path, ms', '<= 10', p99, p99 <= 10),
+                     ('GPU: all stages except the forward pass, p50 ms', '<= 4', rest, rest <= 4)]
     build, window = result['map_build'], result['window']
     slowest = max(row['open_s'] for row in result['map_size'])
-    rows += [
-        ['time to build a map / its forward passes', '<= 1.2', build['ratio_to_bare'],
-         build['ratio_to_bare'] <= 1.2],
-        ['time to build a map / forward passes without overlap', '-',
-         build['ratio_to_each_pixel_once'], None],
-        ['opening any of the maps, s', '< 1', slowest, slowest < 1],
-        ['warm window at 30 m/s, p99 ms', '< 5', window['warm']['p99_ms'],
-         window['warm']['p99_ms'] < 5],
-        ['images per second of training / of its steps alone', '-',
-         result['training']['share_of_bound'], None]]
-    return markdown(['goal', 'wanted', 'measured', ''], [
-        [*row[:3], '' if row[3] is None else 'reached' if row[3] else '**missed**']
-        for row in rows])
+    p99, preload_s = window['warm']['p99_ms'], window['preload_1_km2_s']
+    pixels = [part['pixels_per_block_pixel'] for part in (build, build['corridor'])]
+    return [
+        *rows,
+        ('time to build the map of an area / its forward passes', '<= 1.2',
+         build['ratio_to_bare'], build['ratio_to_bare'] <= 1.2),
+        ('pixels described per pixel kept, area', '<= 1.25', pixels[0], pixels[0] <= 1.25),
+        ('pixels described per pixel kept, corridor', '<= 1.6', pixels[1], pixels[1] <= 1.6),
+        ('opening any of the maps, s', '< 1', slowest, slowest < 1),
+        ('reading a square kilometre ahead, s', '< 1', preload_s, preload_s < 1),
+        ('warm window at 30 m/s, p99 ms', '< 5', p99, p99 < 5),
+        ('images per second of training / of its steps alone', '-',
+         result['training']['share_of_bound'], None)]
 
 
 def sizes(result: dict) -> str:
@@ -198,6 +215,9 @@ def page(result: dict) -> str:
         f'{count}: {row["wall_s"]} s and {row["peak_mb"]} MB'
         for count, row in build['workers'].items())
     written_gb = max(row['gb'] for row in result['map_size'] if row['written_in_full'])
+    most = max(result.get('rounds', {}).values(), default=1)
+    rounds = f'medians of {most} rounds, but for training, sizes and renderer' if most > 1 else (
+        'one run')
     lives = '\n'.join(live(name, result[name]) for name in ('cpu', 'gpu') if name in result)
     no_gpu = '' if 'gpu' in result else (
         'Nothing was measured on a GPU, `precision: half` included; `python -m '
@@ -206,9 +226,9 @@ def page(result: dict) -> str:
     return f"""# Performance
 
 Look up here how long each step takes, and how the time grows with map, image rate and cores. `make
-bench` measures it again ([bench.json](results/bench.json)). All numbers are of one run on one
-machine. **Simulation**: a rendered town; images of 320 x 240 are enlarged to 1280 x 960, which
-costs the node as much time as real ones of that size.
+bench` measures it again ([bench.json](results/bench.json)), on one machine: {rounds}.
+**Simulation**: a rendered town; images of 320 x 240 are enlarged to 1280 x 960, which costs the
+node as much time as real ones of that size.
 
 ## Goals
 
@@ -231,14 +251,17 @@ machine.
 {building(build)}
 Each part of a map passes the network together with the context around it, which its neighbours
 compute again: "pixels per kept pixel" counts that. The last column compares with forward passes in
-which every pixel is computed once.
+which every pixel is computed once. The context of the dense network is 8 m. With 16 m, as until
+November 2026, 1 - cosine of a descriptor differs by 2.7e-5 in the mean (storing in 8 bits:
+4.0e-5), and the log-probability of the true pose by less than 0.001 (45 frames of three simulated
+drives).
 With `--workers`, wall time and memory of all processes: {workers or '-'}; the maps are
 {'identical' if build.get('same_bytes') else 'not compared'}. On a town this small, starting the
 processes takes as long as their work.
 
 {sizes(result)}
 Opening a map reads its header; descriptors are read as the vehicle comes near. Sparse maps hold
-only the tiles about their middle. Maps up to
+only the tiles about their middle, and say that they hold all. Maps up to
 {PRELOAD_BYTES >> 20} MB are read as a whole; of larger ones at most {CACHE_BYTES >> 20} MB stay in
 memory.
 

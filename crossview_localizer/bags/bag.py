@@ -45,9 +45,10 @@ class Bag:
             _warn_once(note)
         self.connections: list[Connection] = [
             connection for storage in self._storages for connection in storage.connections]
-        self.start_ns: int = min(storage.start_time for storage in self._storages)
-        self.end_ns: int = max(storage.end_time for storage in self._storages)
-        self.message_count: int = sum(storage.message_count for storage in self._storages)
+        filled = [storage for storage in self._storages if storage.message_count]
+        self.start_ns: int = min((storage.start_time for storage in filled), default=0)
+        self.end_ns: int = max((storage.end_time for storage in filled), default=0)
+        self.message_count: int = sum(storage.message_count for storage in filled)
         self._typestore = get_typestore(Stores.EMPTY)
 
     def __enter__(self) -> 'Bag':

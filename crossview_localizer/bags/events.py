@@ -150,7 +150,8 @@ class _EventStream:
             yield from self._due_gnss()
             image = self._images.popleft()
             yield from self._converted('image', image.stamp_ns, image.msg)
-        self._now_s = now_s
+        # At the end of the bag odometry is silent.
+        self._now_s = self._now_s + self._wait_s + SETTLE_S if bag_ns is None else now_s
         yield from self._due_gnss()
 
     def take(self, field: str, stamp_ns: int, msg) -> Iterator[Event]:

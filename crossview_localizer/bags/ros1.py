@@ -45,7 +45,7 @@ class AsRos2:
 
     @property
     def message_count(self) -> int:
-        return self._reader.message_count
+        return sum(connection.msgcount for connection in self.connections)
 
     @property
     def start_time(self) -> int:

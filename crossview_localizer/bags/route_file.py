@@ -1,7 +1,9 @@
-"""The route of a drive from a file: a CSV, a GPX track, or a bag."""
+"""The route of a drive from a file: a CSV, a GPX, KML or GeoJSON track, or a bag."""
 
 from collections.abc import Iterator
 import csv
+import json
+import logging
 import math
 from pathlib import Path
 import re
@@ -12,6 +14,7 @@ import numpy as np
 from crossview_localizer.bags.bag import Bag, read_messages
 from crossview_localizer.bags.storage import SUFFIXES
 
+STATUS_NO_FIX = -1
 LATITUDE_NAMES = ('latitude', 'lat')
 NO_VALUE = ('', 'NAN', 'NA', 'N/A', 'NULL', 'NONE', '-', '--')
 LONGITUDE_NAMES = ('longitude', 'lon', 'lng', 'long')
@@ -21,25 +24,34 @@ def read_route(path: str | Path, topic: str | None = None) -> np.ndarray:
     """The fixes of a drive, (N, 2) latitude and longitude in degrees, in the order of the file.
 
     ``path`` is a CSV with columns ``latitude`` and ``longitude`` (RobotCar's gps.csv, ins.csv and
-    rtk.csv have them) or ``lat`` and ``lon``, a GPX track or route, or a rosbag2 with a NavSatFix
-    topic. A CSV may have decimal commas and letters for the hemispheres. Invalid fixes are left
-    out. Raises OSError or ValueError, for a row that cannot be read with its text.
+    rtk.csv have them) or ``lat`` and ``lon``, a GPX, KML or GeoJSON file with a line, or a rosbag2
+    with a NavSatFix topic. A CSV may have decimal commas and letters for the hemispheres.
+    Longitudes may go from 0 to 360. Invalid fixes are left out, and the log counts them. Raises
+    OSError or ValueError, for a row that cannot be read with its text.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f'route {path} does not exist; expected a CSV or a bag')
+        raise FileNotFoundError(
+            f'route {path} does not exist; expected a CSV, GPX, KML or GeoJSON file, or a bag')
     if path.is_dir() or path.name.lower().endswith(SUFFIXES):
         fixes = list(_bag_fixes(path, topic))
     else:
-        fixes = list((_gpx_fixes if path.suffix.lower() == '.gpx' else _csv_fixes)(path))
+        fixes = list(READERS.get(path.suffix.lower(), _csv_fixes)(path))
     route = np.array(fixes, float).reshape(-1, 2)
-    good = np.isfinite(route).all(1) & (np.abs(route) <= [89.0, 180.0]).all(1) & route.any(1)
+    good = np.isfinite(route).all(1) & (np.abs(route) <= [89.0, 360.0]).all(1) & route.any(1)
     if not good.any():
         first = f', the first is {route[0].tolist()}' if len(route) else ''
         raise ValueError(
             f'{path} holds no valid fix ({len(route)} read{first}); expected latitude and '
             'longitude of a drive in degrees')
-    return route[good]
+    if not good.all():
+        logging.getLogger(__name__).warning(
+            f'{path}: {np.count_nonzero(~good)} of {len(route)} fixes are no positions in degrees '
+            f'and left out, the first is {route[~good][0].tolist()}')
+    route = route[good]
+    turned = np.abs(route[:, 1]) > 180.0
+    route[turned, 1] -= np.copysign(360.0, route[turned, 1])
+    return route
 
 
 def _csv_fixes(path: Path) -> Iterator[tuple[float, float]]:
@@ -50,7 +62,8 @@ def _csv_fixes(path: Path) -> Iterator[tuple[float, float]]:
         delimiter = max(';\t,', key=head.count)
         head_row = next(csv.reader([head], delimiter=delimiter), [])
         names = [name.strip().lower() for name in head_row]
-        words = [re.split('[^a-z]', name)[0] for name in names]       # "lat (deg)", "lat_deg"
+        # "lat (deg)", "lat_deg", and "field.latitude" of rostopic echo -p
+        words = [re.split('[^a-z]', name.rpartition('.')[2])[0] for name in names]
         columns = [next((words.index(name) for name in known if name in words), None)
                    for known in (LATITUDE_NAMES, LONGITUDE_NAMES)]
         if None in columns:
@@ -81,7 +94,7 @@ def _degrees(text: str, letters: str) -> float:
     ``letters`` are those of the positive and the negative hemisphere, which may stand before or
     after. What says that there is no value is NaN.
     """
-    plain = text.strip().upper().replace(',', '.')
+    plain = text.strip().upper().replace(',', '.').replace('\N{MINUS SIGN}', '-')
     if plain in NO_VALUE:
         return math.nan
     found = re.fullmatch(f'([{letters}]?)(.*?)([{letters}]?)', plain)
@@ -96,13 +109,43 @@ def _degrees(text: str, letters: str) -> float:
     return -size if parts[0].startswith('-') or letters[1] in before + after else size
 
 
-def _gpx_fixes(path: Path) -> Iterator[tuple[float, float]]:
+def _xml_fixes(path: Path) -> Iterator[tuple[float, float]]:
+    """The points of the tracks and routes of a GPX file, or of the lines of a KML file."""
     try:
         for element in ElementTree.parse(path).iter():
-            if element.tag.rpartition('}')[2] in ('trkpt', 'rtept'):
+            kind = element.tag.rpartition('}')[2]
+            if kind in ('trkpt', 'rtept'):
                 yield float(element.get('lat')), float(element.get('lon'))
+            elif kind in ('coordinates', 'coord'):      # the latter of gx:Track, with spaces
+                text = (element.text or '').strip()
+                for point in [text] if kind == 'coord' else text.split():
+                    longitude, latitude, *_ = re.split('[, ]+', point)
+                    yield float(latitude), float(longitude)
     except (ElementTree.ParseError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is not a readable GPX file ({error})') from error
+        raise ValueError(f'{path} is not a readable GPX or KML file ({error})') from error
+
+
+def _geojson_fixes(path: Path) -> Iterator[tuple[float, float]]:
+    """The points of all geometries of a GeoJSON file: longitude, latitude and more."""
+    def points(item) -> Iterator[tuple[float, float]]:
+        if isinstance(item, dict):
+            for key in ('features', 'geometry', 'geometries', 'coordinates'):
+                yield from points(item.get(key))
+        elif isinstance(item, list) and item and isinstance(item[0], (int, float)):
+            longitude, latitude, *_ = item
+            yield float(latitude), float(longitude)
+        elif isinstance(item, list):
+            for inner in item:
+                yield from points(inner)
+
+    try:
+        yield from points(json.loads(path.read_text(encoding='utf-8-sig')))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'{path} is not a readable GeoJSON file ({error})') from error
+
+
+READERS = {'.gpx': _xml_fixes, '.kml': _xml_fixes, '.geojson': _geojson_fixes,
+           '.json': _geojson_fixes}
 
 
 def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
@@ -116,5 +159,5 @@ def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
                 f'{path} has {len(topics)} NavSatFix topics ({", ".join(topics) or "none"}); '
                 'expected one: name it with --topic')
     for _, _, fix in read_messages(path, topics):
-        if fix.status.status >= 0:
+        if fix.status.status != STATUS_NO_FIX:      # one that the driver never sets is -2
             yield fix.latitude, fix.longitude

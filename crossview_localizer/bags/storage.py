@@ -17,6 +17,7 @@ from rosbags.rosbag2 import Reader
 from crossview_localizer.bags.mcap_scan import MAGIC as MCAP_MAGIC
 from crossview_localizer.bags.mcap_scan import McapScan
 from crossview_localizer.bags.ros1 import AsRos2
+from crossview_localizer.bags.ros1_scan import Ros1Scan
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -31,7 +32,7 @@ SQLITE_JOURNALS = ('-wal', '-journal')
 REMEDIES = {
     MCAP_MAGIC: 'to save what is whole: mcap recover FILE -o NEW.mcap',
     SQLITE_MAGIC: 'to save what is whole: sqlite3 FILE .recover | sqlite3 NEW.db3',
-    ROS1_MAGIC: 'its index is missing or damaged: rosbag reindex FILE'}
+    ROS1_MAGIC: 'where it is damaged: rosbag reindex FILE; before version 2.0: rosbag migrate'}
 
 
 class BagError(ValueError):
@@ -58,6 +59,8 @@ def open_storages(path: Path, stack: ExitStack, notes: list[str]) -> list[Storag
     ``notes`` gets a sentence about each difference from a finished recording.
     Raises FileNotFoundError, OSError or BagError.
     """
+    if path.name == 'metadata.yaml':
+        path = path.parent
     if not path.exists():
         raise FileNotFoundError(
             f'bag {path} does not exist; expected a folder that ros2 bag record wrote, or one '
@@ -71,8 +74,8 @@ def open_storages(path: Path, stack: ExitStack, notes: list[str]) -> list[Storag
             reader.open()
         except Exception as error:  # on damaged bytes rosbags may raise anything
             notes.append(
-                f'{path}/metadata.yaml does not fit ({_one_line(error)}): the files beside it '
-                f'are read without it; ros2 bag reindex {path} makes it anew')
+                f'{path}/metadata.yaml does not fit ({_one_line(error)}): the files that are '
+                f'beside it are read without it; ros2 bag reindex {path} makes it anew')
         else:
             stack.callback(reader.close)
             if all(getattr(storage, 'chunks', True) for storage in reader.storage.storages):
@@ -89,7 +92,16 @@ def open_storages(path: Path, stack: ExitStack, notes: list[str]) -> list[Storag
         raise BagError(
             f'{path} holds several recordings ({", ".join(file.name for file in files)}) and no '
             'metadata.yaml that says which belong together; give one of the files')
-    return [_open_file(file, stack, notes) for file in files]
+    opened, problem = [], None
+    for file in files:
+        try:
+            opened.append(_open_file(file, stack, notes))
+        except BagError as error:
+            problem = error
+            notes.append(f'left out: {error}')
+    if not opened:
+        raise problem
+    return opened
 
 
 def _recorded_files(folder: Path) -> list[Path]:
@@ -116,18 +128,19 @@ def _open_file(path: Path, stack: ExitStack, notes: list[str]) -> Storage:
         head = file.read(16)
     if head.startswith(ZSTD_MAGIC):
         path, head = _decompressed(path, stack)
-    magic = next((magic for magic in REMEDIES if head.startswith(magic)), None)
+    if not head:
+        raise BagError(f'{path} is empty; expected a recording: its recorder was ended before it '
+                       'had written anything')
+    magic = _magic(head)
     if magic is None:
         raise BagError(
             f'{path} cannot be read as a bag (it begins with {head[:8]!r}); expected an .mcap or '
             '.db3 file of ROS 2, or a .bag of ROS 1')
-    with errors_named(path, REMEDIES[magic]):
+    with errors_named(path):
         if magic == MCAP_MAGIC:
             return _open_mcap(path, stack, notes)
         if magic == ROS1_MAGIC:
-            reader = Ros1Reader(path)
-            reader.open()
-            return _as_ros2(path, reader, stack, notes)
+            return _open_ros1(path, head, stack, notes)
         if journals := _journals(path):
             path = _with_journals(path, journals, stack, notes)
         # rosbags chooses the format by the suffix.
@@ -150,11 +163,7 @@ def _open_mcap(path: Path, stack: ExitStack, notes: list[str]) -> Storage:
         problem = ''  # without an index rosbags expects the messages in the order of time
     scan = McapScan(path)
     if scan.problem or problem and 'rofile' not in problem:
-        notes.append(
-            f'{path} is not finished or damaged ({scan.problem or problem}): '
-            f'{scan.message_count} messages are read, '
-            f'{(scan.end_time - scan.start_time) * 1e-9:.1f} s' if scan.message_count else
-            f'{path} is not finished or damaged ({scan.problem or problem}): no message is whole')
+        notes.append(_unfinished(path, scan, scan.problem or problem))
     if 'ros1' in scan.encodings:
         return _as_ros2(path, scan, stack, notes)
     stack.callback(scan.close)
@@ -163,6 +172,28 @@ def _open_mcap(path: Path, stack: ExitStack, notes: list[str]) -> Storage:
         notes.append(f'{path}: left out, as not of ROS: {", ".join(others)}')
     scan.connections = [c for c in scan.connections if c.ext.serialization_format == 'cdr']
     return scan
+
+
+def _open_ros1(path: Path, head: bytes, stack: ExitStack, notes: list[str]) -> Storage:
+    try:
+        reader = Ros1Reader(path)
+        reader.open()
+    except Exception as error:
+        if not head.startswith(ROS1_MAGIC + b'2.0\n'):
+            raise
+        reader = Ros1Scan(path)
+        reader.open()
+        problem = '; '.join(filter(None, (_one_line(error), reader.problem)))
+        notes.append(_unfinished(path, reader, problem))
+    return _as_ros2(path, reader, stack, notes)
+
+
+def _unfinished(path: Path, found: Storage, problem: str) -> str:
+    """What to say of a file that was read without its index."""
+    what = (f'{found.message_count} messages are read, '
+            f'{(found.end_time - found.start_time) * 1e-9:.1f} s'
+            if found.message_count else 'no message is whole')
+    return f'{path} is not finished or damaged ({problem}): {what}'
 
 
 def _as_ros2(path: Path, reader, stack: ExitStack, notes: list[str]) -> Storage:
@@ -217,8 +248,23 @@ def _with_suffix(path: Path, suffix: str, stack: ExitStack) -> Path:
     return link
 
 
+def _magic(head: bytes) -> bytes | None:
+    """How a file of a known format begins, from its own first bytes; None for others."""
+    return next((magic for magic in REMEDIES if head.startswith(magic)), None)
+
+
+def _remedy(path: Path) -> str:
+    """How to save what is whole of a damaged file, or of the first one of a folder."""
+    file = next(iter(_recorded_files(path)), None) if path.is_dir() else path
+    if file is None:
+        return ''
+    with open(file, 'rb') as opened:
+        remedy = REMEDIES.get(_magic(opened.read(16)), '')
+    return remedy and f'; {remedy.replace("FILE", str(file))}'
+
+
 @contextmanager
-def errors_named(path: Path, remedy: str = '') -> Iterator[None]:
+def errors_named(path: Path) -> Iterator[None]:
     """Turn any error of rosbags, which damaged bytes can cause, into a BagError with the path."""
     try:
         yield
@@ -226,8 +272,8 @@ def errors_named(path: Path, remedy: str = '') -> Iterator[None]:
         raise
     except Exception as error:
         raise BagError(
-            f'{path} cannot be read as a bag ({_one_line(error)}); expected a whole rosbag2 '
-            f'recording{remedy and "; "}{remedy.replace("FILE", str(path))}') from error
+            f'{path} cannot be read as a bag ({_one_line(error)}); expected a whole recording'
+            f'{_remedy(path)}') from error
 
 
 def _one_line(error: Exception) -> str:

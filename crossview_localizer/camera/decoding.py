@@ -23,6 +23,10 @@ PLAIN_ENCODINGS = {
     'bayer_bggr8': (1, cv2.COLOR_BayerBGGR2RGB),
     'bayer_gbrg8': (1, cv2.COLOR_BayerGBRG2RGB),
     'bayer_grbg8': (1, cv2.COLOR_BayerGRBG2RGB),
+    'yuv422': (2, cv2.COLOR_YUV2RGB_UYVY),
+    'uyvy': (2, cv2.COLOR_YUV2RGB_UYVY),
+    'yuv422_yuy2': (2, cv2.COLOR_YUV2RGB_YUY2),
+    'yuyv': (2, cv2.COLOR_YUV2RGB_YUY2),
 }
 # The same with 16 bits per channel, of which the upper 8 that are in use are kept.
 WIDE_ENCODINGS = {
@@ -65,7 +69,7 @@ def rgb_from_raw(
     row_bytes = width_px * channels * (2 if is_wide else 1)
     data = np.frombuffer(data, dtype=np.uint8)
     if width_px < 1 or height_px < 1 or step_bytes < row_bytes or (
-            data.size < step_bytes * height_px):
+            data.size < step_bytes * height_px) or (channels == 2 and width_px % 2):
         raise ValueError(
             f'image of {width_px}x{height_px} px in {encoding} has step {step_bytes} and '
             f'{data.size} bytes; expected a step of {row_bytes} or more, and step * height bytes')

@@ -6,6 +6,7 @@ from filterpy.kalman import ExtendedKalmanFilter
 import numpy as np
 
 from crossview_localizer.fusion.gnss_integrity import FixHistory, ResidualWay
+from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import STATES, YAW
 from crossview_localizer.geometry import wrap_angle
 
@@ -14,13 +15,23 @@ from crossview_localizer.geometry import wrap_angle
 class Memory:
     """What the filter knew at ``taken_ns``, moved on since by odometry and matches but no fix.
 
-    ``mean`` (8,) and ``covariance`` (8, 8) are those of the state in ``motion_model``.
+    ``mean`` (13,) and ``covariance`` (13, 13) are those of the state in ``motion_model``.
     """
 
     taken_ns: int
     mean: np.ndarray
     covariance: np.ndarray
     driven_m: float = 0.0  # until it was taken
+
+
+@dataclass(frozen=True)
+class HeldFix:
+    """A fix near which all later ones lie, the distance driven until it, and the pose then."""
+
+    stamp_ns: int
+    position_m: np.ndarray
+    driven_m: float
+    pose_m: np.ndarray      # (2,)
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,9 @@ class Belief:
     match_seen_ns: int | None = None     # last match, used or refused
     match_distance2: float = 1.0         # mean squared distance of matches for each coordinate
     course_ns: int | None = None         # last used course
-    held_driven_m: float | None = None   # distance driven when a repeated fix was new
-    held_ns: int | None = None           # and its stamp
+    held: HeldFix | None = None          # the first of the last fixes of one place
     fix_distance2: float = 1.0           # mean squared distance of fixes for each coordinate
+    lean: Lean = Lean()                  # of the residuals of fixes, where no matches are
     doubt: np.ndarray | None = None      # (3, 3), widens the published pose, see ``doubt``
     disbelieved_until_ns: int = 0        # odometry is not believed before
     disbelieved_times: int = 0           # in a row
@@ -64,7 +75,7 @@ class PoseEkf(ExtendedKalmanFilter):
     def predicted(self, known: Belief | Memory, motion, jacobian, noise) -> dict:
         """Predict with ``motion`` and its ``jacobian``, both functions of the state.
 
-        ``F`` is then the jacobian (8, 8) at the state before.
+        ``F`` is then the jacobian (13, 13) at the state before.
         """
         self.x, self.P = known.mean, known.covariance
         self.F, self.Q = jacobian(known.mean), noise
@@ -72,7 +83,7 @@ class PoseEkf(ExtendedKalmanFilter):
         return {'mean': self.x, 'covariance': self.P}
 
     def corrected(self, known: Belief | Memory, residual, jacobian, noise) -> dict:
-        """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 8)."""
+        """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 13)."""
         self.x, self.P = known.mean, known.covariance
         self.update(residual, lambda _: jacobian, lambda _: np.zeros(len(residual)), R=noise)
         self.x[YAW] = wrap_angle(self.x[YAW])

@@ -8,7 +8,6 @@ Matches have heavy tails: the farther one lies from the prediction, the less it 
 t), up to the gate.
 """
 
-from dataclasses import replace
 import math
 
 import numpy as np
@@ -23,9 +22,10 @@ from crossview_localizer.datatypes import (
     Outcome,
     PoseEstimate,
 )
-from crossview_localizer.fusion.belief import Belief, Memory, PoseEkf
+from crossview_localizer.fusion.belief import Belief, HeldFix, Memory, PoseEkf
 from crossview_localizer.fusion.doubt import beyond, doubt_of, turned_rad
 from crossview_localizer.fusion.event_buffer import Event
+from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.gnss_integrity import (
     FixHistory,
     FixSeen,
@@ -39,15 +39,20 @@ from crossview_localizer.fusion.gnss_integrity import (
     ResidualWay,
 )
 from crossview_localizer.fusion.heading_initializer import START_YAW_SIGMA_RAD
+from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import (
     BIAS,
     gnss_jacobian,
     gnss_prediction,
     mahalanobis2,
+    MATCH_BIASES,
+    match_jacobian,
+    match_prediction,
     POSE,
     POSITION,
     rotation,
     SCALE,
+    slow_sigmas,
     SPEED,
     STATES,
     tail_weight,
@@ -55,6 +60,7 @@ from crossview_localizer.fusion.motion_model import (
     YAW,
 )
 from crossview_localizer.fusion.prediction import is_disbelieved
+from crossview_localizer.fusion.published import MATCH_SUPPORT_S
 from crossview_localizer.geometry import wrap_angle
 
 # Courses are late by about this time; the turn in that time is added to their sigma.
@@ -71,19 +77,19 @@ MATCH_GATE_PROBABILITY = 0.99
 MATCH_TAIL_DOF = 4.0
 # The squared distance of matches is averaged over this time.  A mean above one for each coordinate
 # multiplies their covariance.
-MATCH_DISTANCE_S = 5.0
+MATCH_DISTANCE_S = 3.0
 # Matches that have been refused for so long are right if they are within so many sigmas of the
 # GNSS bias.
 MATCH_PATIENCE_S = 2.0
 MATCH_PATIENCE_SIGMAS = 3.0
 # An error of the heading counts as that of a point so far ahead.
 LOOK_AHEAD_M = 10.0
-# A match supports the pose against GNSS for so long.
-MATCH_SUPPORT_S = 3.0
 # A share of the distance is that of at least this distance.
 LEAST_M = 5.0
-# A position that is repeated while the vehicle has driven farther than this is told.
-HELD_M = 2.0
+# A receiver holds its position where its fixes stay within HELD_RADIUS_M, and the vehicle has
+# driven farther than HELD_M and HELD_SIGMAS of the noise of two fixes, and got away by HELD_M: a
+# noisy odometry also drives where it stands.  It then has no news.
+HELD_RADIUS_M, HELD_M, HELD_SIGMAS = 0.5, 2.0, 3.0
 # A memory outside this share of its distribution puts the pose in doubt, before the alarm.
 MEMORY_DOUBT_PROBABILITY = 0.75
 # Refused fixes widen the variance of the pose by their squared residual and that of the GNSS bias
@@ -92,7 +98,7 @@ STEPPED_BIAS_SHARE, GROWN_BIAS_SHARE = 4.0, 0.25
 LARGEST_BIAS_M = 30.0
 # The odometry is not believed for DISBELIEF_S, and twice as long each time that follows within
 # DISBELIEF_MEMORY_S.
-DISBELIEF_S, LONGEST_DISBELIEF_S, DISBELIEF_MEMORY_S = 60.0, 480.0, 120.0
+DISBELIEF_S, LONGEST_DISBELIEF_S, DISBELIEF_MEMORY_S = 120.0, 480.0, 120.0
 # In that time a mean squared distance of fixes or matches above this speaks against it again.
 AGAIN_DISTANCE2 = 1.7
 # Sigmas of a start from two fixes: that of the heading where they are near or far, and the speed.
@@ -111,6 +117,7 @@ class Corrector:
 
     def __init__(self, config: FilterConfig, errors: MatchErrors):
         self._config, self._errors = config, errors
+        self._slow = slow_sigmas(config, errors)
         self._ekf = PoseEkf()
         self._monitor = IntegrityMonitor(config)
         self._course_gate = chdtri(1, 1.0 - GATE_PROBABILITY)
@@ -132,9 +139,9 @@ class Corrector:
                 return self._apply_match(belief, event, bridge_m2)
             case GnssCourse():
                 return self._apply_course(belief, event)
-        if is_disbelieved(belief):
+        if is_disbelieved(belief) or belief.moved_ns == event.stamp_ns:
             return belief, FilterUpdate(Outcome.USED)
-        return replace(belief, moved_ns=event.stamp_ns), FilterUpdate(Outcome.USED)
+        return changed(belief, moved_ns=event.stamp_ns), FilterUpdate(Outcome.USED)
 
     # --- GNSS
 
@@ -149,8 +156,9 @@ class Corrector:
 
         history, matched = belief.fixes, _is_matched(belief)
         position_m = np.array([fix.x_m, fix.y_m])
-        if history.position_m is not None and (history.position_m == position_m).all():
-            return self._repeated(belief)
+        belief, repeated = _held(belief, fix, event.noise)
+        if repeated is not None:
+            return belief, repeated
         residual = residual_of(belief)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         memory_distance2 = max((
@@ -163,21 +171,21 @@ class Corrector:
         if history.stamp_ns:
             passed_s = (fix.stamp_ns - history.stamp_ns) * 1e-9
             mean = _followed(mean, distance2 / 2.0, passed_s, FIX_DISTANCE_S)
-        doubt_before, belief = belief.doubt, replace(
-            belief, fixes=seen, held_ns=None, doubt=None, fix_distance2=mean)
+        doubt_before, belief = belief.doubt, changed(
+            belief, fixes=seen, doubt=None, fix_distance2=mean)
         if verdict is FixVerdict.DISBELIEVE_ODOMETRY:
-            return (_restarted(belief, fix, noise, history, self._config),
+            return (_restarted(belief, fix, noise, history, self._slow),
                     FilterUpdate(Outcome.USED, reason, distance2))
         if verdict is FixVerdict.REFUSE:
             # A single fix is an outlier rather than a contradiction.
             if not matched and seen.refused_ns != fix.stamp_ns:
-                belief = replace(belief, doubt=self._doubt_of_refused(
+                belief = changed(belief, doubt=self._doubt_of_refused(
                     seen, residual, distance2, doubt_before))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.GO_BACK:
             older = belief.memories[0]
             offset_m = beyond(residual_of(older), memory_distance2, self._fix_gate)
-            belief = replace(
+            belief = changed(
                 belief, mean=older.mean, covariance=older.covariance, memories=(older,),
                 doubt=None if matched else _memory_doubt(older, offset_m, belief.driven_m))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
@@ -188,36 +196,30 @@ class Corrector:
             # The fixes that were refused may have been right: this one decides.
             covariance = belief.covariance.copy()
             covariance[POSE, POSE] += doubt_before
-            belief = replace(belief, covariance=covariance)
+            belief = changed(belief, covariance=covariance)
         if verdict is FixVerdict.WIDEN:
             belief, widened = _widened(
                 belief, float(residual @ residual), history.stepped, doubt_before)
             reason = f'{widened} widened after {reason}'
         elif not matched and belief.memories:
             offset_m = (belief.memories[0].mean - belief.mean)[POSITION]
-            belief = replace(belief, doubt=_memory_doubt(
+            belief = changed(belief, doubt=_memory_doubt(
                 belief.memories[0], beyond(offset_m, memory_distance2, self._memory_limit),
                 belief.driven_m))
+        if verdict is FixVerdict.USE and history.stamp_ns:
+            belief = changed(belief, lean=Lean() if matched else belief.lean.followed(
+                residual, jacobian @ belief.covariance @ jacobian.T + noise, passed_s,
+                belief.mean[YAW]))
+            reason = reason or belief.lean.text
         noise = noise * max(1.0, mean)
-        belief = replace(
+        belief = changed(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise),
             fixed_ns=fix.stamp_ns)
         if verdict is FixVerdict.WIDEN and (history.stepped or history.distrusted_ns is not None):
-            belief = replace(belief, memories=())
+            belief = changed(belief, memories=())
         elif verdict is FixVerdict.USE:
             belief = _remember(belief)
         return belief, FilterUpdate(Outcome.USED, reason, distance2)
-
-    def _repeated(self, belief: Belief) -> tuple[Belief, FilterUpdate]:
-        """A position that is sent once more is no news; it is told where the vehicle has moved."""
-        since_ns = belief.held_ns or belief.fixes.stamp_ns
-        since_m = belief.held_driven_m if belief.held_ns else belief.fixes.driven_m
-        moved_m, reason = belief.driven_m - since_m, ''
-        if moved_m > HELD_M:
-            held_s = (belief.stamp_ns - since_ns) * 1e-9
-            reason = f'the receiver repeats it for {held_s:.0f} s and {moved_m:.0f} m of driving'
-        return (replace(belief, held_ns=since_ns, held_driven_m=since_m),
-                FilterUpdate(Outcome.REPEATED, reason))
 
     def _doubt_of_refused(self, seen: FixHistory, residual, distance2: float,
                           doubt_before: np.ndarray | None) -> np.ndarray | None:
@@ -263,25 +265,28 @@ class Corrector:
             return belief, FilterUpdate(
                 Outcome.INVALID, 'a second course of the same instant', distance2)
         corrected = self._ekf.corrected(belief, residual, jacobian, noise / share)
-        return (replace(belief, **corrected, course_ns=course.stamp_ns),
+        return (changed(belief, **corrected, course_ns=course.stamp_ns),
                 FilterUpdate(Outcome.USED, '', distance2))
 
     # --- matches
 
     def _apply_match(self, belief: Belief, event: Event, bridge_m2) -> tuple[Belief, FilterUpdate]:
-        jacobian = np.eye(STATES)[event.observed]
         noise = event.noise.copy()
+        measured = event.measurement.pose.as_array()
         observes_position = event.observed[:2].tolist() == [0, 1]
         if observes_position:
             noise[POSITION, POSITION] += bridge_m2
 
+        def jacobian_of(known):
+            return match_jacobian(known.mean)[event.observed]
+
         def residual_of(known):
-            residual = (event.measurement.pose.as_array() - known.mean[POSE])[event.observed]
+            residual = (measured - match_prediction(known.mean))[event.observed]
             if event.observed[-1] == YAW:
                 residual[-1] = wrap_angle(residual[-1])
             return residual
 
-        residual = residual_of(belief)
+        residual, jacobian = residual_of(belief), jacobian_of(belief)
         size = len(residual)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         belief = _follow_distance(belief, event.stamp_ns, distance2 / size)
@@ -294,7 +299,7 @@ class Corrector:
             ahead_m = LOOK_AHEAD_M * residual[2] if size == 3 else 0.0
             way = (belief.match_way or ResidualWay(np.zeros(3), np.zeros(3))).extended(
                 np.array([*residual[:2], ahead_m]))
-            belief = replace(belief, match_way=way)
+            belief = changed(belief, match_way=way)
             patient = event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.agrees
             doubtful = self._doubted(belief, residual, event, patient)
             doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
@@ -302,16 +307,16 @@ class Corrector:
             is_lie = patient and way.is_straight and way.is_even
             if (is_lie or agrees_with_fixes) and _is_share_of_distance(
                     belief, residual, noise):
-                return (_restarted_at_match(belief, event, residual, noise, self._config),
+                return (_restarted_at_match(belief, event, residual, noise, self._slow),
                         FilterUpdate(Outcome.USED, ODOMETRY_LIES, distance2))
             if doubtful_distance2 <= gate:
-                belief, distance2 = replace(doubtful, memories=()), doubtful_distance2
+                belief, distance2 = changed(doubtful, memories=()), doubtful_distance2
         if distance2 > gate:
             reason = f'refused for {(event.stamp_ns - since_ns) * 1e-9:.1f} s'
             if belief.fixes.refused_ns is not None:
                 reason += '; GNSS is refused too'
             return (
-                replace(belief, match_refused_ns=since_ns),
+                changed(belief, match_refused_ns=since_ns),
                 FilterUpdate(Outcome.GATED, reason, distance2))
         share = self._new_information(belief)
         if share == 0.0:
@@ -319,16 +324,16 @@ class Corrector:
                 Outcome.INVALID, 'a second match of the same instant', distance2)
         share *= tail_weight(distance2, size, MATCH_TAIL_DOF)
         share /= max(1.0, belief.match_distance2)
-        belief = replace(
+        belief = changed(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise / share),
             memories=tuple(
-                replace(memory, **self._ekf.corrected(
-                    memory, residual_of(memory), jacobian, noise / share))
+                changed(memory, **self._ekf.corrected(
+                    memory, residual_of(memory), jacobian_of(memory), noise / share))
                 for memory in belief.memories),
             match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
             match_way=None)
         if observes_position:
-            belief = replace(belief, fixed_ns=event.stamp_ns, doubt=None)
+            belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None)
         return belief, FilterUpdate(Outcome.USED, '', distance2)
 
     def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
@@ -349,7 +354,7 @@ class Corrector:
                 passed_s = (event.stamp_ns - belief.match_ns) * 1e-9
                 added[TURN_BIAS] = (residual[-1] / max(passed_s, 1.0)) ** 2
             covariance += np.diag(added)
-        return replace(belief, covariance=covariance)
+        return changed(belief, covariance=covariance)
 
     def _new_information(self, belief: Belief) -> float:
         """Share (0 to 1) of the information of a match that is not in the last used match."""
@@ -369,6 +374,24 @@ def _memory_doubt(memory: Memory, offset_m: np.ndarray, driven_m: float) -> np.n
     """What the offset of the pose from a memory says against its position and heading."""
     return doubt_of(offset_m, 2.0 * turned_rad(
         float(np.linalg.norm(offset_m)), 0.0, driven_m - memory.driven_m))
+
+
+def _held(belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate | None]:
+    """Follow where the receiver holds its position; the update of a fix that is no news."""
+    position_m, first = np.array([fix.x_m, fix.y_m]), belief.held
+    if first is None or np.linalg.norm(position_m - first.position_m) > HELD_RADIUS_M:
+        first = HeldFix(fix.stamp_ns, position_m, belief.driven_m, belief.mean[POSITION])
+    driven_m = belief.driven_m - first.driven_m
+    is_away = np.linalg.norm(belief.mean[POSITION] - first.pose_m) > HELD_M
+    belief, last_m = changed(belief, held=first), belief.fixes.position_m
+    moved = is_away and driven_m > HELD_M + HELD_SIGMAS * math.sqrt(np.trace(noise))
+    if not moved and (last_m is None or (last_m != position_m).any()):
+        return belief, None
+    reason = ''
+    if is_away and driven_m > HELD_M:
+        held_s = (fix.stamp_ns - first.stamp_ns) * 1e-9
+        reason = f'the receiver repeats it for {held_s:.0f} s and {driven_m:.0f} m of driving'
+    return belief, FilterUpdate(Outcome.REPEATED, reason)
 
 
 def _is_matched(belief: Belief) -> bool:
@@ -396,12 +419,12 @@ def _widened(belief: Belief, residual_m2: float, stepped: bool,
         added[YAW] = max(START_YAW_SIGMA_RAD**2, 0.0 if doubt is None else doubt[YAW, YAW])
         share = STEPPED_BIAS_SHARE if stepped else GROWN_BIAS_SHARE
         added[BIAS] = min(share * residual_m2, LARGEST_BIAS_M**2)
-    return replace(belief, covariance=belief.covariance + np.diag(added)), name
+    return changed(belief, covariance=belief.covariance + np.diag(added)), name
 
 
 # p = z - R(yaw) l - b,  var(p) = W + var(b),  cov(p, b) = -var(b)
 def _restarted(
-    belief: Belief, fix: GnssFix, noise_m2: np.ndarray, history: FixHistory, config: FilterConfig,
+    belief: Belief, fix: GnssFix, noise_m2: np.ndarray, history: FixHistory, slow: np.ndarray,
 ) -> Belief:
     """The belief that the last fixes alone give; the odometry is not believed for a while."""
     first = history.first_refused
@@ -412,52 +435,57 @@ def _restarted(
         way_m = np.array([fix.x_m, fix.y_m]) - first.position_m
         time_s = (fix.stamp_ns - first.stamp_ns) * 1e-9
     length_m = float(np.linalg.norm(way_m))
-    mean, sigmas = belief.mean.copy(), np.zeros(STATES)
+    mean, covariance = _with_unknown_odometry(belief, slow)
     reverses = belief.velocity[0] < -REVERSING_MPS
     if length_m > 3.0 * noise_m:
         mean[YAW] = wrap_angle(math.atan2(way_m[1], way_m[0]) + (math.pi if reverses else 0.0))
-        sigmas[YAW] = max(RESTART_YAW_SIGMA_RAD, noise_m / length_m)
+        covariance[YAW, YAW] = max(RESTART_YAW_SIGMA_RAD, noise_m / length_m) ** 2
     else:
-        sigmas[YAW] = LARGEST_RESTART_YAW_SIGMA_RAD
+        covariance[YAW, YAW] = LARGEST_RESTART_YAW_SIGMA_RAD**2
     mean[SPEED] = (-1.0 if reverses else 1.0) * length_m / time_s
-    mean[SCALE] = mean[TURN_BIAS] = 0.0
-    mean[BIAS] = 0.0
+    covariance[SPEED, SPEED] = RESTART_SPEED_SIGMA_MPS**2
     lever_m = rotation(mean[YAW]) @ np.asarray(fix.base_from_antenna_m)
     mean[POSITION] = np.array([fix.x_m, fix.y_m]) - lever_m
-    sigmas[SPEED] = RESTART_SPEED_SIGMA_MPS
-    sigmas[SCALE] = config.odometry_scale_sigma
-    sigmas[TURN_BIAS] = config.odometry_turn_bias_sigma_radps
-    sigmas[BIAS] = config.gnss_bias_sigma_m
-    covariance = np.diag(sigmas**2)
-    covariance[POSITION, POSITION] = noise_m2 + config.gnss_bias_sigma_m**2 * np.eye(2)
-    covariance[POSITION, BIAS] = covariance[BIAS, POSITION] = (
-        -config.gnss_bias_sigma_m**2 * np.eye(2))
-    belief = replace(belief, mean=mean, covariance=covariance)
+    covariance[POSITION, POSITION] = noise_m2 + covariance[BIAS, BIAS]
+    covariance[POSITION, BIAS] = covariance[BIAS, POSITION] = -covariance[BIAS, BIAS]
+    belief = changed(belief, mean=mean, covariance=covariance)
     return _disbelieving(belief, fix.stamp_ns)
 
 
+# pose = z - h(0, c, m),  var(pose) = W + H C H',  cov(pose, c m) = -H C
 def _restarted_at_match(
-    belief: Belief, event: Event, residual, noise: np.ndarray, config: FilterConfig,
+    belief: Belief, event: Event, residual, noise: np.ndarray, slow: np.ndarray,
 ) -> Belief:
     """The belief that a match alone gives; the odometry is not believed for a while."""
-    mean, sigmas = belief.mean.copy(), np.zeros(STATES)
-    mean[event.observed] = event.measurement.pose.as_array()[event.observed]
-    sigmas[YAW] = LARGEST_RESTART_YAW_SIGMA_RAD
+    mean, covariance = _with_unknown_odometry(belief, slow)
+    observed = event.observed
+    mean[observed] += residual
     passed_s = max((event.stamp_ns - belief.match_ns) * 1e-9, 1.0)
     ahead_mps, left_mps = residual[:2] @ rotation(mean[YAW]) / passed_s
     mean[SPEED] += ahead_mps
-    sigmas[SPEED] = max(abs(left_mps), RESTART_SPEED_SIGMA_MPS)
-    mean[SCALE] = mean[TURN_BIAS] = 0.0
-    mean[BIAS] = 0.0
-    sigmas[SCALE] = config.odometry_scale_sigma
-    sigmas[TURN_BIAS] = config.odometry_turn_bias_sigma_radps
-    sigmas[BIAS] = config.gnss_bias_sigma_m
-    covariance = np.diag(sigmas**2)
-    covariance[np.ix_(event.observed, event.observed)] = noise
-    belief = replace(
+    covariance[SPEED, SPEED] = max(abs(left_mps), RESTART_SPEED_SIGMA_MPS) ** 2
+    covariance[YAW, YAW] = LARGEST_RESTART_YAW_SIGMA_RAD**2
+    by_biases = match_jacobian(mean)[observed, MATCH_BIASES]
+    shared = by_biases @ covariance[MATCH_BIASES, MATCH_BIASES]
+    covariance[np.ix_(observed, observed)] = noise + shared @ by_biases.T
+    covariance[observed, MATCH_BIASES] = -shared
+    covariance[MATCH_BIASES, observed] = -shared.T
+    belief = changed(
         belief, mean=mean, covariance=covariance, match_ns=event.stamp_ns,
         match_driven_m=belief.driven_m)
     return _disbelieving(belief, event.stamp_ns)
+
+
+def _with_unknown_odometry(belief: Belief, slow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of a start that keeps nothing but the pose and what matches are off.
+
+    The pose is without a covariance; ``slow`` (13,) as in ``slow_sigmas``.
+    """
+    mean, covariance = belief.mean.copy(), np.diag(slow**2)
+    mean[SCALE] = mean[TURN_BIAS] = 0.0
+    mean[BIAS] = 0.0
+    covariance[MATCH_BIASES, MATCH_BIASES] = belief.covariance[MATCH_BIASES, MATCH_BIASES]
+    return mean, covariance
 
 
 def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
@@ -465,9 +493,10 @@ def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
     again = stamp_ns - belief.disbelieved_until_ns < DISBELIEF_MEMORY_S * 1e9
     times = belief.disbelieved_times + 1 if again else 1
     disbelief_s = min(DISBELIEF_S * 2 ** (times - 1), LONGEST_DISBELIEF_S)
-    return replace(
+    return changed(
         belief, memories=(), fixed_ns=stamp_ns, velocity=(float(belief.mean[SPEED]), 0.0, 0.0),
-        fixes=FixHistory(stamp_ns), fix_distance2=1.0, match_refused_ns=None, match_way=None,
+        fixes=FixHistory(stamp_ns), fix_distance2=1.0, lean=Lean(), match_refused_ns=None,
+        match_way=None,
         match_distance2=1.0, doubt=None, disbelieved_times=times,
         disbelieved_until_ns=stamp_ns + round(disbelief_s * 1e9))
 
@@ -486,7 +515,7 @@ def _disbelieving_and_wider(belief: Belief, residual_m: np.ndarray) -> Belief:
     added[POSITION] = residual_m**2
     added[YAW], added[SPEED] = RESTART_YAW_SIGMA_RAD**2, RESTART_SPEED_SIGMA_MPS**2
     return _disbelieving(
-        replace(belief, covariance=belief.covariance + np.diag(added)), belief.stamp_ns)
+        changed(belief, covariance=belief.covariance + np.diag(added)), belief.stamp_ns)
 
 
 # |r| > share * s + sigmas * sqrt(tr(W) / 2)      s: driven since the last used match
@@ -509,14 +538,14 @@ def _remember(belief: Belief) -> Belief:
             belief.memories and belief.stamp_ns - belief.memories[-1].taken_ns < MEMORY_S * 1e9):
         return belief
     now = Memory(belief.stamp_ns, belief.mean, belief.covariance, belief.driven_m)
-    return replace(belief, memories=(*belief.memories[-1:], now))
+    return changed(belief, memories=(*belief.memories[-1:], now))
 
 
 def _follow_distance(belief: Belief, stamp_ns: int, distance2: float) -> Belief:
     """Update the mean squared distance of matches, used or refused; 1 is as their errors say."""
     since_s = (stamp_ns - (belief.match_seen_ns or stamp_ns)) * 1e-9
     mean = _followed(belief.match_distance2, distance2, since_s, MATCH_DISTANCE_S)
-    return replace(belief, match_distance2=mean, match_seen_ns=stamp_ns)
+    return changed(belief, match_distance2=mean, match_seen_ns=stamp_ns)
 
 
 def _followed(mean: float, distance2: float, passed_s: float, memory_s: float) -> float:

@@ -16,12 +16,12 @@ import numpy as np
 LEAST_DISTANCE_M = 5.0
 
 
-# d = r (1 - sqrt(limit / d2))     nothing at the limit, all of the residual far outside
+# d = r min(1, 2 (1 - sqrt(limit / d2)))     nothing at the limit, all of r from 4 limits on
 def beyond(residual_m: np.ndarray, distance2: float, limit: float) -> np.ndarray:
-    """The part of a residual (n,) that its sigmas do not explain."""
+    """The part of a residual (n,) that speaks against its sigmas."""
     if distance2 <= limit:
         return np.zeros_like(residual_m)
-    return residual_m * (1.0 - math.sqrt(limit / distance2))
+    return residual_m * min(1.0, 2.0 * (1.0 - math.sqrt(limit / distance2)))
 
 
 # theta = 2 asin(growth / (2 distance))     the chord of a circle about the start

@@ -18,7 +18,7 @@ growing, by a share of the distance that no sound odometry is off.  A receiver t
 dragged off slowly, does not do that.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 import math
 
@@ -26,6 +26,7 @@ import numpy as np
 from scipy.special import chdtri
 
 from crossview_localizer.config import FilterConfig
+from crossview_localizer.fusion.frozen import changed
 
 # Fixes outside this share of the predicted distribution are refused.
 GATE_PROBABILITY = 0.99
@@ -165,13 +166,13 @@ class IntegrityMonitor:
         stepped_m = self._step_m(history, fix)
         # Fixes that were refused before an outage say nothing about those after it.
         silent = stamp_ns - history.stamp_ns > patience_ns
-        seen = replace(
+        seen = changed(
             history, stamp_ns=stamp_ns, position_m=fix.position_m, residual_m=fix.residual_m,
             noise_m2=fix.noise_m2, driven_m=fix.driven_m)
         if silent:
-            seen = replace(seen, refused_ns=None, agreeing_ns=None, first_refused=None)
+            seen = changed(seen, refused_ns=None, agreeing_ns=None, first_refused=None)
         elif seen.first_refused is not None:
-            seen = replace(seen, way=history.way.extended(fix.residual_m))
+            seen = changed(seen, way=history.way.extended(fix.residual_m))
         inside = fix.distance2 <= self._gate
         if not inside and not matched and self._odometry_lies(seen):
             return FixVerdict.DISBELIEVE_ODOMETRY, FixHistory(stamp_ns), ODOMETRY_LIES
@@ -190,9 +191,9 @@ class IntegrityMonitor:
                     f'{(stamp_ns - seen.refused_ns) * 1e-9:.1f} s of refused fixes')
         if inside:
             return (FixVerdict.USE,
-                    replace(seen, refused_ns=None, first_refused=None, stepped=False), '')
+                    changed(seen, refused_ns=None, first_refused=None, stepped=False), '')
         if seen.refused_ns is None:
-            seen = replace(
+            seen = changed(
                 seen, refused_ns=stamp_ns, first_refused=_bare(seen), stepped=stepped_m > 0.0,
                 way=ResidualWay(fix.residual_m, fix.residual_m))
         refused_s = (stamp_ns - seen.refused_ns) * 1e-9
@@ -217,7 +218,7 @@ class IntegrityMonitor:
         first = seen.first_refused or _bare(seen)
         way = seen.way or ResidualWay(seen.residual_m, seen.residual_m)
         return (FixVerdict.REFUSE,
-                replace(seen, agreeing_ns=agreeing_ns, first_refused=first, way=way),
+                changed(seen, agreeing_ns=agreeing_ns, first_refused=first, way=way),
                 f'{seen.cause}; refused for {distrusted_s:.1f} s')
 
     # growth = |r - r_first| > share * distance + sigmas * sqrt(tr(W + W_first) / 2)
@@ -249,7 +250,7 @@ class IntegrityMonitor:
 
 
 def _distrusted(seen: FixHistory, cause: str, first: FixHistory | None) -> FixHistory:
-    return replace(
+    return changed(
         seen, refused_ns=seen.stamp_ns, distrusted_ns=seen.stamp_ns, agreeing_ns=None, cause=cause,
         first_refused=first and _bare(first), stepped=first is not None,
         way=first and ResidualWay(first.residual_m, first.residual_m))

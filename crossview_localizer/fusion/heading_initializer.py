@@ -36,7 +36,10 @@ MISFIT_PROBABILITY = 0.9999
 
 @dataclass(frozen=True)
 class AlignedStart:
-    """State (8,) without speed and covariance (8, 8) at the last fix; chi-square of the misfit."""
+    """State (13,) without speed and match biases, and covariance, at the last fix.
+
+    ``misfit`` is the chi-square of the misfit.
+    """
 
     mean: np.ndarray
     covariance: np.ndarray

@@ -1,7 +1,9 @@
 """The equations of the Kalman filter, each above the function that computes it.
 
-State (8,): x_m, y_m, yaw_rad of base_link in ``map``; forward speed in m/s; log of the odometry
-scale; yaw-rate bias of the odometry in rad/s; GNSS bias x, y in metres.
+State (13,): x_m, y_m, yaw_rad of base_link in ``map``; forward speed in m/s; log of the odometry
+scale; yaw-rate bias of the odometry in rad/s; GNSS bias x, y in metres; what all matches are off
+because of the camera, ahead and left in metres and yaw in rad; and because of the imagery, x, y in
+metres.
 """
 
 import math
@@ -9,17 +11,19 @@ import math
 import numpy as np
 
 from crossview_localizer.config import FilterConfig
-from crossview_localizer.datatypes import OdometrySample
+from crossview_localizer.datatypes import MatchErrors, OdometrySample
 from crossview_localizer.geometry import interpolate_pose, Pose2D, wrap_angle
 
-STATES = 8
+STATES = 13
 YAW, SPEED, SCALE, TURN_BIAS = 2, 3, 4, 5
 POSE, POSITION, BIAS = slice(0, 3), slice(0, 2), slice(6, 8)
+CAMERA_BIAS, IMAGERY_BIAS, MATCH_BIASES = slice(8, 11), slice(11, 13), slice(8, 13)
 
 BEYOND_SIGMAS = 3.0
 # Correlation times of the slowly varying states.
 ODOMETRY_SCALE_TAU_S = 600.0
 ODOMETRY_TURN_BIAS_TAU_S = 300.0
+MATCH_BIASES_TAU_S = 300.0
 # Sigma of the speed of an odometry increment.
 ODOMETRY_SPEED_NOISE_MPS = 0.2
 # A faster step or turn of the odometry is a jump: its increment is not used.
@@ -56,36 +60,47 @@ def rotation_derivative(yaw_rad: float) -> np.ndarray:
 # p' = p + exp(s) R(yaw - w dt / 2) d      d, turn: odometry increment in the old body frame
 # yaw' = yaw + turn - w dt
 # v' = exp(s) d_x / dt
-# s' = a_s s,  w' = a_w w,  b' = a_b b       a = exp(-dt / tau), first-order Gauss-Markov
+# s' = a_s s,  w' = a_w w,  b' = a_b b,  c' = a_c c,  m' = a_c m
+# with a = exp(-dt / tau), first-order Gauss-Markov
 def propagate(state, increment: Pose2D, time_s: float, decay: np.ndarray) -> np.ndarray:
-    """Move the state (8,) by an odometry increment; ``decay`` (8,) is that of ``decays``."""
+    """Move the state (13,) by an odometry increment; ``decay`` (13,) is that of ``decays``."""
     moved = decay * state
-    step_m = math.exp(state[SCALE]) * np.array([increment.x_m, increment.y_m])
-    moved[POSITION] += rotation(state[YAW] - state[TURN_BIAS] * time_s / 2) @ step_m
-    moved[YAW] = wrap_angle(state[YAW] + increment.yaw_rad - state[TURN_BIAS] * time_s)
-    moved[SPEED] = step_m[0] / time_s
+    x_m, y_m, yaw_rad, _, _, turn_bias_radps, *_ = state.tolist()
+    ahead_m, left_m, cos, sin = _step(state, increment, time_s)
+    moved[0] = x_m + cos * ahead_m - sin * left_m
+    moved[1] = y_m + sin * ahead_m + cos * left_m
+    moved[YAW] = wrap_angle(yaw_rad + increment.yaw_rad - turn_bias_radps * time_s)
+    moved[SPEED] = ahead_m / time_s
     return moved
 
 
 # dp'/dyaw = exp(s) R'(.) d,  dp'/ds = exp(s) R(.) d,  dp'/dw = -dt / 2 dp'/dyaw,
 # dyaw'/dw = -dt,  dv'/ds = v'
 def propagate_jacobian(state, increment: Pose2D, time_s: float, decay: np.ndarray) -> np.ndarray:
-    """Derivative (8, 8) of ``propagate`` by the state."""
-    step_m = math.exp(state[SCALE]) * np.array([increment.x_m, increment.y_m])
+    """Derivative (13, 13) of ``propagate`` by the state."""
+    ahead_m, left_m, cos, sin = _step(state, increment, time_s)
+    east_m, north_m = cos * ahead_m - sin * left_m, sin * ahead_m + cos * left_m
     jacobian = np.diag(decay)
-    middle_rad = state[YAW] - state[TURN_BIAS] * time_s / 2
-    jacobian[POSITION, YAW] = rotation_derivative(middle_rad) @ step_m
-    jacobian[POSITION, SCALE] = rotation(middle_rad) @ step_m
-    jacobian[POSITION, TURN_BIAS] = -time_s / 2 * jacobian[POSITION, YAW]
+    jacobian[0, YAW], jacobian[1, YAW] = -north_m, east_m
+    jacobian[0, SCALE], jacobian[1, SCALE] = east_m, north_m
+    jacobian[0, TURN_BIAS], jacobian[1, TURN_BIAS] = time_s / 2 * north_m, -time_s / 2 * east_m
     jacobian[YAW, TURN_BIAS] = -time_s
     jacobian[SPEED, SPEED] = 0.0
-    jacobian[SPEED, SCALE] = step_m[0] / time_s
+    jacobian[SPEED, SCALE] = ahead_m / time_s
     return jacobian
+
+
+def _step(state, increment: Pose2D, time_s: float) -> tuple[float, float, float, float]:
+    """An increment in metres ahead and left, and cosine and sine of the yaw in its middle."""
+    scale = math.exp(state[SCALE])
+    middle_rad = state[YAW] - state[TURN_BIAS] * time_s / 2
+    return (scale * increment.x_m, scale * increment.y_m,
+            math.cos(middle_rad), math.sin(middle_rad))
 
 
 # p' = p + v dt u,  yaw' = yaw + turn      u = (cos, sin)(yaw + turn / 2)
 def coast(state, moving_s: float, turn_rad: float, decay: np.ndarray) -> np.ndarray:
-    """Move the state (8,) at its own speed for ``moving_s``."""
+    """Move the state (13,) at its own speed for ``moving_s``."""
     moved = decay * state
     moved[POSITION] += state[SPEED] * moving_s * rotation(state[YAW] + turn_rad / 2)[:, 0]
     moved[YAW] = wrap_angle(state[YAW] + turn_rad)
@@ -94,7 +109,7 @@ def coast(state, moving_s: float, turn_rad: float, decay: np.ndarray) -> np.ndar
 
 # dp'/dyaw = v dt du/dyaw,  dp'/dv = dt u
 def coast_jacobian(state, moving_s: float, turn_rad: float, decay: np.ndarray) -> np.ndarray:
-    """Derivative (8, 8) of ``coast`` by the state."""
+    """Derivative (13, 13) of ``coast`` by the state."""
     jacobian = np.diag(decay)
     middle_rad = state[YAW] + turn_rad / 2
     jacobian[POSITION, YAW] = state[SPEED] * moving_s * rotation_derivative(middle_rad)[:, 0]
@@ -110,36 +125,67 @@ def gnss_prediction(state, base_from_antenna_m) -> np.ndarray:
 
 # dz/dp = I,  dz/dyaw = R'(yaw) l,  dz/db = I
 def gnss_jacobian(state, base_from_antenna_m) -> np.ndarray:
-    """Derivative (2, 8) of ``gnss_prediction`` by the state."""
+    """Derivative (2, 13) of ``gnss_prediction`` by the state."""
     jacobian = np.zeros((2, STATES))
     jacobian[:, POSITION] = jacobian[:, BIAS] = np.eye(2)
     jacobian[:, YAW] = rotation_derivative(state[YAW]) @ np.asarray(base_from_antenna_m)
     return jacobian
 
 
-# a = exp(-dt / tau); 1 for states that do not decay
-def decays(config: FilterConfig, time_s: float) -> np.ndarray:
-    """The factor (8,) by which each state decays in a time."""
-    decay = np.ones(STATES)
-    decay[SCALE] = math.exp(-time_s / ODOMETRY_SCALE_TAU_S)
-    decay[TURN_BIAS] = math.exp(-time_s / ODOMETRY_TURN_BIAS_TAU_S)
-    decay[BIAS] = math.exp(-time_s / config.gnss_bias_tau_s)
-    return decay
+# z = (p + R(yaw) c_p + m, yaw + c_yaw)       c: bias by the camera, m: by the imagery
+def match_prediction(state) -> np.ndarray:
+    """Predicted pose (3,) of a match."""
+    predicted = state[POSE] + state[CAMERA_BIAS]
+    predicted[POSITION] = (
+        state[POSITION] + rotation(state[YAW]) @ state[CAMERA_BIAS][:2] + state[IMAGERY_BIAS])
+    return predicted
 
 
-# q_s, q_w, q_b = sigma^2 (1 - a^2);  i_p^2 dt and i_yaw^2 dt, moving or not
+# dz/dpose = I,  dz_p/dyaw = R'(yaw) c_p,  dz_p/dc_p = R(yaw),  dz_yaw/dc_yaw = 1,  dz_p/dm = I
+def match_jacobian(state) -> np.ndarray:
+    """Derivative (3, 13) of ``match_prediction`` by the state."""
+    jacobian = np.zeros((3, STATES))
+    jacobian[:, POSE] = np.eye(3)
+    jacobian[POSITION, YAW] = rotation_derivative(state[YAW]) @ state[CAMERA_BIAS][:2]
+    jacobian[POSITION, CAMERA_BIAS][:, :2] = rotation(state[YAW])
+    jacobian[YAW, CAMERA_BIAS][2] = 1.0
+    jacobian[POSITION, IMAGERY_BIAS] = np.eye(2)
+    return jacobian
+
+
+def slow_sigmas(config: FilterConfig, errors: MatchErrors) -> np.ndarray:
+    """The sigma (13,) that each slowly varying state keeps in the long run; else 0."""
+    sigmas = np.zeros(STATES)
+    sigmas[SCALE] = config.odometry_scale_sigma
+    sigmas[TURN_BIAS] = config.odometry_turn_bias_sigma_radps
+    sigmas[BIAS] = config.gnss_bias_sigma_m
+    sigmas[CAMERA_BIAS] = errors.ahead_bias_m, errors.left_bias_m, errors.yaw_bias_rad
+    sigmas[IMAGERY_BIAS] = config.match_sigma_floor_m
+    return sigmas
+
+
+# a = exp(-dt / tau)
+def decay_rates(config: FilterConfig) -> np.ndarray:
+    """1 / tau (13,) of each state in 1/s; 0 for states that do not decay."""
+    rates = np.zeros(STATES)
+    rates[SCALE] = 1.0 / ODOMETRY_SCALE_TAU_S
+    rates[TURN_BIAS] = 1.0 / ODOMETRY_TURN_BIAS_TAU_S
+    rates[BIAS] = 1.0 / config.gnss_bias_tau_s
+    rates[MATCH_BIASES] = 1.0 / MATCH_BIASES_TAU_S
+    return rates
+
+
+# q = sigma^2 (1 - a^2) for a slow state;  i_p^2 dt and i_yaw^2 dt, moving or not
 # A scale or yaw-rate bias above BEYOND_SIGMAS sigma is of an odometry that has another sigma.
 def idle_noise(
-    config: FilterConfig, time_s: float, decay: np.ndarray, state: np.ndarray,
+    config: FilterConfig, sigmas: np.ndarray, time_s: float, decay: np.ndarray, state: np.ndarray,
 ) -> np.ndarray:
-    """Process noise (8, 8) that grows with time alone."""
+    """Process noise (13, 13) that grows with time alone; ``sigmas`` as in ``slow_sigmas``."""
     position_m2 = config.idle_position_noise_m**2 * time_s
-    sigma = np.array([
-        0.0, 0.0, 0.0, 0.0,
-        max(config.odometry_scale_sigma, abs(state[SCALE]) / BEYOND_SIGMAS),
-        max(config.odometry_turn_bias_sigma_radps, abs(state[TURN_BIAS]) / BEYOND_SIGMAS),
-        config.gnss_bias_sigma_m, config.gnss_bias_sigma_m])
-    variances = sigma**2 * (1.0 - decay**2)
+    sigmas = sigmas.copy()
+    for slow in (SCALE, TURN_BIAS):
+        sigmas[slow] = max(sigmas[slow], abs(state[slow]) / BEYOND_SIGMAS)
+    variances = sigmas * sigmas * (1.0 - decay * decay)
     variances[:3] = position_m2, position_m2, config.idle_yaw_noise_rad**2 * time_s
     return np.diag(variances)
 
@@ -148,17 +194,23 @@ def idle_noise(
 # The yaw noise arises evenly along d and turns the rest of d, with l = R'(yaw) d:
 #   q_pp = q_yaw / 3 l l',  q_pyaw = q_yaw / 2 l
 def motion_noise(config: FilterConfig, yaw_rad: float, increment: Pose2D) -> np.ndarray:
-    """Process noise (8, 8) of an odometry increment that begins at a heading."""
+    """Process noise (13, 13) of an odometry increment that begins at a heading."""
     distance_m = math.hypot(increment.x_m, increment.y_m)
     position_m2 = config.odometry_position_noise**2 * distance_m
     yaw_rad2 = (
         config.odometry_yaw_noise_rad**2 * distance_m
         + config.odometry_turn_noise_rad**2 * abs(increment.yaw_rad))
-    noise = np.diag([
-        position_m2, position_m2, yaw_rad2, ODOMETRY_SPEED_NOISE_MPS**2, 0, 0, 0, 0])
-    left_m = rotation_derivative(yaw_rad) @ np.array([increment.x_m, increment.y_m])
-    noise[POSITION, POSITION] += yaw_rad2 / 3 * np.outer(left_m, left_m)
-    noise[POSITION, YAW] = noise[YAW, POSITION] = yaw_rad2 / 2 * left_m
+    noise = np.zeros((STATES, STATES))
+    noise[0, 0] = noise[1, 1] = position_m2
+    noise[YAW, YAW], noise[SPEED, SPEED] = yaw_rad2, ODOMETRY_SPEED_NOISE_MPS**2
+    cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
+    x_m = -sin * increment.x_m - cos * increment.y_m
+    y_m = cos * increment.x_m - sin * increment.y_m
+    noise[0, 0] += yaw_rad2 / 3 * x_m * x_m
+    noise[1, 1] += yaw_rad2 / 3 * y_m * y_m
+    noise[0, 1] = noise[1, 0] = yaw_rad2 / 3 * x_m * y_m
+    noise[0, YAW] = noise[YAW, 0] = yaw_rad2 / 2 * x_m
+    noise[1, YAW] = noise[YAW, 1] = yaw_rad2 / 2 * y_m
     return noise
 
 
@@ -173,7 +225,7 @@ def coasting_noise(
     state, moving_s: float, turn_rad: float, begin_s: float, end_s: float, jump: bool,
     disbelieved: bool = False,
 ) -> np.ndarray:
-    """Process noise (8, 8) of motion without odometry from begin to end.
+    """Process noise (13, 13) of motion without odometry from begin to end.
 
     Both times are since the last odometry, fix or match.  ``disbelieved``: there is odometry.
     """
@@ -205,6 +257,8 @@ def bridge_sigma_m(since_s: float, until_s: float) -> float:
 
 def raised_to_floor(covariance: np.ndarray, sigma_floor: float) -> np.ndarray:
     """The covariance (n, n) with every principal sigma at least ``sigma_floor``."""
+    if sigma_floor == 0.0:
+        return covariance
     variances, axes = np.linalg.eigh(covariance)
     lacking = np.maximum(sigma_floor**2 - variances, 0.0)
     return covariance + (axes * lacking) @ axes.T
@@ -220,11 +274,19 @@ def tail_weight(distance2: float, size: int, tail_dof: float) -> float:
 def mahalanobis2(residual, jacobian, covariance, noise) -> float:
     """Squared Mahalanobis distance of a residual (n,)."""
     spread = jacobian @ covariance @ jacobian.T + noise
+    if len(residual) == 2:  # most are; in closed form it takes a fifth of the time
+        (xx, xy), (_, yy) = spread.tolist()
+        x, y = residual.tolist()
+        return (yy * x * x - 2.0 * xy * x * y + xx * y * y) / (xx * yy - xy * xy)
     return float(residual @ np.linalg.solve(spread, residual))
 
 
 def interpolated_pose(before: OdometrySample, after: OdometrySample, stamp_ns: int) -> Pose2D:
     """Pose in ``odom`` at a stamp between two samples."""
+    if stamp_ns == before.stamp_ns:
+        return before.odom_from_base
+    if stamp_ns == after.stamp_ns:
+        return after.odom_from_base
     fraction = (stamp_ns - before.stamp_ns) / (after.stamp_ns - before.stamp_ns)
     return interpolate_pose(before.odom_from_base, after.odom_from_base, fraction)
 

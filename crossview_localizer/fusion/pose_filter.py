@@ -32,17 +32,17 @@ from crossview_localizer.fusion.correction import Corrector
 from crossview_localizer.fusion.event_buffer import Event, EventBuffer, Measurement
 from crossview_localizer.fusion.heading_initializer import HeadingInitializer
 from crossview_localizer.fusion.motion_model import (
-    BIAS,
     COAST_HOLD_SPEED_MPS,
     is_jump,
+    MATCH_BIASES,
     ODOMETRY_SPEED_NOISE_MPS,
     POSE,
     POSITION,
     raised_to_floor,
     SCALE,
+    slow_sigmas,
     SPEED,
     STATES,
-    TURN_BIAS,
     YAW,
 )
 from crossview_localizer.fusion.prediction import (
@@ -53,6 +53,7 @@ from crossview_localizer.fusion.prediction import (
     OdometryHistory,
     Predictor,
 )
+from crossview_localizer.fusion.published import published_covariance
 from crossview_localizer.geometry import Pose2D
 
 # Fixes and matches that are newer than the last odometry by more than this are refused.
@@ -77,7 +78,7 @@ class PoseFilter:
     def __init__(self, config: FilterConfig, errors: MatchErrors | None = None):
         """``errors`` are those of the matcher that the matches come from."""
         self._config, self._errors = config, errors or MatchErrors()
-        self._predictor = Predictor(config)
+        self._predictor = Predictor(config, self._errors)
         self._corrector = Corrector(config, self._errors)
         self.reset()
 
@@ -211,8 +212,7 @@ class PoseFilter:
         noise = self._errors.inflation * noise
         planar = np.ix_(observed < YAW, observed < YAW)
         if noise[planar].size:
-            floor_m = max(self._errors.sigma_floor_m, self._config.match_sigma_floor_m)
-            noise[planar] = raised_to_floor(noise[planar], floor_m)
+            noise[planar] = raised_to_floor(noise[planar], self._errors.sigma_floor_m)
         if observed[-1] == YAW:
             noise[-1, -1] = max(noise[-1, -1], MATCH_YAW_SIGMA_FLOOR_RAD**2)
         return self._buffer.insert(Event(match, noise, observed), self._step)
@@ -230,11 +230,7 @@ class PoseFilter:
             return FilterUpdate(Outcome.INVALID, problem)
         if self._is_before_the_buffer(estimate.stamp_ns):
             return self._too_old(estimate.stamp_ns)
-        sigmas = np.zeros(STATES)
-        sigmas[SCALE] = self._config.odometry_scale_sigma
-        sigmas[TURN_BIAS] = self._config.odometry_turn_bias_sigma_radps
-        sigmas[BIAS] = self._config.gnss_bias_sigma_m
-        covariance = np.diag(sigmas**2)
+        covariance = np.diag(slow_sigmas(self._config, self._errors)**2)
         covariance[POSE, POSE] = estimate.covariance
         mean = np.zeros(STATES)
         mean[POSE] = estimate.pose.as_array()
@@ -252,10 +248,8 @@ class PoseFilter:
             return None
         belief = self._predictor.advance(
             self._buffer.belief_at(stamp_ns), stamp_ns, self._odometry)
-        covariance = belief.covariance[POSE, POSE].copy()
+        covariance = published_covariance(belief)
         covariance[POSITION, POSITION] += bridge_m2(belief, self._odometry)
-        if belief.doubt is not None:
-            covariance += belief.doubt
         return PoseEstimate(stamp_ns, Pose2D(*map(float, belief.mean[POSE])), covariance)
 
     def _step(self, belief: Belief, event: Event) -> tuple[Belief, FilterUpdate]:
@@ -284,6 +278,8 @@ class PoseFilter:
         mean[SPEED] = math.exp(mean[SCALE]) * velocity[0]
         covariance[SPEED, SPEED] = (
             ODOMETRY_SPEED_NOISE_MPS if self._odometry.samples else COAST_HOLD_SPEED_MPS) ** 2
+        sigmas = slow_sigmas(self._config, self._errors)
+        covariance[MATCH_BIASES, MATCH_BIASES] = np.diag(sigmas[MATCH_BIASES]**2)
         later = [] if self._buffer is None else [
             event for event in self._buffer.events
             if not event.is_odometry and event.stamp_ns > stamp_ns]
@@ -311,7 +307,8 @@ class PoseFilter:
             late_s = (self._odometry.samples[-1].stamp_ns - stamp_ns) * 1e-9
             return FilterUpdate(
                 Outcome.TOO_OLD, f'{late_s:.2f} s before the newest odometry; the delay buffer '
-                f'holds {self._config.buffer_s:.2f} s; reset if the clock jumped back')
+                f'holds {self._config.buffer_s:.2f} s: its clock is behind (UTC is 18 s behind '
+                'GPS time), or reset if it jumped back')
         if self._buffer is not None and stamp_ns < self._buffer.base.stamp_ns:
             return FilterUpdate(Outcome.TOO_OLD, 'older than the pose at the start')
         return None

@@ -1,23 +1,23 @@
 """How a belief is moved to a later stamp: by odometry, or else at its own speed."""
 
 from bisect import bisect_left, bisect_right
-from dataclasses import replace
 from functools import partial
 import math
 
 import numpy as np
 
 from crossview_localizer.config import FilterConfig
-from crossview_localizer.datatypes import OdometrySample
+from crossview_localizer.datatypes import MatchErrors, OdometrySample
 from crossview_localizer.fusion.belief import Belief, PoseEkf
 from crossview_localizer.fusion.event_buffer import stamp_of
+from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.motion_model import (
     body_velocity,
     bridge_sigma_m,
     coast,
     coast_jacobian,
     coasting_noise,
-    decays,
+    decay_rates,
     idle_noise,
     interpolated_pose,
     is_jump,
@@ -26,6 +26,7 @@ from crossview_localizer.fusion.motion_model import (
     ODOMETRY_MAX_GAP_S,
     propagate,
     propagate_jacobian,
+    slow_sigmas,
     SPEED,
     STATES,
     YAW,
@@ -120,8 +121,9 @@ def bridge_m2(belief: Belief, odometry: OdometryHistory) -> np.ndarray:
 class Predictor:
     """The prediction step of the Kalman filter."""
 
-    def __init__(self, config: FilterConfig):
+    def __init__(self, config: FilterConfig, errors: MatchErrors):
         self._config = config
+        self._sigmas, self._rates = slow_sigmas(config, errors), decay_rates(config)
         self._ekf = PoseEkf()
 
     def advance(self, belief: Belief, stamp_ns: int, odometry: OdometryHistory) -> Belief:
@@ -131,13 +133,13 @@ class Predictor:
     def advance_with_jacobian(
         self, belief: Belief, stamp_ns: int, odometry: OdometryHistory,
     ) -> tuple[Belief, np.ndarray]:
-        """The same, and the derivative (8, 8) of the new state by the old one."""
+        """The same, and the derivative (13, 13) of the new state by the old one."""
         if stamp_ns == belief.stamp_ns:
             return belief, np.eye(STATES)
         before, after = odometry.around(belief.stamp_ns)
         time_s = (stamp_ns - belief.stamp_ns) * 1e-9
-        decay = decays(self._config, time_s)
-        noise = idle_noise(self._config, time_s, decay, belief.mean)
+        decay = np.exp(-time_s * self._rates)
+        noise = idle_noise(self._config, self._sigmas, time_s, decay, belief.mean)
         if before and after and is_believed(belief, before, after):
             start = interpolated_pose(before, after, belief.stamp_ns)
             increment = start.inverse() @ interpolated_pose(before, after, stamp_ns)
@@ -146,8 +148,9 @@ class Predictor:
                 for function in (propagate, propagate_jacobian))
             noise += motion_noise(self._config, belief.mean[YAW], increment)
             distance_m = math.hypot(increment.x_m, increment.y_m)
-            belief = replace(belief, velocity=body_velocity(before, after), moved_ns=stamp_ns)
+            velocity, moved_ns = body_velocity(before, after), stamp_ns
         else:
+            velocity, moved_ns = belief.velocity, belief.moved_ns
             begin_s, end_s = (
                 (instant_ns - max(belief.moved_ns, belief.fixed_ns)) * 1e-9
                 for instant_ns in (belief.stamp_ns, stamp_ns))
@@ -165,9 +168,10 @@ class Predictor:
             distance_m = abs(belief.mean[SPEED]) * moving_s
 
         memories = tuple(
-            replace(memory, **self._ekf.predicted(memory, motion, jacobian, noise))
+            changed(memory, **self._ekf.predicted(memory, motion, jacobian, noise))
             for memory in belief.memories)
-        belief = replace(
+        belief = changed(
             belief, **self._ekf.predicted(belief, motion, jacobian, noise), stamp_ns=stamp_ns,
-            memories=memories, driven_m=belief.driven_m + distance_m)
+            velocity=velocity, moved_ns=moved_ns, memories=memories,
+            driven_m=belief.driven_m + distance_m)
         return belief, self._ekf.F

@@ -48,7 +48,8 @@ def smooth_drive(
         parts = _filtered(ordered, config, errors, start)
     if stamps_ns is None:
         stamps_ns = [sample.stamp_ns for sample in odometry.samples]
-    track, predictor = Track.empty(np.unique(np.asarray(stamps_ns, np.int64))), Predictor(config)
+    track = Track.empty(np.unique(np.asarray(stamps_ns, np.int64)))
+    predictor = Predictor(config, errors or MatchErrors())
     for part in parts:
         _smooth(part, odometry, predictor, track)
     return track

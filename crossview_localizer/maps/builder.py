@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import hashlib
-from itertools import zip_longest
+from itertools import groupby
 import json
 import math
 from pathlib import Path
@@ -142,7 +142,7 @@ def build_map(
             'each is without imagery')
     store.write_picture(picture[0], picture_grid)
     store.note(attribution=list(layout.attribution))
-    store.finish()
+    store.finish(kept)
     if out is None:
         return EmbeddingMap.of_store(store)
     if not update:
@@ -254,28 +254,34 @@ def _embed_squares(imagery: Imagery, network, store: MapStore, squares: Sequence
                    batch: int, device: str) -> Iterator[tuple[int, int]]:
     """Make squares and write them; gives for each how many tiles are finished and were made.
 
-    The imagery of the next square is cropped while one is embedded.
+    The imagery of the next job is cropped while one is embedded.
     """
     grid = store.layout.grid
     kind = TileAreas if TileAreas.fits(network, grid.cell_m) else SingleTiles
 
-    def crop(square: Square):
-        if not square.wanted.any():                    # a square of which nothing is left
-            return None, []
-        part = grid.crop(square.row, square.col, *square.wanted.shape)
-        tiles = kind(imagery, network, part, square.wanted, batch)
-        return tiles, [(job, *tiles.crop(job)) for job in tiles.jobs]
+    def crops():
+        for number, square in enumerate(squares):
+            part = grid.crop(square.row, square.col, *square.wanted.shape)
+            tiles = kind(imagery, network, part, square.wanted, batch)
+            for job in tiles.jobs:
+                yield number, tiles, job, *tiles.crop(job)
+            yield number, tiles, None, None, None      # also of a square of which nothing is left
 
-    with ThreadPoolExecutor(1) as ahead:
-        following = None
-        for square, after in zip_longest(squares, squares[1:]):
-            tiles, jobs = (following or ahead.submit(crop, square)).result()
-            following = after and ahead.submit(crop, after)
-            yield _make_square(square, tiles, jobs, imagery, store, device)
+    for number, jobs in groupby(_one_ahead(crops()), key=lambda item: item[0]):
+        yield _make_square(squares[number], jobs, imagery, store, device)
+
+
+def _one_ahead(items: Iterator) -> Iterator:
+    """The same items, each computed in a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 @torch.inference_mode()
-def _make_square(square: Square, tiles, jobs: Sequence, imagery: Imagery, store: MapStore,
+def _make_square(square: Square, jobs: Iterator, imagery: Imagery, store: MapStore,
                  device: str) -> tuple[int, int]:
     """Embed what the store does not hold yet, from the same pixels, and write the square."""
     shape, layout = square.wanted.shape, store.layout
@@ -284,7 +290,9 @@ def _make_square(square: Square, tiles, jobs: Sequence, imagery: Imagery, store:
         square.hashes.any()) else (np.zeros(shape, bool), np.zeros((*shape, layout.size), '<f2'))
     there = there & square.wanted
     made = 0
-    for job, kept, pixels in jobs:
+    for _, tiles, job, kept, pixels in jobs:
+        if job is None:
+            continue
         row, col = tiles.row[job], tiles.col[job]
         hashes[row, col] = _hash_of(row, col, kept, pixels)
         if (square.hashes[row, col] == hashes[row, col]).all():

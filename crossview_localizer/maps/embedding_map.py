@@ -6,6 +6,7 @@ ahead of the vehicle before they are needed.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,74 +38,82 @@ CACHE_BYTES = 256 * 2**20       # of a larger map's descriptors that stay in mem
 READ_BYTES = 2**20              # at a time, so that a window never waits long for the prefetch
 PREFETCH_S = (0.5, 1.0, 2.0, 3.0)   # how far ahead of the vehicle, at its speed
 SQUARE = 16                     # lattice points per side that ``save`` writes at once
+SCALES = {torch.int8: INT8_SCALE, torch.float16: 1.0}
 
 
 @dataclass(frozen=True)
 class MapWindow:
     """The tiles of the map around a prior.
 
-    ``index`` (rows, cols) int64, on the CPU, gives the row of ``rows`` (n, D) float, on the
-    map's device, for each cell of ``grid``, -1 where there is no tile.  ``coverage`` is the share
-    of cells with a tile.
+    ``index`` (rows, cols) int64, on the CPU, gives the row of ``rows`` (n, D), on the map's
+    device, for each cell of ``grid``, -1 where there is no tile.  A number in ``rows``, float or
+    int8 as the map stores it, stands for ``scale`` times itself.  ``coverage`` is the share of
+    cells with a tile.
     """
 
     grid: MapGrid
     index: torch.Tensor
     rows: torch.Tensor
     coverage: float
+    scale: float = 1.0
 
     @cached_property
     def descriptors(self) -> torch.Tensor:
-        """``rows`` as float32."""
-        return self.rows.float()
+        """The descriptors (n, D) as float32."""
+        return self.rows.float() * self.scale
 
 
 class TilesInMemory:
-    """The descriptors (T, D) float16 of the lattice points that ``index`` (R, Q) names."""
+    """The rows (T, D), float16 or int8, of the lattice points that ``index`` (R, Q) names."""
 
-    def __init__(self, index: np.ndarray, descriptors: torch.Tensor, grid: MapGrid):
-        if descriptors.ndim != 2 or descriptors.dtype != torch.float16 or len(descriptors) == 0:
+    def __init__(self, index: np.ndarray, rows: torch.Tensor, grid: MapGrid):
+        if rows.ndim != 2 or rows.dtype not in SCALES or len(rows) == 0:
             raise ValueError(
-                f'map descriptors are {descriptors.dtype} {tuple(descriptors.shape)}; '
+                f'map descriptors are {rows.dtype} {tuple(rows.shape)}; '
                 'expected float16 (tiles, size) with at least one tile'
             )
         if index.shape != (grid.rows, grid.cols):
             raise ValueError(
                 f'map index is {index.shape}; expected {(grid.rows, grid.cols)} as the grid')
         used = np.sort(index[index >= 0])
-        if index.min(initial=0) < -1 or not np.array_equal(used, np.arange(len(descriptors))):
-            raise ValueError(
-                f'map index does not name each of the {len(descriptors)} tiles once')
-        self.index, self.descriptors = index, descriptors
+        if index.min(initial=0) < -1 or not np.array_equal(used, np.arange(len(rows))):
+            raise ValueError(f'map index does not name each of the {len(rows)} tiles once')
+        self.index, self.rows, self.scale = index, rows, SCALES[rows.dtype]
 
     def __len__(self) -> int:
-        return len(self.descriptors)
+        return len(self.rows)
+
+    @property
+    def descriptors(self) -> torch.Tensor:
+        """All descriptors (T, D) as float16."""
+        return (self.rows.float() * self.scale).half()
 
     def take(self, top: int, left: int, side: int) -> tuple[np.ndarray, torch.Tensor]:
-        """A square of the lattice: which tiles are there (S, S), and their rows (n, D) float."""
+        """A square of the lattice: which tiles are there (S, S), and their rows (n, D)."""
         found = np.full((side, side), -1, np.int64)
         inner, outer = _overlap(top, left, side, self.index.shape)
         found[inner] = self.index[outer]
-        return found >= 0, self.descriptors[found[found >= 0]]
+        return found >= 0, _selected(self.rows, found)
 
 
 class TilesInStore:
-    """The descriptors of a store; the chunks used last stay on the device as they are stored."""
+    """The rows of a store; the chunks used last stay on the device as they are stored."""
 
     def __init__(self, store: MapStore, device: str | torch.device,
                  cache_bytes: int = CACHE_BYTES):
         self.store = store
         layout = store.layout
         self._points, self._shape = layout.chunk_points, (layout.grid.rows, layout.grid.cols)
-        self._dtype = torch.int8 if layout.is_int8 else torch.float16
-        chunk_bytes = self._points ** 2 * layout.size * self._dtype.itemsize
+        dtype = torch.int8 if layout.is_int8 else torch.float16
+        self.scale = SCALES[dtype]
+        chunk_bytes = self._points ** 2 * layout.size * dtype.itemsize
         self._at_once = max(1, READ_BYTES // chunk_bytes)
         in_all = math.prod(-(-points // self._points) for points in self._shape)
         self._cache = torch.empty(
             (min(in_all, max(16, cache_bytes // chunk_bytes)), self._points ** 2, layout.size),
-            dtype=self._dtype, device=device)
-        self._slots: OrderedDict[tuple[int, int], int] = OrderedDict()
-        self._there: dict[tuple[int, int], np.ndarray] = {}
+            dtype=dtype, device=device)
+        # The place in the cache of each chunk that is in it, and which of its tiles are there.
+        self._kept: OrderedDict[tuple[int, int], tuple[int, np.ndarray]] = OrderedDict()
         self._lock = Lock()
         self.chunks_read = 0
 
@@ -118,39 +127,35 @@ class TilesInStore:
             raise ValueError(
                 f'{len(chunks)} chunks of the map are wanted at once; expected at most '
                 f'{len(self._cache)}')
+        p = self._points
         with self._lock:
-            missing = [chunk for chunk in chunks if chunk not in self._slots]
+            missing = [chunk for chunk in chunks if chunk not in self._kept]
             for chunk in chunks:
-                if chunk in self._slots:
-                    self._slots.move_to_end(chunk)
-            for part, (descriptors, there) in self._read(missing):
-                self._keep(part, descriptors, there)
-            slot = np.full((side, side), -1, np.int64)
-            point = np.zeros((side, side), np.int64)
-            p = self._points
-            for chunk in chunks:
-                inner, outer = _overlap(
-                    top - chunk[0] * p, left - chunk[1] * p, side, (p, p))
-                there = self._there[chunk][outer]
-                slot[inner] = np.where(there, self._slots[chunk], -1)
-                point[inner] = np.arange(p * p).reshape(p, p)[outer]
-            found = slot >= 0
-            rows = self._cache[slot[found], point[found]]
-        return found, self._decoded(rows)
+                if chunk in self._kept:
+                    self._kept.move_to_end(chunk)
+            for part in self._parts(missing):
+                self._keep(self._read(part))
+            slots, there = zip(*(self._kept[chunk] for chunk in chunks))
+            # The row of each lattice point in the cache, chunk by chunk: (n, p, p).
+            places = np.array(slots)[:, None, None] * p * p + np.arange(p * p).reshape(p, p)
+            places = np.where(there, places, -1)
+            rows = chunks[-1][0] - chunks[0][0] + 1
+            places = places.reshape(rows, -1, p, p).swapaxes(1, 2).reshape(rows * p, -1)
+            found = np.full((side, side), -1, np.int64)
+            inner, outer = _overlap(top - chunks[0][0] * p, left - chunks[0][1] * p, side,
+                                    places.shape)
+            found[inner] = places[outer]
+            return found >= 0, _selected(self._cache.flatten(0, 1), found)
 
     def prefetch(self, top: int, left: int, side: int) -> None:
         """Read a square unless it is in memory; another thread may ask for tiles meanwhile."""
-        missing = [chunk for chunk in self._chunks(top, left, side) if chunk not in self._slots]
+        missing = [chunk for chunk in self._chunks(top, left, side) if chunk not in self._kept]
         # More would drive out what was read before, while that may still be wanted.
-        room = max(len(self._cache) - len(self._slots), len(self._cache) // 2)
-        missing = missing[:room]
-        for first in range(0, len(missing), self._at_once):
-            for part, (descriptors, there) in self._read(missing[first:first + self._at_once]):
-                with self._lock:
-                    self._keep(part, descriptors, there)
-
-    def _decoded(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.float().mul_(INT8_SCALE) if self._dtype == torch.int8 else rows
+        room = max(len(self._cache) - len(self._kept), len(self._cache) // 2)
+        for part in self._parts(missing[:room]):
+            found = self._read(part)
+            with self._lock:
+                self._keep(found)
 
     def _chunks(self, top: int, left: int, side: int) -> list[tuple[int, int]]:
         """The chunks that a square touches, within the lattice, row by row."""
@@ -160,47 +165,47 @@ class TilesInStore:
             for first, size in zip((top, left), self._shape))
         return [(row, col) for row in rows for col in cols]
 
-    def _read(self, chunks: list[tuple[int, int]]):
-        """Read chunks, as many of a row at once as lie side by side.
+    def _parts(self, chunks: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+        """Cut chunks into parts of which each lies in a small rectangle, to be read at once."""
+        if not chunks:
+            return
+        begin, end = np.min(chunks, 0), np.max(chunks, 0) + 1
+        if math.prod(end - begin) <= self._at_once:
+            yield chunks
+            return
+        axis = int(np.argmax(end - begin))
+        middle = (begin[axis] + end[axis]) // 2
+        yield from self._parts([chunk for chunk in chunks if chunk[axis] < middle])
+        yield from self._parts([chunk for chunk in chunks if chunk[axis] >= middle])
 
-        Yields the chunks of each part with their descriptors (k, p * p, D) and which are there
-        (k, p, p).
-        """
+    def _read(self, chunks: list[tuple[int, int]]) -> list[tuple]:
+        """Each chunk with its rows (p * p, D) and which of its tiles are there (p, p)."""
         p = self._points
-        first = 0
-        while first < len(chunks):
-            row, col = chunks[first]
-            last = first + 1
-            while last < len(chunks) and chunks[last] == (row, col + last - first):
-                last += 1
-            count = last - first
-            rows = min(p, self._shape[0] - row * p)
-            cols = min(count * p, self._shape[1] - col * p)
-            found, known = self.store.read(row * p, col * p, rows, cols)
-            whole = np.zeros((p, count * p, found.shape[2]), found.dtype)
-            there = np.zeros((p, count * p), bool)
-            whole[:rows, :cols], there[:rows, :cols] = found, known
-            self.chunks_read += count
-            yield chunks[first:last], (
-                np.ascontiguousarray(whole.reshape(p, count, p, -1).swapaxes(0, 1)).reshape(
-                    count, p * p, -1),
-                there.reshape(p, count, p).swapaxes(0, 1))
-            first = last
+        (top, left), (bottom, right) = np.min(chunks, 0) * p, (np.max(chunks, 0) + 1) * p
+        rows, cols = min(bottom, self._shape[0]) - top, min(right, self._shape[1]) - left
+        found, known = self.store.read(top, left, rows, cols)
+        whole = np.zeros((bottom - top, right - left, found.shape[2]), found.dtype)
+        there = np.zeros(whole.shape[:2], bool)
+        whole[:rows, :cols], there[:rows, :cols] = found, known
+        self.chunks_read += len(chunks)
+        parts = [(chunk, np.s_[chunk[0] * p - top:, chunk[1] * p - left:]) for chunk in chunks]
+        return [(chunk, whole[part][:p, :p].reshape(p * p, -1), there[part][:p, :p])
+                for chunk, part in parts]
 
-    def _keep(self, chunks, descriptors: np.ndarray, there: np.ndarray) -> None:
+    def _keep(self, found: list[tuple]) -> None:
         """Put chunks into the cache in place of those that were not used for longest."""
-        fresh = [k for k, chunk in enumerate(chunks) if chunk not in self._slots]
-        slots = []
-        for k in fresh:
-            if len(self._slots) == len(self._cache):
-                oldest, slot = self._slots.popitem(last=False)
-                del self._there[oldest]
-            else:
-                slot = len(self._slots)
-            self._slots[chunks[k]], self._there[chunks[k]] = slot, there[k]
-            slots.append(slot)
-        if fresh:
-            self._cache[slots] = torch.from_numpy(descriptors[fresh]).to(self._cache.device)
+        for chunk, rows, there in found:
+            if chunk not in self._kept:
+                slot = len(self._kept)
+                if slot == len(self._cache):
+                    slot, _ = self._kept.popitem(last=False)[1]
+                self._kept[chunk] = slot, there
+                self._cache[slot] = torch.from_numpy(rows)
+
+
+def _selected(rows: torch.Tensor, places: np.ndarray) -> torch.Tensor:
+    """A copy of the rows at the places that are not -1; indexing would take ten times as long."""
+    return rows.index_select(0, torch.from_numpy(places[places >= 0]).to(rows.device))
 
 
 def _overlap(top: int, left: int, side: int, shape: tuple[int, int]):
@@ -274,7 +279,7 @@ class EmbeddingMap:
         within = known[inner:side - inner, inner:side - inner]
         return MapWindow(
             self.grid.crop(top, left, side, side), torch.from_numpy(index), rows,
-            np.count_nonzero(within) / within.size)
+            np.count_nonzero(within) / within.size, self.tiles.scale)
 
     def _square(self, x_m: float, y_m: float, reach: int) -> tuple[int, int, int]:
         """Top row, left column and side of the square of ``reach`` cells each way."""
@@ -327,8 +332,8 @@ class EmbeddingMap:
         It is a folder, or a zip file where the name ends so.
         """
         path = Path(path)
-        tiles = self.tiles
-        size = tiles.descriptors.shape[1]
+        tiles, descriptors = self.tiles, self.tiles.descriptors
+        size = tiles.rows.shape[1]
         square = 1 if size >= DENSE_SIZE else SQUARE
         layout = Layout(self.frame, self.grid, size, descriptor_cells, square, self.fingerprint,
                         self.tile_m, self.tile_px, tuple(self.attribution), is_int8)
@@ -340,12 +345,12 @@ class EmbeddingMap:
                     index = tiles.index[row:row + square, col:col + square]
                     there = index >= 0
                     if there.any():
-                        store.write(row, col, tiles.descriptors[index[there]].cpu().numpy(), there,
+                        store.write(row, col, descriptors[index[there]].cpu().numpy(), there,
                                     np.full(there.shape, UNKNOWN_DATE), there.astype(np.uint64))
             picture = self.orthophoto()
             if picture is not None:
                 store.write_picture(*picture)
-            store.finish()
+            store.finish(len(tiles))
             if path.suffix == '.zip':
                 pack(folder, writing)
                 shutil.rmtree(folder)
@@ -365,7 +370,7 @@ class EmbeddingMap:
         """
         if '://' not in str(path) and is_old_map(Path(path)):
             found = cls(**read_old_map(Path(path)))
-            found.tiles.descriptors = found.tiles.descriptors.to(device)
+            found.tiles.rows = found.tiles.rows.to(device)
         else:
             found = cls.of_store(MapStore.open(path), device, preload_bytes)
         if fingerprint is not None:
@@ -398,8 +403,8 @@ def _all_tiles(store: MapStore, device: str | torch.device) -> TilesInMemory:
             part = np.s_[row:row + side, col:col + side]
             if not there[part].any():
                 continue
-            descriptors, known = store.read_decoded(row, col, *there[part].shape)
-            parts.append(torch.from_numpy(descriptors[known]))
+            rows, known = store.read(row, col, *there[part].shape)
+            parts.append(torch.from_numpy(rows[known]))
             index[part][known] = count + np.arange(len(parts[-1]))
             count += len(parts[-1])
     if not parts:

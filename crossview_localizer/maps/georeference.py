@@ -22,6 +22,8 @@ from crossview_localizer.geometry import LocalFrame
 
 MAX_EXTENT_M = 200e3    # farther from its origin the transverse Mercator plane is not metric
 EARTH_RADIUS_M = (6.35e6, 6.4e6)
+# So far outside the longitudes of its reference system a file does not lie by intention.
+MAX_OUTSIDE_DEG = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ def read_crs(path: str, dataset) -> CRS:
     with _proj_errors_named(path):
         crs = None if dataset.crs is None else CRS.from_user_input(dataset.crs).to_2d()
     terms = np.array(dataset.transform[:6])
-    placed = not dataset.transform.is_identity
+    # Programs write this where they know nothing: pixels of size 1 from (0, 0) on.
+    placed = not (np.array_equal(np.abs(terms), [1, 0, 0, 0, 1, 0]) or np.array_equal(
+        terms, [1, 0, 0, 0, -1, dataset.height]))
     if crs is None or not placed:
         raise ValueError(_missing(path, dataset, crs is not None, placed))
     if not np.isfinite(terms).all() or dataset.transform.is_degenerate:
@@ -103,9 +107,24 @@ def outline(path: str, dataset, crs: CRS) -> Outline:
     with _proj_errors_named(path, crs):
         wgs84_from_crs = Transformer.from_crs(crs, 'EPSG:4326', always_xy=True)
         longitude_deg, latitude_deg = wgs84_from_crs.transform(*edge_points(dataset))
-    if not np.isfinite(longitude_deg).all() or not (np.abs(latitude_deg) <= 89.0).all():
-        raise ValueError(f'{path} lies outside its coordinate reference system {crs.name}')
-    return Outline(latitude_deg, near_longitude(longitude_deg, longitude_deg[0]))
+    inside = np.isfinite(longitude_deg).all() and (np.abs(latitude_deg) <= 89.0).all()
+    found = inside and Outline(latitude_deg, near_longitude(longitude_deg, longitude_deg[0]))
+    if not found or _is_far_outside(found, dataset.crs.to_epsg()):
+        raise ValueError(
+            f'{path} lies at latitude {latitude_deg[0]:.2f}, longitude {longitude_deg[0]:.2f}, '
+            f'outside its coordinate reference system {crs.name}; expected coordinates in that '
+            'system and its unit: gdal_edit.py -a_srs EPSG:... or -a_ullr corrects the file')
+    return found
+
+
+def _is_far_outside(found: Outline, epsg: int | None) -> bool:
+    """Whether a file lies far east or west of the area that its reference system is made for."""
+    area = CRS.from_epsg(epsg).area_of_use if epsg else None
+    if area is None or area.east - area.west >= 360.0:
+        return False
+    half_deg = (area.east - area.west) % 360.0 / 2.0
+    off_deg = near_longitude(found.longitude_deg, area.west + half_deg) - area.west - half_deg
+    return bool((np.abs(off_deg) > half_deg + MAX_OUTSIDE_DEG).any())
 
 
 def box_around(outlines: Sequence[Outline]) -> tuple[float, float, float, float]:

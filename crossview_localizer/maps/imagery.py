@@ -196,11 +196,13 @@ class Imagery:
         for source in self._sources:
             if total[..., 3].min() > 0.999:
                 break
-            layer = self._warp(grid, source)
+            part = _part_over(grid, source.bounds_m)
+            inner = grid.crop(part[0].start, part[1].start, *total[part].shape[:2])
+            layer = self._warp(inner, source) if inner.rows and inner.cols else None
             if layer is not None:
-                total += (1.0 - total[..., 3:]) * layer[0]
+                total[part] += (1.0 - total[part][..., 3:]) * layer[0]
                 # A cause within a file says more than "outside".
-                np.minimum(lost, layer[1], out=lost)
+                lost[part] = np.minimum(lost[part], layer[1])
         weight = total[..., 3:]
         valid = weight[..., 0] >= 0.5
         rgb = np.where(valid[..., None], total[..., :3] / np.maximum(weight, 1e-6), 0.0)
@@ -213,8 +215,6 @@ class Imagery:
         Gives float32 (rows, cols, 4), rgb * weight and weight, and the ``Lost`` at the cells'
         centres, OUTSIDE where there is imagery.
         """
-        if not _overlap(grid, source.bounds_m):
-            return None
         factor = _oversampling(grid, source)
         samples = MapGrid(
             grid.rows * factor, grid.cols * factor, grid.cell_m / factor,
@@ -397,13 +397,14 @@ def _oversampling(grid: MapGrid, source: _Source) -> int:
     return max(1, math.ceil(0.98 * grid.cell_m / read_m))
 
 
-def _overlap(grid: MapGrid, bounds_m) -> bool:
-    half_m = grid.cell_m / 2.0
-    right_m, bottom_m = grid.xy_from_row_col(grid.rows - 1, grid.cols - 1)
-    return (
-        grid.x0_m - half_m < bounds_m[2] and right_m + half_m > bounds_m[0]
-        and bottom_m - half_m < bounds_m[3] and grid.y0_m + half_m > bounds_m[1]
-    )
+def _part_over(grid: MapGrid, bounds_m) -> tuple[slice, slice]:
+    """The rows and columns of a grid that a box may touch; empty for one outside it."""
+    west, south, east, north = bounds_m
+    top, left = grid.row_col_from_xy(west, north)
+    bottom, right = grid.row_col_from_xy(east, south)
+    return tuple(
+        slice(min(max(0, math.floor(first)), size), max(0, min(size, math.ceil(last) + 1)))
+        for first, last, size in ((top, bottom, grid.rows), (left, right, grid.cols)))
 
 
 def _pixels_of(grid: MapGrid, source: _Source) -> tuple[np.ndarray, np.ndarray]:

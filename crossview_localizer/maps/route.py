@@ -36,9 +36,13 @@ def corridor(
     inside = np.isfinite(route_m).all(1)
     inside &= (route_m >= bounds_m[:2]).all(1) & (route_m <= bounds_m[2:]).all(1)
     if not inside.any():
+        outside_m = np.maximum(np.maximum(bounds_m[:2] - route_m, route_m - bounds_m[2:]), 0.0)
+        nearest_km = np.fmin.reduce(np.hypot(*outside_m.T)) / 1e3
+        where = f'{nearest_km:.1f} km away' if nearest_km < 1000.0 else 'on another continent'
         raise ValueError(
-            f'none of the {len(route_m)} fixes of the route lies in the imagery; expected imagery '
-            'of the same place')
+            f'none of the {len(route_m)} fixes of the route lies in the imagery, the nearest is '
+            f'{where}; expected imagery of the same place, and latitude and longitude that are '
+            'not exchanged in either')
     if not inside.all():
         report(f'{np.count_nonzero(~inside)} of {len(route_m)} fixes are outside the imagery')
     route_m = route_m[np.isfinite(route_m).all(1)]

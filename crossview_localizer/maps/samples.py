@@ -21,6 +21,7 @@ SPOT_PX = 64
 CUT_PERCENT = 1.0       # of the values are cut at each end where they are not 8-bit
 COLLAR_PX = 32          # a collar holds a square of this side, of one value
 FRINGE_PX = 8           # beside a collar compression leaves values that are nearly its own
+DIM = 15                # 8-bit values that are all up to here are classes or bits, and stretched
 DARK = 3                # 8-bit values up to here may be a black collar
 FRINGE_DARK = 24
 
@@ -168,15 +169,21 @@ def describe_samples(path: str, dataset) -> tuple[Samples, np.ndarray | None, li
     if found.palette is not None:
         return found, None, notes
     values, outline = _sample(dataset, found.bands)
+    valid = ~found._without_data(values[:, None])[0]
     ends = (0.0, float(np.iinfo(kind).max)) if kind.kind in 'iu' else (0.0,)
+    if kind != np.uint8 and valid.any():    # such as -9999, which no tag declares
+        ends += float(values[:, valid].min()), float(values[:, valid].max())
     near = DARK if kind == np.uint8 else 0.0
-    edge = values[:, outline].astype(float)
+    edge = values[:, outline & valid].astype(float)
     found = replace(found, collars=tuple(
-        end for end in ends if (np.abs(edge - end) <= near).all(0).any()))
+        end for end in dict.fromkeys(ends) if (np.abs(edge - end) <= near).all(0).any()))
     if kind == np.uint8:
-        return found, None, notes
-    # What is black throughout is no imagery, and says nothing of its contrast.
-    shown = ~found._without_data(values[:, None])[0] & (values != 0).any(0) & ~np.asarray(hidden)
+        is_dim = valid.any() and values[:, valid].min() < values[:, valid].max() <= DIM
+        return found, values[:, valid] if is_dim else None, notes
+    # What is black throughout, or has the value of a collar, says nothing of the contrast.
+    shown = valid & ~np.asarray(hidden)
+    for value in (0.0, *found.collars):
+        shown &= (values != value).any(0)
     return found, values[:, shown], notes
 
 
@@ -201,7 +208,8 @@ def stretch(values: list[np.ndarray]) -> tuple[np.ndarray, str]:
     Values that are 8-bit ones in a larger type stay as they are.
     """
     joined = np.concatenate([each[:, np.isfinite(each).all(0)] for each in values], axis=1)
-    if joined.size and joined.dtype.kind in 'iu' and 15 < joined.max() <= 255:
+    if joined.size and joined.dtype.kind in 'iu' and (
+            joined.min() >= 0 and DIM < joined.max() <= 255):
         return np.tile([0.0, 255.0], (len(joined), 1)), 'values up to 255: taken as 8-bit ones'
     if not joined.size:
         joined = np.zeros((len(joined), 1))

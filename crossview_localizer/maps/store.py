@@ -265,11 +265,11 @@ class MapStore:
         _add_coordinates(group, self.layout.frame, grid)
         self.note(picture_grid=asdict(grid))
 
-    def finish(self) -> None:
-        """Count the tiles, which makes this a map to be used."""
+    def finish(self, tiles: int) -> None:
+        """Note how many tiles there are, which makes this a map to be used."""
         import zarr
 
-        self.note(plan=None, tiles=int(np.count_nonzero(self.dates())))
+        self.note(plan=None, tiles=int(tiles))
         with warnings.catch_warnings():
             # Zarr v3 has no word on consolidated metadata yet; readers over HTTP need them.
             warnings.simplefilter('ignore', UserWarning)

@@ -55,9 +55,9 @@ class TileAreas:
 
     The spacing must be a whole number of pixels. If it equals the stride of the network's trunk,
     the trunk runs once per rectangle; otherwise ``batch`` tiles pass the network at a time. The
-    lattice is laid out in squares of ``square_points`` a side; a square that a corridor fills only
-    in part is cut up if that leaves fewer pixels to describe. The trunk of a tile network
-    normalises over its whole input, so its input is always a whole square.
+    lattice is a square of ``square_points`` a side, or what the map's edge leaves of one; where a
+    corridor fills it only in part it is cut up if that leaves fewer pixels to describe. The trunk
+    of a tile network normalises over its whole input, so its input is always a whole square.
     """
 
     def __init__(self, imagery: Imagery, network, grid: MapGrid, wanted: np.ndarray, batch: int):
@@ -66,12 +66,9 @@ class TileAreas:
         self._stride_px = round(grid.cell_m / pixel_m(network))
         self._unit_px = TRUNK_PX if self.shares_trunk(network, grid.cell_m) else 1
         self._whole = self._unit_px > 1 and network.config.kind != DENSE
-        points = self._points = square_points(network, grid.cell_m)
+        self._points = square_points(network, grid.cell_m)
         self.row, self.col = np.nonzero(wanted)
-        square = self.row // points * wanted.shape[1] + self.col // points
-        order = np.argsort(square, kind='stable')
-        squares = np.split(order, np.flatnonzero(np.diff(square[order])) + 1)
-        self.jobs = [job for numbers in squares for job in self._cut(numbers)]
+        self.jobs = self._cut(np.arange(len(self.row))) if len(self.row) else []
 
     @staticmethod
     def fits(network, spacing_m: float) -> bool:
@@ -87,11 +84,9 @@ class TileAreas:
 
     def _spans(self, job: np.ndarray) -> list[tuple[int, int]]:
         """First and last row, first and last column of a job's rectangle."""
-        spans = [(int(axis[job].min()), int(axis[job].max())) for axis in (self.row, self.col)]
         if self._whole:
-            begins = [first // self._points * self._points for first, _ in spans]
-            spans = [(first, first + self._points - 1) for first in begins]
-        return spans
+            return [(0, self._points - 1)] * 2
+        return [(int(axis[job].min()), int(axis[job].max())) for axis in (self.row, self.col)]
 
     def _sides_px(self, job: np.ndarray) -> tuple[int, ...]:
         """Height and width of a job's rectangle."""

@@ -205,4 +205,4 @@ def window_raster(window: MapWindow, block_cells: int, cell_m: float, x_m: float
             block = window.rows[index[row, col]].view(channels, block_cells, block_cells)
             raster[:, r0:r1, c0:c1] = block[:, r0 - r:r1 - r, c0 - c:c1 - c]
             missing[r0:r1, c0:c1] = 0.0
-    return raster, missing if missing.any() else None, grid
+    return raster.mul_(window.scale), missing if missing.any() else None, grid

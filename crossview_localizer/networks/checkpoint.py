@@ -105,6 +105,8 @@ def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict
         provenance = dict(json.loads(metadata.get('provenance', '{}')))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path}: its model settings are damaged ({error!r})') from error
+    if model.get('kind') == DENSE:
+        model.pop('margin_px', None)        # files of before November 2026 have it
     config = _checked(DenseConfig if model.get('kind') == DENSE else ModelConfig, model, path)
     return replace(config, match_errors=_checked(MatchErrors, errors, path)), provenance
 

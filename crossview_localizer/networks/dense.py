@@ -19,6 +19,7 @@ of the bird's-eye view (ahead x left), Z heights, H x W pixels.
 
 from dataclasses import dataclass
 import math
+from typing import ClassVar
 
 import numpy as np
 from scipy.fft import next_fast_len
@@ -55,7 +56,7 @@ class DenseConfig:
     above_deg: float = 18.0         # images are cropped at this angle above the horizon
     below_deg: float = 24.0         # and at this angle below it
     block_px: int = 128
-    margin_px: int = 64
+    margin_px: ClassVar[int] = 32   # twice as much changes a descriptor less than 8 bits do
     temperature: float = 1.0        # log-likelihood = score / temperature
     random_temperature: float = 1.0  # the temperature fitted for the random-init control
     # For the pose of a single image (``peak_pose`` and ``distance2_within``):
@@ -213,7 +214,7 @@ class DenseNetwork(nn.Module):
 
     # For build_map: blocks along a side of the areas that are described at once, and the distance
     # from a route to the edge of its map.
-    lattice_points = 12
+    lattice_points = 8
     corridor_m = 60.0
 
     @property

@@ -51,6 +51,8 @@ MAX_SPEED_MPS = 1e3
 GNSS_STATUS_UNKNOWN = -2
 # A fix farther from the origin of the map belongs to another place.
 MAX_ORIGIN_DISTANCE_M = 500e3
+# The sine of the largest elevation of a camera's axis: above it no road is seen.
+MAX_UPWARD = 0.7
 PLANAR = (0, 1, 5)  # rows of x, y, yaw in a pose's 6x6 covariance
 
 # Camera body (x ahead, y left, z up) from optical frame (x right, y down, z ahead), REP-103.
@@ -124,12 +126,15 @@ def gnss_latlon_from_msg(msg) -> tuple[float, float]:
     if msg.status.status < 0 and msg.status.status != GNSS_STATUS_UNKNOWN:
         raise ValueError(f'the receiver has no fix (status {msg.status.status})')
     latlon = msg.latitude, msg.longitude
-    if not (abs(latlon[0]) <= 90.0 and abs(latlon[1]) <= 180.0):  # NaN fails too
-        raise ValueError(f'position ({latlon[0]}, {latlon[1]}) is not a latitude and longitude')
+    if not (abs(latlon[0]) <= 90.0 and abs(latlon[1]) <= 360.0):  # NaN fails too
+        raise ValueError(f'position ({latlon[0]}, {latlon[1]}) is not a latitude and longitude; '
+                         f'expected degrees{_unit_hint(latlon)}')
     if latlon == (0.0, 0.0):
         raise ValueError('position (0, 0) is what receivers send before they know any')
     if np.isinf(msg.position_covariance).any():
         raise ValueError('covariance is infinite: the position is not known')
+    if abs(latlon[1]) > 180.0:
+        return latlon[0], latlon[1] - math.copysign(360.0, latlon[1])
     return latlon
 
 
@@ -186,10 +191,33 @@ def far_from_origin_text(latlon_deg: tuple[float, float], frame: LocalFrame,
     latitude_deg, longitude_deg = latlon_deg
     text = (f'position ({latitude_deg:.5f}, {longitude_deg:.5f}) is {distance_m / 1e3:.0f} km '
             f'from the origin of the map ({origin_deg[0]:.5f}, {origin_deg[1]:.5f})')
-    if abs(longitude_deg) <= 90.0 and distance_on_earth_m(
-            origin_deg, (longitude_deg, latitude_deg)) <= MAX_ORIGIN_DISTANCE_M:
-        return f'{text}: the driver exchanges latitude and longitude'
-    return f'{text}; expected at most {MAX_ORIGIN_DISTANCE_M / 1e3:.0f} km: is it the right map?'
+    if fault := position_fault(latlon_deg, frame, limit_m):
+        return f'{text}: {fault}'
+    return f'{text}; expected at most {limit_m / 1e3:.0f} km: is it the right map?'
+
+
+def position_fault(latlon_deg: tuple[float, float], frame: LocalFrame, limit_m: float) -> str:
+    """What a driver does wrong whose position would else be near the origin of the map, or ''."""
+    latitude_deg, longitude_deg = latlon_deg
+    for fault, candidate_deg in (
+            ('exchanges latitude and longitude', (longitude_deg, latitude_deg)),
+            ('loses the sign of the longitude', (latitude_deg, -longitude_deg)),
+            ('loses the sign of the latitude', (-latitude_deg, longitude_deg)),
+            ('sends radians', (math.degrees(latitude_deg), math.degrees(longitude_deg)))):
+        if abs(candidate_deg[0]) <= 90.0 and abs(candidate_deg[1]) <= 180.0 and (
+                distance_on_earth_m(
+                    (frame.latitude_deg, frame.longitude_deg), candidate_deg) <= limit_m):
+            return f'the driver {fault}'
+    return ''
+
+
+def _unit_hint(latlon) -> str:
+    """What a position outside the range of degrees may be, or ''."""
+    if max(map(abs, latlon)) > 1e6:
+        return ': does the driver send units of 1e-7 degrees?'
+    if 90.0 < abs(latlon[0]) < 9000.0 and math.isfinite(latlon[1]):
+        return ': does the driver send degrees and minutes as NMEA does, or the altitude?'
+    return ''
 
 
 def gnss_velocity_covariance_from_msg(msg) -> np.ndarray | None:
@@ -369,6 +397,12 @@ def rectifier_from_msg(
     k = np.array(info.p if image_is_rectified else info.k, dtype=float).reshape(3, -1)[:, :3]
     if not (np.isfinite(k).all() and k[0, 0] > 0.0 and k[1, 1] > 0.0):
         raise ValueError('camera_info is not calibrated (focal length 0)')
+    if not k[:2, 2].any():
+        raise ValueError('camera_info is not calibrated (principal point at 0, 0)')
+    if base_from_camera[2, 2] > MAX_UPWARD:
+        raise ValueError(
+            'the camera looks up by its extrinsics; expected those of its optical frame (x right, '
+            "y down, z ahead): is the images' frame_id that of the camera's body?")
     # A region of interest, then binning, of the full sensor that K describes.
     binning = np.array([max(info.binning_x, 1), max(info.binning_y, 1)])
     size = np.array([info.roi.width or info.width, info.roi.height or info.height]) // binning

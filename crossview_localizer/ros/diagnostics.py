@@ -10,6 +10,7 @@ import numpy as np
 
 from crossview_localizer.config import NodeConfig
 from crossview_localizer.datatypes import FilterUpdate, GnssFix, Localization, Outcome
+from crossview_localizer.fusion.gnss_integrity import ODOMETRY_LIES
 from crossview_localizer.ros import remedies
 from crossview_localizer.ros.input_monitor import InputMonitor
 from crossview_localizer.ros.status import Level, Status
@@ -21,6 +22,8 @@ LATENCY_WINDOW = 1000
 CONTRADICTED_S = 3.0
 # Fixes farther than this from the map are remarked on.
 MAP_DISTANCE_WARN_M = 1000.0
+# Fixes later than this are remarked on.
+GNSS_LATE_WARN_S = 0.5
 # Fixes that claim a larger horizontal sigma are remarked on.
 GNSS_SIGMA_WARN_M = 30.0
 # Squared Mahalanobis radius of the ellipse that holds 95 % of a normal distribution in the plane.
@@ -261,26 +264,37 @@ class Diagnostics:
 
     def add_fix(
         self, update: FilterUpdate, fix: GnssFix, is_covariance_known: bool,
-        map_distance_m: float = 0.0,
+        map_distance_m: float = 0.0, position_fault: str = '', late_s: float = 0.0,
     ) -> None:
         """Enter what the filter did with a fix, and what is to be remarked on it.
 
-        ``map_distance_m`` is the distance of the fix from the map, 0 inside.
+        ``map_distance_m`` is the distance of the fix from the map, 0 inside; ``position_fault``
+        is what may be wrong with one that is far away.  ``late_s`` is how long after the odometry
+        of their time fixes come.
         """
         self.pose.add_fix(update.outcome, time.monotonic())
+        self.warn_of_odometry(update.reason)
         self.pose.start_reason = update.reason if update.outcome is Outcome.NOT_STARTED else ''
         sigma_m = math.sqrt(np.linalg.eigvalsh(fix.covariance)[1])
         remark = ''
         if map_distance_m > MAP_DISTANCE_WARN_M:
-            remark = (f'fixes are {map_distance_m / 1e3:.0f} km from the map: it is a map of '
-                      'another place')
+            remark = (f'fixes are {map_distance_m / 1e3:.0f} km from the map: '
+                      f'{position_fault or "it is a map of another place"}')
         elif not is_covariance_known:
             remark = ('covariance is unknown, zero or NaN: '
                       f'{self._config.gnss_unknown_sigma_m} m are assumed')
+        elif late_s > GNSS_LATE_WARN_S:
+            remark = (f'fixes come {late_s:.1f} s after the odometry of their time: the receiver '
+                      'is slow, or its clock is behind, which puts the pose ahead')
         elif sigma_m > GNSS_SIGMA_WARN_M:
             remark = (f'fixes claim a sigma of {sigma_m:.3g} m; expected at most '
                       f'{GNSS_SIGMA_WARN_M:g} m')
         self.gnss.add_update(update, remark, remedies.GNSS)
+
+    def warn_of_odometry(self, reason: str) -> None:
+        """Enter why a fix or match was used, which may be that the odometry lies."""
+        if reason == ODOMETRY_LIES:
+            self.odometry.add_refused(reason, remedy=remedies.CONTRADICTION)
 
     def statuses(
         self, now_s: float, covariance: np.ndarray | None, waits_for_clock: bool,

@@ -1,5 +1,6 @@
 """The way of GNSS messages to the Localizer: fixes, and the optional velocities."""
 
+from collections import deque
 from collections.abc import Callable
 import time
 
@@ -19,8 +20,10 @@ from crossview_localizer.ros.sensor_rig import SensorRig, UnknownCalibration
 from crossview_localizer.ros.status import Level
 
 # Without a map the origin is moved, before the filter has started, where fixes agree on a place
-# farther from it than this.
+# farther from it than this.  A map is seldom larger.
 REPLACED_ORIGIN_M = 20e3
+# What all of so many last fixes are late by is no accident.
+LATE_FIXES = 10
 
 Velocity = TwistWithCovarianceStamped | TwistStamped
 
@@ -45,16 +48,21 @@ class GnssInput:
         self._logger = logger
         self._fixes, self._velocities = (
             GnssQueue(timeline, config.odometry_wait_s, clock_s) for _ in range(2))
+        self._late_s: deque[float] = deque(maxlen=LATE_FIXES)
+        self._clock_s = clock_s
         self._origin = OriginFinder()
 
-    def add_fix(self, msg: NavSatFix) -> None:
-        """Queue a fix."""
-        self._fixes.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg)
+    def add_fix(self, msg: NavSatFix, arrived_s: float | None = None) -> None:
+        """Queue a fix; without ``arrived_s`` it has arrived now."""
+        stamp_ns = conversions.stamp_ns_from_msg(msg.header.stamp)
+        arrived_s = self._clock_s() if arrived_s is None else arrived_s
+        self._late_s.append(self._timeline.late_s(stamp_ns, arrived_s))
+        self._fixes.add(stamp_ns, msg, arrived_s)
         self.use_due()
 
-    def add_velocity(self, msg: Velocity) -> None:
-        """Queue a velocity."""
-        self._velocities.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg)
+    def add_velocity(self, msg: Velocity, arrived_s: float | None = None) -> None:
+        """Queue a velocity; without ``arrived_s`` it has arrived now."""
+        self._velocities.add(conversions.stamp_ns_from_msg(msg.header.stamp), msg, arrived_s)
         self.use_due()
 
     def use_due(self) -> None:
@@ -68,6 +76,7 @@ class GnssInput:
         """Forget the messages that wait, and the pose of the node before."""
         self._fixes.clear()
         self._velocities.clear()
+        self._late_s.clear()
         self._pose_keeper.forget()
 
     def _use_fix(self, msg: NavSatFix, waited_s: float) -> None:
@@ -87,7 +96,10 @@ class GnssInput:
         update = self._holder.localizer.add_gnss(fix)
         is_covariance_known = conversions.gnss_covariance_from_msg(msg) is not None
         self._diagnostics.add_fix(
-            update, fix, is_covariance_known, self._holder.distance_from_map_m(fix.x_m, fix.y_m))
+            update, fix, is_covariance_known, self._holder.distance_from_map_m(fix.x_m, fix.y_m),
+            conversions.position_fault(
+                (msg.latitude, msg.longitude), self._holder.localizer.frame, REPLACED_ORIGIN_M),
+            min(self._late_s) if len(self._late_s) == LATE_FIXES else 0.0)
 
     def _use_velocity(self, msg: Velocity, waited_s: float) -> None:
         monitor, localizer = self._diagnostics.velocity, self._holder.localizer

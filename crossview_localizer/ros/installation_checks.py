@@ -24,6 +24,7 @@ LIBRARIES = (
     'tqdm', 'torch',
 )
 NODES = ('crossview_localizer', 'crossview_scene', 'wheel_odometry')
+DISCOVERY_RANGES = ('SUBNET', 'LOCALHOST', 'OFF', 'SYSTEM_DEFAULT')
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 # These distributions read the second name, later ones the first.
 DISTRIBUTIONS_WITH_OLD_NAME = ('humble', 'iron', 'jazzy')
@@ -79,7 +80,11 @@ def discovery_range() -> str:
     if os.environ.get('ROS_LOCALHOST_ONLY') == '1':
         return ('LOCALHOST (by ROS_LOCALHOST_ONLY=1, which wins over '
                 'ROS_AUTOMATIC_DISCOVERY_RANGE)')
-    return os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE') or 'SUBNET'
+    named = os.environ.get('ROS_AUTOMATIC_DISCOVERY_RANGE') or 'SUBNET'
+    if named not in DISCOVERY_RANGES:   # as rcl does it
+        return (f'LOCALHOST (ROS_AUTOMATIC_DISCOVERY_RANGE={named} is none of '
+                f'{", ".join(DISCOVERY_RANGES)})')
+    return named
 
 
 def distribution() -> str:

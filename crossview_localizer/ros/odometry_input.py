@@ -31,8 +31,11 @@ class OdometryInput:
         self._monitor = monitor
         self._restart = restart
 
-    def add(self, msg: Odometry) -> OdometrySample | None:
-        """Use a message; return its sample if that is the newest, else None."""
+    def add(self, msg: Odometry, arrived_s: float | None = None) -> OdometrySample | None:
+        """Use a message; return its sample if that is the newest, else None.
+
+        Without ``arrived_s`` it has arrived now.
+        """
         try:
             self._reader.check_frames(msg)
             localizer = self._holder.localizer
@@ -54,7 +57,8 @@ class OdometryInput:
         update = localizer.add_odometry(sample)
         self._monitor.add_update(update, self._reader.remark, remedies.ODOMETRY_STANDS)
         # After a jump in position the sample is the newest, though its increment is not used.
-        is_newest = update.outcome is not Outcome.TOO_OLD and self._timeline.advance(sample)
+        is_newest = update.outcome is not Outcome.TOO_OLD and self._timeline.advance(
+            sample, arrived_s)
         return sample if is_newest else None
 
     def reset(self) -> None:

@@ -61,6 +61,10 @@ class OdometryReader:
                 f'child_frame_id is {msg.child_frame_id!r}; expected {base_frame!r} '
                 '(parameter base_frame)', remedies.ODOMETRY)
         frame_id = msg.header.frame_id.lstrip('/') or 'odom'
+        if frame_id == base_frame:
+            raise WrongFrame(
+                f"frame_id is {frame_id!r}, the vehicle's own frame; expected the frame in which "
+                "it moves, such as 'odom'", remedies.ODOMETRY_FRAME)
         if frame_id == map_frame:
             raise WrongFrame(
                 f'frame_id is {frame_id!r}, the frame of the poses that this node '

@@ -14,8 +14,10 @@ from crossview_localizer.fusion.pose_filter import ODOMETRY_LOST_S
 
 # So many odometry samples in a row from another time are a restart; fewer are late messages.
 SAMPLES_TO_RESTART = 5
-# Odometry that came longer ago does not say what time it is now.
+# Odometry that had arrived longer before does not say what time it was.
 JUST_NOW_S = 0.2
+# A bag is not played faster than this.
+MAX_RATE = 4.0
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,18 @@ class TimeJump:
 
 
 class OdometryTimeline:
-    """The newest odometry sample, and how far other stamps are from it."""
+    """The newest odometry sample, and how far other stamps are from it.
+
+    Times of arrival are those at which this machine received a message, on any clock: a node that
+    is busy takes it later.
+    """
 
     def __init__(self, config: FilterConfig, clock_s: Callable[[], float] = time.monotonic):
         self.newest: OdometrySample | None = None
         self._config = config
         self._clock_s = clock_s
-        self._received_s = 0.0
+        self._taken_s = 0.0
+        self.arrived_s = 0.0    # when the newest sample arrived
         self._samples_of_another_time = 0
 
     def reset(self) -> None:
@@ -56,11 +63,15 @@ class OdometryTimeline:
             f'jumped {direction} by {abs(ahead_s):.1f} s', kind,
             self._samples_of_another_time >= SAMPLES_TO_RESTART)
 
-    def advance(self, sample: OdometrySample) -> bool:
-        """Make a sample the newest; return False if it is not newer than the present one."""
+    def advance(self, sample: OdometrySample, arrived_s: float | None = None) -> bool:
+        """Make a sample the newest; return False if it is not newer than the present one.
+
+        Without ``arrived_s`` it has arrived now.
+        """
         if self.newest is not None and sample.stamp_ns <= self.newest.stamp_ns:
             return False
-        self.newest, self._received_s = sample, self._clock_s()
+        self.newest, self._taken_s = sample, self._clock_s()
+        self.arrived_s = self._taken_s if arrived_s is None else arrived_s
         return True
 
     def find_image_problem(self, stamp_ns: int) -> FilterUpdate | None:
@@ -80,19 +91,30 @@ class OdometryTimeline:
 
     def is_worth_waiting_for(self, stamp_ns: int, patience_s: float) -> bool:
         """Whether odometry runs and will soon reach a stamp; it is silent after ``patience_s``."""
-        if self.newest is None or self._clock_s() - self._received_s > patience_s:
+        if self.newest is None or self._clock_s() - self._taken_s > patience_s:
             return False
         return 0.0 < self._ahead_s(stamp_ns) <= ODOMETRY_LOST_S
 
-    def early_s(self, stamp_ns: int) -> float:
-        """How far a message that comes now is stamped ahead of the odometry that comes now.
+    def early_s(self, stamp_ns: int, arrived_s: float) -> float:
+        """How far a message is stamped ahead of the newest odometry.
 
-        It is 0 where no odometry has just come, and for a stamp of another time.
+        It is 0 where the time between their arrivals explains that, and for a stamp of another
+        time.
         """
-        if self.newest is None or self._clock_s() - self._received_s > JUST_NOW_S:
+        if self.newest is None:
             return 0.0
-        ahead_s = self._ahead_s(stamp_ns)
-        return ahead_s if 0.0 < ahead_s <= ODOMETRY_LOST_S else 0.0
+        ahead_s, explained_s = self._ahead_s(stamp_ns), MAX_RATE * (arrived_s - self.arrived_s)
+        return ahead_s if max(explained_s, 0.0) < ahead_s <= ODOMETRY_LOST_S else 0.0
+
+    def late_s(self, stamp_ns: int, arrived_s: float) -> float:
+        """How long after odometry of its stamp a message arrived; 0 where that is not known."""
+        if self.newest is None or self.is_behind(arrived_s):
+            return 0.0
+        return max(0.0, -self._ahead_s(stamp_ns))
+
+    def is_behind(self, arrived_s: float) -> bool:
+        """Whether the odometry that arrived with a message has not been taken yet, or is late."""
+        return arrived_s - self.arrived_s > JUST_NOW_S
 
     def _ahead_s(self, stamp_ns: int) -> float:
         return (stamp_ns - self.newest.stamp_ns) * 1e-9

@@ -17,16 +17,14 @@ from crossview_localizer.config import (
     NodeConfig,
     tunables,
 )
-
-# Parameters that rclpy declares and reads itself.
-ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service', 'qos_overrides')
+from crossview_localizer.parameter_file import belongs_to_ros
 
 
 def parameter_values(node: Node) -> dict[str, object]:
     """All parameters of a node that have a value, without those of rclpy."""
     return {
         name: parameter.value for name, parameter in node.get_parameters_by_prefix('').items()
-        if not _belongs_to_ros(name) and parameter.value is not None}
+        if not belongs_to_ros(name) and parameter.value is not None}
 
 
 class NodeParameters:
@@ -57,17 +55,13 @@ class NodeParameters:
         return configs_from_parameters(parameter_values(self._node))
 
     def _refuse_changes_while_locked(self, parameters) -> SetParametersResult:
-        changed = [p.name for p in parameters if not _belongs_to_ros(p.name)]
+        changed = [p.name for p in parameters if not belongs_to_ros(p.name)]
         if changed and self.locked:
             return SetParametersResult(
                 successful=False,
                 reason=f'{changed[0]} is read when the node is configured; deactivate and clean '
                 'up the node first')
         return SetParametersResult(successful=True)
-
-
-def _belongs_to_ros(name: str) -> bool:
-    return name.split('.')[0] in ROS_PARAMETERS
 
 
 def _descriptor(value, meta: dict) -> ParameterDescriptor:

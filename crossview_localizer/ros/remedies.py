@@ -29,6 +29,7 @@ GNSS_VELOCITY = (
     'the velocity must be to the east and north, not ahead and left, with the stamps of the '
     'receiver; the node works without it: remap gnss_velocity to leave it out')
 ODOMETRY = 'check the source of the odometry, its stamps and base_frame'
+ODOMETRY_FRAME = 'set the frame of the odometry driver (often odom_frame) to odom'
 ODOMETRY_IN_MAP = (
     'remap odometry to the odometry of the wheels or the camera: that of a filter with GNSS in it '
     'jumps, and its GNSS would count twice')

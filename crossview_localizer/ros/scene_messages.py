@@ -29,6 +29,8 @@ GROUND_Z_M = -0.3        # below heat map and ellipses, which lie at 0
 # from the camera; their points do not matter. A pose far below keeps the ground under the heat
 # map.
 GROUND_POSE_Z_M = -5000.0
+# The coarse ground lies below the ground, and has so many squares on its longer side.
+COARSE_GROUND_Z_M, COARSE_GROUND_SQUARES = -1.5, 64
 
 ELLIPSE_SIGMAS = math.sqrt(-2.0 * math.log(0.05))   # 95 % of two Gaussian coordinates
 ELLIPSE_POINTS = 48
@@ -82,6 +84,30 @@ def ground_tiles(
             marker.points.append(point)
             marker.uv_coordinates.append(uv)
         yield MarkerArray(markers=[marker])
+
+
+def coarse_ground(rgb: np.ndarray, grid: MapGrid, frame_id: str) -> MarkerArray:
+    """The orthophoto, rgb (rows, cols, 3) uint8, as one small marker of coloured triangles.
+
+    It has no texture: an RViz that gets it again draws the same and keeps nothing more.
+    """
+    squares = COARSE_GROUND_SQUARES / max(grid.rows, grid.cols)
+    rows, cols = (max(2, round(side * squares) + 1) for side in (grid.rows, grid.cols))
+    colours = cv2.resize(np.ascontiguousarray(rgb), (cols, rows), interpolation=cv2.INTER_AREA)
+    west_m, south_m, east_m, north_m = grid.bounds_m
+    x_m, y_m = np.linspace(west_m, east_m, cols), np.linspace(north_m, south_m, rows)
+    corners = [[(Point(x=x, y=y, z=COARSE_GROUND_Z_M), ColorRGBA(r=red, g=green, b=blue, a=1.0))
+                for x, (red, green, blue) in zip(x_m.tolist(), line)]
+               for y, line in zip(y_m.tolist(), (colours / 255.0).tolist())]
+    marker = _marker(Marker.TRIANGLE_LIST, 'coarse ground', 0, (255, 255, 255), 1.0, frame_id)
+    marker.scale.x = marker.scale.y = marker.scale.z = 1.0
+    for north, south in zip(corners, corners[1:]):
+        for west in range(cols - 1):
+            for point, colour in (north[west], south[west], south[west + 1],
+                                  north[west], south[west + 1], north[west + 1]):
+                marker.points.append(point)
+                marker.colors.append(colour)
+    return MarkerArray(markers=[marker])
 
 
 def costmap_from_heatmap(msg: OccupancyGrid) -> OccupancyGrid:

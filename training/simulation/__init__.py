@@ -18,12 +18,12 @@ from .city import build_city
 from .drive import drive, same_route
 from .layout import build_layout, read_layout
 from .renderer import (
-    CameraModel,
     CameraRenderer,
     draw_aerial_look,
-    make_view,
+    make_scene,
     render_aerial,
     Renderer,
+    RobotcarCamera,
 )
 from .robotcar_writer import (
     frame_times,
@@ -76,7 +76,7 @@ def make_world(
     else:
         city, source = build_layout(read_layout(layout), seed, layout_start_m, duration_s)
         city_size_m = city.size_m
-    model = CameraModel(width, height)
+    model = RobotcarCamera(width, height)
     aerial = draw_day(seed, ortho_day, aerial=True)
     days = [draw_day(seed, day + k) for k in range(traversals)]
     drives = [drive(city, seed, d.number, duration_s) for d in days]
@@ -115,9 +115,9 @@ def make_world(
         image = np.empty((writer.count, writer.count, 3), np.uint8)
         tasks = [_Strip(row, min(row + _STRIP_ROWS, writer.count))
                  for row in range(0, writer.count, _STRIP_ROWS)]
-        view = make_view(city, aerial, seed * 1000 + 999)
+        scene = make_scene(city, aerial, seed * 1000 + 999)
         look = draw_aerial_look(seed, aerial)
-        setup = (_setup_aerial, view, (city, look, writer, seed))
+        setup = (_setup_aerial, scene, (city, look, writer, seed))
         for strip, pixels in _run(tasks, setup, jobs, progress, 'orthophoto'):
             image[strip.row0:strip.row1] = pixels
         writer.write(path, cv2.GaussianBlur(image, (0, 0), look.blur_px))
@@ -132,8 +132,8 @@ def make_world(
             for k, t in enumerate(poses.time_s)]
         tasks = [task for task in tasks if not task.path.exists()]
         if tasks:
-            view = make_view(city, d, seed * 1000 + d.number % 999)
-            for _ in _run(tasks, (_setup_camera, view, (model,)), jobs, progress, name):
+            scene = make_scene(city, d, seed * 1000 + d.number % 999)
+            for _ in _run(tasks, (_setup_camera, scene, (model,)), jobs, progress, name):
                 pass
     return names
 
@@ -215,10 +215,10 @@ def _setup_aerial(renderer, city, look, writer, seed):
     return work
 
 
-def _initialise(setup, view, arguments):
+def _initialise(setup, scene, arguments):
     global _work
     cv2.setNumThreads(1)
-    _work = setup(Renderer(view), *arguments)
+    _work = setup(Renderer(scene), *arguments)
 
 
 def _call(task):
@@ -227,10 +227,10 @@ def _call(task):
 
 def _run(tasks, setup, jobs, progress, label):
     """Yield (task, result) as they finish, in this process or in ``jobs`` spawned ones."""
-    make, view, arguments = setup
+    make, scene, arguments = setup
     with tqdm(total=len(tasks), desc=label, disable=not progress) as bar:
         if jobs == 1:
-            work = make(Renderer(view), *arguments)
+            work = make(Renderer(scene), *arguments)
             for task in tasks:
                 yield task, work(task)
                 bar.update()

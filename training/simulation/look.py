@@ -23,7 +23,7 @@ from .appearance import (
 from .city import Raster
 from .mesh import Material, Mesh, MeshBuilder, turned
 from .place import Ground, Part, Place
-from .renderer import View
+from .renderer import Scene
 
 # Linear albedo of each class of ground: some that occur, of which one is drawn.
 _GROUND = {
@@ -144,7 +144,7 @@ class _Surfaces:
     paint: list[np.ndarray] = ()
 
 
-def make_view(place: Place, look: Look, keep_clear=()) -> View:
+def make_scene(place: Place, look: Look, keep_clear=()) -> Scene:
     """All that a renderer needs of a place under a look.
 
     ``keep_clear`` are points (x, y) where cameras stand: no car is put there.
@@ -158,7 +158,7 @@ def make_view(place: Place, look: Look, keep_clear=()) -> View:
     moving = builder.build()
     ground = _ground_colours(place, look, rng)
     shade = _contact_shadows(place.half_m, cars)
-    return View(
+    return Scene(
         look.day, mesh + moving, place.walls,
         _Surfaces(make_pyramid(ground), _open_sky(place), place.half_m), None, shade, look.seed)
 

@@ -16,7 +16,7 @@ _WALL = {name: k for k, name in enumerate(WALL_FIELDS)}
 
 
 @dataclass(frozen=True)
-class View:
+class Scene:
     """Everything that a renderer needs of one day; plain arrays, so that it travels to workers."""
 
     day: Day
@@ -28,10 +28,10 @@ class View:
     grain_seed: int
 
 
-def make_view(city: City, day: Day, grain_seed: int) -> View:
-    """``grain_seed`` draws what an aerial image does not resolve: give each view another one."""
+def make_scene(city: City, day: Day, grain_seed: int) -> Scene:
+    """``grain_seed`` draws what an aerial image does not resolve: give each scene another one."""
     moving, cars = day_mesh(city, day)
-    return View(day, city.mesh + moving, city.walls, surfaces(city, day), wear_field(city, day),
+    return Scene(day, city.mesh + moving, city.walls, surfaces(city, day), wear_field(city, day),
                 _contact_shadows(city, cars), grain_seed)
 
 
@@ -49,21 +49,21 @@ def _contact_shadows(city, cars):
 
 
 class Renderer:
-    """Casts and shades the rays of one view."""
+    """Casts and shades the rays of one scene."""
 
-    def __init__(self, view: View):
+    def __init__(self, scene: Scene):
         from embreex import rtcore_scene
         from embreex.mesh_construction import TriangleMesh
 
-        self.view, self.day = view, view.day
-        mesh = view.mesh
+        self.scene, self.day = scene, scene.day
+        mesh = scene.mesh
         self._scene = rtcore_scene.EmbreeScene()
         self._triangles = TriangleMesh(self._scene, mesh.vertices, mesh.faces)
-        rng = np.random.default_rng([view.grain_seed, 9])
+        rng = np.random.default_rng([scene.grain_seed, 9])
         self._grain = 128 + 40 * rng.standard_normal((512, 512)).astype(np.float32)
         self._grain = np.clip(cv2.GaussianBlur(self._grain, (0, 0), 0.6), 0, 255)
         self._mottle = _wrapped_noise(rng, 512, 3.0)
-        self._clouds = _wrapped_noise(np.random.default_rng([view.grain_seed, 10]), 512, 28.0)
+        self._clouds = _wrapped_noise(np.random.default_rng([scene.grain_seed, 10]), 512, 28.0)
         self._clouds += 0.45 * _wrapped_noise(rng, 512, 9.0) + 0.2 * _wrapped_noise(rng, 512, 3.0)
 
     def radiance(self, origins, directions, width_m, spread, time_s=0.0):
@@ -71,7 +71,7 @@ class Renderer:
 
         A ray's footprint across is width_m + spread * distance.
         """
-        mesh, day = self.view.mesh, self.day
+        mesh, day = self.scene.mesh, self.day
         hits = self._scene.run(origins, directions, output=1)
         prim = hits['primID']
         struck = np.flatnonzero(prim >= 0)
@@ -96,13 +96,13 @@ class Renderer:
         mirror = np.zeros(len(prim), np.float32)  # fraction of sky seen by reflection
         open_sky = np.ones(len(prim), np.float32)
 
-        for kind, pyramid in ((Material.ROAD, self.view.surfaces.road),
-                              (Material.LAND, self.view.surfaces.land)):
+        for kind, pyramid in ((Material.ROAD, self.scene.surfaces.road),
+                              (Material.LAND, self.scene.surfaces.land)):
             index = np.flatnonzero(material == kind)
             if index.size:
                 rgb[index], mirror[index] = self._ground(
                     kind, pyramid, at[index], ray[index], width[index], facing[index])
-                open_sky[index] = self.view.car_shade.sample(
+                open_sky[index] = self.scene.car_shade.sample(
                     at[index, 0], at[index, 1]).astype(np.float32) / 255
         index = np.flatnonzero(material == Material.FACADE)
         if index.size:
@@ -120,7 +120,7 @@ class Renderer:
         rgb[material == Material.GLOW] *= 1.3
 
         # Ambient light: sky above, bounce from below, less of it between houses.
-        between = self.view.surfaces.open_sky.sample(at[:, 0], at[:, 1]).astype(np.float32) / 255
+        between = self.scene.surfaces.open_sky.sample(at[:, 0], at[:, 1]).astype(np.float32) / 255
         ground = material <= Material.LAND
         open_sky *= np.where(ground, between, np.where(normal[:, 2] > 0.5, 1, 0.5 + 0.5 * between))
         up = normal[:, 2:3]
@@ -157,7 +157,7 @@ class Renderer:
 
     def _ground(self, kind, pyramid, at, ray, width, facing):
         """Albedo and mirror fraction of carriageway or land, filtered along the view."""
-        day, half = self.day, self.view.surfaces.half_m
+        day, half = self.day, self.scene.surfaces.half_m
         level_of = self._levels(width, facing)
         along = ray[:, :2] / (np.linalg.norm(ray[:, :2], axis=1, keepdims=True) + 1e-6)
         reach = (np.minimum(width / np.maximum(facing, 0.02), 4.0) - width)[:, None] * along
@@ -168,7 +168,7 @@ class Renderer:
             xy = at[:, :2] + np.float32(tap) * reach
             rgb += _lookup(pyramid, half, xy, level_of) / len(taps)
             if kind == Material.ROAD:
-                coverage = _lookup(self.view.surfaces.paint, half, xy, level_of)
+                coverage = _lookup(self.scene.surfaces.paint, half, xy, level_of)
                 gain = np.clip(MARKING_PX_M / np.maximum(level_of, 0.02), 1.0, 2.5)[:, None]
                 paint += np.clip((coverage - 110) * gain + 110, 0, 255) * (
                     coverage > 0) / len(taps)
@@ -182,7 +182,7 @@ class Renderer:
                 + broad * np.clip(0.35 / across, 0, 1) * 0.10)[:, None]
         mirror = np.zeros(len(at), np.float32)
         if kind == Material.ROAD:
-            left = self.view.wear.sample(at[:, 0], at[:, 1]).astype(np.float32) / 255
+            left = self.scene.wear.sample(at[:, 0], at[:, 1]).astype(np.float32) / 255
             left = np.clip(left * (1 + 0.5 * fine * np.clip(0.05 / across, 0, 1))
                            + 0.25 * broad * np.clip(0.35 / across, 0, 1) * day.wear, 0, 1)
             dim = 1 - 0.25 * day.wet
@@ -202,7 +202,7 @@ class Renderer:
 
     def _facade(self, owner, rgb, at, width):
         """Windows, doors, shop fronts and courses in the wall's own coordinates."""
-        wall = self.view.walls[owner]
+        wall = self.scene.walls[owner]
 
         def of(name):
             return wall[:, _WALL[name]]
@@ -313,7 +313,7 @@ def _wrapped_noise(rng, count, sigma):
 # --- the camera --------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class CameraModel:
+class RobotcarCamera:
     """RobotCar's stereo_narrow_left scaled to the image, with a mild barrel distortion.
 
     The distorted radius is r (1 + k1 r^2 + k2 r^4) of the undistorted one, in units of the focal
@@ -373,9 +373,9 @@ class CameraModel:
 
 
 class CameraRenderer:
-    """Renders frames of one camera in one view."""
+    """Renders frames of one camera in one scene."""
 
-    def __init__(self, renderer: Renderer, model: CameraModel):
+    def __init__(self, renderer: Renderer, model: RobotcarCamera):
         self.renderer, self.model = renderer, model
         rays = model.rays()
         self._rays_frd = rays[..., [2, 0, 1]].reshape(-1, 3).astype(np.float64)

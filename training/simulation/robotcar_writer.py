@@ -23,7 +23,7 @@ from .drive import (
     stamps,
     visual_odometry,
 )
-from .renderer import CameraModel
+from .renderer import RobotcarCamera
 
 ORIGIN_LATLON_DEG = (51.7606, -1.2610)
 ALTITUDE_M = 110.0  # of the city's z = 0
@@ -69,7 +69,7 @@ class Georeference:
         return self.frame.xy_from_latlon(latitude, longitude)
 
 
-def write_models(out: Path, model: CameraModel) -> None:
+def write_models(out: Path, model: RobotcarCamera) -> None:
     """Pinhole file and distortion LUT of the image size that is written."""
     camera_from_image = '0 0 1 0\n1 0 0 0\n0 1 0 0\n0 0 0 1'
     _write_lines(out / 'models/stereo_narrow_left.txt', [
