@@ -360,7 +360,7 @@ def paper(result: dict) -> str:
         f'each of its own, a local one\n{result["images_in_local_batch"]:.0f} images of training '
         'days, and tiles alone of the other days, as in the papers.\n')
     figure = '' if towns == 1 else f"""
-![Heat maps of 100 m and feature maps of both losses](results/paper_{result['plan']}.png)
+![Heat maps of 100 m and feature maps of both losses](results/paper_{result['plan']}.jpg)
 
 The middle image of the test day in three towns: where each loss finds it, and what it looks at.
 """

@@ -144,7 +144,7 @@ def test_seeds_are_merged_over_runs_and_another_world_is_refused(
     assert set(both['controls']) == {
         'random_init', 'local 0 image_blind', 'global 0 image_blind'}
     assert set(both['differences']) == {'local', 'local within 100 m'}
-    assert (tmp_path / 'paper.png').is_file()
+    assert (tmp_path / 'paper.jpg').is_file()
     assert 'local, minus global' in capsys.readouterr().out
 
     darker = replace(town, images=town.images // 2)

@@ -17,7 +17,7 @@ the frames file (one line per query and network), from which the result is made.
 """
 
 import argparse
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 import hashlib
 import json
 from pathlib import Path
@@ -190,11 +190,21 @@ def images_in_local_batch(plan: Plan, places: Places) -> float:
         pairs, 0, places).batches_of_epoch(0)]))
 
 
+def chosen(settings) -> dict[str, object]:
+    """The fields of a dataclass that differ from their defaults.
+
+    A new setting with a default thus leaves the hash of a plan as it was.
+    """
+    return {field.name: chosen(value) if is_dataclass(value) else value
+            for field in fields(settings)
+            if (value := getattr(settings, field.name)) != field.default}
+
+
 def world_hash(plan: Plan | None, worlds: list[World]) -> str:
     """The hash of the plan (without its seeds: more may be added) and of all pixels and poses."""
     digest = hashlib.sha256()
     if plan is not None:
-        digest.update(json.dumps(asdict(replace(plan, seeds=())), sort_keys=True).encode())
+        digest.update(json.dumps(chosen(replace(plan, seeds=())), sort_keys=True).encode())
     for world in worlds:
         for array in (world.imagery, world.images, world.poses, world.drive):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -412,7 +422,7 @@ def run(plan_name: str, seeds: list[int], out: Path, kept: tuple[Path, Path], de
         write_queries(frames_path, queries, rows)
         write_result(result, frames_path, result_path)
     write_result(result, frames_path, result_path)
-    draw_figure(trainer, worlds, seeds[0], result_path.with_suffix('.png'))
+    draw_figure(trainer, worlds, seeds[0], result_path.with_suffix('.jpg'))
     return result
 
 
@@ -421,8 +431,6 @@ def draw_figure(trainer: Trainer, worlds: list[World], seed: int, path: Path) ->
 
     The images are the middle ones of the last test day, of at most three towns.
     """
-    from PIL import Image
-
     from training.paper_figures import heatmaps
 
     networks = {f'{kind} loss': initial_network(
@@ -433,8 +441,7 @@ def draw_figure(trainer: Trainer, worlds: list[World], seed: int, path: Path) ->
         last = np.flatnonzero(world.drive == world.drive.max())
         shown.append((world, int(last[len(last) // 2])))
     figure = heatmaps(networks, shown, [100.0], 5.0, 'Simulation', features=True)
-    figure.savefig(path, dpi=70)
-    Image.open(path).quantize(96).save(path, optimize=True)
+    figure.savefig(path, dpi=70, pil_kwargs={'quality': 80})
 
 
 def write_result(result: dict, frames_path: Path, path: Path) -> None:
