@@ -57,6 +57,8 @@ results-dense: env
 results-real: env
 	$(RUN) python -m benchmarks.accuracy.real_pairs --out $(or $(OUT),docs/results) \
 	  $(if $(REAL_PAIRS),--pairs '$(REAL_PAIRS)') $(if $(WEIGHTS),--weights $(WEIGHTS))
+	$(RUN) python -m benchmarks.accuracy.foreign_pictures --out $(or $(OUT),docs/results) \
+	  $(if $(REAL_PAIRS),--pairs '$(REAL_PAIRS)') $(if $(WEIGHTS),--weights $(firstword $(WEIGHTS)))
 	$(if $(OUT),,$(RUN) python -m benchmarks.results)
 
 results-fusion: env

@@ -183,7 +183,22 @@ known and what the columns mean: [real_pairs.md](real_pairs.md).
         '`weights_...` are the weights of that commit.\n\n'
         f'Weights {result["weights"]}, {result["device"]}. One line per answer: '
         '[views.csv.gz](results/views.csv.gz).\n')
+    if 'foreign_pictures' in result:
+        parts.append(foreign_pictures(result['foreign_pictures']))
     return '\n'.join(parts)
+
+
+def foreign_pictures(drives: list[dict]) -> str:
+    keys = ('map', 'pictures', 'noticed_after_s', 'used_after_20_s', 'median_m', 'prior_median_m',
+            'coverage_95', 'n')
+    return '### Drives with real pictures of other places\n\n' + (
+        'A car drives in circles over a real overhead picture, and its camera shows real street '
+        'pictures of other\nplaces; route, GNSS and odometry are simulated. No match can be '
+        'right. The matches must be distrusted within\n20 s, and the pose must be no worse than '
+        'the prior.\n\n') + markdown(
+            ['map', 'pictures', 'distrusted after s', 'share of matches used after 20 s',
+             'median m', 'prior median m', 'cov. 95', 'n'],
+            [[drive[key] for key in keys] for drive in drives])
 
 
 def corruptions(result: dict) -> str:
@@ -270,8 +285,8 @@ def faults(result: dict) -> str:
 
 `make faults`: in {good} of {len(rows)} faults of a simulated flat world, with real processes, the
 node does as expected (diagnostic, honest poses or none, still running, all well afterwards); each
-has a line in [faults.json](results/faults.json). Known misses, reported on `/diagnostics` (filter:
-ERROR, do not trust the pose) but not by the covariance: {missed}.
+has a line in [faults.json](results/faults.json). Known misses, reported on `/diagnostics` but not
+by the covariance: {missed}.
 """
 
 

@@ -134,8 +134,8 @@ class NodeConfig:
         False, 'integrate the twist of the odometry (linear x and y, angular z, in base_link) '
         'instead of reading its pose, for sources that fill the twist alone')
     odometry_wait_s: float = tunable(
-        0.1, 'an image waits for odometry that reaches its stamp until none has come for this '
-        'long, then it is processed with an extrapolated prior', 0.0, 1.0)
+        0.1, 'an image waits this long for odometry that reaches its stamp, then it is '
+        'processed with an extrapolated prior', 0.0, 1.0)
     transform_tolerance_s: float = tunable(
         0.1, 'map->odom is stamped this long after the odometry it belongs to', 0.0, 2.0)
     publish_tf: bool = tunable(True, 'publish the transform map->odom')

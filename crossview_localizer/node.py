@@ -35,7 +35,6 @@ from crossview_localizer.ros.clock_jump import call_on_backward_jump
 from crossview_localizer.ros.console import ConsoleLog
 from crossview_localizer.ros.diagnostics import Diagnostics, NodeMonitor
 from crossview_localizer.ros.gnss_input import GnssInput, Velocity
-from crossview_localizer.ros.gnss_queue import MAX_WAIT_S
 from crossview_localizer.ros.image_processor import ImageProcessor, ProcessedImage, ReceivedImage
 from crossview_localizer.ros.image_worker import ImageWorker, Unprocessed
 from crossview_localizer.ros.inputs import image_topic, LocalizerInputs
@@ -282,8 +281,8 @@ class LocalizerNode(LifecycleNode):
             self.diagnostics.camera.add_refused(problem.reason)
             self._publish_image_status(stamp_ns, problem.outcome, problem.reason)
             return
-        is_early = self.timeline.early_s(stamp_ns, _arrived_s(info)) > MAX_WAIT_S
-        self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s), is_patient=not is_early)
+        self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s),
+                           is_patient=self.timeline.is_behind(_arrived_s(info)))
 
     def _on_incompatible_qos(self, topic: str, policy: str) -> None:
         text = self.diagnostics.add_qos_problem(topic, policy)
@@ -342,6 +341,7 @@ class LocalizerNode(LifecycleNode):
             localization.stamp_ns, localization.outcome, localization.reason,
             processed.match_state))
         self.diagnostics.matcher.add_image(localization, latency_ms, time.monotonic())
+        self.diagnostics.warn_of_odometry(localization.reason)
         if processed.map_status is not None:
             self.diagnostics.map_status = processed.map_status
         if problem is not None:

@@ -7,6 +7,7 @@ import pytest
 
 from crossview_localizer.config import NodeConfig
 from crossview_localizer.datatypes import FilterUpdate, GnssFix, Localization, Outcome
+from crossview_localizer.fusion.gnss_integrity import ODOMETRY_LIES
 from crossview_localizer.ros.diagnostics import (
     CONTRADICTED_S,
     Diagnostics,
@@ -225,6 +226,16 @@ def test_a_used_fix_is_remarked_on(sigma_m, is_known, distance_m, text):
 
 
 # --- one image
+
+
+def test_odometry_that_is_not_believed_any_more_is_a_warning_of_its_own_line():
+    diagnostics = Diagnostics(NodeConfig(), NodeMonitor(), '/image', lambda topic: (topic, 1))
+    diagnostics.odometry.add_message(0.0)
+    for reason, text in (('', 'receiving'), (ODOMETRY_LIES, ODOMETRY_LIES)):
+        diagnostics.odometry.add_used()
+        diagnostics.add_fix(
+            FilterUpdate(Outcome.USED, reason, 1.0), GnssFix(1, 0.0, 0.0, np.eye(2)), True)
+        assert diagnostics.odometry.status(0.0, 2.0, '').text == text
 
 
 @pytest.mark.parametrize(('outcome', 'reason', 'level', 'said'), [

@@ -64,9 +64,9 @@ def test_without_odometry_an_image_is_processed_after_the_wait(bench, wait_until
     wait_until(lambda: bench.processed == [('image', None)])
 
 
-def test_an_image_waits_for_odometry_that_is_behind_as_long_as_it_comes(bench, wait_until):
+def test_a_patient_image_waits_for_odometry_as_long_as_it_comes(bench, wait_until):
     worker = bench.start(odometry_wait_s=0.6)
-    worker.offer(100, 'image')
+    worker.offer(100, 'image', is_patient=True)
     end_s = time.monotonic() + 0.9
     while time.monotonic() < end_s:
         worker.add_odometry(sample(99))
@@ -75,9 +75,11 @@ def test_an_image_waits_for_odometry_that_is_behind_as_long_as_it_comes(bench, w
     wait_until(lambda: bench.processed == [('image', sample(101))])
 
 
-def test_an_image_of_a_clock_that_is_ahead_is_processed_while_odometry_comes(bench, wait_until):
+@pytest.mark.parametrize('is_patient', [False, True])
+def test_patience_has_an_end_though_odometry_comes(bench, wait_until, monkeypatch, is_patient):
+    monkeypatch.setattr('crossview_localizer.ros.image_worker.PATIENCE_S', 0.2)
     worker = bench.start(odometry_wait_s=0.05)
-    worker.offer(100, 'image', is_patient=False)
+    worker.offer(100, 'image', is_patient)
 
     def is_processed():
         worker.add_odometry(sample(50))

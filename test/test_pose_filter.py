@@ -958,6 +958,15 @@ def test_each_fix_of_a_vehicle_that_creeps_is_used():
             gnss(4.0 + tick / 10, x_m, 0.0, 0.02)).outcome is Outcome.USED
 
 
+def test_each_fix_is_used_while_a_noisy_odometry_drives_on_the_spot():
+    pose_filter = straight(until_s=4.0)
+    for tick in range(1, 200):
+        pose_filter.add_odometry(odometry(4.0 + tick / 10, 40.0 + 0.1 * (tick % 2)))
+        update = pose_filter.add_gnss(
+            gnss(4.0 + tick / 10, 40.0 + 0.01 * math.sin(tick), 0.0, 0.02))
+        assert update.outcome is Outcome.USED
+
+
 def test_a_receiver_that_holds_its_position_while_the_vehicle_stands_is_nothing_to_tell():
     pose_filter = straight(until_s=4.0)
     for tick in range(1, 50):

@@ -14,10 +14,12 @@ from training_runs import dense_world, LIKELIHOOD
 
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.dense import correlate, turned_views
+from crossview_localizer.networks.trunks import normalised
 from training import mix_weights, train_dense
 from training.data.datasets import save_world, World
 from training.data.rendered_places import encode_jpeg, RenderedPlace, save_place, Shot
 from training.initial import initial_network
+from training.recipes import dense_groups
 from training.recipes.dense_groups import draw_group, place_group, PRIOR_M, world_group
 from training.recipes.pose_likelihood import blinded, group_loss, marginal_log_likelihood
 
@@ -68,6 +70,32 @@ def test_the_imagery_beneath_the_true_pose_is_found_at_the_target(draw, seed):
         energy = correlate((turned != 0).float(), window ** 2)[0, 0]
         best = int((energy - 2.0 * correlate(turned, window)[0, 0]).argmin())
         assert abs(best // places - row) <= 0.75 and abs(best % places - col) <= 0.75
+
+
+@pytest.mark.parametrize('rough', (False, True))
+@pytest.mark.parametrize('seed', range(3))
+def test_the_target_shows_the_ground_beneath_the_frame_at_any_scale(
+        world, monkeypatch, seed, rough):
+    monkeypatch.setattr(dense_groups, 'PLACE_SCALE_ERRORS', (0.2,))
+    frames, poses = world.images[3:6], world.poses[3:6]
+    group = draw_group(world.imagery, world.grid, world.camera, frames, poses, MODEL,
+                       np.random.default_rng(seed), False, rough=rough)
+    imagery = F.avg_pool2d(group.imagery, 2)[0].numpy()
+    source = normalised(torch.from_numpy(world.imagery[None]))[0].numpy()
+    places = []
+    for pose, target, corner, heading_rad in zip(
+            poses, group.target.numpy(), group.corners, group.headings_rad):
+        middle = MODEL.middle_m / MODEL.cell_m * np.array(
+            [np.sin(heading_rad), -np.cos(heading_rad)])
+        place = target[:2] + corner + (MODEL.patch_cells - 1) / 2 + middle
+        row_col = world.grid.row_col_from_xy(*pose[:2])
+        for ours, theirs in zip(imagery, source):
+            assert map_coordinates(ours, place[:, None], order=1) == pytest.approx(
+                map_coordinates(theirs, np.reshape(row_col, (2, 1)), order=1), abs=0.06)
+        places.append(place)
+    apart_m = MODEL.cell_m * np.linalg.norm(places[2] - places[0])
+    scale = apart_m / np.linalg.norm(poses[2, :2] - poses[0, :2])
+    assert (abs(scale - 1.0) > 0.01) == rough
 
 
 def test_a_group_is_the_same_for_the_same_seed_and_its_truths_lie_within_the_prior(world, place):

@@ -42,14 +42,18 @@ def train_dense(args: argparse.Namespace, ranks: Ranks) -> None:
         provenance['init'] = {'file': args.init.name, **read_model_config(args.init)[1]}
     train_worlds, val_worlds = ([load_world(path) for path in paths]
                                 for paths in (args.train, args.val))
+    if args.exact or args.no_changes:
+        provenance['ablation'] = 'no changes' if args.no_changes else 'exact geometry'
     if args.image_blind:  # the confidence is fitted on these
         provenance['image_blind'] = True
         val_worlds = [replace(world, images=np.full_like(world.images, UNSEEN))
                       for world in val_worlds]
     network = initial_network(model, config.seed, args.init, args.random_trunk)
+    likelihood = PoseLikelihoodConfig(
+        augment=not args.no_changes, rough=not (args.exact or args.no_changes),
+        image_blind=args.image_blind)
     recipe = PoseLikelihoodRecipe(
-        PoseLikelihoodConfig(image_blind=args.image_blind), model, config.seed, train_worlds,
-        val_worlds, places)
+        likelihood, model, config.seed, train_worlds, val_worlds, places)
     train(network, recipe, config, args.out, provenance, ranks)
     if ranks.rank == 0:
         recipe.finish(args.out)
@@ -69,6 +73,10 @@ def main(arguments=None) -> int:
                         help='other worlds for validation; needed where there are no places')
     parser.add_argument('--image-blind', action='store_true',
                         help='train on grey images: the control that knows the map alone')
+    parser.add_argument('--exact', action='store_true',
+                        help='trust the heights, pitches and scales of the places (an ablation)')
+    parser.add_argument('--no-changes', action='store_true',
+                        help='and change no colours, sharpness or extent either (an ablation)')
     add_run_arguments(parser)
     args = parser.parse_args(arguments)
     return run('train_dense', args, lambda ranks: train_dense(args, ranks))

@@ -320,8 +320,10 @@ def run(args: argparse.Namespace) -> int:
     write_answers(answers, args.out / 'views.csv.gz')
     result = {'sets': sets, 'weights': load_dense(args.weights[0]).fingerprint[:12],
               'device': platform.processor() or platform.machine()}
-    (args.out / 'real.json').write_text(json.dumps(result, indent=1) + '\n')
-    print(f'{args.out / "real.json"}, {args.out / "views.csv.gz"}')
+    path = args.out / 'real.json'
+    earlier = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    path.write_text(json.dumps({**earlier, **result}, indent=1) + '\n', encoding='utf-8')
+    print(f'{path}, {args.out / "views.csv.gz"}')
     return 0
 
 

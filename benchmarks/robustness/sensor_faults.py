@@ -150,7 +150,7 @@ RAW_FAULTS = [
     Fault('GNSS jumps by 300 m', 'gnss', WARN, 'refused by the gate', {
         'gnss': lambda msg: flat_world.gnss_msg(
             time_s_of(conversions.stamp_ns_from_msg(msg.header.stamp)), (300.0, 0.0))}),
-    Fault('GNSS of another hemisphere', 'gnss', WARN, 'refused by the gate', {
+    Fault('GNSS of another hemisphere', 'gnss', WARN, 'loses the sign of the latitude', {
         'gnss': lambda msg: with_fields(latitude=-msg.latitude)(msg)}),
     Fault('GNSS with latitude and longitude exchanged', 'gnss', WARN,
           'exchanges latitude and longitude', {'gnss': exchanged}),
@@ -174,9 +174,9 @@ RAW_FAULTS = [
         'odometry': with_fields(pose__covariance=np.full(36, math.nan))}),
     Fault('odometry twist NaN', 'odometry', OK, GOOD, {
         'odometry': with_fields(twist__twist__linear__x=math.nan)}),
-    Fault('odometry turns the wrong way', 'filter', ERROR, 'do not trust the pose',
+    Fault('odometry turns the wrong way', 'odometry', WARN, 'is not believed for a while',
           honest=False, start=mirrored, end=tell_pose),
-    Fault('odometry three times too fast', 'filter', ERROR, 'do not trust the pose',
+    Fault('odometry three times too fast', 'odometry', WARN, 'is not believed for a while',
           honest=False, start=too_fast, end=tell_pose),
     Fault('two odometries on one topic', 'odometry', WARN, 'has 2 publishers',
           start=second_odometry, end=lambda trial: trial.stop_second()),

@@ -2,8 +2,8 @@
 
 Bag time stands for the clock.  As in the node, a fix or velocity waits until odometry has reached
 its stamp, unless odometry is silent.  An image is due SETTLE_S after odometry has reached its
-stamp: at once if it had before the image came, and in any case when no odometry has come for
-``odometry_wait_s``.  The node drops images that it has no time for; the stream has all of them.
+stamp: at once if it had before the image came, and after ``odometry_wait_s`` in any case.  The
+node drops images that it has no time for; the stream has all of them.
 """
 
 from collections import deque
@@ -23,7 +23,7 @@ from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix, OdometrySample
 from crossview_localizer.geometry import LocalFrame, Pose2D, wrap_angle
 from crossview_localizer.ros import conversions
-from crossview_localizer.ros.gnss_queue import clock_problem, GnssQueue, MAX_WAIT_S
+from crossview_localizer.ros.gnss_queue import clock_problem, GnssQueue
 from crossview_localizer.ros.image_worker import SETTLE_S
 from crossview_localizer.ros.odometry_reader import OdometryReader
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
@@ -157,18 +157,14 @@ class _EventStream:
     def take(self, field: str, stamp_ns: int, msg) -> Iterator[Event]:
         """Take a message that comes now; yield what follows from it at once."""
         if field == 'image':
-            self._images.append(_WaitingImage(
-                stamp_ns, msg, self._now_s + self._wait_s,
-                self._timeline.early_s(stamp_ns, self._now_s) <= MAX_WAIT_S))
+            self._images.append(_WaitingImage(stamp_ns, msg, self._now_s + self._wait_s))
         elif field in self._gnss:
             self._gnss[field].add(stamp_ns, msg)
         else:
             for event in self._converted(field, stamp_ns, msg):
                 yield event
-                if isinstance(event, OdometrySample) and self._timeline.advance(event):
-                    for image in self._images:
-                        if image.is_patient:
-                            image.until_s = max(image.until_s, self._now_s + self._wait_s)
+                if isinstance(event, OdometrySample):
+                    self._timeline.advance(event)
         newest = self._timeline.newest
         for image in self._images:
             if newest is not None and image.stamp_ns <= newest.stamp_ns:
@@ -199,15 +195,11 @@ class _EventStream:
 
 @dataclass
 class _WaitingImage:
-    """An image that waits for odometry until ``until_s`` of the bag.
-
-    One that is patient waits on while odometry comes; see ``ImageWorker``.
-    """
+    """An image that waits for odometry, at most until ``until_s`` of the bag."""
 
     stamp_ns: int
     msg: object
     until_s: float
-    is_patient: bool
 
 
 def true_pose_from_msg(msg, frame: LocalFrame) -> Pose2D:

@@ -26,11 +26,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class HeldFix:
-    """A fix near which all later ones lie, and the distance driven until it."""
+    """A fix near which all later ones lie, the distance driven until it, and the pose then."""
 
     stamp_ns: int
     position_m: np.ndarray
     driven_m: float
+    pose_m: np.ndarray      # (2,)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,8 @@ LOOK_AHEAD_M = 10.0
 # A share of the distance is that of at least this distance.
 LEAST_M = 5.0
 # A receiver holds its position where its fixes stay within HELD_RADIUS_M, and the vehicle has
-# driven farther than HELD_M and HELD_SIGMAS of the noise of two fixes.  It then has no news.
+# driven farther than HELD_M and HELD_SIGMAS of the noise of two fixes, and got away by HELD_M: a
+# noisy odometry also drives where it stands.  It then has no news.
 HELD_RADIUS_M, HELD_M, HELD_SIGMAS = 0.5, 2.0, 3.0
 # A memory outside this share of its distribution puts the pose in doubt, before the alarm.
 MEMORY_DOUBT_PROBABILITY = 0.75
@@ -379,14 +380,15 @@ def _held(belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate | N
     """Follow where the receiver holds its position; the update of a fix that is no news."""
     position_m, first = np.array([fix.x_m, fix.y_m]), belief.held
     if first is None or np.linalg.norm(position_m - first.position_m) > HELD_RADIUS_M:
-        first = HeldFix(fix.stamp_ns, position_m, belief.driven_m)
+        first = HeldFix(fix.stamp_ns, position_m, belief.driven_m, belief.mean[POSITION])
     driven_m = belief.driven_m - first.driven_m
+    is_away = np.linalg.norm(belief.mean[POSITION] - first.pose_m) > HELD_M
     belief, last_m = changed(belief, held=first), belief.fixes.position_m
-    moved = driven_m > HELD_M + HELD_SIGMAS * math.sqrt(np.trace(noise))
+    moved = is_away and driven_m > HELD_M + HELD_SIGMAS * math.sqrt(np.trace(noise))
     if not moved and (last_m is None or (last_m != position_m).any()):
         return belief, None
     reason = ''
-    if driven_m > HELD_M:
+    if is_away and driven_m > HELD_M:
         held_s = (fix.stamp_ns - first.stamp_ns) * 1e-9
         reason = f'the receiver repeats it for {held_s:.0f} s and {driven_m:.0f} m of driving'
     return belief, FilterUpdate(Outcome.REPEATED, reason)

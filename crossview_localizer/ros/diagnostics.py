@@ -10,6 +10,7 @@ import numpy as np
 
 from crossview_localizer.config import NodeConfig
 from crossview_localizer.datatypes import FilterUpdate, GnssFix, Localization, Outcome
+from crossview_localizer.fusion.gnss_integrity import ODOMETRY_LIES
 from crossview_localizer.ros import remedies
 from crossview_localizer.ros.input_monitor import InputMonitor
 from crossview_localizer.ros.status import Level, Status
@@ -272,6 +273,7 @@ class Diagnostics:
         of their time fixes come.
         """
         self.pose.add_fix(update.outcome, time.monotonic())
+        self.warn_of_odometry(update.reason)
         self.pose.start_reason = update.reason if update.outcome is Outcome.NOT_STARTED else ''
         sigma_m = math.sqrt(np.linalg.eigvalsh(fix.covariance)[1])
         remark = ''
@@ -288,6 +290,11 @@ class Diagnostics:
             remark = (f'fixes claim a sigma of {sigma_m:.3g} m; expected at most '
                       f'{GNSS_SIGMA_WARN_M:g} m')
         self.gnss.add_update(update, remark, remedies.GNSS)
+
+    def warn_of_odometry(self, reason: str) -> None:
+        """Enter why a fix or match was used, which may be that the odometry lies."""
+        if reason == ODOMETRY_LIES:
+            self.odometry.add_refused(reason, remedy=remedies.CONTRADICTION)
 
     def statuses(
         self, now_s: float, covariance: np.ndarray | None, waits_for_clock: bool,

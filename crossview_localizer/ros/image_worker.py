@@ -9,6 +9,8 @@ from crossview_localizer.datatypes import OdometrySample, Outcome
 
 # An image whose odometry has come waits so long for GNSS of the same instant.
 SETTLE_S = 0.005
+# A patient image waits no longer than this.
+PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,11 @@ class ImageWorker:
     """Calls ``process(image, newest_odometry)`` for one image at a time, in its own thread.
 
     An image is due when odometry has reached its stamp and ``settle_s`` more have passed, for GNSS
-    of the same instant; else when no odometry has been taken for ``odometry_wait_s``. One that is
-    not patient is due so long after its arrival in any case. While one image waits for odometry
-    or is processed, the newest other one is kept. :meth:`take_finished` returns each image that
-    was offered; ``notify`` is called, in either thread, when there is one to take.
+    of the same instant; ``odometry_wait_s`` after its arrival it is due in any case. One that is
+    patient waits on, up to PATIENCE_S, until no odometry has been taken for ``odometry_wait_s``.
+    While one image waits for odometry or is processed, the newest other one is kept.
+    :meth:`take_finished` returns each image that was offered; ``notify`` is called, in either
+    thread, when there is one to take.
     """
 
     def __init__(
@@ -52,16 +55,16 @@ class ImageWorker:
         self._thread = threading.Thread(target=self._run, name='images', daemon=True)
         self._thread.start()
 
-    def offer(self, stamp_ns: int, image: object, is_patient: bool = True) -> None:
+    def offer(self, stamp_ns: int, image: object, is_patient: bool = False) -> None:
         """Offer an image for processing; an older one that waits is dropped.
 
-        A busy node has odometry of the image's time behind the image: it is worth waiting for. One
-        whose clock is ahead of the odometry's is not patient.
+        In a busy node odometry of the image's time may not have been taken yet: then it is worth
+        being patient.
         """
-        due_s = time.monotonic() + self._odometry_wait_s
+        offered_s = time.monotonic()
         with self._changed:
             self._finish_waiting(REPLACED)
-            self._waiting = (stamp_ns, image, due_s, is_patient)
+            self._waiting = (stamp_ns, image, offered_s, is_patient)
             self._changed.notify()
 
     def add_odometry(self, sample: OdometrySample) -> None:
@@ -116,9 +119,9 @@ class ImageWorker:
                 self._changed.wait_for(lambda: self._waiting is not None or not self._running)
                 if not self._running:
                     return
-                (stamp_ns, image, due_s, is_patient), generation = self._waiting, self._generation
-                self._waiting = None
-                self._wait_until_due(stamp_ns, due_s, is_patient)
+                stamp_ns, image, offered_s, is_patient = self._waiting
+                self._waiting, generation = None, self._generation
+                self._wait_until_due(stamp_ns, offered_s, is_patient)
                 if not self._running or self._generation != generation:
                     self._finish(generation, image, SUPERSEDED if self._running else STOPPED)
                     continue
@@ -130,7 +133,7 @@ class ImageWorker:
             with self._changed:
                 self._finish(generation, image, result)
 
-    def _wait_until_due(self, stamp_ns: int, due_s: float, is_patient: bool) -> None:
+    def _wait_until_due(self, stamp_ns: int, offered_s: float, is_patient: bool) -> None:
         """Wait, with the lock held, until an image is due or no longer wanted."""
         generation = self._generation
 
@@ -142,8 +145,8 @@ class ImageWorker:
                     and self._newest_odometry.stamp_ns >= stamp_ns)
 
         while not is_unwanted() and not is_reached():
-            if is_patient:
-                due_s = max(due_s, self._odometry_taken_s + self._odometry_wait_s)
+            since_s = max(offered_s, self._odometry_taken_s) if is_patient else offered_s
+            due_s = min(since_s + self._odometry_wait_s, offered_s + PATIENCE_S)
             if (wait_s := due_s - time.monotonic()) <= 0.0:
                 break
             self._changed.wait(wait_s)

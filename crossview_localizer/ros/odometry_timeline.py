@@ -14,8 +14,10 @@ from crossview_localizer.fusion.pose_filter import ODOMETRY_LOST_S
 
 # So many odometry samples in a row from another time are a restart; fewer are late messages.
 SAMPLES_TO_RESTART = 5
-# Odometry that had come longer before does not say what time it was.
+# Odometry that had arrived longer before does not say what time it was.
 JUST_NOW_S = 0.2
+# A bag is not played faster than this.
+MAX_RATE = 4.0
 
 
 @dataclass(frozen=True)
@@ -94,21 +96,25 @@ class OdometryTimeline:
         return 0.0 < self._ahead_s(stamp_ns) <= ODOMETRY_LOST_S
 
     def early_s(self, stamp_ns: int, arrived_s: float) -> float:
-        """How far a message is stamped ahead of the odometry that arrived just before it.
+        """How far a message is stamped ahead of the newest odometry.
 
-        It is 0 where none had just arrived or been taken yet, and for a stamp of another time.
+        It is 0 where the time between their arrivals explains that, and for a stamp of another
+        time.
         """
-        ahead_s = self._ahead_then_s(stamp_ns, arrived_s)
-        return ahead_s if 0.0 < ahead_s <= ODOMETRY_LOST_S else 0.0
+        if self.newest is None:
+            return 0.0
+        ahead_s, explained_s = self._ahead_s(stamp_ns), MAX_RATE * (arrived_s - self.arrived_s)
+        return ahead_s if max(explained_s, 0.0) < ahead_s <= ODOMETRY_LOST_S else 0.0
 
     def late_s(self, stamp_ns: int, arrived_s: float) -> float:
         """How long after odometry of its stamp a message arrived; 0 where that is not known."""
-        return max(0.0, -self._ahead_then_s(stamp_ns, arrived_s))
-
-    def _ahead_then_s(self, stamp_ns: int, arrived_s: float) -> float:
-        if self.newest is None or arrived_s - self.arrived_s > JUST_NOW_S:
+        if self.newest is None or self.is_behind(arrived_s):
             return 0.0
-        return self._ahead_s(stamp_ns)
+        return max(0.0, -self._ahead_s(stamp_ns))
+
+    def is_behind(self, arrived_s: float) -> bool:
+        """Whether the odometry that arrived with a message has not been taken yet, or is late."""
+        return arrived_s - self.arrived_s > JUST_NOW_S
 
     def _ahead_s(self, stamp_ns: int) -> float:
         return (stamp_ns - self.newest.stamp_ns) * 1e-9

@@ -16,6 +16,8 @@ def changed(rgb: np.ndarray, rng: np.random.Generator, blur_px: float) -> np.nda
     out = rgb
     if rng.random() < 0.45:
         out = _blurred_or_sharpened(out, rng, blur_px)
+    if rng.random() < 0.25:
+        out = _shadowed(out, rng)
     out = _recoloured(out, rng)
     if rng.random() < 0.3:
         out = _shaded(out, rng)
@@ -74,3 +76,18 @@ def _shaded(rgb, rng):
     field = cv2.resize(coarse.astype(np.float32), (rgb.shape[1], rgb.shape[0]),
                        interpolation=cv2.INTER_CUBIC)
     return np.clip(rgb * field[..., None], 0, 255).astype(np.uint8)
+
+
+def _shadowed(rgb, rng):
+    """One or two shadows of large buildings or bridges, with straight edges."""
+    height, width = rgb.shape[:2]
+    rows, cols = np.arange(height)[:, None], np.arange(width)[None, :]
+    light = np.ones((height, width), np.float32)
+    for _ in range(rng.integers(1, 3)):
+        angle = rng.uniform(-np.pi, np.pi)
+        across = (np.cos(angle) * (cols - rng.uniform(0.0, width))
+                  + np.sin(angle) * (rows - rng.uniform(0.0, height)))
+        breadth = rng.uniform(0.05, 0.35) * min(height, width)
+        inside = np.clip((breadth - np.abs(across)) / rng.uniform(1.0, 4.0), 0.0, 1.0)
+        light *= 1.0 - inside.astype(np.float32) * np.float32(rng.uniform(0.3, 0.85))
+    return (rgb * light[..., None]).astype(np.uint8)

@@ -34,7 +34,11 @@ NEAR_M = 18.0         # companions of a frame lie within this of it
 NEAR_YAW_RAD = 0.2    # and head the same way
 IMAGERY_CELLS = 32    # the imagery has a multiple of these cells along a side
 IMAGERY_BLUR_PX, IMAGE_BLUR_PX = 1.6, 1.2  # largest sigma of the random blur
-HEIGHT_ERRORS, PITCH_ERROR_DEG = (0.02, 0.05), 0.4  # sigma; height as a share
+# Sigmas of what is believed of the camera and the map, of which a group draws one each: height of
+# the camera and size of a pixel of the imagery (shares), pitch of the camera.
+HEIGHT_ERRORS, PITCH_ERRORS_DEG = (0.02, 0.05), (0.4,)
+PLACE_HEIGHT_ERRORS, PLACE_PITCH_ERRORS_DEG = (0.02, 0.05, 0.1), (0.4, 0.4, 1.0)
+PLACE_SCALE_ERRORS = (0.0, 0.0, 0.02, 0.07)
 
 
 def uniform_window(half_width_m: float) -> SearchWindow:
@@ -95,7 +99,7 @@ def world_group(world: World, first: int, size: int, config: DenseConfig, seed,
 
 
 def place_group(place: RenderedPlace, size: int, config: DenseConfig, seed,
-                augment: bool = True) -> DenseGroup:
+                augment: bool = True, rough: bool = False) -> DenseGroup:
     """Draw a group of a place: one of its shots, against one of its pictures from above."""
     rng = np.random.default_rng(seed)
     shot = place.shots[rng.integers(len(place.shots))]
@@ -103,20 +107,27 @@ def place_group(place: RenderedPlace, size: int, config: DenseConfig, seed,
     members = rng.permutation(len(shot.frames))[:size]
     return draw_group(
         aerial, place.grid, shot.camera, [decode_jpeg(shot.frames[k]) for k in members],
-        shot.poses[members], config, rng, augment)
+        shot.poses[members], config, rng, augment, rough=rough)
 
 
 def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
                images: Sequence[np.ndarray], poses: np.ndarray, config: DenseConfig,
                rng: np.random.Generator, augment: bool,
-               covariances: np.ndarray | None = None) -> DenseGroup:
+               covariances: np.ndarray | None = None, rough: bool = False) -> DenseGroup:
     """Draw priors, the orientation of the map, errors of the camera, and changes of both views.
 
     ``aerial`` (H, W, 3) lies on ``grid``; ``poses`` (B, 3): x_m, y_m, yaw_rad of the images;
     ``covariances`` (B, 2, 2) of x and y, where these are not known exactly.  The
     imagery is turned by a random angle, because a map's axes have no meaning for a matcher.  It
-    is never mirrored: that would hide on which side of the road one drives.
+    is never mirrored: that would hide on which side of the road one drives.  With ``rough`` the
+    camera's height and pitch and the scale of the imagery are less well known, as those of
+    pictures from public sources are.
     """
+    if rough:
+        scale = math.exp(rng.normal(0.0, rng.choice(PLACE_SCALE_ERRORS)))
+        grid = replace(grid, cell_m=scale * grid.cell_m, x0_m=scale * grid.x0_m,
+                       y0_m=scale * grid.y0_m)
+        poses = poses * [scale, scale, 1.0]
     turn_rad = rng.uniform(-np.pi, np.pi)
     origin = Pose2D(*map(float, poses[0, :2]), -turn_rad)  # the new axes, at the first frame
     new_from_map = origin.inverse()
@@ -166,11 +177,12 @@ def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
     cos, sin = np.cos(turn_rad), np.sin(turn_rad)
     row_col_from_map = np.array([[-sin, -cos], [cos, -sin]])
 
-    height_error = rng.choice(HEIGHT_ERRORS)
+    height_error = rng.choice(PLACE_HEIGHT_ERRORS if rough else HEIGHT_ERRORS)
+    pitch_error_deg = rng.choice(PLACE_PITCH_ERRORS_DEG if rough else PITCH_ERRORS_DEG)
     lifted = []
     for rgb in images:
         height_m = camera.height_m * rng.normal(1.0, height_error)
-        pitch_rad = np.radians(rng.normal(0.0, PITCH_ERROR_DEG))
+        pitch_rad = np.radians(rng.normal(0.0, pitch_error_deg))
         if augment:
             rgb = changed(rgb, rng, IMAGE_BLUR_PX)
         lifted.append(views.lifted_view(

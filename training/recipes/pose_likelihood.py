@@ -30,6 +30,7 @@ class PoseLikelihoodConfig:
     group_size: int = 6            # frames per group, at most
     world_share: float = 0.25      # of the groups, where there are both worlds and places
     augment: bool = True           # change colours, sharpness and extent of both views
+    rough: bool = True             # cameras and imagery of places are not quite as they are said
     image_blind: bool = False      # grey images: a control that knows the map alone
     validation_groups: int = 60
 
@@ -70,7 +71,7 @@ class PoseLikelihoodRecipe(nn.Module):
         if self.places and not (self.frames and rng.random() < config.world_share):
             path = self.places[rng.integers(len(self.places))]
             return place_group(load_place(path), config.group_size, self.model, seed,
-                               config.augment)
+                               config.augment, config.rough)
         world, first = self.frames[rng.integers(len(self.frames))]
         return world_group(self._world(world), first, config.group_size, self.model, seed,
                            config.augment)
