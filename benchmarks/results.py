@@ -336,16 +336,19 @@ def paper(result: dict) -> str:
         sum(curve[step] for curve in curves[kind]) / len(curves[kind]) for kind in kinds)]
         for step in curves['local'][0]]
     validation = markdown(
-        ['validation day, local recall@1 %', *(f'{names[kind]} loss' for kind in kinds),
+        ['validation day, local recall@1 %', *(
+            f'{names[kind]} loss{" (100 m)" if kind == "eccvw" else ""}' for kind in kinds),
          'local minus global'], [[*row, row[1] - row[-1]] for row in tried], 1)
 
-    def interval(values: list[float], unit: str) -> str:
+    def interval(values: list[float]) -> str:
         low, value, high = (f'{number:+.2f}' for number in values)
-        return f'**{value} {unit}** [{low}, {high}]'
+        return f'**{value}** [{low}, {high}]'
 
-    def difference(found: dict) -> str:
-        return (f'local recall@1 {interval(found["recall_at_1_local_points"], "points")}, median\n'
-                f'{interval(found["median_m"], "m")}')
+    differences = markdown(
+        ['minus global baseline', 'local recall@1, points', 'median m'],
+        [[f'{names[name.split()[0]]} loss, prior of {100 if "100" in name else 50} m',
+          interval(found['recall_at_1_local_points']), interval(found['median_m'])]
+         for name, found in result['differences'].items()])
 
     train_days, val_days, test_days = result['days']
     goal = result['goal']
@@ -356,10 +359,8 @@ def paper(result: dict) -> str:
         f'A random batch has {result["neighbours_in_random_batch"]:.2f} images 5 to 50 m from '
         f'each of its own, a local one\n{result["images_in_local_batch"]:.0f} images of training '
         'days, and tiles alone of the other days, as in the papers.\n')
-    more = ''.join(f'\nWithin 100 m, {names[kind]} loss minus global: {difference(found)}.'
-                   for kind, found in result.get('differences_wide', {}).items())
     figure = '' if towns == 1 else f"""
-![Heat maps of 100 m and feature maps of both losses](results/paper_{result['plan']}.png)
+![Heat maps of 100 m and feature maps of both losses](results/paper_{result['plan']}.jpg)
 
 The middle image of the test day in three towns: where each loss finds it, and what it looks at.
 """
@@ -373,11 +374,12 @@ prior is a disc of 50 m around the truth; a tile within 5 m is right; ties are n
 Transductive, as in the papers: the tiles of the test days are in the database.
 {alike}
 {table}
-Local minus global, 95 % over seeds and {result['stretches']} stretches of 200 m of the route:
-{difference(result['difference'])}.
-The goal, {goal['points']:g} points and both outside the interval, is
+Differences, with 95 % intervals over seeds and {result['stretches']} stretches of 200 m of route:
+
+{differences}
+The goal, {goal['points']:g} points of the local loss and both outside the interval, is
 {'reached' if goal['reached'] else '**missed**'}; [training.md](training.md) has the plans and the
-reasons.{more}
+reasons.
 
 {validation}{figure}
 {result['device']}, torch {result['torch']}, {result['minutes']:.0f} minutes for the runs of the

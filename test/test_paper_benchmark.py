@@ -64,14 +64,15 @@ def test_the_difference_of_two_losses_is_that_of_their_hits_and_medians():
     assert found['global'][1] == {
         'seed': 1, 'recall_at_1_local': 50.0, 'recall_at_1_global': 0.0, 'median_m': 9.0,
         'mean_m': 9.0, 'p95_m': 9.0}
-    low, points, high = found['difference']['recall_at_1_local_points']
+    difference = found['differences']['local']
+    low, points, high = difference['recall_at_1_local_points']
     assert low <= points == 50.0 <= high
-    assert found['difference']['median_m'] == [-7.0, -7.0, -7.0]
+    assert difference['median_m'] == [-7.0, -7.0, -7.0]
     assert found['goal']['reached'] and found['chance_recall_at_1_local'] == 10.0
     assert found['controls']['local 0 image_blind']['median_m'] == 30.0
     # A loss against itself wins nothing.
     same = paper.compare(queries, {'local 0': rows['local 0'], 'global 0': rows['local 0']})
-    assert same['difference']['recall_at_1_local_points'] == [0.0, 0.0, 0.0]
+    assert same['differences']['local']['recall_at_1_local_points'] == [0.0, 0.0, 0.0]
     assert not same['goal']['reached']
 
 
@@ -142,9 +143,9 @@ def test_seeds_are_merged_over_runs_and_another_world_is_refused(
     assert both['world_hash'] == first['world_hash'] and both['device'] and both['minutes'] > 0.0
     assert set(both['controls']) == {
         'random_init', 'local 0 image_blind', 'global 0 image_blind'}
-    assert set(both['differences_wide']) == {'local'}
-    assert (tmp_path / 'paper.png').is_file()
-    assert 'local minus global' in capsys.readouterr().out
+    assert set(both['differences']) == {'local', 'local within 100 m'}
+    assert (tmp_path / 'paper.jpg').is_file()
+    assert 'local, minus global' in capsys.readouterr().out
 
     darker = replace(town, images=town.images // 2)
     monkeypatch.setattr(paper, 'worlds_of', lambda plan, folder: [darker])
