@@ -31,8 +31,8 @@ def test_a_map_of_a_picture_has_its_middle_at_the_origin():
     blocks = found.grid
     east_m = blocks.x0_m + (blocks.cols - 1) * blocks.cell_m
     south_m = blocks.y0_m - (blocks.rows - 1) * blocks.cell_m
-    assert blocks.x0_m == pytest.approx(-(1200 - 1) / 2 * 0.25 + (256 - 1) / 2 * 0.25)
-    assert blocks.y0_m == pytest.approx((1040 - 1) / 2 * 0.25 - (256 - 1) / 2 * 0.25)
+    assert blocks.x0_m == pytest.approx(-(1200 - 1) / 2 * 0.25 + (SMALL.tile_px - 1) / 2 * 0.25)
+    assert blocks.y0_m == pytest.approx((1040 - 1) / 2 * 0.25 - (SMALL.tile_px - 1) / 2 * 0.25)
     assert east_m < 150.0 and south_m > -130.0
 
 
