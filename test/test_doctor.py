@@ -191,7 +191,10 @@ class Vehicle:
         for child in children:
             transform = TransformStamped(child_frame_id=child)
             transform.header.frame_id = 'base_link'
-            transform.transform.rotation.w = w
+            rotation = transform.transform.rotation
+            rotation.w = w
+            if child == 'camera':   # an optical frame looks ahead along its z
+                rotation.x, rotation.y, rotation.z, rotation.w = -0.5, 0.5, -0.5, 0.5
             message.transforms.append(transform)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.sensors.create_publisher(TFMessage, '/tf_static', latched).publish(message)
