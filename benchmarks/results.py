@@ -14,9 +14,9 @@ INTRODUCTION = """# Results
 Look up here how large the errors are, in which data, and beside which control; every section
 names the command that measures it again. Written by `python -m benchmarks.results` from the files
 in `docs/results`. **Everything is simulation unless it says real**: rendered towns that training
-never saw, on other days than the orthophoto's. Real pictures, demos, and the lies and real odometry
-of the fusion are of the shipped weights and filter; single rendered images, corruptions, the rest
-of the fusion and the timings were measured at commit 45d2a5b, and not again yet.
+never saw, on other days than the orthophoto's. Real pictures, demos, faults, and the lies and real
+odometry of the fusion are of the shipped weights and filter; single rendered images, corruptions
+and the rest of the fusion were measured at commit 45d2a5b, and not again yet.
 """
 
 
