@@ -28,7 +28,7 @@ from training.data.datasets import load_world, save_world, World, WorldFiles
 from training.data.own_drives import prepare_drives
 from training.data.real_pairs import read_views, View
 from training.evaluation.held_out import judge_frames, summary
-from training.evaluation.overhead_raster import resample
+from training.evaluation.overhead_raster import imagery_of
 from training.loop import train
 from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
 from training.recipes.smoothed_drives import estimate_offsets
@@ -169,10 +169,7 @@ def other_streets(test: World, train_files: list[Path]) -> World:
 
 def world_of(view: View, px_m: float, cell_px: int) -> World:
     """One view with its overhead picture, as far as that reaches, and its label's accuracy."""
-    rgb, _, cells = resample(view.overhead, px_m, cell_px)
-    half_m = (cells.cell_m - px_m) / 2   # from the centre of a cell to that of its first pixel
-    grid = replace(cells, rows=rgb.shape[0], cols=rgb.shape[1], cell_m=px_m,
-                   x0_m=cells.x0_m - half_m, y0_m=cells.y0_m + half_m)
+    rgb, grid = imagery_of(view.overhead, px_m, cell_px)
     return World(view.overhead.name, rgb, grid, view.image.rgb[None], view.image.camera,
                  view.truth.as_array()[None], np.zeros(1, int),
                  view.accuracy_m ** 2 * np.eye(2)[None])

@@ -6,7 +6,6 @@ distrust the matches, and the pose must stay as good as without them.
 """
 
 import argparse
-import json
 from pathlib import Path
 import sys
 
@@ -16,19 +15,25 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import REPOSITORY
-from benchmarks.accuracy.real_pairs import default_folder, load_dense, views_by_set
+from benchmarks.accuracy.real_pairs import (
+    add_results,
+    default_folder,
+    load_dense,
+    views_by_set,
+)
 from benchmarks.accuracy.single_frames import WEIGHTS
 from benchmarks.fusion.drive_data import Path2D, simulated_gnss, simulated_odometry, stamp_ns
 from benchmarks.fusion.estimates import estimates_of
+from crossview_localizer.bags.replay import feed
 from crossview_localizer.config import LocalizerConfig
-from crossview_localizer.datatypes import CameraImage, GnssFix, Outcome
-from crossview_localizer.geometry import LocalFrame, MapGrid, Pose2D
+from crossview_localizer.datatypes import CameraImage, Outcome
+from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.matching.dense_matcher import DenseMatcher
 from crossview_localizer.trajectory import Track, TRUTH_MAX_GAP_S
 from training.data.datasets import World
 from training.data.real_pairs import Overhead, View
-from training.evaluation.overhead_raster import resample
+from training.evaluation.overhead_raster import imagery_of
 from training.recipes.dense_groups import dense_map
 
 RADIUS_M, SPEED_MPS, DURATION_S, IMAGE_HZ = 50.0, 8.0, 80.0, 1.0
@@ -66,11 +71,7 @@ def circle() -> Path2D:
 
 def map_of(overhead: Overhead, network):
     """The descriptors of a whole picture, whose middle is the origin of ``map``."""
-    config = network.config
-    rgb, _, cells = resample(overhead, config.px_m, config.cell_px)
-    north_west_m = (config.cell_px - 1) / 2 * config.px_m
-    grid = MapGrid(*rgb.shape[:2], config.px_m, cells.x0_m - north_west_m,
-                   cells.y0_m + north_west_m)
+    rgb, grid = imagery_of(overhead, network.config.px_m, network.config.cell_px)
     return dense_map(network, World(
         overhead.name, rgb, grid, np.zeros((0, 1, 1, 3), np.uint8), None, np.zeros((0, 3)),
         np.zeros(0, int)))
@@ -95,7 +96,7 @@ def drive(network, embedding_map, views: list[View], seed: int) -> dict[str, flo
             ('matched', Localizer(LocalizerConfig(), frame, embedding_map, DenseMatcher(network))),
             ('prior', Localizer(LocalizerConfig(), frame))):
         found[name] = [result for event in events
-                       if (result := give(localizer, event)) is not None]
+                       if (result := feed(localizer, event)) is not None]
     outcomes = [(1e-9 * (result.stamp_ns - stamp_ns(0.0)), result.outcome)
                 for result in found['matched']]
     noticed_s = next((time for time, outcome in outcomes if outcome is Outcome.DISTRUSTED), None)
@@ -108,17 +109,6 @@ def drive(network, embedding_map, views: list[View], seed: int) -> dict[str, flo
             [outcome is Outcome.USED for time, outcome in outcomes if time > NOTICE_S])),
         **{key: metrics['matched'][key] for key in ('median_m', 'p95_m', 'coverage_95', 'n')},
         'prior_median_m': metrics['prior']['median_m']}
-
-
-def give(localizer: Localizer, event):
-    """Give one event to the Localizer; the result if it is an image."""
-    if isinstance(event, CameraImage):
-        return localizer.process_image(event)
-    if isinstance(event, GnssFix):
-        localizer.add_gnss(event)
-    else:
-        localizer.add_odometry(event)
-    return None
 
 
 def run_drives(network, data: Path, sets: dict[str, list[View]]) -> list[dict]:
@@ -160,11 +150,7 @@ def main(arguments=None) -> int:
     for row in drives:
         print(', '.join(f'{key} {value:.2f}' if isinstance(value, float) else f'{key} {value}'
                         for key, value in row.items()))
-    path = args.out / 'real.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-    path.write_text(json.dumps({**result, 'foreign_pictures': drives}, indent=1) + '\n',
-                    encoding='utf-8')
+    add_results(args.out, {'foreign_pictures': drives})
     return 0
 
 

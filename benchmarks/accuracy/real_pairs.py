@@ -296,6 +296,15 @@ def write_answers(answers: list[tuple[str, Answer]], path: Path) -> None:
                 *(f'{v:.5g}' for v in (c[0, 0], c[0, 1], c[1, 1], a.dof))])
 
 
+def add_results(folder: Path, found: dict) -> Path:
+    """Write what was found to the folder's ``real.json``; other keys in it stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / 'real.json'
+    earlier = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    path.write_text(json.dumps({**earlier, **found}, indent=1) + '\n', encoding='utf-8')
+    return path
+
+
 def run(args: argparse.Namespace) -> int:
     if args.every < 1:
         raise ValueError(f'--every {args.every}; expected at least 1')
@@ -320,9 +329,7 @@ def run(args: argparse.Namespace) -> int:
     write_answers(answers, args.out / 'views.csv.gz')
     result = {'sets': sets, 'weights': load_dense(args.weights[0]).fingerprint[:12],
               'device': platform.processor() or platform.machine()}
-    path = args.out / 'real.json'
-    earlier = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-    path.write_text(json.dumps({**earlier, **result}, indent=1) + '\n', encoding='utf-8')
+    path = add_results(args.out, result)
     print(f'{path}, {args.out / "views.csv.gz"}')
     return 0
 

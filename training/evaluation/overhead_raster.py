@@ -104,3 +104,10 @@ def resample(overhead: Overhead, px_m: float, cell_px: int):
     cell_m = cell_px * px_m
     grid = MapGrid(rows, cols, cell_m, -(cols - 1) / 2 * cell_m, (rows - 1) / 2 * cell_m)
     return rgb, known, grid
+
+
+def imagery_of(overhead: Overhead, px_m: float, cell_px: int) -> tuple[np.ndarray, MapGrid]:
+    """RGB of a picture as ``resample`` gives it, and the grid of its pixels."""
+    rgb, _, cells = resample(overhead, px_m, cell_px)
+    half_m = (cells.cell_m - px_m) / 2   # from the centre of a cell to that of its first pixel
+    return rgb, MapGrid(*rgb.shape[:2], px_m, cells.x0_m - half_m, cells.y0_m + half_m)
