@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.fusion import drive_data
-from benchmarks.fusion.drive_data import MatcherErrors, stamp_ns
+from benchmarks.fusion.drive_data import MatcherErrors, Path2D, stamp_ns
 from benchmarks.fusion.estimates import EstimateLines, Estimates, pooled
 from benchmarks.fusion.filter_runs import (
     continue_filter,
@@ -25,7 +25,7 @@ from benchmarks.fusion.filter_runs import (
     SENSORS,
 )
 from benchmarks.fusion.fit_match_errors import fit
-from crossview_localizer.datatypes import MatchErrors
+from crossview_localizer.datatypes import MatchErrors, PoseEstimate
 from crossview_localizer.evaluation.pose_metrics import CHI2_95
 from crossview_localizer.fusion.correction import MATCH_TAIL_DOF
 from crossview_localizer.fusion.motion_model import rotation
@@ -59,11 +59,7 @@ class Replay:
         self._inputs = in_order(
             drive_data.simulated_odometry(self.truth, rng, hz=odometry_hz),
             drive_data.simulated_gnss(self.truth, rng, hz=1.0))
-        poses = self.truth.at(self.times_s)
-        turns = np.array([rotation(yaw_rad) for yaw_rad in poses[:, 2]])          # (n, 2, 2)
-        self._matches = position_matches(
-            self.times_s, poses[:, :2] + np.einsum('nij,nj->ni', turns, replayed.errors_m),
-            np.einsum('nij,j,nkj->nik', turns, np.square(sigmas_m), turns))
+        self._matches = matches_along(self.truth, self.times_s, replayed.errors_m, sigmas_m)
 
     def run(self, errors: MatchErrors | None, every: int = 1) -> Estimates:
         """The poses at the matches; every so manieth is used, or none without ``errors``."""
@@ -74,6 +70,27 @@ class Replay:
         given = [] if errors is None else self._matches[::every]
         return continue_filter(
             deepcopy(warm), in_order(after, given), self.times_s, self.truth)[0]
+
+
+def matches_along(truth: Path2D, times_s, errors_m, sigmas_m) -> list[PoseEstimate]:
+    """Matches with errors (n, 2) and sigmas (2,) ahead and left of the vehicle."""
+    poses = truth.at(times_s)
+    turns = np.array([rotation(yaw_rad) for yaw_rad in poses[:, 2]])              # (n, 2, 2)
+    return position_matches(
+        times_s, poses[:, :2] + np.einsum('nij,nj->ni', turns, errors_m),
+        np.einsum('nij,j,nkj->nik', turns, np.square(sigmas_m), turns))
+
+
+def replayed_matches(data: Path, truth: Path2D) -> tuple[list[PoseEstimate], MatchErrors]:
+    """The matcher's errors in motion along a path, over and over, and what is believed of them."""
+    drives = [errors for drive, errors in drive_data.matcher_errors(data / 'ccvpe_kitti').items()
+              if drive in drive_data.REPRESENTATIVE]
+    sigmas_m = tail_sigmas_m([drive.errors_m for drive in drives], MATCH_TAIL_DOF)
+    moving_m = np.concatenate([drive.errors_m[~drive.stands] for drive in drives])
+    times_s = np.arange(1.0, truth.duration_s, 1.0 / drive_data.MATCHER_HZ)
+    errors_m = moving_m[np.arange(len(times_s)) % len(moving_m)]
+    return (matches_along(truth, times_s, errors_m, sigmas_m),
+            fitted_errors(oxford_routes(data, 4), drives, sigmas_m))
 
 
 def tail_sigmas_m(drives: list[np.ndarray], tail_dof: float) -> np.ndarray:
