@@ -40,6 +40,7 @@ TRIALS = {
     'correlation_m': (5.0, 10.0, 15.0, 30.0, 60.0),
     'correlation_s': (0.5, 1.0, 2.0, 5.0, 10.0),
 }
+SMOKE_TRIALS = {'inflation': (1.0, 2.0)}
 
 
 class Replay:
@@ -108,11 +109,11 @@ def tail_sigmas_m(drives: list[np.ndarray], tail_dof: float) -> np.ndarray:
     return np.sqrt(variances_m2)
 
 
-def fitted_errors(routes, others: list[MatcherErrors], sigmas_m) -> MatchErrors:
+def fitted_errors(routes, others: list[MatcherErrors], sigmas_m, trials=TRIALS) -> MatchErrors:
     """What the filter should believe of such matches, by the drives given."""
     replays = [Replay(routes, other, sigmas_m, np.random.default_rng([FIT_SEED, number]),
                       SHORT_WARM_UP_S, odometry_hz=2.0) for number, other in enumerate(others)]
-    return fit(replays, replace(MatchErrors(), ahead_bias_m=1.0, left_bias_m=0.25), TRIALS)[0]
+    return fit(replays, replace(MatchErrors(), ahead_bias_m=1.0, left_bias_m=0.25), trials)[0]
 
 
 def replay_matcher(data: Path, seeds, lines: EstimateLines, smoke: bool) -> dict:
@@ -127,7 +128,8 @@ def replay_matcher(data: Path, seeds, lines: EstimateLines, smoke: bool) -> dict
     for drive in tqdm(drives, desc='matcher replay', disable=None):
         others = [replayed[other] for other in drive_data.REPRESENTATIVE if other != drive]
         sigmas_m = tail_sigmas_m([other.errors_m for other in others], MATCH_TAIL_DOF)
-        errors = fitted_errors(routes, others[:1] if smoke else others, sigmas_m)
+        errors = (fitted_errors(routes, others[:1], sigmas_m, SMOKE_TRIALS) if smoke
+                  else fitted_errors(routes, others, sigmas_m))
         parts = {'fused': [], 'gnss_odometry': []}
         for seed in seeds:
             replay = Replay(routes, replayed[drive], sigmas_m,
