@@ -31,6 +31,8 @@ from crossview_localizer.parameter_file import read_parameters
 
 WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 SMOKE_DRIVE_S, SMOKE_TOWN_S = 40.0, 150.0
+# What the results depend on.
+CODE = ('benchmarks', 'config', 'crossview_localizer', 'training')
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,13 @@ def cpu_s() -> float:
 
 
 def commit() -> str:
-    """The commit of this checkout, '-dirty' where files differ; 'unknown' outside of one."""
-    try:
+    """The commit of this checkout, '-dirty' where its code differs; 'unknown' outside of one."""
+    def git(*arguments):
         return subprocess.run(
-            ['git', 'describe', '--always', '--dirty', '--exclude', '*'], cwd=REPOSITORY,
-            capture_output=True, text=True, check=True).stdout.strip()
+            ['git', *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git('status', '--porcelain', '--untracked-files=no', '--', *CODE)
+        return git('rev-parse', '--short', 'HEAD').strip() + ('-dirty' if changed else '')
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'
