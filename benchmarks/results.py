@@ -293,13 +293,13 @@ the filter again, shifted, or all or each fourth of them.
 
 def measured(result: dict) -> str:
     """At which commit each result was measured, and with which seeds."""
-    by_commit: dict[str, list[str]] = {}
+    names: dict[tuple[str, str], list[str]] = {}
     for name, how in result.get('measured', {}).items():
         first, last = how['seeds'][0], how['seeds'][-1]
         seeds = f'seed {first}' if first == last else f'seeds {first} to {last}'
-        by_commit.setdefault(how['commit'], []).append(f'`{name}` ({seeds})')
-    return ''.join(f'Measured at commit {commit}: {", ".join(names)}.\n'
-                   for commit, names in by_commit.items())
+        names.setdefault((how['commit'], seeds), []).append(f'`{name}`')
+    return ''.join(f'- measured at commit {commit}, {seeds}: {", ".join(found)}\n'
+                   for (commit, seeds), found in names.items())
 
 
 def peer(result: dict) -> str:
@@ -307,9 +307,9 @@ def peer(result: dict) -> str:
             'heading_median_deg', 'coverage_95', 'nees_mean')
     rows = [[name, *(row[key] for key in keys), str(row['n'])]
             for name, row in result['rows'].items()]
-    jumps = ', '.join(f'{name} {found["followed"]} of {found["n"]}'
+    jumps = ', '.join(f'`{name}` {found["followed"]} of {found["n"]}'
                       for name, found in result['jumps'].items())
-    cost = ', '.join(f'{name} {ms:.2f}' for name, ms in result['cpu_ms_per_odometry'].items())
+    cost = ', '.join(f'`{name}` {ms:.2f}' for name, ms in result['cpu_ms_per_odometry'].items())
     return f"""### Beside a plain EKF, on drives of the demo (simulation)
 
 The model of robot_localization, not its code, with the noise of its example and once tuned by
