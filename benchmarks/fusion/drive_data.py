@@ -139,7 +139,7 @@ def simulated_odometry(
 
 
 @dataclass(frozen=True)
-class MatcherErrors:
+class ReplayedErrors:
     """The errors of a matcher in time order, ``MATCHER_HZ``.
 
     ``errors_m`` (n, 2) ahead and left of the vehicle; ``stands`` (n,) where it stands.
@@ -151,7 +151,7 @@ class MatcherErrors:
 
 # The heading of these files is clockwise from east: along it the errors are 4 to 10 times larger
 # than across it, on each drive.
-def matcher_errors(folder: Path) -> dict[str, MatcherErrors]:
+def matcher_errors(folder: Path) -> dict[str, ReplayedErrors]:
     """The errors of each drive."""
     found = {}
     for drive in (*REPRESENTATIVE, STRESS):
@@ -163,7 +163,7 @@ def matcher_errors(folder: Path) -> dict[str, MatcherErrors]:
         yaw_rad = np.unwrap(-np.radians(rows[:, 4]))
         cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
         errors_m = np.column_stack((cos * east_m + sin * north_m, cos * north_m - sin * east_m))
-        found[drive] = MatcherErrors(errors_m, _stands(yaw_rad))
+        found[drive] = ReplayedErrors(errors_m, _stands(yaw_rad))
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.fusion import drive_data
-from benchmarks.fusion.drive_data import MatcherErrors, Path2D, stamp_ns
+from benchmarks.fusion.drive_data import Path2D, ReplayedErrors, stamp_ns
 from benchmarks.fusion.estimates import EstimateLines, Estimates, pooled
 from benchmarks.fusion.filter_runs import (
     continue_filter,
@@ -45,7 +45,7 @@ SMOKE_TRIALS = {'inflation': (1.0, 2.0)}
 class Replay:
     """A drive of the matcher along a stretch of a route, with simulated GNSS and odometry."""
 
-    def __init__(self, routes, replayed: MatcherErrors, sigmas_m, rng, warm_up_s: float,
+    def __init__(self, routes, replayed: ReplayedErrors, sigmas_m, rng, warm_up_s: float,
                  odometry_hz: float = 10.0):
         """``sigmas_m`` (2,) ahead and left are what the matches claim."""
         count = len(replayed.errors_m)
@@ -108,7 +108,7 @@ def tail_sigmas_m(drives: list[np.ndarray], tail_dof: float) -> np.ndarray:
     return np.sqrt(variances_m2)
 
 
-def fitted_errors(routes, others: list[MatcherErrors], sigmas_m, trials=TRIALS) -> MatchErrors:
+def fitted_errors(routes, others: list[ReplayedErrors], sigmas_m, trials=TRIALS) -> MatchErrors:
     """What the filter should believe of such matches, by the drives given.
 
     What lasts is measured from drive to drive: it is too rare for a search.
