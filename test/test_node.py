@@ -170,6 +170,7 @@ class FakeMatcher:
     """
 
     margin_m = 0.0
+    needs_heading = False
     errors = MatchErrors()
     search_heatmaps = None
 

@@ -39,9 +39,9 @@ def live(name: str, part: dict) -> str:
 {about(part)} Stages of the run "{part['quoted']}":
 
 {markdown(head, stages)}
-`wait` is the time until the odometry reaches the stamp of the image and the image before it is
-done. `decode` ends with an rgb image that was checked for blindness, `publish` with the last
-`publish()`.
+`wait` is the time until the image before is done, and from the end of the forward pass until the
+odometry has reached the stamp of the image. `decode` ends with an rgb image that was checked for
+blindness, `publish` with the last `publish()`.
 
 {markdown(['network, images', 'frames/s', 'p50 ms', 'p95 ms', 'p99 ms', 'used', 'MB'], runs)}
 Memory of the node in the run above: {memory['own']:.0f} MB of its own, {memory['files']:.0f} MB of

@@ -46,6 +46,8 @@ class GroundView(NamedTuple):
 class DenseMatcher:
     """Matches positions and headings."""
 
+    needs_heading = False
+
     def __init__(self, network: DenseNetwork, device: str = 'cpu', ground=None):
         """``ground`` runs in place of the network's ground branch (OnnxBranch, HalfGround)."""
         self.network = network
