@@ -79,8 +79,8 @@ forward pass with ONNX Runtime (goal: at most 1.8),
 {part['torch']['cpu_ms']['whole'] / part['torch']['cpu_ms']['forward']:.2f} times with torch.
 
 {markdown(['MB of memory', 'torch', 'ONNX Runtime'], memory)}
-This process also reads the bag. 67 MB of ROS 2 are the shared memory for images that
-`config/fastdds_loopback.xml` asks for.
+This process also reads the bag. Until 29 November the node took 68 MB more: shared memory for
+sending images, which it never does.
 """
 
 
