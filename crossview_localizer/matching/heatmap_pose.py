@@ -27,7 +27,7 @@ MIN_GAIN_NATS = 0.05
 # MIN_INFORMATION the estimate could lie far outside the window: it is replaced by NO_INFORMATION.
 MIN_INFORMATION = 0.05
 NO_INFORMATION = 1e-5
-NEGLIGIBLE_NATS = 25.0  # cells whose log-weight lies farther below the largest do not count
+NEGLIGIBLE_NATS = 16.0  # cells whose log-weight lies farther below the largest do not count
 YAW_REFINE = 4        # steps per heading to which a volume is interpolated
 PEAK_RADIUS_M = 3.0   # cells this near to the best place belong to its peak
 
@@ -153,18 +153,15 @@ def moments(weight: np.ndarray, offsets: list[np.ndarray]) -> tuple[np.ndarray, 
     """Mean (d,) and covariance (d, d) of cells with a weight ([K,] R, C)."""
     weight = weight / weight.sum()
     size = len(offsets)
-
-    def marginal(*kept: int) -> np.ndarray:
-        """Sum over all other coordinates; the first of ``kept`` lies along the last axis."""
-        return weight.sum(tuple(-1 - k for k in range(size) if k not in kept))
-
-    mean = np.array([marginal(i) @ u for i, u in enumerate(offsets)])
+    # The sums over all coordinates but j and i; j lies along the last axis.
+    pairs = {(j, i): weight.sum(tuple(-1 - k for k in range(size) if k not in (j, i)))
+             for i in range(size) for j in range(i)}
+    alone = [pairs[0, 1].sum(0), *(pairs[0, i].sum(1) for i in range(1, size))]
+    mean = np.array([w @ u for w, u in zip(alone, offsets)])
     centred = [u - m for u, m in zip(offsets, mean)]
-    covariance = np.empty((size, size))
-    for i, u in enumerate(centred):
-        covariance[i, i] = marginal(i) @ (u * u)
-        for j in range(i):
-            covariance[i, j] = covariance[j, i] = u @ marginal(j, i) @ centred[j]
+    covariance = np.diag([w @ (u * u) for w, u in zip(alone, centred)])
+    for (j, i), pair in pairs.items():
+        covariance[i, j] = covariance[j, i] = centred[i] @ pair @ centred[j]
     return mean, covariance
 
 

@@ -317,8 +317,7 @@ def fewer_channels(
     of_view, of_window = (
         torch.from_numpy(matrix.T.copy()).to(view)
         for matrix in (root @ axes, np.linalg.solve(root.T, axes)))             # (R, C)
-    return (torch.einsum('rc,bcfl->brfl', of_view, view),
-            torch.einsum('rc,chw->rhw', of_window, window))
+    return torch.einsum('rc,bcfl->brfl', of_view, view), torch.tensordot(of_window, window, 1)
 
 
 def correlate(patches: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
