@@ -342,7 +342,7 @@ def correlate(patches: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
     (patch, channel), *others = zip(patches.unbind(2), window_spectrum.unbind(0))
     total = torch.fft.rfft2(patch, s=size) * channel                         # (B, K, S, T/2 + 1)
     for patch, channel in others:
-        total = torch.addcmul(total, torch.fft.rfft2(patch, s=size), channel)
+        total.addcmul_(torch.fft.rfft2(patch, s=size), channel)
     return torch.fft.irfft2(total.conj(), s=size)[..., :places, :places]
 
 
