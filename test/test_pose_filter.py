@@ -16,10 +16,10 @@ from crossview_localizer.datatypes import (
     Outcome,
     PoseEstimate,
 )
-from crossview_localizer.fusion import correction, gnss_integrity, motion_model
-from crossview_localizer.fusion.correction import MATCH_TAIL_DOF
+from crossview_localizer.fusion import gnss_integrity, match_correction, motion_model
 from crossview_localizer.fusion.gnss_integrity import GATE_PATIENCE_S
 from crossview_localizer.fusion.heading_initializer import aligned_start
+from crossview_localizer.fusion.match_correction import MATCH_TAIL_DOF
 from crossview_localizer.fusion.motion_model import (
     coast,
     COAST_HOLD_SPEED_MPS,
@@ -1206,7 +1206,7 @@ def test_over_simulated_drives_the_error_is_as_large_as_the_filter_says(
     match_hz, nees_band, monkeypatch,
 ):
     # These matches are white and Gaussian.
-    monkeypatch.setattr(correction, 'MATCH_TAIL_DOF', 1e6)
+    monkeypatch.setattr(match_correction, 'MATCH_TAIL_DOF', 1e6)
     errors = MatchErrors(correlation_m=0.0, correlation_s=0.0)
     nees, error_m2, gnss_m2, alarms = [], [], [], 0
     for seed in range(25):

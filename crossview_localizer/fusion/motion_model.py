@@ -255,32 +255,6 @@ def bridge_sigma_m(since_s: float, until_s: float) -> float:
     return ODOMETRY_MAX_ACCEL_MPS2 / 2 * since_s * until_s / 2
 
 
-def raised_to_floor(covariance: np.ndarray, sigma_floor: float) -> np.ndarray:
-    """The covariance (n, n) with every principal sigma at least ``sigma_floor``."""
-    if sigma_floor == 0.0:
-        return covariance
-    variances, axes = np.linalg.eigh(covariance)
-    lacking = np.maximum(sigma_floor**2 - variances, 0.0)
-    return covariance + (axes * lacking) @ axes.T
-
-
-# w = min(1, (nu + n) / (nu + d2))       multivariate Student t with nu degrees of freedom
-def tail_weight(distance2: float, size: int, tail_dof: float) -> float:
-    """Share of the information that a residual with heavy-tailed errors keeps."""
-    return min(1.0, (tail_dof + size) / (tail_dof + distance2))
-
-
-# d2 = r' S^-1 r,  S = H P H' + R
-def mahalanobis2(residual, jacobian, covariance, noise) -> float:
-    """Squared Mahalanobis distance of a residual (n,)."""
-    spread = jacobian @ covariance @ jacobian.T + noise
-    if len(residual) == 2:  # most are; in closed form it takes a fifth of the time
-        (xx, xy), (_, yy) = spread.tolist()
-        x, y = residual.tolist()
-        return (yy * x * x - 2.0 * xy * x * y + xx * y * y) / (xx * yy - xy * xy)
-    return float(residual @ np.linalg.solve(spread, residual))
-
-
 def interpolated_pose(before: OdometrySample, after: OdometrySample, stamp_ns: int) -> Pose2D:
     """Pose in ``odom`` at a stamp between two samples."""
     if stamp_ns == before.stamp_ns:

@@ -38,7 +38,6 @@ from crossview_localizer.fusion.motion_model import (
     ODOMETRY_SPEED_NOISE_MPS,
     POSE,
     POSITION,
-    raised_to_floor,
     SCALE,
     slow_sigmas,
     SPEED,
@@ -54,6 +53,7 @@ from crossview_localizer.fusion.prediction import (
     Predictor,
 )
 from crossview_localizer.fusion.published import published_covariance
+from crossview_localizer.fusion.weighting import raised_to_floor
 from crossview_localizer.geometry import Pose2D
 
 # Fixes and matches that are newer than the last odometry by more than this are refused.
