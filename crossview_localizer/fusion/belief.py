@@ -8,6 +8,7 @@ import numpy as np
 from crossview_localizer.fusion.gnss_integrity import FixHistory, ResidualWay
 from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import STATES, YAW
+from crossview_localizer.fusion.receiver import Receiver
 from crossview_localizer.geometry import wrap_angle
 
 
@@ -44,6 +45,7 @@ class Belief:
     velocity: tuple[float, float, float]  # body-frame x, y (m/s) and turn (rad/s), from odometry
     moved_ns: int                         # odometry gives the motion up to here
     fixed_ns: int                         # last used fix or match
+    receiver: Receiver
     memories: tuple[Memory, ...] = ()     # at most two, the older first
     fixes: FixHistory = FixHistory()
     driven_m: float = 0.0

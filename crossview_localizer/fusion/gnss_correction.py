@@ -37,7 +37,12 @@ from crossview_localizer.fusion.motion_model import (
     YAW,
 )
 from crossview_localizer.fusion.published import MATCH_SUPPORT_S
-from crossview_localizer.fusion.weighting import followed_distance2, mahalanobis2
+from crossview_localizer.fusion.receiver import Receiver, ReceiverMonitor
+from crossview_localizer.fusion.weighting import (
+    followed_distance2,
+    mahalanobis2,
+    raised_to_floor,
+)
 
 # A memory (see ``gnss_integrity``) is between once and twice this old.
 MEMORY_S = 30.0
@@ -64,13 +69,25 @@ class GnssCorrector:
         self._slow = slow_sigmas(config, errors)
         self._ekf = PoseEkf()
         self._monitor = IntegrityMonitor(config)
+        self._receivers = ReceiverMonitor(config)
         self._gate = chdtri(2, 1.0 - GATE_PROBABILITY)
         self._memory_limit = chdtri(2, 1.0 - MEMORY_DOUBT_PROBABILITY)
 
     def apply(self, belief: Belief, event: Event, bridge_m2) -> tuple[Belief, FilterUpdate]:
         fix = event.measurement
+        receiver = self._receivers.believed(belief.receiver, fix)
+        white_m2 = raised_to_floor(event.noise, math.sqrt(receiver.white_m2))
+        belief, repeated = _held(_believing(belief, receiver), fix, white_m2)
+        if repeated is not None:
+            return belief, repeated
+        before_m = _offset_m(belief, fix)
+        belief, update = self._judged(belief, fix, white_m2 + bridge_m2)
+        receiver = self._receivers.followed(
+            receiver, fix, before_m, _offset_m(belief, fix))
+        return changed(belief, receiver=receiver), update
+
+    def _judged(self, belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate]:
         jacobian = gnss_jacobian(belief.mean, fix.base_from_antenna_m)
-        noise = event.noise + bridge_m2
 
         def residual_of(known):
             predicted_m = gnss_prediction(known.mean, fix.base_from_antenna_m)
@@ -78,9 +95,6 @@ class GnssCorrector:
 
         history, matched = belief.fixes, _is_matched(belief)
         position_m = np.array([fix.x_m, fix.y_m])
-        belief, repeated = _held(belief, fix, event.noise)
-        if repeated is not None:
-            return belief, repeated
         residual = residual_of(belief)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         memory_distance2 = max((
@@ -162,6 +176,24 @@ class GnssCorrector:
         before_rad = 0.0 if doubt_before is None else math.sqrt(doubt_before[2, 2])
         return doubt_of(offset_m, max(before_rad, turned_rad(
             float(np.linalg.norm(growth_m)), noise_m, distance_m)))
+
+
+def _offset_m(belief: Belief, fix: GnssFix) -> np.ndarray:
+    """How far (2,) a fix lies from the antenna of the pose, which is its whole error."""
+    antenna_m = gnss_prediction(belief.mean, fix.base_from_antenna_m) - belief.mean[BIAS]
+    return np.array([fix.x_m, fix.y_m]) - antenna_m
+
+
+def _believing(belief: Belief, receiver: Receiver) -> Belief:
+    """The belief with a receiver; where it has become worse its bias is as uncertain at once."""
+    grown_m2 = receiver.wander_m2 - belief.receiver.wander_m2
+    covariance = belief.covariance
+    if grown_m2 > 0.0:
+        variances = np.diag(covariance)[BIAS]
+        added = np.zeros(STATES)
+        added[BIAS] = np.clip(receiver.wander_m2 - variances, 0.0, grown_m2)
+        covariance = covariance + np.diag(added)
+    return changed(belief, receiver=receiver, covariance=covariance)
 
 
 # theta = 2 |d| / s      a heading that goes wrong evenly over the distance s

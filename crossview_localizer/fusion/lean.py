@@ -17,8 +17,9 @@ from crossview_localizer.fusion.motion_model import rotation
 LEAN_S, LEAN_SIGMAS = 15.0, 2.0
 # It is told above so many of these limits.
 TOLD_SHARE = 1.5
-# At one limit the pose may be off by so much to that side, and in heading; in proportion above.
-LEAN_M, LEAN_YAW_RAD = 5.0, 0.08
+# At one limit the pose may be off by so many sigmas of the receiver's wander to that side, and in
+# heading by this for each metre of it; in proportion above.
+LEAN_WANDERS, LEAN_YAW_RAD_PER_M = 1.8, 0.03
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class Lean:
         """What is told of it; '' where there is none."""
         return 'GNSS and odometry drift apart' if np.abs(self.shares).max() > TOLD_SHARE else ''
 
-    @property
-    def doubt(self) -> np.ndarray | None:
-        """What it says against the pose, as in ``doubt``; None where there is none."""
+    def doubt(self, wander_m: float) -> np.ndarray | None:
+        """What it says against the pose, as in ``doubt``; None where there is none.
+
+        ``wander_m`` is the sigma of the receiver's slow error.
+        """
         shares = self.shares
         if np.abs(shares).max() <= 1.0:
             return None
-        offset_m = LEAN_M * rotation(self.yaw_rad) @ shares
-        return doubt_of(offset_m, LEAN_YAW_RAD * abs(float(shares[1])))
+        offset_m = LEAN_WANDERS * wander_m * rotation(self.yaw_rad) @ shares
+        return doubt_of(offset_m, LEAN_YAW_RAD_PER_M * wander_m * abs(float(shares[1])))

@@ -178,14 +178,20 @@ def decay_rates(config: FilterConfig) -> np.ndarray:
 # q = sigma^2 (1 - a^2) for a slow state;  i_p^2 dt and i_yaw^2 dt, moving or not
 # A scale or yaw-rate bias above BEYOND_SIGMAS sigma is of an odometry that has another sigma.
 def idle_noise(
-    config: FilterConfig, sigmas: np.ndarray, time_s: float, decay: np.ndarray, state: np.ndarray,
+    config: FilterConfig, sigmas: np.ndarray, wander_m2: float, time_s: float,
+    decay: np.ndarray, state: np.ndarray,
 ) -> np.ndarray:
-    """Process noise (13, 13) that grows with time alone; ``sigmas`` as in ``slow_sigmas``."""
+    """Process noise (13, 13) that grows with time alone; ``sigmas`` as in ``slow_sigmas``.
+
+    ``wander_m2`` is the variance of the GNSS bias in the long run.
+    """
     position_m2 = config.idle_position_noise_m**2 * time_s
     sigmas = sigmas.copy()
     for slow in (SCALE, TURN_BIAS):
         sigmas[slow] = max(sigmas[slow], abs(state[slow]) / BEYOND_SIGMAS)
-    variances = sigmas * sigmas * (1.0 - decay * decay)
+    variances = sigmas * sigmas
+    variances[BIAS] = wander_m2
+    variances *= 1.0 - decay * decay
     variances[:3] = position_m2, position_m2, config.idle_yaw_noise_rad**2 * time_s
     return np.diag(variances)
 

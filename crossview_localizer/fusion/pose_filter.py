@@ -53,6 +53,7 @@ from crossview_localizer.fusion.prediction import (
     Predictor,
 )
 from crossview_localizer.fusion.published import published_covariance
+from crossview_localizer.fusion.receiver import ReceiverMonitor
 from crossview_localizer.fusion.weighting import raised_to_floor
 from crossview_localizer.geometry import Pose2D
 
@@ -169,8 +170,7 @@ class PoseFilter:
         if self._buffer is None:
             self._start.add_fix(fix)
             return self._try_start()
-        noise = raised_to_floor(np.asarray(fix.covariance), self._config.gnss_sigma_floor_m)
-        return self._buffer.insert(Event(fix, noise), self._step)
+        return self._buffer.insert(Event(fix, np.asarray(fix.covariance)), self._step)
 
     def add_course(self, course: GnssCourse) -> FilterUpdate:
         """Fuse a direction of motion; below ``course_min_speed_mps`` it is TOO_SLOW."""
@@ -285,7 +285,8 @@ class PoseFilter:
             if not event.is_odometry and event.stamp_ns > stamp_ns]
         later += [Event(sample) for sample in self._odometry.since(stamp_ns + 1)]
         self._buffer = EventBuffer(
-            Belief(stamp_ns, mean, covariance, velocity, stamp_ns, stamp_ns))
+            Belief(stamp_ns, mean, covariance, velocity, stamp_ns, stamp_ns,
+                   ReceiverMonitor(self._config).unknown()))
         self._buffer.events = sorted(later, key=lambda event: event.order)
         self._start = HeadingInitializer(self._config)
         self._buffer.replay(self._step)

@@ -139,7 +139,8 @@ class Predictor:
         before, after = odometry.around(belief.stamp_ns)
         time_s = (stamp_ns - belief.stamp_ns) * 1e-9
         decay = np.exp(-time_s * self._rates)
-        noise = idle_noise(self._config, self._sigmas, time_s, decay, belief.mean)
+        noise = idle_noise(
+            self._config, self._sigmas, belief.receiver.wander_m2, time_s, decay, belief.mean)
         if before and after and is_believed(belief, before, after):
             start = interpolated_pose(before, after, belief.stamp_ns)
             increment = start.inverse() @ interpolated_pose(before, after, stamp_ns)
