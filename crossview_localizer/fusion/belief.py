@@ -70,19 +70,13 @@ class PoseEkf(ExtendedKalmanFilter):
     def __init__(self):
         super().__init__(dim_x=STATES, dim_z=2)
 
-    def predict_x(self, u):
-        """Use the exact motion ``u`` in place of ``F x``."""
-        self.x = u(self.x)
+    def predicted(self, known: Belief | Memory, motion, noise) -> dict:
+        """Predict with ``motion``: of a state it gives the one after it and the derivative.
 
-    def predicted(self, known: Belief | Memory, motion, jacobian, noise) -> dict:
-        """Predict with ``motion`` and its ``jacobian``, both functions of the state.
-
-        ``F`` is then the jacobian (13, 13) at the state before.
+        ``F`` is then the derivative (13, 13) at the state before.
         """
-        self.x, self.P = known.mean, known.covariance
-        self.F, self.Q = jacobian(known.mean), noise
-        self.predict(motion)
-        return {'mean': self.x, 'covariance': self.P}
+        mean, self.F = motion(known.mean)
+        return {'mean': mean, 'covariance': self.F @ known.covariance @ self.F.T + noise}
 
     def corrected(self, known: Belief | Memory, residual, jacobian, noise) -> dict:
         """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 13)."""

@@ -30,6 +30,7 @@ from crossview_localizer.datatypes import (
 from crossview_localizer.fusion.belief import Belief
 from crossview_localizer.fusion.correction import Corrector
 from crossview_localizer.fusion.event_buffer import Event, EventBuffer, Measurement
+from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.heading_initializer import HeadingInitializer
 from crossview_localizer.fusion.motion_model import (
     COAST_HOLD_SPEED_MPS,
@@ -246,8 +247,8 @@ class PoseFilter:
         """
         if self._buffer is None or stamp_ns < self._buffer.base.stamp_ns:
             return None
-        belief = self._predictor.advance(
-            self._buffer.belief_at(stamp_ns), stamp_ns, self._odometry)
+        known = changed(self._buffer.belief_at(stamp_ns), memories=())
+        belief = self._predictor.advance(known, stamp_ns, self._odometry)
         covariance = published_covariance(belief)
         covariance[POSITION, POSITION] += bridge_m2(belief, self._odometry)
         return PoseEstimate(stamp_ns, Pose2D(*map(float, belief.mean[POSE])), covariance)

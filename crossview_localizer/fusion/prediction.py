@@ -12,20 +12,20 @@ from crossview_localizer.fusion.belief import Belief, PoseEkf
 from crossview_localizer.fusion.event_buffer import stamp_of
 from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.motion_model import (
+    add_coasting_noise,
+    add_motion_noise,
+    BIAS,
     body_velocity,
     bridge_sigma_m,
     coast,
-    coast_jacobian,
-    coasting_noise,
     decay_rates,
     idle_noise,
+    increment_between,
     interpolated_pose,
     is_jump,
-    motion_noise,
     ODOMETRY_MAX_ACCEL_MPS2,
     ODOMETRY_MAX_GAP_S,
     propagate,
-    propagate_jacobian,
     slow_sigmas,
     SPEED,
     STATES,
@@ -123,7 +123,7 @@ class Predictor:
 
     def __init__(self, config: FilterConfig, errors: MatchErrors):
         self._config = config
-        self._sigmas, self._rates = slow_sigmas(config, errors), decay_rates(config)
+        self._slow_variances, self._rates = slow_sigmas(config, errors) ** 2, decay_rates(config)
         self._ekf = PoseEkf()
 
     def advance(self, belief: Belief, stamp_ns: int, odometry: OdometryHistory) -> Belief:
@@ -139,15 +139,14 @@ class Predictor:
         before, after = odometry.around(belief.stamp_ns)
         time_s = (stamp_ns - belief.stamp_ns) * 1e-9
         decay = np.exp(-time_s * self._rates)
-        noise = idle_noise(
-            self._config, self._sigmas, belief.receiver.wander_m2, time_s, decay, belief.mean)
+        slow_variances = self._slow_variances.copy()
+        slow_variances[BIAS] = belief.receiver.wander_m2
+        noise = idle_noise(self._config, slow_variances, time_s, decay, belief.mean)
         if before and after and is_believed(belief, before, after):
             start = interpolated_pose(before, after, belief.stamp_ns)
-            increment = start.inverse() @ interpolated_pose(before, after, stamp_ns)
-            motion, jacobian = (
-                partial(function, increment=increment, time_s=time_s, decay=decay)
-                for function in (propagate, propagate_jacobian))
-            noise += motion_noise(self._config, belief.mean[YAW], increment)
+            increment = increment_between(start, interpolated_pose(before, after, stamp_ns))
+            motion = partial(propagate, increment=increment, time_s=time_s, decay=decay)
+            add_motion_noise(noise, self._config, belief.mean[YAW], increment)
             distance_m = math.hypot(increment.x_m, increment.y_m)
             velocity, moved_ns = body_velocity(before, after), stamp_ns
         else:
@@ -160,19 +159,17 @@ class Predictor:
                 min(stamp_ns, belief.moved_ns + round(ODOMETRY_MAX_GAP_S * 1e9))
                 - belief.stamp_ns) * 1e-9
             turn_rad = belief.velocity[2] * max(turning_s, 0.0)
-            motion, jacobian = (
-                partial(function, moving_s=moving_s, turn_rad=turn_rad, decay=decay)
-                for function in (coast, coast_jacobian))
+            motion = partial(coast, moving_s=moving_s, turn_rad=turn_rad, decay=decay)
             jump = bool(before and after) and is_jump(before, after)
-            noise += coasting_noise(
-                belief.mean, moving_s, turn_rad, begin_s, end_s, jump, is_disbelieved(belief))
+            add_coasting_noise(noise, belief.mean, moving_s, turn_rad, begin_s, end_s, jump,
+                               is_disbelieved(belief))
             distance_m = abs(belief.mean[SPEED]) * moving_s
 
         memories = tuple(
-            changed(memory, **self._ekf.predicted(memory, motion, jacobian, noise))
+            changed(memory, **self._ekf.predicted(memory, motion, noise))
             for memory in belief.memories)
         belief = changed(
-            belief, **self._ekf.predicted(belief, motion, jacobian, noise), stamp_ns=stamp_ns,
+            belief, **self._ekf.predicted(belief, motion, noise), stamp_ns=stamp_ns,
             velocity=velocity, moved_ns=moved_ns, memories=memories,
             driven_m=belief.driven_m + distance_m)
         return belief, self._ekf.F
