@@ -137,7 +137,7 @@ class GnssCorrector:
             belief, widened = _widened(
                 belief, float(residual @ residual), history.stepped, doubt_before)
             reason = f'{widened} widened after {reason}'
-        elif not matched and belief.memories:
+        elif not matched and memory_distance2 > self._memory_limit:
             offset_m = (belief.memories[0].mean - belief.mean)[POSITION]
             belief = changed(belief, doubt=_memory_doubt(
                 belief.memories[0], beyond(offset_m, memory_distance2, self._memory_limit),
@@ -200,18 +200,18 @@ def _believing(belief: Belief, receiver: Receiver) -> Belief:
 def _memory_doubt(memory: Memory, offset_m: np.ndarray, driven_m: float) -> np.ndarray | None:
     """What the offset of the pose from a memory says against its position and heading."""
     return doubt_of(offset_m, 2.0 * turned_rad(
-        float(np.linalg.norm(offset_m)), 0.0, driven_m - memory.driven_m))
+        math.hypot(*offset_m), 0.0, driven_m - memory.driven_m))
 
 
 def _held(belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate | None]:
     """Follow where the receiver holds its position; the update of a fix that is no news."""
     position_m, first = np.array([fix.x_m, fix.y_m]), belief.held
-    if first is None or np.linalg.norm(position_m - first.position_m) > HELD_RADIUS_M:
+    if first is None or math.dist(position_m, first.position_m) > HELD_RADIUS_M:
         first = HeldFix(fix.stamp_ns, position_m, belief.driven_m, belief.mean[POSITION])
     driven_m = belief.driven_m - first.driven_m
-    is_away = np.linalg.norm(belief.mean[POSITION] - first.pose_m) > HELD_M
+    is_away = math.dist(belief.mean[POSITION], first.pose_m) > HELD_M
     belief, last_m = changed(belief, held=first), belief.fixes.position_m
-    moved = is_away and driven_m > HELD_M + HELD_SIGMAS * math.sqrt(np.trace(noise))
+    moved = is_away and driven_m > HELD_M + HELD_SIGMAS * math.sqrt(noise[0, 0] + noise[1, 1])
     if not moved and (last_m is None or (last_m != position_m).any()):
         return belief, None
     reason = ''

@@ -55,7 +55,7 @@ from crossview_localizer.fusion.prediction import (
 )
 from crossview_localizer.fusion.published import published_covariance
 from crossview_localizer.fusion.receiver import ReceiverMonitor
-from crossview_localizer.fusion.weighting import raised_to_floor
+from crossview_localizer.fusion.weighting import least_variance, raised_to_floor
 from crossview_localizer.geometry import Pose2D
 
 # Fixes and matches that are newer than the last odometry by more than this are refused.
@@ -363,6 +363,6 @@ def _problem(stamp_ns: int, values, covariance=None, size: int = 0) -> str:
     if not np.isfinite(covariance).all():
         return 'covariance is not finite'
     lopsided = np.abs(covariance - covariance.T).max() > 1e-6 * np.abs(covariance).max()
-    if lopsided or np.linalg.eigvalsh(covariance)[0] <= 0.0:
+    if lopsided or least_variance(covariance) <= 0.0:
         return 'covariance is not positive definite'
     return ''

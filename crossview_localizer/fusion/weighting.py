@@ -10,11 +10,19 @@ MAX_DISTANCE2 = 25.0
 
 def raised_to_floor(covariance: np.ndarray, sigma_floor: float) -> np.ndarray:
     """The covariance (n, n) with every principal sigma at least ``sigma_floor``."""
-    if sigma_floor == 0.0:
+    if least_variance(covariance) >= sigma_floor**2:
         return covariance
     variances, axes = np.linalg.eigh(covariance)
     lacking = np.maximum(sigma_floor**2 - variances, 0.0)
     return covariance + (axes * lacking) @ axes.T
+
+
+def least_variance(covariance: np.ndarray) -> float:
+    """The smallest eigenvalue of a symmetric matrix (n, n)."""
+    if len(covariance) == 2:  # most are; in closed form it takes a tenth of the time
+        (xx, xy), (_, yy) = covariance.tolist()
+        return (xx + yy) / 2.0 - math.hypot((xx - yy) / 2.0, xy)
+    return float(np.linalg.eigvalsh(covariance)[0])
 
 
 # w = min(1, (nu + n) / (nu + d2))       multivariate Student t with nu degrees of freedom
@@ -26,8 +34,13 @@ def tail_weight(distance2: float, size: int, tail_dof: float) -> float:
 # d2 = r' S^-1 r,  S = H P H' + R
 def mahalanobis2(residual, jacobian, covariance, noise) -> float:
     """Squared Mahalanobis distance of a residual (n,)."""
-    spread = jacobian @ covariance @ jacobian.T + noise
-    if len(residual) == 2:  # most are; in closed form it takes a fifth of the time
+    return squared_distance(residual, jacobian @ covariance @ jacobian.T + noise)
+
+
+# d2 = r' S^-1 r
+def squared_distance(residual: np.ndarray, spread: np.ndarray) -> float:
+    """Squared Mahalanobis distance of a residual (n,) that has a covariance (n, n)."""
+    if len(residual) == 2:  # as above
         (xx, xy), (_, yy) = spread.tolist()
         x, y = residual.tolist()
         return (yy * x * x - 2.0 * xy * x * y + xx * y * y) / (xx * yy - xy * xy)
