@@ -9,7 +9,7 @@ from crossview_localizer.fusion.gnss_integrity import FixHistory, ResidualWay
 from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import STATES, YAW
 from crossview_localizer.fusion.receiver import Receiver
-from crossview_localizer.geometry import wrap_angle
+from crossview_localizer.geometry import Pose2D, wrap_angle
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class HeldFix:
     """A fix near which all later ones lie, the distance driven until it, and the pose then."""
 
     stamp_ns: int
-    position_m: np.ndarray
+    position_m: tuple[float, float]
     driven_m: float
-    pose_m: np.ndarray      # (2,)
+    pose_m: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Belief:
     fixed_ns: int                         # last used fix or match
     receiver: Receiver
     memories: tuple[Memory, ...] = ()     # at most two, the older first
+    behind: Pose2D = Pose2D(0.0, 0.0, 0.0)  # odometry that the memories have not been moved by yet
+    behind_s: float = 0.0                 # and its time
     fixes: FixHistory = FixHistory()
     driven_m: float = 0.0
     match_ns: int | None = None          # last used match
@@ -70,12 +72,12 @@ class PoseEkf(ExtendedKalmanFilter):
     def __init__(self):
         super().__init__(dim_x=STATES, dim_z=2)
 
-    def predicted(self, known: Belief | Memory, motion, noise) -> dict:
-        """Predict with ``motion``: of a state it gives the one after it and the derivative.
+    def predicted(self, known: Belief | Memory, moved, noise) -> dict:
+        """Predict with ``moved``, the state after the motion and its derivative by that before.
 
-        ``F`` is then the derivative (13, 13) at the state before.
+        The derivative (13, 13) is kept as ``F``.
         """
-        mean, self.F = motion(known.mean)
+        mean, self.F = moved
         return {'mean': mean, 'covariance': self.F @ known.covariance @ self.F.T + noise}
 
     def corrected(self, known: Belief | Memory, residual, jacobian, noise) -> dict:

@@ -48,7 +48,8 @@ class Event:
 def _values(measurement: Measurement) -> tuple[float, ...]:
     match measurement:
         case OdometrySample():
-            return tuple(measurement.odom_from_base.as_array())
+            pose = measurement.odom_from_base
+            return pose.x_m, pose.y_m, pose.yaw_rad
         case GnssFix():
             return measurement.x_m, measurement.y_m
         case PoseEstimate():

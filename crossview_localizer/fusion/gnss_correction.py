@@ -205,14 +205,15 @@ def _memory_doubt(memory: Memory, offset_m: np.ndarray, driven_m: float) -> np.n
 
 def _held(belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate | None]:
     """Follow where the receiver holds its position; the update of a fix that is no news."""
-    position_m, first = np.array([fix.x_m, fix.y_m]), belief.held
+    position_m, pose_m = (fix.x_m, fix.y_m), tuple(belief.mean[POSITION].tolist())
+    first, last_m = belief.held, belief.fixes.position_m
     if first is None or math.dist(position_m, first.position_m) > HELD_RADIUS_M:
-        first = HeldFix(fix.stamp_ns, position_m, belief.driven_m, belief.mean[POSITION])
+        first = HeldFix(fix.stamp_ns, position_m, belief.driven_m, pose_m)
+        belief = changed(belief, held=first)
     driven_m = belief.driven_m - first.driven_m
-    is_away = math.dist(belief.mean[POSITION], first.pose_m) > HELD_M
-    belief, last_m = changed(belief, held=first), belief.fixes.position_m
+    is_away = math.dist(pose_m, first.pose_m) > HELD_M
     moved = is_away and driven_m > HELD_M + HELD_SIGMAS * math.sqrt(noise[0, 0] + noise[1, 1])
-    if not moved and (last_m is None or (last_m != position_m).any()):
+    if not moved and (last_m is None or tuple(last_m.tolist()) != position_m):
         return belief, None
     reason = ''
     if is_away and driven_m > HELD_M:

@@ -77,12 +77,13 @@ def propagate(
     ahead_m, left_m = scale * increment.x_m, scale * increment.y_m
     east_m, north_m = cos * ahead_m - sin * left_m, sin * ahead_m + cos * left_m
     moved = decay * state
-    moved[:4] = (x_m + east_m, y_m + north_m,
-                 wrap_angle(yaw_rad + increment.yaw_rad - turn_bias_radps * time_s),
-                 ahead_m / time_s)
+    moved[0], moved[1] = x_m + east_m, y_m + north_m
+    moved[YAW] = wrap_angle(yaw_rad + increment.yaw_rad - turn_bias_radps * time_s)
+    moved[SPEED] = ahead_m / time_s
     jacobian = np.diag(decay)
-    jacobian[0, YAW:6] = -north_m, 0.0, east_m, time_s / 2 * north_m
-    jacobian[1, YAW:6] = east_m, 0.0, north_m, -time_s / 2 * east_m
+    jacobian[0, YAW], jacobian[1, YAW] = -north_m, east_m
+    jacobian[0, SCALE], jacobian[1, SCALE] = east_m, north_m
+    jacobian[0, TURN_BIAS], jacobian[1, TURN_BIAS] = time_s / 2 * north_m, -time_s / 2 * east_m
     jacobian[YAW, TURN_BIAS] = -time_s
     jacobian[SPEED, SPEED] = 0.0
     jacobian[SPEED, SCALE] = ahead_m / time_s
@@ -99,10 +100,11 @@ def coast(
     middle_rad = yaw_rad + turn_rad / 2
     cos, sin = moving_s * math.cos(middle_rad), moving_s * math.sin(middle_rad)
     moved = decay * state
-    moved[:3] = (x_m + speed_mps * cos, y_m + speed_mps * sin, wrap_angle(yaw_rad + turn_rad))
+    moved[0], moved[1] = x_m + speed_mps * cos, y_m + speed_mps * sin
+    moved[YAW] = wrap_angle(yaw_rad + turn_rad)
     jacobian = np.diag(decay)
-    jacobian[0, YAW:4] = -speed_mps * sin, cos
-    jacobian[1, YAW:4] = speed_mps * cos, sin
+    jacobian[0, YAW], jacobian[1, YAW] = -speed_mps * sin, speed_mps * cos
+    jacobian[0, SPEED], jacobian[1, SPEED] = cos, sin
     return moved, jacobian
 
 
@@ -182,11 +184,11 @@ def idle_noise(
     """
     variances = slow_variances * (1.0 - decay * decay)
     for slow in (SCALE, TURN_BIAS):
-        sigma = abs(state[slow]) / BEYOND_SIGMAS
-        if sigma * sigma > slow_variances[slow]:
-            variances[slow] = sigma * sigma * (1.0 - decay[slow] * decay[slow])
-    position_m2 = config.idle_position_noise_m**2 * time_s
-    variances[:3] = position_m2, position_m2, config.idle_yaw_noise_rad**2 * time_s
+        beyond = float(state[slow]) ** 2 / BEYOND_SIGMAS**2
+        if beyond > slow_variances[slow]:
+            variances[slow] = beyond * (1.0 - decay[slow] ** 2)
+    variances[0] = variances[1] = config.idle_position_noise_m**2 * time_s
+    variances[YAW] = config.idle_yaw_noise_rad**2 * time_s
     return np.diag(variances)
 
 

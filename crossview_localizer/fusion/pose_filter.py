@@ -255,6 +255,8 @@ class PoseFilter:
 
     def _step(self, belief: Belief, event: Event) -> tuple[Belief, FilterUpdate]:
         belief = self._predictor.advance(belief, event.stamp_ns, self._odometry)
+        if not event.is_odometry:
+            belief = self._predictor.catch_up(belief)
         return self._corrector.apply(belief, event, bridge_m2(belief, self._odometry))
 
     # --- start and forgetting
@@ -353,7 +355,7 @@ def _problem(stamp_ns: int, values, covariance=None, size: int = 0) -> str:
     """What is wrong with a measurement, or ''."""
     if stamp_ns <= 0:
         return f'stamp is {stamp_ns} ns; expected a positive time'
-    if not np.isfinite(values).all():
+    if not all(map(math.isfinite, values)):
         return f'not finite: {", ".join(f"{value:g}" for value in values)}'
     if covariance is None:
         return ''
