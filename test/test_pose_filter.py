@@ -847,14 +847,21 @@ def test_a_match_decides_between_a_pose_and_the_fixes_that_contradict_it():
     assert found.pose.y_m == pytest.approx(28.0, abs=0.5) and found.covariance[1, 1] < 1.0
 
 
-def test_a_jump_of_eight_metres_widens_the_pose_and_does_not_move_it_there():
-    pose_filter, updates = driven_with_gnss(lambda t: 8.0 if t > 20 else 0.0, 31.0)
-    refused = [time_s for time_s, u in updates if u.outcome is Outcome.GATED]
-    assert refused[0] == pytest.approx(20.2)
-    found = last_pose(pose_filter)
-    assert abs(found.pose.y_m) < 4.0
-    sigma_m = math.sqrt(found.covariance[1, 1])
-    assert abs(found.pose.y_m) < 2.0 * sigma_m and abs(found.pose.y_m - 8.0) < 2.0 * sigma_m
+def test_the_opening_after_a_jump_of_gnss_widens_the_pose_and_leaves_most_of_it_to_the_bias():
+    def pose_until(time_s):
+        return last_pose(driven_with_gnss(lambda t: 8.0 if t > 20 else 0.0, time_s)[0])
+
+    _, updates = driven_with_gnss(lambda t: 8.0 if t > 20 else 0.0, 31.0)
+    opened_s = first_with('pose widened', updates)
+    assert all(update.outcome is Outcome.GATED for time_s, update in updates
+               if 20.1 < time_s < opened_s)
+    before, after = pose_until(opened_s), pose_until(opened_s + 0.1)
+    # The variances of the pose and of the bias grow by r^2 and 4 r^2: the pose takes a fifth.
+    assert after.pose.y_m - before.pose.y_m == pytest.approx(8.0 / 5.0, rel=0.1)
+    assert after.covariance[1, 1] > 2.0 * 8.0**2
+    for later in (after, pose_until(opened_s + 30.0)):
+        sigma_m = math.sqrt(later.covariance[1, 1])
+        assert abs(later.pose.y_m) < sigma_m and abs(8.0 - later.pose.y_m) < sigma_m
 
 
 def driven_with_lying_odometry(change, seconds=40.0, matches_hz=0, curve_radps=0.1):
