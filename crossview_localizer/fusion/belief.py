@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from filterpy.kalman import ExtendedKalmanFilter
+from filterpy.kalman import KalmanFilter
 import numpy as np
 
 from crossview_localizer.fusion.gnss_integrity import FixHistory, ResidualWay
@@ -66,8 +66,8 @@ class Belief:
     disbelieved_times: int = 0           # in a row
 
 
-class PoseEkf(ExtendedKalmanFilter):
-    """The algebra of filterpy; its methods return the new ``mean`` and ``covariance``."""
+class PoseEkf(KalmanFilter):
+    """The algebra of filterpy about the last state; returned are ``mean`` and ``covariance``."""
 
     def __init__(self):
         super().__init__(dim_x=STATES, dim_z=2)
@@ -82,7 +82,8 @@ class PoseEkf(ExtendedKalmanFilter):
 
     def corrected(self, known: Belief | Memory, residual, jacobian, noise) -> dict:
         """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 13)."""
-        self.x, self.P = known.mean, known.covariance
-        self.update(residual, lambda _: jacobian, lambda _: np.zeros(len(residual)), R=noise)
-        self.x[YAW] = wrap_angle(self.x[YAW])
-        return {'mean': self.x, 'covariance': self.P}
+        self.x, self.P = np.zeros(STATES), known.covariance
+        self.update(residual, noise, jacobian)
+        mean = known.mean + self.x
+        mean[YAW] = wrap_angle(mean[YAW])
+        return {'mean': mean, 'covariance': self.P}

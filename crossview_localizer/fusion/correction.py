@@ -13,16 +13,13 @@ from crossview_localizer.datatypes import (
     GnssCourse,
     GnssFix,
     MatchErrors,
-    Outcome,
     PoseEstimate,
 )
 from crossview_localizer.fusion.belief import Belief
 from crossview_localizer.fusion.course_correction import CourseCorrector
 from crossview_localizer.fusion.event_buffer import Event
-from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.gnss_correction import GnssCorrector
 from crossview_localizer.fusion.match_correction import MatchCorrector
-from crossview_localizer.fusion.prediction import is_disbelieved
 
 
 class Corrector:
@@ -46,6 +43,4 @@ class Corrector:
                 return self._match.apply(belief, event, bridge_m2)
             case GnssCourse():
                 return self._course.apply(belief, event)
-        if is_disbelieved(belief) or belief.moved_ns == event.stamp_ns:
-            return belief, FilterUpdate(Outcome.USED)
-        return changed(belief, moved_ns=event.stamp_ns), FilterUpdate(Outcome.USED)
+        raise TypeError(f'{event.measurement!r} corrects nothing; expected a fix, match or course')

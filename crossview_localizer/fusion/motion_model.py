@@ -268,7 +268,12 @@ def interpolated_pose(before: OdometrySample, after: OdometrySample, stamp_ns: i
 
 def is_jump(before: OdometrySample, after: OdometrySample) -> bool:
     """Whether odometry moves or turns faster than a vehicle does."""
-    speed_x_mps, speed_y_mps, turn_radps = body_velocity(before, after)
+    return is_impossible(body_velocity(before, after))
+
+
+def is_impossible(velocity: tuple[float, float, float]) -> bool:
+    """Whether a vehicle cannot have a velocity, see ``body_velocity``."""
+    speed_x_mps, speed_y_mps, turn_radps = velocity
     return (math.hypot(speed_x_mps, speed_y_mps) > ODOMETRY_MAX_SPEED_MPS
             or abs(turn_radps) > ODOMETRY_MAX_TURN_RADPS)
 

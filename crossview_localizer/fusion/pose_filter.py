@@ -50,6 +50,7 @@ from crossview_localizer.fusion.prediction import (
     is_believed,
     is_disbelieved,
     is_gap,
+    moved_to,
     OdometryHistory,
     Predictor,
 )
@@ -63,6 +64,7 @@ ODOMETRY_LOST_S = 60.0
 # A coordinate with a sigma of 1000 km is not observed.  Larger numbers would only lose digits in
 # S = H P H' + R.
 UNOBSERVED_VARIANCE = 1e12
+USED = FilterUpdate(Outcome.USED)
 # A heading with a larger sigma counts as unknown.
 LOST_YAW_SIGMA_RAD = 0.7
 # Smallest sigmas that are believed of a course and of the heading of a match.
@@ -255,8 +257,9 @@ class PoseFilter:
 
     def _step(self, belief: Belief, event: Event) -> tuple[Belief, FilterUpdate]:
         belief = self._predictor.advance(belief, event.stamp_ns, self._odometry)
-        if not event.is_odometry:
-            belief = self._predictor.catch_up(belief)
+        if event.is_odometry:
+            return moved_to(belief, event.stamp_ns), USED
+        belief = self._predictor.catch_up(belief)
         return self._corrector.apply(belief, event, bridge_m2(belief, self._odometry))
 
     # --- start and forgetting
@@ -335,7 +338,7 @@ class PoseFilter:
         belief = self._buffer.belief_at(sample.stamp_ns)
         yaw_sigma_rad = math.sqrt(belief.covariance[YAW, YAW])
         if yaw_sigma_rad <= LOST_YAW_SIGMA_RAD or is_disbelieved(belief):
-            return FilterUpdate(Outcome.USED, reason)
+            return FilterUpdate(Outcome.USED, reason) if reason else USED
         later = self._odometry.since(sample.stamp_ns)
         self.reset()
         self._odometry = OdometryHistory(later)

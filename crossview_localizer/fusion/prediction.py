@@ -20,6 +20,7 @@ from crossview_localizer.fusion.motion_model import (
     idle_noise,
     increment_between,
     interpolated_pose,
+    is_impossible,
     is_jump,
     ODOMETRY_MAX_ACCEL_MPS2,
     ODOMETRY_MAX_GAP_S,
@@ -95,14 +96,13 @@ def is_believed(belief: Belief, before: OdometrySample, after: OdometrySample) -
 
     Not while the odometry contradicts fixes or matches, see ``gnss_integrity``.
     """
-    if is_disbelieved(belief) or is_jump(before, after):
+    velocity = body_velocity(before, after)
+    if is_disbelieved(belief) or is_impossible(velocity):
         return False
     if not is_gap(before, after):
         return True
     gap_s = (after.stamp_ns - before.stamp_ns) * 1e-9
-    mean_mps, known_mps = (
-        math.hypot(*velocity[:2]) for velocity in (
-            body_velocity(before, after), belief.velocity))
+    mean_mps, known_mps = math.hypot(*velocity[:2]), math.hypot(*belief.velocity[:2])
     return (gap_s <= ODOMETRY_BRIDGE_S
             and abs(mean_mps - known_mps) <= ODOMETRY_MAX_ACCEL_MPS2 * gap_s / 2)
 
@@ -111,6 +111,13 @@ def is_disbelieved(belief: Belief) -> bool:
     """Whether fixes or matches move the pose in place of an odometry that they contradict."""
     return (belief.stamp_ns < belief.disbelieved_until_ns
             and belief.stamp_ns - belief.fixed_ns < DISBELIEF_SILENCE_S * 1e9)
+
+
+def moved_to(belief: Belief, stamp_ns: int) -> Belief:
+    """The belief after an odometry sample: it is what says that the vehicle moved until then."""
+    if belief.moved_ns == stamp_ns or is_disbelieved(belief):
+        return belief
+    return changed(belief, moved_ns=stamp_ns)
 
 
 def bridge_m2(belief: Belief, odometry: OdometryHistory) -> np.ndarray:
