@@ -817,6 +817,31 @@ def test_distrust_ends_and_the_pose_is_widened(monkeypatch):
     assert abs(found.pose.y_m - 50.0) < 2.0 * math.sqrt(found.covariance[1, 1])
 
 
+def test_a_memory_is_what_the_filter_would_know_without_the_fixes_since():
+    with_fixes, without, odom = straight(until_s=0.0), None, Pose2D(0.0, 0.0, 0.0)
+    for tick in range(1, 250):
+        odom = odom @ Pose2D(1.0, 0.0, 0.02)
+        sample = OdometrySample(at(tick / 10), odom)
+        for pose_filter in (with_fixes, without):
+            if pose_filter is not None:
+                pose_filter.add_odometry(sample)
+        if tick % 7 == 0:
+            with_fixes.add_gnss(gnss(tick / 10, odom.x_m + 2.0, odom.y_m))
+        if without is None and with_fixes.history[0].beliefs[-1].memories:
+            without = with_fixes.copy()
+    remembering, known = (f.history[0].belief_at(at(24.5)) for f in (with_fixes, without))
+    [memory] = remembering.memories
+    assert memory.taken_ns == at(0.7) and remembering.fixed_ns == remembering.stamp_ns
+    assert not np.allclose(remembering.mean, known.mean, rtol=0.01)
+    # A memory is moved by up to a second at once: its speed is the mean of that time.
+    states = [0, 1, 2, 4, 5, 6, 7]
+    covariance, expected = (
+        each.covariance[np.ix_(states, states)] for each in (memory, known))
+    sigmas = np.sqrt(np.diag(expected))
+    assert np.abs((memory.mean - known.mean)[states] / sigmas).max() < 0.001
+    assert np.abs((covariance - expected) / np.outer(sigmas, sigmas)).max() < 0.01
+
+
 # --- contradictions -----------------------------------------------------------------------------
 
 
