@@ -154,6 +154,19 @@ def test_a_single_frame_of_two_like_peaks_is_ambiguous_and_claims_the_window():
     assert not peak_pose(two_peaks(0.7), SHARP_PRIOR, 3.0, 0.6)[1]
 
 
+def test_an_ambiguous_frame_lies_amid_likely_places_and_in_the_middle_where_all_are_alike():
+    grid = MapGrid(41, 41, 0.5, 90.0, 60.0)
+    alone, amid, flat = np.full((41, 41), 1e-6), np.full((41, 41), 1e-6), np.full((41, 41), 1.0)
+    alone[5, 5] = amid[5, 5] = 0.12             # one cell
+    amid[29:32, 34:37] = 0.1                    # and nine that are a little less likely each
+    for places, expected_m in (
+            (alone, (92.5, 57.5)), (amid, (107.5, 45.0)), (flat, (100.0, 50.0))):
+        heatmap = Heatmap(3, grid, np.log(places / places.sum()))
+        estimate, ambiguous = peak_pose(heatmap, SHARP_PRIOR, min_mass=1.01)
+        assert ambiguous
+        np.testing.assert_allclose(estimate.pose.as_array()[:2], expected_m, atol=1e-9)
+
+
 @pytest.mark.parametrize('dof', [2.5, 5.0, GAUSSIAN_DOF])
 def test_ellipsoids_hold_their_share_of_errors_with_such_tails(dof):
     spread = 1.0 if dof == GAUSSIAN_DOF else dof / (dof - 2.0)  # covariance over shape

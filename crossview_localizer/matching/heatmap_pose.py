@@ -8,6 +8,7 @@ the one before (row 0 is north), yaw along the first.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.signal import fftconvolve
 from scipy.special import chdtri, fdtri
 
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
@@ -187,15 +188,32 @@ def peak_of(heatmap: Heatmap, sharpening: float = 1.0) -> Peak:
     return Peak(int(row), int(col), near, float(places[near].sum() / places.sum()))
 
 
+# n(c) = sum_d p(d) / (1 + |c - d|^2 / r^2)        r = PEAK_RADIUS_M
+def best_surroundings(heatmap: Heatmap) -> tuple[int, int]:
+    """Row and column of the cell with the most probability n about it, near cells counting more.
+
+    A cluster of likely cells wins against one that is a little likelier than each of them.  In a
+    heat map that says nothing it is the middle, which is the least wrong answer.
+    """
+    rows, cols = heatmap.log_probability.shape
+    row, col = np.arange(1 - rows, rows)[:, None], np.arange(1 - cols, cols)
+    distance2_m2 = heatmap.grid.cell_m ** 2 * (row ** 2 + col ** 2)
+    near = fftconvolve(np.exp(heatmap.log_probability), 1.0 / (
+        1.0 + distance2_m2 / PEAK_RADIUS_M ** 2))[rows - 1:2 * rows - 1, cols - 1:2 * cols - 1]
+    best_row, best_col = np.unravel_index(int(near.argmax()), near.shape)
+    return int(best_row), int(best_col)
+
+
 def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
               min_mass: float = 0.5, inflation: float = 1.0) -> tuple[PoseEstimate, bool]:
     """The pose of a single image at the peak of its heat map, and whether it is ambiguous.
 
     The pose has the mean of the peak, and its covariance times ``inflation``.  If less than
     ``min_mass`` of the probability lies at the peak, the image is ambiguous: the position is that
-    of the peak and the covariance that of the whole window.  Log-probabilities are multiplied by
-    ``sharpening`` first, because a temperature that allows for wrong images makes the peaks of
-    right ones too wide.  Without headings in the heat map the heading is that of the prior.
+    of ``best_surroundings`` and the covariance that of the whole window.  Log-probabilities are
+    multiplied by ``sharpening`` first, because a temperature that allows for wrong images makes
+    the peaks of right ones too wide.  Without headings in the heat map the heading is that of the
+    prior.
     """
     if heatmap.volume is None:
         yaws_rad, volume = np.array([prior.pose.yaw_rad]), heatmap.log_probability[None]
@@ -206,16 +224,18 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
     weight = np.exp(sharpening * (volume - volume.max()))                       # (K, R, C)
     x_m, y_m = heatmap.grid.cell_centres()
     peak = peak_of(heatmap, sharpening)
-    best_m, ambiguous = np.array([x_m[peak.col], y_m[peak.row]]), peak.mass < min_mass
+    ambiguous = peak.mass < min_mass
+    row, col = best_surroundings(heatmap) if ambiguous else (peak.row, peak.col)
+    best_m = np.array([x_m[col], y_m[row]])
     if not ambiguous:
         rows, cols = peak.near.any(1), peak.near.any(0)
         weight = (weight * peak.near)[:, rows][:, :, cols]
         x_m, y_m = x_m[cols], y_m[rows]
     mean, covariance = moments(
         weight, [x_m - best_m[0], y_m - best_m[1], yaws_rad - prior.pose.yaw_rad])
-    if ambiguous:  # the position is the peak: the second moments about it, not about the mean
-        mean_from_peak = np.array([mean[0], mean[1], 0.0])
-        covariance += np.outer(mean_from_peak, mean_from_peak)
+    if ambiguous:  # the second moments about that place, not about the mean
+        mean_from_best = np.array([mean[0], mean[1], 0.0])
+        covariance += np.outer(mean_from_best, mean_from_best)
         mean[:2] = 0.0
     cell_variance = heatmap.grid.cell_m ** 2 / 12.0
     covariance += np.diag([cell_variance, cell_variance, yaw_variance])
