@@ -115,3 +115,10 @@ def test_one_window_with_a_jump_shows_no_more_than_twice_the_wander_of_the_param
         receiver = monitor.followed(receiver, gnss(second, 10.0 * second, 0.0), off_m, off_m)
     assert receiver.squares_m2 == pytest.approx((LARGEST_WANDER * CONFIG.gnss_bias_sigma_m) ** 2)
     assert LEAST_WHITE_M**2 <= monitor.believed(receiver, gnss(31, 0, 0)).white_m2
+
+
+def test_what_is_known_of_the_receiver_stays_when_a_pose_is_given():
+    pose_filter = driven(np.zeros((400, 2)), 0.02)
+    before = pose_filter.history[0].beliefs[-1].receiver
+    pose_filter.set_pose(estimate(400.0, 4000.0, 0.0, 0.0, 1.0, 0.01))
+    assert pose_filter.history[0].base.receiver.wander_m2 == before.wander_m2 < 1.0

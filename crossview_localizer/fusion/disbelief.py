@@ -97,6 +97,7 @@ def restarted_at_match(
 
 
 def disbelieving_and_wider(belief: Belief, residual_m: np.ndarray) -> Belief:
+    """The belief that does not believe the odometry again, as wide as a residual (2,)."""
     added = np.zeros(STATES)
     added[POSITION] = residual_m**2
     added[YAW], added[SPEED] = RESTART_YAW_SIGMA_RAD**2, RESTART_SPEED_SIGMA_MPS**2

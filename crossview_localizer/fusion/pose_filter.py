@@ -290,9 +290,11 @@ class PoseFilter:
             event for event in self._buffer.events
             if not event.is_odometry and event.stamp_ns > stamp_ns]
         later += [Event(sample) for sample in self._odometry.since(stamp_ns + 1)]
+        receiver = ReceiverMonitor(self._config).unknown()
+        if self._buffer is not None:
+            receiver = changed(self._buffer.belief_at(stamp_ns).receiver, window=None)
         self._buffer = EventBuffer(
-            Belief(stamp_ns, mean, covariance, velocity, stamp_ns, stamp_ns,
-                   ReceiverMonitor(self._config).unknown()))
+            Belief(stamp_ns, mean, covariance, velocity, stamp_ns, stamp_ns, receiver))
         self._buffer.events = sorted(later, key=lambda event: event.order)
         self._start = HeadingInitializer(self._config)
         self._buffer.replay(self._step)
