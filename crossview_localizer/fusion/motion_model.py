@@ -124,7 +124,7 @@ def gnss_jacobian(state, base_from_antenna_m) -> np.ndarray:
     ahead_m, left_m = base_from_antenna_m
     cos, sin = math.cos(state[YAW]), math.sin(state[YAW])
     jacobian = np.zeros((2, STATES))
-    jacobian[0, 0] = jacobian[1, 1] = jacobian[0, 6] = jacobian[1, 7] = 1.0
+    jacobian[0, 0] = jacobian[1, 1] = jacobian[0, 6] = jacobian[1, 7] = 1.0  # 6, 7: BIAS
     jacobian[0, YAW], jacobian[1, YAW] = (
         -sin * ahead_m - cos * left_m, cos * ahead_m - sin * left_m)
     return jacobian
@@ -133,21 +133,25 @@ def gnss_jacobian(state, base_from_antenna_m) -> np.ndarray:
 # z = (p + R(yaw) c_p + m, yaw + c_yaw)       c: bias by the camera, m: by the imagery
 def match_prediction(state) -> np.ndarray:
     """Predicted pose (3,) of a match."""
-    predicted = state[POSE] + state[CAMERA_BIAS]
-    predicted[POSITION] = (
-        state[POSITION] + rotation(state[YAW]) @ state[CAMERA_BIAS][:2] + state[IMAGERY_BIAS])
-    return predicted
+    x_m, y_m, yaw_rad = state[POSE].tolist()
+    ahead_m, left_m, off_rad, shift_x_m, shift_y_m = state[MATCH_BIASES].tolist()
+    cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
+    return np.array([x_m + cos * ahead_m - sin * left_m + shift_x_m,
+                     y_m + sin * ahead_m + cos * left_m + shift_y_m, yaw_rad + off_rad])
 
 
 # dz/dpose = I,  dz_p/dyaw = R'(yaw) c_p,  dz_p/dc_p = R(yaw),  dz_yaw/dc_yaw = 1,  dz_p/dm = I
 def match_jacobian(state) -> np.ndarray:
     """Derivative (3, 13) of ``match_prediction`` by the state."""
-    jacobian = np.zeros((3, STATES))
-    jacobian[:, POSE] = np.eye(3)
-    jacobian[POSITION, YAW] = rotation_derivative(state[YAW]) @ state[CAMERA_BIAS][:2]
-    jacobian[POSITION, CAMERA_BIAS][:, :2] = rotation(state[YAW])
-    jacobian[YAW, CAMERA_BIAS][2] = 1.0
-    jacobian[POSITION, IMAGERY_BIAS] = np.eye(2)
+    ahead_m, left_m, *_ = state[CAMERA_BIAS].tolist()
+    cos, sin = math.cos(state[YAW]), math.sin(state[YAW])
+    jacobian = np.eye(3, STATES)
+    jacobian[0, YAW] = -sin * ahead_m - cos * left_m
+    jacobian[1, YAW] = cos * ahead_m - sin * left_m
+    # Columns 8 to 12 are CAMERA_BIAS and IMAGERY_BIAS.
+    jacobian[0, 8], jacobian[0, 9] = cos, -sin
+    jacobian[1, 8], jacobian[1, 9] = sin, cos
+    jacobian[YAW, 10] = jacobian[0, 11] = jacobian[1, 12] = 1.0
     return jacobian
 
 
