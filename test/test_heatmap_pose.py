@@ -129,8 +129,20 @@ def two_peaks(second: float) -> Heatmap:
     covariance = np.diag([0.3, 0.5, 0.0009])
     first = gaussian_volume((100.0, 50.0, 0.52), covariance, SHARP_PRIOR)
     other = gaussian_volume((100.0, 60.0, 0.52), covariance, SHARP_PRIOR)
-    volume = np.logaddexp(first.volume, math.log(second) + other.volume)
+    volume = np.logaddexp(first.volume, math.log(second) + other.volume) - math.log1p(second)
     return Heatmap(3, first.grid, np.log(np.exp(volume).sum(0)), first.yaws_rad, volume)
+
+
+@pytest.mark.parametrize('sigma_m, second', [(0.15, 0.5), (0.15, 1e25), (2.0, 1.0)])
+def test_cells_that_do_not_count_change_no_pose(monkeypatch, sigma_m, second):
+    """A prior may be narrow, and a peak far from it so high that it counts all the same."""
+    prior = PoseEstimate(3, SHARP_PRIOR.pose, np.diag([sigma_m ** 2, sigma_m ** 2, 1e-5]))
+    found, _ = pose_from_heatmap(two_peaks(second), prior, 2)
+    monkeypatch.setattr(
+        'crossview_localizer.matching.heatmap_pose.NEGLIGIBLE_NATS', np.inf)
+    expected, _ = pose_from_heatmap(two_peaks(second), prior, 2)
+    np.testing.assert_allclose(found.pose.as_array(), expected.pose.as_array(), atol=1e-6)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize('sharpening', [1.0, 2.5])

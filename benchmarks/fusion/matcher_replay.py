@@ -27,7 +27,7 @@ from benchmarks.fusion.filter_runs import (
 from benchmarks.fusion.fit_match_errors import fit
 from crossview_localizer.datatypes import MatchErrors, PoseEstimate
 from crossview_localizer.evaluation.pose_metrics import CHI2_95
-from crossview_localizer.fusion.correction import MATCH_TAIL_DOF
+from crossview_localizer.fusion.match_correction import MATCH_TAIL_DOF
 from crossview_localizer.fusion.motion_model import rotation
 
 WARM_UP_S, SHORT_WARM_UP_S = 300.0, 90.0
