@@ -111,6 +111,17 @@ def test_channels_that_a_view_does_not_use_are_left_out_and_the_scores_stay():
         assert (found - expected).square().sum() <= 4 * lost_share * expected.square().sum() + 1e-5
 
 
+def test_a_window_of_nearly_one_descriptor_keeps_its_scores():
+    generator = torch.Generator().manual_seed(2)
+    direction = F.normalize(torch.randn(16, 1, 1, generator=generator), dim=0)
+    window = direction * (1.0 + 0.1 * torch.randn(1, 120, 120, generator=generator))
+    view = torch.randn(1, 16, 8, 8, generator=generator)
+    fewer_view, fewer_window = fewer_channels(view, window, 0.0)
+    expected = F.conv2d(window[None], view)
+    torch.testing.assert_close(
+        F.conv2d(fewer_window[None], fewer_view), expected, rtol=1e-3, atol=1e-2)
+
+
 def test_a_window_without_imagery_has_scores_of_zero():
     view, window = torch.randn(1, 4, 5, 5), torch.zeros(4, 9, 9)
     fewer_view, fewer_window = fewer_channels(view, window)

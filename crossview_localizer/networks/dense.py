@@ -308,9 +308,10 @@ def fewer_channels(
     principal axes of the view; those with ``lost_share`` of its energy are left out.
     """
     view_energy, window_energy = (                                              # (C, C)
-        (x @ x.T).double().cpu().numpy() for x in (view.detach()[0].flatten(1), window.flatten(1)))
+        (x @ x.T).cpu().numpy()
+        for x in (view.detach()[0].flatten(1).double(), window.flatten(1).double()))
     # Not singular where the window lacks a direction, or holds nothing.
-    least = 1e-9 * np.trace(window_energy) + 1e-30
+    least = 1e-6 * np.trace(window_energy) + 1e-30
     root = np.linalg.cholesky(window_energy + least * np.eye(len(window)))
     energies, axes = np.linalg.eigh(root.T @ view_energy @ root)                # ascending
     axes = axes[:, np.cumsum(energies) >= lost_share * energies.sum()]          # (C, R)
