@@ -11,7 +11,13 @@ import synthetic_pairs
 from training_runs import DENSE_MODEL as MODEL
 from training_runs import dense_world, LIKELIHOOD
 
-from benchmarks.accuracy.adaptation import shuffled, with_true_poses, world_of
+from benchmarks.accuracy.adaptation import (
+    far_from,
+    shuffled,
+    store,
+    with_true_poses,
+    world_of,
+)
 from crossview_localizer.networks.checkpoint import save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseNetwork
@@ -171,6 +177,22 @@ def test_shuffled_images_are_of_other_places_and_true_poses_replace_the_smoothed
     exact = with_true_poses(world)
     assert np.array_equal(exact.poses, world.true_poses)
     assert exact.pose_covariances.max() < 0.01
+
+
+def test_a_later_run_adds_its_rows_unless_it_began_with_other_weights():
+    result = {}
+    store(result, 'real', 'before', {'a': 1, 'b': 2}, {'weights': 'x'}, 0.2)
+    store(result, 'real', 'adapted', {'a': 3}, {'weights': 'x'}, 0.3)
+    assert result['real'] == {'a': {'before': 1, 'adapted': 3}, 'b': {'before': 2}}
+    assert result['real_hours'] == result['hours'] == 0.5
+    store(result, 'real', 'adapted', {'a': 4}, {'weights': 'y'}, 0.1)
+    assert result['real'] == {'a': {'adapted': 4}} and result['real_weights'] == 'y'
+    assert result['real_hours'] == 0.1
+
+
+def test_places_of_the_test_drive_near_what_was_learned_from_do_not_count():
+    poses = np.array([(0.0, 29.0, 0.0), (0.0, 31.0, 0.0), (np.nan, np.nan, np.nan)])
+    assert far_from(poses, np.zeros((1, 2))).tolist() == [False, True, False]
 
 
 # --- with bags
