@@ -3,6 +3,7 @@
 from array import array
 from dataclasses import replace
 from functools import partial
+import json
 
 import cv2
 import numpy as np
@@ -21,10 +22,12 @@ from benchmarks.accuracy.adaptation import (
 from crossview_localizer.networks.checkpoint import save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseNetwork
+from training.adapt import Adaptation, asked, planned_steps
 from training.data import own_drives
 from training.data.datasets import load_world, save_world, WorldFiles
 from training.data.own_drives import GUARD_M, pitched, Refused, split_by_place
 from training.data.real_pairs import read_views
+from training.distributed import ALONE
 from training.evaluation.held_out import JudgedFrame, reason_to_refuse, summary
 from training.recipes import smoothed_drives
 from training.recipes.drive_offsets import reach_cells
@@ -153,6 +156,33 @@ def test_the_table_has_agreement_with_odometry_and_metres_where_there_is_truth()
     assert summary(judged(np.ones(20), zigzag, 2.0 * zigzag))['median_m'] == 3.0
 
 
+def test_what_a_run_with_other_inputs_left_is_refused_not_mixed(tmp_path):
+    from crossview_localizer.bags.topics import Topics
+    from crossview_localizer.config import LocalizerConfig, NodeConfig
+
+    (tmp_path / 'inputs.json').write_text('{"seed": 7}')
+    with pytest.raises(ValueError, match=f'{tmp_path} .* delete {tmp_path.parent}'):
+        own_drives.prepare_drives(
+            [tmp_path / 'drive'], [tmp_path / 'a.tif'], tmp_path, 0.25, NodeConfig(),
+            LocalizerConfig(), Topics())
+
+
+def test_a_run_goes_on_only_with_the_weights_that_it_began_with(tmp_path):
+    for seed in (0, 1):
+        save_network(random_network(MODEL, seed), tmp_path / f'{seed}.safetensors', {})
+    begun = Adaptation(tmp_path / '0.safetensors', [], [], tmp_path, steps=5)
+    (tmp_path / 'plan.json').write_text(json.dumps({'steps': 5, 'asked': asked(begun)}))
+
+    def steps(**changes) -> int:
+        return planned_steps(replace(begun, **changes), None, None, None, ALONE)
+
+    assert steps() == 5
+    with pytest.raises(ValueError, match='other --init'):
+        steps(init=tmp_path / '1.safetensors')
+    with pytest.raises(ValueError, match='other --steps, --mix'):
+        steps(steps=6, places=(tmp_path / 'place_1.npz',))
+
+
 # --- the benchmark
 
 
@@ -255,6 +285,13 @@ def test_a_drive_that_hardly_moves_is_refused_in_one_line(adapt, tmp_path):
     assert code == 2 and printed.err == 'adapt: no drive is left to learn from\n'
     assert 'short moves 9' in printed.out and 'expected at least 200 m' in printed.out
     assert not (tmp_path / 'mine.safetensors').exists()
+
+
+def test_the_camera_is_fitted_to_the_topics_that_are_named(adapt):
+    code, printed = adapt('short', '--fit-camera')
+    assert code == 2 and 'height and pitch: not determined' in printed.out
+    code, printed = adapt('short', '--fit-camera', '--odometry-topic', '/wheels')
+    assert code == 2 and 'short holds no odometry on /wheels' in printed.err
 
 
 def test_images_that_teach_nothing_leave_the_weights_that_one_had(adapt, tmp_path):
