@@ -4,11 +4,15 @@ from array import array
 from dataclasses import replace
 from functools import partial
 import json
+import os
+import socket
+import sys
 
 import cv2
 import numpy as np
 import pytest
 import synthetic_pairs
+import torch
 from training_runs import DENSE_MODEL as MODEL
 from training_runs import dense_world, LIKELIHOOD
 
@@ -23,6 +27,7 @@ from crossview_localizer.networks.checkpoint import save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseNetwork
 from training.adapt import Adaptation, asked, planned_steps
+from training.adapt import main as adapt_main
 from training.data import own_drives
 from training.data.datasets import load_world, save_world, WorldFiles
 from training.data.own_drives import GUARD_M, pitched, Refused, split_by_place
@@ -258,24 +263,31 @@ def recording(ros, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def adapt(recording, tmp_path, monkeypatch, capsys):
-    """Runs the command on a bag of the recording with little of everything; its last line."""
-    from crossview_localizer.adapt import main
+def do_little_of_everything(patch) -> None:
     from training import adapt as module
 
-    monkeypatch.setattr(own_drives, 'MARGIN_M', 30.0)
-    monkeypatch.setattr(DenseNetwork, 'lattice_points', 4)
-    monkeypatch.setattr(module, 'Adaptation', partial(
+    patch.setattr(own_drives, 'MARGIN_M', 30.0)
+    patch.setattr(DenseNetwork, 'lattice_points', 4)
+    patch.setattr(module, 'Adaptation', partial(
         module.Adaptation, held_out_frames=6, validations=1, likelihood=LIKELIHOOD,
         offsets=OffsetConfig(frames=4, confidence_frames=8)))
 
+
+def command(recording, folder, bag: str, *options: str) -> list[str]:
+    return [str(recording / bag), '--imagery', str(recording / 'ortho.tif'), '--init',
+            str(recording / 'init.safetensors'), '--out', str(folder / 'mine.safetensors'),
+            '--steps', '2', *options]
+
+
+@pytest.fixture
+def adapt(recording, tmp_path, monkeypatch, capsys):
+    """Runs the command on a bag of the recording; its exit code, and what it printed."""
+    from crossview_localizer.adapt import main
+
+    do_little_of_everything(monkeypatch)
+
     def call(bag: str, *options: str):
-        code = main([
-            str(recording / bag), '--imagery', str(recording / 'ortho.tif'), '--init',
-            str(recording / 'init.safetensors'), '--out', str(tmp_path / 'mine.safetensors'),
-            '--steps', '2', *options])
-        return code, capsys.readouterr()
+        return main(command(recording, tmp_path, bag, *options)), capsys.readouterr()
 
     return call
 
@@ -294,12 +306,30 @@ def test_the_camera_is_fitted_to_the_topics_that_are_named(adapt):
     assert code == 2 and 'short holds no odometry on /wheels' in printed.err
 
 
-def test_images_that_teach_nothing_leave_the_weights_that_one_had(adapt, tmp_path):
-    code, printed = adapt('drive')
-    assert code == 2 and not (tmp_path / 'mine.safetensors').exists()
-    assert 'a step takes' in printed.out and 'median m' in printed.out
-    line = printed.err.splitlines()[-1]
+def _one_rank(rank, port, recording, folder):
+    torch.set_num_threads(1)
+    os.environ |= {'RANK': str(rank), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
+                   'MASTER_PORT': str(port)}
+    with pytest.MonkeyPatch.context() as patch, (folder / f'{rank}').open('w') as out:
+        do_little_of_everything(patch)
+        patch.setattr(sys, 'stdout', out)
+        patch.setattr(sys, 'stderr', out)
+        code = adapt_main(command(recording, folder, 'drive'))
+        out.write(f'exit code {code}')
+
+
+def test_two_processes_whose_images_teach_nothing_leave_the_weights_that_one_had(
+        recording, tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_one_rank, (port, recording, tmp_path), nprocs=2)
+    first, second = ((tmp_path / f'{rank}').read_text() for rank in (0, 1))
+    assert not (tmp_path / 'mine.safetensors').exists()
+    assert 'a step takes' in first and 'median m' in first and first.endswith('exit code 2')
+    line = first.splitlines()[-2]
     assert line.startswith('adapt: ') and 'keep' in line and 'init.safetensors' in line
+    assert 'a step takes' not in second and second.endswith('exit code 0')
     world = load_world(sorted((tmp_path / 'mine.adapt/prepared/train').iterdir())[0])
     off_m = (world.poses - world.true_poses)[:, :2].mean(0)
     assert off_m == pytest.approx((4.0, 0.0), abs=1.5)
