@@ -4,6 +4,7 @@ With REQUIRE_ROS=1 (as in .ci/run) a missing rclpy, interface or weight file is 
 GPU, no `launch` and no data folder may skip then; a skip for any other reason fails.
 """
 
+from collections import deque
 import importlib
 import os
 from pathlib import Path
@@ -81,13 +82,24 @@ def ros():
         pytest.skip(f'no ROS 2: {", ".join(missing)}')
 
 
+@pytest.fixture(scope='session')
+def recent_domains():
+    """The marks of the last domains: what a test left to the graph ends some tests later."""
+    marks = deque()
+    yield marks
+    for mark in marks:
+        mark.close()
+
+
 @pytest.fixture
-def own_domain(monkeypatch):
+def own_domain(monkeypatch, recent_domains):
     """A ROS domain in which nothing is that an earlier test left to the graph."""
     domain, mark = lone_domain()
     monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
     yield
-    mark.close()
+    recent_domains.append(mark)
+    if len(recent_domains) > 40:
+        recent_domains.popleft().close()
 
 
 @pytest.fixture(scope='session')

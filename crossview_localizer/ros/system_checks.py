@@ -15,6 +15,8 @@ from crossview_localizer.ros.installation_checks import check_dds_profile, SAFE_
 STALE_STAMP_S = 2.0
 # Fast DDS announces a process every 3 s.
 DISCOVERY_S = 5.0
+# Until each sensor has sent a message; then the listening begins.
+FIRST_MESSAGES_S = 5.0
 # The parameters of the running localizer that the checks need.
 PARAMETERS = (
     'use_sim_time', 'base_frame', 'camera_frame', 'camera_xyz_rpy', 'antenna_xyz_m',
@@ -196,7 +198,7 @@ def observe(
     subscribe(TFMessage, '/tf_static', add_static_transforms, latched_profile(100))
     subscribe(TFMessage, '/tf', add_moving_frames, best_effort)
     needed = [role for role in inputs if role not in OPTIONAL_ROLES]
-    listener.spin(DISCOVERY_S, lambda: all(found.heard[role].count for role in needed))
+    listener.spin(FIRST_MESSAGES_S, lambda: all(found.heard[role].count for role in needed))
     listener.spin(listen_s)
     return found
 
@@ -230,7 +232,7 @@ def check_input(
             f'set {parameter} to best_effort')
     if not heard.count:
         return problem(role, f'{topic} has a publisher, but no message came within '
-                       f'{DISCOVERY_S + listen_s:g} s',
+                       f'{FIRST_MESSAGES_S + listen_s:g} s',
                        'is it paused? for raw images see large images above')
     text = f'{topic}: {heard.rate()}'
     size = len(getattr(heard.last, 'data', b''))
