@@ -405,7 +405,7 @@ not shipped.
               '-' if 'refused' not in row else 'refuses' if row['refused'] else 'accepts']
              for name, row in rows.items()]))
         parts.append(
-            f'Simulation. {result["simulation_data"]}; '
+            f'Simulation: {result["simulation_data"]};\n'
             f'{result["simulation_steps"] or "as many as fit"} steps.\n' + """\
 Single frames under a prior that is up to 18.5 m off on each axis; `filter` is the pose with GNSS
 and odometry. `true_poses` learns from the true poses, `gnss_as_truth` takes the smoothed poses for
