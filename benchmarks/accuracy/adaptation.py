@@ -1,9 +1,10 @@
 """Adapt weights to drives without truth and to real pictures, beside controls.
 
 Simulation: three drives with wandering GNSS through a region that the shipped weights never saw;
-the last one, on other streets, is the test, judged by its truth.  Controls: training with the true poses, with GNSS as if it were the
-truth, and with the images of the drives shuffled, which must be refused.  Real pictures: the pairs
-of CVUSA and CVACT, whose labels are good to 1 to 4 m; judged on the pairs of other sources.
+the last one, on other streets, is the test, judged by its truth.  Controls: training with the true
+poses, with GNSS as if it were the truth, and with the images of the drives shuffled, which must be
+refused.  Real pictures: the pairs of CVUSA and CVACT, whose labels are good to 1 to 4 m; judged on
+the pairs of other sources.
 """
 
 import argparse
