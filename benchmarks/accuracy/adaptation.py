@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 import json
+import math
 from pathlib import Path
 import platform
 import sys
@@ -47,7 +48,6 @@ from training.recipes.smoothed_drives import estimate_offsets, OffsetConfig
 REAL_STEPS = 400
 PARTS = ('simulation', 'real')
 EXACT = 0.05 ** 2 * np.eye(2)   # the covariance of poses that are taken for true
-CITY_SIZE_M = 900.0
 TEST_FRAMES, MIN_TEST_FRAMES = 300, 30
 OTHER_STREETS_M = 30.0          # test frames are farther than this from all frames for training
 SOURCES = {'cvusa': ('cvusa_native', 'cvusa_crop256'), 'cvact': ('cvact_256', 'cvact_native')}
@@ -78,8 +78,10 @@ def simulate_drives(folder: Path, seed: int, duration_s: float, rate_hz: float,
     from crossview_localizer.bags.robotcar_bag import convert, Options
     from training.simulation import make_world
 
+    # Streets in proportion to the way that is driven, so that others are left for the test.
+    city_size_m = round(58.0 * math.sqrt(duration_s), -1)
     names = make_world(folder, seed, duration_s=duration_s, rate_hz=rate_hz, traversals=3,
-                       city_size_m=CITY_SIZE_M, image_size=(320, 240), ortho_px_m=0.25, jobs=jobs,
+                       city_size_m=city_size_m, image_size=(320, 240), ortho_px_m=0.25, jobs=jobs,
                        region=region())
     bags = []
     for name in names:
@@ -119,7 +121,7 @@ def simulation(bags: list[Path], orthophoto: Path, init: Path, work: Path, steps
         row = summary(judge_frames(load_network(weights), test, round(share * TEST_FRAMES)))
         row = {key: row[key] for key in ('median_m', 'evidence_nats', 'coverage_95', 'n')}
         if len(bags) > 1 and name != 'shuffled':
-            row |= filtered(bags[-1], orthophoto, weights, work / f'{name}.map', seen_m, config)
+            row |= filtered(bags[-1], orthophoto, weights, work, seen_m, config)
         return row
 
     for name in names:
@@ -151,7 +153,7 @@ def scored(share: float) -> dict:
             share * LIKELIHOOD.validation_groups))}
 
 
-def filtered(bag: Path, orthophoto: Path, weights: Path, map_path: Path, seen_m: np.ndarray,
+def filtered(bag: Path, orthophoto: Path, weights: Path, work: Path, seen_m: np.ndarray,
              config) -> dict:
     """Error and coverage of the filter's pose on the streets of a drive that are not ``seen_m``.
     """
@@ -159,6 +161,7 @@ def filtered(bag: Path, orthophoto: Path, weights: Path, map_path: Path, seen_m:
     from crossview_localizer.config import NodeConfig
     from crossview_localizer.evaluation.pose_metrics import metrics_by_row
 
+    map_path = work / f'{load_network(weights).fingerprint[:12]}.map'
     if not map_path.exists() and build_map.main([
             str(orthophoto), '--weights', str(weights), '--route', str(bag),
             '--out', str(map_path)]):
