@@ -22,7 +22,7 @@ help:
 	@echo 'make results-real [REAL_PAIRS= WEIGHTS= OUT=]     the dense matcher on real street and overhead pictures'
 	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   the filter: outages, calibration, lies, real logs, a peer, starts'
 	@echo 'make results-paper [SMOKE=1 | EVAL_ONLY=1 SEED= | PLAN=cpu TRAIN_SEEDS="3 4"] [OUT=]   local loss against global'
-	@echo 'make results-adapt [PARTS="simulation real" STEPS= HOURS=1.8 BAGS= ORTHO= OUT=]   adaptation to drives without truth'
+	@echo 'make results-adapt [PARTS="simulation real" STEPS= HOURS=1.8 BAGS= ORTHO= OUT= ADAPT_ARGS=]   adaptation to drives without truth'
 	@echo 'make bench [REPEATS=3 SMOKE=1 DEVICE=cpu|cuda OUT= BENCH_ARGS=--resume]   speed of each step, and how it grows'
 	@echo 'make bench-map-size [GB=20]                      maps of all sizes, written in full up to GB'
 	@echo 'make docs-check                                  run the commands of the documentation'
@@ -77,7 +77,7 @@ results-paper: env
 results-adapt: env
 	$(RUN) python -m benchmarks.accuracy.adaptation --out $(or $(OUT),docs/results) \
 	  $(if $(PARTS),--parts $(PARTS)) $(if $(STEPS),--steps $(STEPS)) $(if $(HOURS),--hours $(HOURS)) \
-	  $(if $(BAGS),--bags $(BAGS) --orthophoto $(ORTHO)) $(if $(SEED),--seed $(SEED))
+	  $(if $(BAGS),--bags $(BAGS) --orthophoto $(ORTHO)) $(if $(SEED),--seed $(SEED)) $(ADAPT_ARGS)
 	$(if $(OUT),,$(RUN) python -m benchmarks.results)
 
 test-jazzy:

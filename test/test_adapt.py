@@ -3,22 +3,36 @@
 from array import array
 from dataclasses import replace
 from functools import partial
+import json
+import os
+import socket
+import sys
 
 import cv2
 import numpy as np
 import pytest
 import synthetic_pairs
+import torch
 from training_runs import DENSE_MODEL as MODEL
 from training_runs import dense_world, LIKELIHOOD
 
-from benchmarks.accuracy.adaptation import shuffled, with_true_poses, world_of
+from benchmarks.accuracy.adaptation import (
+    far_from,
+    shuffled,
+    store,
+    with_true_poses,
+    world_of,
+)
 from crossview_localizer.networks.checkpoint import save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseNetwork
+from training.adapt import Adaptation, asked, planned_steps
+from training.adapt import main as adapt_main
 from training.data import own_drives
 from training.data.datasets import load_world, save_world, WorldFiles
 from training.data.own_drives import GUARD_M, pitched, Refused, split_by_place
 from training.data.real_pairs import read_views
+from training.distributed import ALONE
 from training.evaluation.held_out import JudgedFrame, reason_to_refuse, summary
 from training.recipes import smoothed_drives
 from training.recipes.drive_offsets import reach_cells
@@ -147,6 +161,33 @@ def test_the_table_has_agreement_with_odometry_and_metres_where_there_is_truth()
     assert summary(judged(np.ones(20), zigzag, 2.0 * zigzag))['median_m'] == 3.0
 
 
+def test_what_a_run_with_other_inputs_left_is_refused_not_mixed(tmp_path):
+    from crossview_localizer.bags.topics import Topics
+    from crossview_localizer.config import LocalizerConfig, NodeConfig
+
+    (tmp_path / 'inputs.json').write_text('{"seed": 7}')
+    with pytest.raises(ValueError, match=f'{tmp_path} .* delete {tmp_path.parent}'):
+        own_drives.prepare_drives(
+            [tmp_path / 'drive'], [tmp_path / 'a.tif'], tmp_path, 0.25, NodeConfig(),
+            LocalizerConfig(), Topics())
+
+
+def test_a_run_goes_on_only_with_the_weights_that_it_began_with(tmp_path):
+    for seed in (0, 1):
+        save_network(random_network(MODEL, seed), tmp_path / f'{seed}.safetensors', {})
+    begun = Adaptation(tmp_path / '0.safetensors', [], [], tmp_path, steps=5)
+    (tmp_path / 'plan.json').write_text(json.dumps({'steps': 5, 'asked': asked(begun)}))
+
+    def steps(**changes) -> int:
+        return planned_steps(replace(begun, **changes), None, None, None, ALONE)
+
+    assert steps() == 5
+    with pytest.raises(ValueError, match='other --init'):
+        steps(init=tmp_path / '1.safetensors')
+    with pytest.raises(ValueError, match='other --steps, --mix'):
+        steps(steps=6, places=(tmp_path / 'place_1.npz',))
+
+
 # --- the benchmark
 
 
@@ -171,6 +212,22 @@ def test_shuffled_images_are_of_other_places_and_true_poses_replace_the_smoothed
     exact = with_true_poses(world)
     assert np.array_equal(exact.poses, world.true_poses)
     assert exact.pose_covariances.max() < 0.01
+
+
+def test_a_later_run_adds_its_rows_unless_it_began_with_other_weights():
+    result = {}
+    store(result, 'real', 'before', {'a': 1, 'b': 2}, {'weights': 'x'}, 0.2)
+    store(result, 'real', 'adapted', {'a': 3}, {'weights': 'x'}, 0.3)
+    assert result['real'] == {'a': {'before': 1, 'adapted': 3}, 'b': {'before': 2}}
+    assert result['real_hours'] == result['hours'] == 0.5
+    store(result, 'real', 'adapted', {'a': 4}, {'weights': 'y'}, 0.1)
+    assert result['real'] == {'a': {'adapted': 4}} and result['real_weights'] == 'y'
+    assert result['real_hours'] == 0.1
+
+
+def test_places_of_the_test_drive_near_what_was_learned_from_do_not_count():
+    poses = np.array([(0.0, 29.0, 0.0), (0.0, 31.0, 0.0), (np.nan, np.nan, np.nan)])
+    assert far_from(poses, np.zeros((1, 2))).tolist() == [False, True, False]
 
 
 # --- with bags
@@ -206,24 +263,31 @@ def recording(ros, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def adapt(recording, tmp_path, monkeypatch, capsys):
-    """Runs the command on a bag of the recording with little of everything; its last line."""
-    from crossview_localizer.adapt import main
+def do_little_of_everything(patch) -> None:
     from training import adapt as module
 
-    monkeypatch.setattr(own_drives, 'MARGIN_M', 30.0)
-    monkeypatch.setattr(DenseNetwork, 'lattice_points', 4)
-    monkeypatch.setattr(module, 'Adaptation', partial(
+    patch.setattr(own_drives, 'MARGIN_M', 30.0)
+    patch.setattr(DenseNetwork, 'lattice_points', 4)
+    patch.setattr(module, 'Adaptation', partial(
         module.Adaptation, held_out_frames=6, validations=1, likelihood=LIKELIHOOD,
         offsets=OffsetConfig(frames=4, confidence_frames=8)))
 
+
+def command(recording, folder, bag: str, *options: str) -> list[str]:
+    return [str(recording / bag), '--imagery', str(recording / 'ortho.tif'), '--init',
+            str(recording / 'init.safetensors'), '--out', str(folder / 'mine.safetensors'),
+            '--steps', '2', *options]
+
+
+@pytest.fixture
+def adapt(recording, tmp_path, monkeypatch, capsys):
+    """Runs the command on a bag of the recording; its exit code, and what it printed."""
+    from crossview_localizer.adapt import main
+
+    do_little_of_everything(monkeypatch)
+
     def call(bag: str, *options: str):
-        code = main([
-            str(recording / bag), '--imagery', str(recording / 'ortho.tif'), '--init',
-            str(recording / 'init.safetensors'), '--out', str(tmp_path / 'mine.safetensors'),
-            '--steps', '2', *options])
-        return code, capsys.readouterr()
+        return main(command(recording, tmp_path, bag, *options)), capsys.readouterr()
 
     return call
 
@@ -235,12 +299,37 @@ def test_a_drive_that_hardly_moves_is_refused_in_one_line(adapt, tmp_path):
     assert not (tmp_path / 'mine.safetensors').exists()
 
 
-def test_images_that_teach_nothing_leave_the_weights_that_one_had(adapt, tmp_path):
-    code, printed = adapt('drive')
-    assert code == 2 and not (tmp_path / 'mine.safetensors').exists()
-    assert 'a step takes' in printed.out and 'median m' in printed.out
-    line = printed.err.splitlines()[-1]
+def test_the_camera_is_fitted_to_the_topics_that_are_named(adapt):
+    code, printed = adapt('short', '--fit-camera')
+    assert code == 2 and 'height and pitch: not determined' in printed.out
+    code, printed = adapt('short', '--fit-camera', '--odometry-topic', '/wheels')
+    assert code == 2 and 'short holds no odometry on /wheels' in printed.err
+
+
+def _one_rank(rank, port, recording, folder):
+    torch.set_num_threads(1)
+    os.environ |= {'RANK': str(rank), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
+                   'MASTER_PORT': str(port)}
+    with pytest.MonkeyPatch.context() as patch, (folder / f'{rank}').open('w') as out:
+        do_little_of_everything(patch)
+        patch.setattr(sys, 'stdout', out)
+        patch.setattr(sys, 'stderr', out)
+        code = adapt_main(command(recording, folder, 'drive'))
+        out.write(f'exit code {code}')
+
+
+def test_two_processes_whose_images_teach_nothing_leave_the_weights_that_one_had(
+        recording, tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_one_rank, (port, recording, tmp_path), nprocs=2)
+    first, second = ((tmp_path / f'{rank}').read_text() for rank in (0, 1))
+    assert not (tmp_path / 'mine.safetensors').exists()
+    assert 'a step takes' in first and 'median m' in first and first.endswith('exit code 2')
+    line = first.splitlines()[-2]
     assert line.startswith('adapt: ') and 'keep' in line and 'init.safetensors' in line
+    assert 'a step takes' not in second and second.endswith('exit code 0')
     world = load_world(sorted((tmp_path / 'mine.adapt/prepared/train').iterdir())[0])
     off_m = (world.poses - world.true_poses)[:, :2].mean(0)
     assert off_m == pytest.approx((4.0, 0.0), abs=1.5)

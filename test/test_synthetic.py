@@ -16,9 +16,10 @@ from training.simulation import make_world  # noqa: I001
 from training.simulation.appearance import day_mesh, draw_day
 from training.simulation.city import build_city, MARKING_PX_M, Raster
 from training.simulation.drive import (
-    drive, ENU_FROM_NED, gnss_error, INS_EXTRINSIC, Poses, roll_pitch_yaw, rotation, same_route,
-    visual_odometry,
+    city_surface, drive, ENU_FROM_NED, gnss_error, INS_EXTRINSIC, Poses, roll_pitch_yaw, rotation,
+    same_route, visual_odometry,
 )
+from training.simulation.region import Region
 from training.simulation.renderer import RobotcarCamera, CameraRenderer, make_scene, Renderer
 from training.simulation.robotcar_writer import Georeference, OrthophotoWriter
 from datetime import UTC
@@ -86,6 +87,33 @@ def test_lut_maps_the_undistorted_image_onto_the_rays_of_the_distorted_one():
                                    source_v.reshape(1, 1), cv2.INTER_LINEAR)[0, 0]
                          for c in range(3)])
         assert np.allclose(seen / seen[2], ray, atol=3e-4)
+
+
+def test_a_wide_lens_has_its_field_of_view_and_exact_rays():
+    wide = Region(view_deg=130.0).camera(320, 240)
+    assert np.degrees(2 * np.arctan(160.0 / wide.f_px)) == pytest.approx(130.0)
+    u, v = np.meshgrid(np.arange(320), np.arange(240))
+    assert wide.project(wide.rays()[..., [2, 0, 1]]) == pytest.approx(
+        np.stack((u, v), -1), abs=1e-6)
+
+
+def test_a_camera_of_another_height_rides_there(city):
+    for height_m in (1.52, 2.3):
+        motion = drive(city, SEED, 0, 6.0, height_m)
+        above_m = motion.position[:, 2] - city_surface(city)(*motion.position[:, :2].T)
+        assert above_m.mean() == pytest.approx(height_m, abs=0.1)
+
+
+def test_snow_and_colours_of_a_region_change_what_is_seen_and_not_where_it_is(city):
+    town = make_scene(city, draw_day(SEED, 0), 1)
+    assert Region().dress(town, True) is town
+    region = Region(red_earth=True, snow=0.85)
+    above, driven = region.dress(town, False), region.dress(town, True)
+    red, green, _ = above.surfaces.land[3].reshape(-1, 3).mean(0)
+    assert red > 1.2 * green                     # where the town is green
+    assert driven.surfaces.land[3].mean() > above.surfaces.land[3].mean() + 40
+    for scene in (above, driven):
+        assert np.array_equal(scene.mesh.vertices, town.mesh.vertices)
 
 
 def test_lut_of_the_full_size_has_the_published_byte_count():

@@ -17,7 +17,11 @@ import time
 
 import torch
 
-from crossview_localizer.networks.checkpoint import load_network, read_model_config
+from crossview_localizer.networks.checkpoint import (
+    fingerprint_of,
+    load_network,
+    read_model_config,
+)
 from crossview_localizer.networks.dense import DENSE, DenseNetwork
 from training.data.own_drives import prepare_drives
 from training.distributed import ALONE, Ranks
@@ -147,14 +151,22 @@ def planned_steps(adaptation: Adaptation, network: DenseNetwork, recipe: Smoothe
               f'{len(adaptation.train_files)} stretches for training, '
               f'{len(adaptation.held_out_files)} stretches held out; a step takes {step_s:.2f} s: '
               f'{steps} steps, about {total_h:.1f} h in all', flush=True)
-        plan.write_text(json.dumps({
-            'steps': steps, 'asked': [adaptation.steps, adaptation.hours]}))
+        plan.write_text(json.dumps({'steps': steps, 'asked': asked(adaptation)}))
     ranks.from_first(True)    # the other ranks wait for the plan
     planned = json.loads(plan.read_text())
-    if planned['asked'] != [adaptation.steps, adaptation.hours]:
-        raise ValueError(f'{adaptation.work} is of a run with other --steps or --hours; expected '
+    other = [name for name, value in asked(adaptation).items()
+             if planned['asked'][name] != value]
+    if other:
+        raise ValueError(f'{adaptation.work} is of a run with other {", ".join(other)}; expected '
                          'the same, or delete the folder to begin anew')
     return int(planned['steps'])
+
+
+def asked(adaptation: Adaptation) -> dict:
+    """The options with which a run that goes on was begun; others are checked where they act."""
+    return {'--steps': adaptation.steps, '--hours': adaptation.hours,
+            '--init': fingerprint_of(adaptation.init),
+            '--mix': [path.name for path in adaptation.places]}
 
 
 def seconds_per_step(network, recipe, config: TrainConfig, ranks: Ranks) -> float:
@@ -192,7 +204,7 @@ def adapt_bags(args: argparse.Namespace, ranks: Ranks) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if ranks.rank == 0:
         if args.fit_camera:
-            config = with_fitted_camera(args.bags, node_config, config)
+            config = with_fitted_camera(args.bags[0], node_config, config, topics)
         prepare_drives(args.bags, args.imagery, work / 'prepared', model.px_m, node_config, config,
                        topics, args.seed)
     ranks.from_first(True)    # the other ranks wait for the files
@@ -215,11 +227,11 @@ def adapt_bags(args: argparse.Namespace, ranks: Ranks) -> None:
           f'  ros2 launch crossview_localizer robotcar.launch.py map:={built} weights:={args.out}')
 
 
-def with_fitted_camera(bags: list[Path], node_config, config):
-    """The parameters with the camera's height and pitch from the motion in the first bag."""
+def with_fitted_camera(bag: Path, node_config, config, topics):
+    """The parameters with the camera's height and pitch from the motion in a bag."""
     from crossview_localizer.bags.camera_calibration import fit_motion, fitted_camera, summary
 
-    motion = fit_motion(bags[0], node_config, config)
+    motion = fit_motion(bag, node_config, config, topics)
     print(summary(motion, None, config.camera))
     return replace(config, camera=fitted_camera(motion, config.camera))
 

@@ -1,15 +1,17 @@
 """Adapt weights to drives without truth and to real pictures, beside controls.
 
-Simulation: drives through one town with wandering GNSS; the last one, on other streets, is the
-test, judged by its truth.  Controls: training with the true poses, with GNSS as if it were the
-truth, and with the images of the drives shuffled, which must be refused.  Real pictures: the pairs
-of CVUSA and CVACT, whose labels are good to 1 to 4 m; judged on the pairs of other sources.
+Simulation: three drives with wandering GNSS through a region that the shipped weights never saw;
+the last one, on other streets, is the test, judged by its truth.  Controls: training with the true
+poses, with GNSS as if it were the truth, and with the images of the drives shuffled, which must be
+refused.  Real pictures: the pairs of CVUSA and CVACT, whose labels are good to 1 to 4 m; judged on
+the pairs of other sources.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 import json
+import math
 from pathlib import Path
 import platform
 import sys
@@ -17,28 +19,40 @@ import time
 
 import cv2
 import numpy as np
+from scipy.spatial import cKDTree
 import torch
 
 from benchmarks import REPOSITORY
 from benchmarks.accuracy import real_pairs
 from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.networks.checkpoint import load_network, save_network
-from training.adapt import adapt, Adaptation, CONFIG, network_to_begin_with, NoGain
+from training.adapt import (
+    adapt,
+    Adaptation,
+    CONFIG,
+    HELD_OUT_FRAMES,
+    LIKELIHOOD,
+    network_to_begin_with,
+    NoGain,
+)
 from training.data.datasets import load_world, save_world, World, WorldFiles
 from training.data.own_drives import prepare_drives
 from training.data.real_pairs import read_views, View
 from training.evaluation.held_out import judge_frames, summary
 from training.evaluation.overhead_raster import imagery_of
+from training.localize_drives import localize_drive
 from training.loop import train
 from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
-from training.recipes.smoothed_drives import estimate_offsets
+from training.recipes.smoothed_drives import estimate_offsets, OffsetConfig
 
 REAL_STEPS = 400
 PARTS = ('simulation', 'real')
 EXACT = 0.05 ** 2 * np.eye(2)   # the covariance of poses that are taken for true
+TEST_FRAMES, MIN_TEST_FRAMES = 300, 30
 OTHER_STREETS_M = 30.0          # test frames are farther than this from all frames for training
 SOURCES = {'cvusa': ('cvusa_native', 'cvusa_crop256'), 'cvact': ('cvact_256', 'cvact_native')}
-REAL_ROWS = {'adapted': ('cvusa', 'cvact'), 'cvusa_only': ('cvusa',), 'cvact_only': ('cvact',)}
+REAL_ROWS = {'before': (), 'adapted': ('cvusa', 'cvact'), 'cvusa_only': ('cvusa',),
+             'cvact_only': ('cvact',)}
 JUDGED_BY = ('dayton', 'london', 'nuscenes')   # how the names of their sets begin
 HELD_OUT_PLACES = 6             # of the real places every sixth is held out
 
@@ -46,13 +60,29 @@ HELD_OUT_PLACES = 6             # of the real places every sixth is held out
 # --- simulation
 
 
-def simulate_drives(folder: Path, seed: int, duration_s: float) -> tuple[list[Path], Path]:
-    """Three bags through a simulated town on three days, and its orthophoto."""
+def region():
+    """A region, a season and a camera that the shipped weights never saw.
+
+    Red earth, pale roads, other walls and wide blocks; snow on all drives and none on the imagery;
+    a camera at 2.3 m with 130 degrees of view, where training has at most 105.
+    """
+    from training.simulation.region import Region
+
+    return Region(camera_height_m=2.3, view_deg=130.0, block_m=(95.0, 170.0), red_earth=True,
+                  snow=0.85)
+
+
+def simulate_drives(folder: Path, seed: int, duration_s: float, rate_hz: float,
+                    jobs: int = 1) -> tuple[list[Path], Path]:
+    """Three bags through the region on three winter days, and its orthophoto of another season."""
     from crossview_localizer.bags.robotcar_bag import convert, Options
     from training.simulation import make_world
 
-    names = make_world(folder, seed, duration_s=duration_s, traversals=3, city_size_m=900.0,
-                       image_size=(320, 240))
+    # Streets in proportion to the way that is driven, so that others are left for the test.
+    city_size_m = round(58.0 * math.sqrt(duration_s), -1)
+    names = make_world(folder, seed, duration_s=duration_s, rate_hz=rate_hz, traversals=3,
+                       city_size_m=city_size_m, image_size=(320, 240), ortho_px_m=0.25, jobs=jobs,
+                       region=region())
     bags = []
     for name in names:
         bags.append(folder / 'bags' / name)
@@ -64,49 +94,83 @@ def simulate_drives(folder: Path, seed: int, duration_s: float) -> tuple[list[Pa
 
 
 def simulation(bags: list[Path], orthophoto: Path, init: Path, work: Path, steps: int,
-               hours: float, names: list[str]) -> dict[str, dict]:
-    """The rows of these names for the test drive: the last bag, or if there is one bag its
-    held-out places.
+               hours: float, share: float, names: list[str], config,
+               ) -> Iterator[tuple[str, dict]]:
+    """Name and values of each row, for the test drive.
+
+    That is the last bag, or if there is one bag its held-out places.  ``share`` of the usual
+    number of frames is scored.  ``config`` is the LocalizerConfig with the camera's height.
     """
     from crossview_localizer.bags.topics import Topics
-    from crossview_localizer.config import LocalizerConfig, NodeConfig
+    from crossview_localizer.config import NodeConfig
     from training.prepare import prepare
 
     px_m = load_network(init).config.px_m
-    prepared = work / 'prepared'
     train_files, held_out_files = prepare_drives(
-        bags[:-1] or bags, [orthophoto], prepared, px_m, NodeConfig(), LocalizerConfig(), Topics())
+        bags[:-1] or bags, [orthophoto], work / 'prepared', px_m, NodeConfig(), config, Topics())
     if len(bags) > 1:
+        seen_m = np.concatenate([
+            load_world(path).poses[:, :2] for path in (*train_files, *held_out_files)])
         test = [other_streets(
-            prepare(bags[-1:], [orthophoto], 'test', px_m, 3.0, lambda text: None), train_files)]
+            prepare(bags[-1:], [orthophoto], 'test', px_m, 3.0, lambda text: None), seen_m,
+            config.camera.height_m)]
     else:
         test = [with_true_poses(load_world(path)) for path in held_out_files]
 
-    def judged(weights: Path) -> dict:
-        row = summary(judge_frames(load_network(weights), test, 300))
-        return {key: row[key] for key in ('median_m', 'evidence_nats', 'coverage_95', 'n')}
+    def judged(weights: Path, name: str) -> dict:
+        row = summary(judge_frames(load_network(weights), test, round(share * TEST_FRAMES)))
+        row = {key: row[key] for key in ('median_m', 'evidence_nats', 'coverage_95', 'n')}
+        if len(bags) > 1 and name != 'shuffled':
+            row |= filtered(bags[-1], orthophoto, weights, work, seen_m, config)
+        return row
 
-    def adapted(name: str, change: Callable[[World], World]) -> dict:
+    for name in names:
+        if name == 'before':
+            yield name, judged(init, name)
+            continue
         folder = work / name
-        files = [rewrite(paths, folder / part, change)
+        files = [rewrite(paths, folder / part, CHANGES[name])
                  for paths, part in ((train_files, 'train'), (held_out_files, 'held_out'))]
         adaptation = Adaptation(init, *files, folder, steps=steps, hours=hours,
-                                validations=max(2, steps // 30) if 0 < steps < 300 else 10)
+                                validations=max(2, steps // 60) if 0 < steps < 600 else 10,
+                                **scored(share))
         try:
             adapt(adaptation)
             refused = ''
         except NoGain as reason:
             refused = str(reason)
-        row = judged(adaptation.weights) | {'refused': bool(refused), 'reason': refused}
-        if name == 'adapted':
-            row |= training_pose_errors(adaptation)
-        return row
+        row = judged(adaptation.weights, name) | {'refused': bool(refused), 'reason': refused}
+        yield name, row | training_pose_errors(adaptation) if name == 'adapted' else row
 
-    rows = {'before': judged(init)}
-    for name in names:
-        rows[name] = adapted(name, CHANGES[name])
-        print(name, rows[name], flush=True)
-    return rows
+
+def scored(share: float) -> dict:
+    """The fields of an Adaptation that scores this share of the usual number of frames."""
+    return {
+        'held_out_frames': round(share * HELD_OUT_FRAMES),
+        'offsets': OffsetConfig(frames=round(share * OffsetConfig.frames),
+                                confidence_frames=round(share * OffsetConfig.confidence_frames)),
+        'likelihood': replace(LIKELIHOOD, validation_groups=round(
+            share * LIKELIHOOD.validation_groups))}
+
+
+def filtered(bag: Path, orthophoto: Path, weights: Path, work: Path, seen_m: np.ndarray,
+             config) -> dict:
+    """Error and coverage of the filter's pose on the streets of a drive that are not ``seen_m``.
+    """
+    from crossview_localizer import build_map
+    from crossview_localizer.config import NodeConfig
+    from crossview_localizer.evaluation.pose_metrics import metrics_by_row
+
+    map_path = work / f'{load_network(weights).fingerprint[:12]}.map'
+    if not map_path.exists() and build_map.main([
+            str(orthophoto), '--weights', str(weights), '--route', str(bag),
+            '--out', str(map_path)]):
+        raise ValueError(f'no map of {orthophoto} could be built; the lines above say why')
+    found = localize_drive(bag, map_path, str(weights), None, NodeConfig(), config)
+    row = metrics_by_row(replace(
+        found, evaluated=found.evaluated & far_from(found.truth.poses, seen_m)))['refined']
+    return {'filter_median_m': row['median_m'], 'filter_coverage_95': row['coverage_95'],
+            'filter_n': row['n']}
 
 
 def training_pose_errors(adaptation: Adaptation) -> dict[str, float]:
@@ -152,16 +216,22 @@ CHANGES: dict[str, Callable[[World], World]] = {
     'gnss_as_truth': with_exact_poses, 'shuffled': shuffled}
 
 
-def other_streets(test: World, train_files: list[Path]) -> World:
-    """The frames of a test drive that are far from all places of training."""
-    seen_m = np.concatenate([load_world(path).poses[:, :2] for path in train_files])
-    far = np.array([np.hypot(*(seen_m - pose[:2]).T).min() > OTHER_STREETS_M
-                    for pose in test.poses])
-    if far.sum() < 30:
-        raise ValueError(f'{far.sum()} test frames lie on other streets; expected at least 30')
+def other_streets(test: World, seen_m: np.ndarray, camera_height_m: float) -> World:
+    """The frames of a test drive that are far from all frames that were learned from."""
+    far = far_from(test.poses, seen_m)
+    if far.sum() < MIN_TEST_FRAMES:
+        raise ValueError(f'{far.sum()} test frames lie on other streets; expected at least '
+                         f'{MIN_TEST_FRAMES}')
     return with_exact_poses(replace(
         test, images=test.images[far], poses=test.poses[far], drive=test.drive[far],
-        true_poses=test.poses[far]))
+        true_poses=test.poses[far], camera=replace(test.camera, height_m=camera_height_m)))
+
+
+def far_from(poses: np.ndarray, seen_m: np.ndarray) -> np.ndarray:
+    """Which poses (N, 3) are farther than OTHER_STREETS_M from all places (M, 2)."""
+    known = np.isfinite(poses[:, :2]).all(1)
+    nearest_m, _ = cKDTree(seen_m).query(np.where(known[:, None], poses[:, :2], 0.0))
+    return known & (nearest_m > OTHER_STREETS_M)
 
 
 # --- real pictures
@@ -176,25 +246,21 @@ def world_of(view: View, px_m: float, cell_px: int) -> World:
 
 
 def real(init: Path, work: Path, pairs: Path, steps: int, every: int,
-         names: list[str]) -> dict[str, dict]:
-    """The rows of these names, and that of the first weights, for each set to judge by."""
+         names: list[str]) -> Iterator[tuple[str, dict]]:
+    """Name and values for each set of each row."""
     views = [view for view in read_views(pairs)
              if any(view.set in sets for sets in SOURCES.values())]
     judged_by = sorted(name for name in real_pairs.views_by_set(pairs)
                        if name.startswith(JUDGED_BY))
-    rows: dict[str, dict] = {name: {} for name in judged_by}
 
-    def judge(weights: Path, row: str) -> None:
-        for name, found in real_pairs.score(weights, judged_by, pairs, every).items():
-            rows[name][row] = {key: found[key] for key in (
-                'median_m', 'lateral_median_m', 'evidence_nats', 'coverage_95', 'n')}
+    def judged(weights: Path) -> dict:
+        return {name: {key: found[key] for key in (
+            'median_m', 'lateral_median_m', 'evidence_nats', 'coverage_95', 'n')}
+            for name, found in real_pairs.score(weights, judged_by, pairs, every).items()}
 
-    judge(init, 'before')
     for row in names:
         chosen = [view for view in views if any(view.set in SOURCES[s] for s in REAL_ROWS[row])]
-        judge(adapted_to_pairs(init, work / row, chosen, steps), row)
-        print(row, json.dumps({name: found[row] for name, found in rows.items()}), flush=True)
-    return rows
+        yield row, judged(adapted_to_pairs(init, work / row, chosen, steps) if chosen else init)
 
 
 def adapted_to_pairs(init: Path, folder: Path, views: list[View], steps: int) -> Path:
@@ -226,35 +292,70 @@ def adapted_to_pairs(init: Path, folder: Path, views: list[View], steps: int) ->
 # --- the command
 
 
+def store(result: dict, part: str, row: str, values: dict, made_with: dict,
+          hours: float) -> None:
+    """Add a row to those of this part, which are dropped where they were made with other things.
+
+    ``values`` of real pictures are those of each set.
+    """
+    if any(result.get(f'{part}_{name}') != value for name, value in made_with.items()):
+        result |= {part: {}, f'{part}_hours': 0.0}
+        result |= {f'{part}_{name}': value for name, value in made_with.items()}
+    if part == 'real':
+        for name, found in values.items():
+            result[part].setdefault(name, {})[row] = found
+    else:
+        result[part][row] = values
+    result[f'{part}_hours'] = round(result[f'{part}_hours'] + hours, 3)
+    result['hours'] = round(sum(result.get(f'{name}_hours', 0.0) for name in PARTS), 2)
+
+
+def simulated(args: argparse.Namespace, weights: str) -> tuple[Iterator, dict]:
+    """The rows of the simulation, as they are found, and what they are made with."""
+    from crossview_localizer.config import LocalizerConfig
+
+    config = LocalizerConfig()
+    if args.bags:
+        bags, orthophoto = args.bags, args.orthophoto
+        data = (f'{len(bags)} drives of {bags[0].parent.name}' if len(bags) > 1 else
+                f'one drive ({bags[0].parent.name}), judged on its held-out places')
+    else:
+        bags, orthophoto = simulate_drives(
+            args.work / 'town', args.seed, args.duration_s, args.rate_hz, args.jobs)
+        config = replace(config, camera=replace(
+            config.camera, height_m=region().camera_height_m))
+        data = (f'region {args.seed}, red earth and snow, wide lens at 2.3 m: two drives of '
+                f'{args.duration_s:g} s with {args.rate_hz:g} images a second, and a third to '
+                'judge by')
+    return (simulation(bags, orthophoto, args.init, args.work, args.steps, args.hours,
+                       args.scored_share, args.rows, config),
+            {'weights': weights, 'steps': args.steps, 'data': data})
+
+
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'adapt.json'
-    result = json.loads(path.read_text()) if path.is_file() else {}
-    result['device'] = platform.processor() or platform.machine()
+    weights = load_network(args.init).fingerprint[:12]
     for part in args.parts:
         started_s = time.monotonic()
         if part == 'simulation':
-            if args.bags:
-                bags, orthophoto = args.bags, args.orthophoto
-            else:
-                bags, orthophoto = simulate_drives(
-                    args.work / 'town', args.seed, args.duration_s)
-            result['simulation_data'] = (
-                f'{len(bags)} drives of one town' if len(bags) > 1 else
-                f'one drive ({bags[0].parent.name}), judged on its held-out places')
-            result['simulation'] = result.get('simulation', {}) | simulation(
-                bags, orthophoto, args.init, args.work, args.steps, args.hours, args.rows)
+            found, made_with = simulated(args, weights)
         else:
-            result['real'] = real(
-                args.init, args.work / 'real', args.pairs, args.steps or REAL_STEPS, args.every,
-                args.real_rows)
-        result[f'{part}_weights'] = load_network(args.init).fingerprint[:12]
-        result[f'{part}_steps'] = args.steps or (0 if part == 'simulation' else REAL_STEPS)
-        result[f'{part}_hours'] = round((time.monotonic() - started_s) / 3600.0, 2)
-        result['hours'] = sum(result.get(f'{name}_hours', 0.0) for name in PARTS)
-        path.write_text(json.dumps(result, indent=1) + '\n')
+            steps = args.steps or REAL_STEPS
+            made_with = {'weights': weights, 'steps': steps}
+            found = real(args.init, args.work / 'real', args.pairs, steps, args.every,
+                         args.real_rows)
+        for row, values in found:
+            print(row, json.dumps(values), flush=True)
+            # Another process may have added its rows meanwhile.
+            result = json.loads(path.read_text()) if path.is_file() else {}
+            result['device'] = platform.processor() or platform.machine()
+            store(result, part, row, values, made_with,
+                  (time.monotonic() - started_s) / 3600.0)
+            started_s = time.monotonic()
+            path.write_text(json.dumps(result, indent=1) + '\n')
     print(f'{path}')
 
 
@@ -263,7 +364,8 @@ def main(arguments=None) -> int:
         prog='python -m benchmarks.accuracy.adaptation', description=__doc__.splitlines()[0],
         epilog='example: python -m benchmarks.accuracy.adaptation --parts real --steps 150')
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
-    parser.add_argument('--rows', nargs='+', choices=CHANGES, default=list(CHANGES),
+    parser.add_argument('--rows', nargs='+', choices=['before', *CHANGES],
+                        default=['before', *CHANGES],
                         help='only these rows of the simulation')
     parser.add_argument('--real-rows', nargs='+', choices=REAL_ROWS, default=list(REAL_ROWS),
                         help='only these rows of the real pictures')
@@ -272,8 +374,12 @@ def main(arguments=None) -> int:
                         help='steps of each training (default: as many as --hours allow; 400 on '
                         'real pictures)')
     parser.add_argument('--hours', type=float, default=1.8, help='of one adaptation')
+    parser.add_argument('--scored-share', type=float, default=1.0,
+                        help='of the frames that are usually scored (default 1)')
     parser.add_argument('--seed', type=int, default=9400, help='of the simulated town')
     parser.add_argument('--duration-s', type=float, default=600.0, help='of each of three drives')
+    parser.add_argument('--jobs', type=int, default=1, help='rendering processes')
+    parser.add_argument('--rate-hz', type=float, default=4.0, help='images a second of the drives')
     parser.add_argument('--bags', nargs='+', type=Path,
                         help='drives with truth instead of simulated ones; the last is the test')
     parser.add_argument('--orthophoto', type=Path, help='of these drives')

@@ -32,13 +32,14 @@ SETTLED_SIGMA_M = 1.5        # filtered poses that are less certain are not used
 MOTION_IMAGES = 1200         # at most so many images are compared for height and pitch
 
 
-def fit_motion(bag: Path, node_config: NodeConfig, config: LocalizerConfig) -> MotionFit | None:
+def fit_motion(bag: Path, node_config: NodeConfig, config: LocalizerConfig,
+               topics: Topics | None = None) -> MotionFit | None:
     """Fit height and pitch to the images and odometry of a bag; None if too little moves.
 
     Raises ValueError or OSError if the bag cannot be used.
     """
     frame = LocalFrame(0.0, 0.0)  # positions on Earth do not matter here
-    topics = replace(Topics(), gnss='', gnss_velocity='', truth='')
+    topics = replace(topics or Topics(), gnss='', gnss_velocity='', truth='')
     drive = read_drive(bag, frame, node_config, topics)
     if not len(drive.odometry):
         raise BagError(f'{bag} holds no odometry on {topics.odometry}; height and pitch need it')

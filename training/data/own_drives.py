@@ -197,16 +197,22 @@ def prepare_drives(bags: Sequence[Path], imagery_paths: Sequence[Path], folder: 
     """Files for training and of held-out stretches, from bags and imagery.
 
     Drives that are no use are left out, each with one line.  What an earlier call with the same
-    inputs wrote is used again.  Raises ValueError where too little is left.
+    inputs wrote is used again.  Raises ValueError where too little is left, or ``folder`` is of
+    other inputs.
     """
     from crossview_localizer.maps.imagery import Imagery
 
     cv2.setNumThreads(1)
     inputs = {'bags': [str(bag.resolve()) for bag in bags], 'px_m': px_m, 'seed': seed,
               'imagery': [str(path.resolve()) for path in imagery_paths],
-              'camera': [config.camera.height_m, config.camera.pitch_rad]}
+              'parameters': [str(node_config), str(config)], 'topics': str(topics)}
     manifest = folder / 'inputs.json'
-    if not (manifest.is_file() and json.loads(manifest.read_text()) == inputs):
+    if manifest.is_file():
+        found = json.loads(manifest.read_text())
+        if other := [name for name, value in inputs.items() if found.get(name) != value]:
+            raise ValueError(f'{folder} was prepared with other {", ".join(other)}; expected the '
+                             f'same, or delete {folder.parent} to begin anew')
+    else:
         imagery = Imagery.open(list(imagery_paths))
         smoothed = []
         for bag in tqdm(bags, desc='smoothing', unit=' drives', disable=None):

@@ -5,7 +5,8 @@ Everything is a function of the seed: the city of the seed alone, a view of the 
 """
 
 from concurrent.futures import as_completed, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from .appearance import draw_day
 from .city import build_city
 from .drive import drive, same_route
 from .layout import build_layout, read_layout
+from .region import Region
 from .renderer import (
     CameraRenderer,
     draw_aerial_look,
     make_scene,
     render_aerial,
     Renderer,
-    RobotcarCamera,
 )
 from .robotcar_writer import (
     frame_times,
@@ -48,14 +49,15 @@ def make_world(
     rate_hz: float = 4.0, image_size: tuple[int, int] = (640, 480), jobs: int = 2,
     ortho_px_m: float = 0.2, warp_rms_m: float = 0.0, traversals: int = 1,
     city_size_m: float = 500.0, layout: Path | str | None = None, layout_start_m: float = 0.0,
-    route_m: float = 0.0, progress: bool = True,
+    route_m: float = 0.0, region: Region | None = None, progress: bool = True,
 ) -> list[str]:
     """Render a city and ``traversals`` drives (days day, day + 1, ...) into ``out``.
 
     With ``layout``, a folder as ``layout.read_layout`` takes it, the city is laid out as its
     land cover says and driven along its trajectory, from ``layout_start_m`` on and at most to its
     end; ``city_size_m`` is then what that takes.  With ``route_m`` all traversals drive the same
-    route of that length, at most to its end; else each has one of its own.
+    route of that length, at most to its end; else each has one of its own.  ``region`` is one
+    that differs from an ordinary town.
 
     Resumes what a killed run left and then ends with the same bytes.  ``jobs`` > 1 starts
     processes by spawn, so a calling script needs the usual ``if __name__ == '__main__'``.
@@ -69,17 +71,18 @@ def make_world(
            ortho_day, route_m)
     if route_m and layout is not None:
         raise ValueError('a layout has a route of its own; expected no route length with it')
+    town = region or Region()
     if layout is None:
-        city, source = build_city(seed, city_size_m), None
+        city, source = build_city(seed, city_size_m, town.block_m), None
         if route_m:
             city.trajectory = same_route(city, seed, route_m)
     else:
         city, source = build_layout(read_layout(layout), seed, layout_start_m, duration_s)
         city_size_m = city.size_m
-    model = RobotcarCamera(width, height)
+    model = town.camera(width, height)
     aerial = draw_day(seed, ortho_day, aerial=True)
-    days = [draw_day(seed, day + k) for k in range(traversals)]
-    drives = [drive(city, seed, d.number, duration_s) for d in days]
+    days = [town.season(draw_day(seed, day + k)) for k in range(traversals)]
+    drives = [drive(city, seed, d.number, duration_s, town.camera_height_m) for d in days]
 
     # Everything but pixels first: it is small, and says whether the folder is this world's.
     statement = 'procedural city' if source is None else 'city after a land-cover raster'
@@ -93,13 +96,15 @@ def make_world(
                      'formats of the Oxford RobotCar dataset; not real data.',
         'seed': seed, 'city_size_m': city_size_m, 'image_size': [width, height],
         'rate_hz': rate_hz, 'duration_s': duration_s, 'ortho_px_m': ortho_px_m,
-        'warp_rms_m': warp_rms_m, 'nominal_camera_height_m': 1.52, 'orthophoto_day':
-        aerial.summary(), 'traversals': [],
+        'warp_rms_m': warp_rms_m, 'nominal_camera_height_m': town.camera_height_m,
+        'orthophoto_day': aerial.summary(), 'traversals': [],
     }
     if source is not None:
         world['layout'] = source
     if route_m:
         world['route_m'] = route_m
+    if region is not None:
+        world['region'] = json.loads(json.dumps(asdict(region)))
     _refuse_other_world(out, world)
     write_models(out, model)
     write_extrinsics(out)
@@ -115,7 +120,7 @@ def make_world(
         image = np.empty((writer.count, writer.count, 3), np.uint8)
         tasks = [_Strip(row, min(row + _STRIP_ROWS, writer.count))
                  for row in range(0, writer.count, _STRIP_ROWS)]
-        scene = make_scene(city, aerial, seed * 1000 + 999)
+        scene = town.dress(make_scene(city, aerial, seed * 1000 + 999), False)
         look = draw_aerial_look(seed, aerial)
         setup = (_setup_aerial, scene, (city, look, writer, seed))
         for strip, pixels in _run(tasks, setup, jobs, progress, 'orthophoto'):
@@ -132,7 +137,7 @@ def make_world(
             for k, t in enumerate(poses.time_s)]
         tasks = [task for task in tasks if not task.path.exists()]
         if tasks:
-            scene = make_scene(city, d, seed * 1000 + d.number % 999)
+            scene = town.dress(make_scene(city, d, seed * 1000 + d.number % 999), True)
             for _ in _run(tasks, (_setup_camera, scene, (model,)), jobs, progress, name):
                 pass
     return names
@@ -161,8 +166,6 @@ def _check(seed, duration_s, rate_hz, width, height, jobs, ortho_px_m, warp_rms_
 
 
 def _refuse_other_world(out, world):
-    import json
-
     path = out / 'world.json'
     if not path.exists():
         return

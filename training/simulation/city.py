@@ -20,6 +20,7 @@ LAND_PX_M = 0.25
 MARKING_PX_M = 0.1
 GROUND_STEP_M = 1.5
 CORNER_RADIUS_M = 4.5
+BLOCK_M = (62.0, 118.0)  # between parallel streets
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ WALL_FIELDS = (
 _STYLES = ('terrace', 'semi', 'detached', 'shops', 'flats')
 
 
-def build_city(seed: int, size_m: float = 500.0) -> City:
+def build_city(seed: int, size_m: float = 500.0,
+               block_m: tuple[float, float] = BLOCK_M) -> City:
     """Lay out the city of a seed.
 
     :raises ValueError: where size_m is too small for a street network.
@@ -182,7 +184,7 @@ def build_city(seed: int, size_m: float = 500.0) -> City:
     style_weights = rng.dirichlet([1.4, 1.4, 1.0, 0.9, 0.8])
     streets = []
     while len(streets) < 4:  # a small city may miss the grid's crossings: lay it out again
-        nodes, streets = _street_network(rng, size_m, style_weights)
+        nodes, streets = _street_network(rng, size_m, style_weights, block_m)
     kerb_distance, pavement_width = _kerb_rasters(streets, half_m)
     city = City(
         seed, size_m, half_m, nodes, streets, waves, kerb_distance, pavement_width,
@@ -221,7 +223,7 @@ def above_terrain(distance):
 
 # --- streets -----------------------------------------------------------------------------------
 
-def _street_network(rng, size_m, style_weights):
+def _street_network(rng, size_m, style_weights, block_m):
     """A jittered, warped, turned grid with some streets left out; no dead ends, connected."""
     reach = size_m / 2 - 12.0
     turn = rng.uniform(-np.pi / 4, np.pi / 4)
@@ -229,7 +231,7 @@ def _street_network(rng, size_m, style_weights):
     for _ in range(2):
         lines = [-0.75 * size_m]
         while lines[-1] < 0.75 * size_m:
-            lines.append(lines[-1] + rng.uniform(62.0, 118.0))
+            lines.append(lines[-1] + rng.uniform(*block_m))
         axes.append(np.array(lines) + rng.uniform(-30, 30))
         mains.append(rng.random(len(lines)) < 0.3)
     warp = [(rng.uniform(0.5, 1.0) * 2 * np.pi / 300, rng.uniform(0, 2 * np.pi),

@@ -79,7 +79,8 @@ class DriveMotion:
         return Poses(time_s, position, rotation(*attitude.T))
 
 
-def drive(city: City, seed: int, day_number: int, duration_s: float) -> DriveMotion:
+def drive(city: City, seed: int, day_number: int, duration_s: float,
+          camera_height_m: float = CAMERA_HEIGHT_M) -> DriveMotion:
     """A drive of ``duration_s`` with a second to spare at both ends.
 
     It is shorter if the city has its own trajectory and that ends earlier.
@@ -119,7 +120,7 @@ def drive(city: City, seed: int, day_number: int, duration_s: float) -> DriveMot
     roll = -np.arctan2(lean, 1.5) - np.radians(0.6) * sideways + np.radians(
         0.45) * shake * _bumps(rng, len(clock))
 
-    camera_height = CAMERA_HEIGHT_M + rng.uniform(-0.05, 0.05)
+    camera_height = camera_height_m + rng.uniform(-0.05, 0.05)
     attitude = np.stack((roll, pitch, heading), axis=1)
     rear_point = np.stack((x, y, rear), axis=1)
     arm = np.array([-INS_EXTRINSIC[0], -INS_EXTRINSIC[1], -camera_height])

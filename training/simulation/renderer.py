@@ -324,6 +324,7 @@ class RobotcarCamera:
     height_px: int
     k1: float = -0.075
     k2: float = 0.012
+    focal_scale: float = 1.0   # below 1: a wider lens than RobotCar's
 
     @property
     def scale(self) -> float:
@@ -331,7 +332,7 @@ class RobotcarCamera:
 
     @property
     def f_px(self) -> float:
-        return 964.828979 * self.scale
+        return 964.828979 * self.scale * self.focal_scale
 
     @property
     def cx_px(self) -> float:
