@@ -14,9 +14,9 @@ INTRODUCTION = """# Results
 Look up here how large the errors are, in which data, and beside which control; every section
 names the command that measures it again. Written by `python -m benchmarks.results` from the files
 in `docs/results`. **Everything is simulation unless it says real**: rendered towns that training
-never saw, on other days than the orthophoto's. All is of the shipped weights but corruptions, which
-were measured at commit 45d2a5b, and what the fusion's section marks so. Single rendered images were
-measured at commit 6768fd4: those that are ambiguous had the likeliest cell for their position then.
+never saw, on other days than the orthophoto's. All is of the shipped weights, but corruptions,
+which were measured at commit 45d2a5b, and what the fusion's section marks so. Single rendered
+images were measured at commit 6768fd4: an ambiguous one had the likeliest cell for its position.
 """
 
 
