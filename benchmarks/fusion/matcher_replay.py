@@ -17,7 +17,7 @@ from benchmarks.fusion.filter_runs import (
     SENSORS,
 )
 from crossview_localizer.evaluation.pose_metrics import CHI2_95
-from crossview_localizer.fusion.correction import MATCH_TAIL_DOF
+from crossview_localizer.fusion.match_correction import MATCH_TAIL_DOF
 
 WARM_UP_S = 300.0
 
