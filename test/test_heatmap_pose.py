@@ -176,7 +176,7 @@ def test_an_ambiguous_frame_lies_amid_likely_places_and_in_the_middle_where_all_
         heatmap = Heatmap(3, grid, np.log(places / places.sum()))
         estimate, ambiguous = peak_pose(heatmap, SHARP_PRIOR, min_mass=1.01)
         assert ambiguous
-        np.testing.assert_allclose(estimate.pose.as_array()[:2], expected_m, atol=1e-9)
+        np.testing.assert_allclose(estimate.pose.as_array()[:2], expected_m, atol=1e-3)
 
 
 @pytest.mark.parametrize('dof', [2.5, 5.0, GAUSSIAN_DOF])

@@ -17,7 +17,13 @@ from crossview_localizer.datatypes import (
     PoseEstimate,
 )
 from crossview_localizer.fusion import gnss_integrity, match_correction, motion_model
-from crossview_localizer.fusion.gnss_integrity import GATE_PATIENCE_S
+from crossview_localizer.fusion.gnss_integrity import (
+    FixHistory,
+    FixSeen,
+    FixVerdict,
+    GATE_PATIENCE_S,
+    IntegrityMonitor,
+)
 from crossview_localizer.fusion.heading_initializer import aligned_start
 from crossview_localizer.fusion.match_correction import MATCH_TAIL_DOF
 from crossview_localizer.fusion.motion_model import (
@@ -789,6 +795,25 @@ def test_a_jump_of_gnss_is_detected_and_costs_no_more_than_an_outage(matches_hz)
     assert first_with('GNSS jumped by 50 m', updates) == pytest.approx(20.2)
     assert all(u.outcome is Outcome.GATED for time_s, u in updates if time_s > 20.1)
     assert last_pose(jumped).pose == last_pose(lost).pose
+
+
+def test_a_jump_is_told_although_the_fix_before_it_widened_the_pose():
+    """The fix before lies where one that was refused lay, and the gate has grown to there."""
+    monitor = IntegrityMonitor(CONFIG)
+
+    def judged(history, time_s, residual_y_m, distance2):
+        return monitor.judge(history, FixSeen(
+            round(time_s * 1e9), np.array([10.0 * time_s, residual_y_m]),
+            np.array([0.0, residual_y_m]), np.eye(2), 10.0 * time_s, distance2, 0.0),
+            matched=False)
+
+    _, history, _ = judged(FixHistory(), 20.0, 0.0, 0.1)
+    verdict, history, _ = judged(history, 21.0, 12.0, 20.0)
+    assert verdict is FixVerdict.REFUSE
+    verdict, history, _ = judged(history, 22.0, 12.0, 5.0)
+    assert verdict is FixVerdict.WIDEN
+    verdict, _, reason = judged(history, 23.0, 62.0, 60.0)
+    assert verdict is FixVerdict.REFUSE and reason == 'GNSS jumped by 50 m against the odometry'
 
 
 def test_gnss_that_jumps_back_is_trusted_at_once():

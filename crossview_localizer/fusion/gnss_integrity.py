@@ -188,7 +188,8 @@ class IntegrityMonitor:
             return FixVerdict.GO_BACK, _distrusted(seen, cause, None), cause
         if inside and seen.stepped and not stepped_m:
             # The gate has grown to where the step went; that says nothing for it.
-            return (FixVerdict.WIDEN, FixHistory(stamp_ns),
+            return (FixVerdict.WIDEN,
+                    changed(seen, refused_ns=None, first_refused=None, stepped=False),
                     f'{(stamp_ns - seen.refused_ns) * 1e-9:.1f} s of refused fixes')
         if inside:
             return (FixVerdict.USE,

@@ -17,13 +17,7 @@ from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
 from crossview_localizer.matching.heatmap_pose import pose_from_heatmap
 from crossview_localizer.matching.matcher import SearchWindow
-from crossview_localizer.networks.dense import (
-    correlate,
-    DenseNetwork,
-    fewer_channels,
-    patch_side,
-    turned_views,
-)
+from crossview_localizer.networks.dense import correlate, DenseNetwork, patch_side, turned_views
 from crossview_localizer.networks.trunks import normalised
 
 YAW_STEP_RAD = 0.035  # between the headings that are compared
@@ -93,7 +87,7 @@ class DenseMatcher:
         raster, missing, grid = self.cut(
             window, prior.pose.x_m + ahead_m[0], prior.pose.y_m + ahead_m[1],
             places + patch_cells - 1)
-        view, raster = fewer_channels(ground.view, raster)
+        view, raster = self.network.without_unused_channels(ground.view, raster)
         scores = self.network.scores(
             view, ground.weight, raster,
             torch.from_numpy(yaws_rad)[None].to(self.device), heading, missing,
@@ -124,7 +118,8 @@ class DenseMatcher:
         cell_m = SEARCH_POOL * model.cell_m
         side = 2 * math.ceil((half_width_m + self.margin_m) / cell_m) * SEARCH_POOL
         raster, _, grid = self.cut(window, x_m, y_m, side)
-        view, raster = fewer_channels(ground.view, F.avg_pool2d(raster, SEARCH_POOL))  # (C, N, N)
+        view, raster = self.network.without_unused_channels(            # (R, N, N)
+            ground.view, F.avg_pool2d(raster, SEARCH_POOL))
         camera_yaws_rad = np.asarray(yaws_rad) + ground.yaw_rad
         patches = torch.cat([
             turned_views(view, torch.tensor([[yaw_rad]]).to(view), yaw_rad, model)[0]

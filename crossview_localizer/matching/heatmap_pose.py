@@ -199,19 +199,25 @@ def peak_of(heatmap: Heatmap, sharpening: float = 1.0) -> Peak:
 
 
 # n(c) = sum_d p(d) / (1 + |c - d|^2 / r^2)        r = PEAK_RADIUS_M
-def best_surroundings(heatmap: Heatmap) -> tuple[int, int]:
-    """Row and column of the cell with the most probability n about it, near cells counting more.
+def best_surroundings(heatmap: Heatmap) -> np.ndarray:
+    """The position (2,) with the most probability n about it, near cells counting more.
 
-    A cluster of likely cells wins against one that is a little likelier than each of them.  In a
+    It is the mean of the probability within PEAK_RADIUS_M of the cell with the largest n.  A
+    cluster of likely cells wins against one that is a little likelier than each of them.  In a
     heat map that says nothing it is the middle, which is the least wrong answer.
     """
-    rows, cols = heatmap.log_probability.shape
+    probability = np.exp(heatmap.log_probability)
+    rows, cols = probability.shape
     row, col = np.arange(1 - rows, rows)[:, None], np.arange(1 - cols, cols)
     distance2_m2 = heatmap.grid.cell_m ** 2 * (row ** 2 + col ** 2)
-    near = fftconvolve(np.exp(heatmap.log_probability), 1.0 / (
-        1.0 + distance2_m2 / PEAK_RADIUS_M ** 2))[rows - 1:2 * rows - 1, cols - 1:2 * cols - 1]
-    best_row, best_col = np.unravel_index(int(near.argmax()), near.shape)
-    return int(best_row), int(best_col)
+    n = fftconvolve(probability, 1.0 / (1.0 + distance2_m2 / PEAK_RADIUS_M ** 2))[
+        rows - 1:2 * rows - 1, cols - 1:2 * cols - 1]
+    row, col = np.unravel_index(int(n.argmax()), n.shape)
+    x_m, y_m = (axis_m.ravel() for axis_m in np.meshgrid(*heatmap.grid.cell_centres()))
+    centre = row * cols + col
+    near = np.hypot(x_m - x_m[centre], y_m - y_m[centre]) <= PEAK_RADIUS_M
+    return np.average(
+        np.stack((x_m, y_m))[:, near], axis=1, weights=probability.ravel()[near])
 
 
 def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
@@ -235,9 +241,10 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
     x_m, y_m = heatmap.grid.cell_centres()
     peak = peak_of(heatmap, sharpening)
     ambiguous = peak.mass < min_mass
-    row, col = best_surroundings(heatmap) if ambiguous else (peak.row, peak.col)
-    best_m = np.array([x_m[col], y_m[row]])
-    if not ambiguous:
+    best_m = np.array([x_m[peak.col], y_m[peak.row]])
+    if ambiguous:
+        best_m = best_surroundings(heatmap)
+    else:
         rows, cols = peak.near.any(1), peak.near.any(0)
         weight = (weight * peak.near)[:, rows][:, :, cols]
         x_m, y_m = x_m[cols], y_m[rows]

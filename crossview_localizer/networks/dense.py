@@ -241,6 +241,10 @@ class DenseNetwork(nn.Module):
         blocks = raster.unfold(1, side, side).unfold(2, side, side)  # (C, R, Q, side, side)
         return blocks.permute(1, 2, 0, 3, 4).flatten(2)
 
+    def without_unused_channels(self, view, window):
+        """A view and a window that give nearly the same scores sooner, see ``fewer_channels``."""
+        return fewer_channels(view, window)
+
     def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None, side=None):
         """Compute the scores (B, K, N - P + 1, N - P + 1) of the poses in a satellite window.
 
