@@ -20,7 +20,7 @@ help:
 	@echo 'make results-demo [SEED= OUT=]                   demos of three drives, with wrong images and other matchers'
 	@echo 'make results-dense [EVAL_ONLY=1 SEED= | LAYOUT= | DEMOS= BLIND=] [OUT=]   the dense matcher alone'
 	@echo 'make results-real [REAL_PAIRS= WEIGHTS= OUT=]     the dense matcher on real street and overhead pictures'
-	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   outages, calibration, real logs, spoofing, starts'
+	@echo 'make results-fusion [SMOKE=1 | EVAL_ONLY=1 SEED= OUT=]   the filter: outages, calibration, lies, real logs, a peer, starts'
 	@echo 'make results-paper [SMOKE=1 | EVAL_ONLY=1 SEED= | PLAN=cpu TRAIN_SEEDS="3 4"] [OUT=]   local loss against global'
 	@echo 'make results-adapt [PARTS="simulation real" STEPS= HOURS=1.8 BAGS= ORTHO= OUT= ADAPT_ARGS=]   adaptation to drives without truth'
 	@echo 'make bench [REPEATS=3 SMOKE=1 DEVICE=cpu|cuda OUT= BENCH_ARGS=--resume]   speed of each step, and how it grows'
@@ -65,8 +65,8 @@ results-real: env
 results-fusion: env
 	$(RUN) python -m benchmarks.fusion --out $(FUSION_OUT) $(if $(SMOKE),--smoke) \
 	  --frames $(or $(OUT),build/fusion)/frames.csv.gz --worlds $(or $(OUT),build/fusion)/towns \
-	  $(if $(SEED),--seed $(SEED)) \
-	  $(if $(EVAL_ONLY),--seeds 1)
+	  $(if $(SEED),--seed $(SEED))
+	$(if $(SMOKE)$(EVAL_ONLY)$(OUT),,$(RUN) python -m benchmarks.results)
 
 results-paper: env
 	$(RUN) python -m benchmarks.accuracy.paper --out $(or $(OUT),build/paper) $(if $(SMOKE),--smoke) \

@@ -42,11 +42,13 @@ class FilterConfig:
     idle_yaw_noise_rad: float = tunable(
         0.0005, 'yaw sigma added per square root of a second', 0.0, 0.1)
     gnss_bias_sigma_m: float = tunable(
-        3.0, 'sigma of the slowly wandering GNSS error on each axis (Gauss-Markov)', 0.0, 50.0)
+        3.0, 'sigma of the slowly wandering GNSS error on each axis (Gauss-Markov); that a '
+        'receiver is better is learned', 0.0, 50.0)
     gnss_bias_tau_s: float = tunable(
         60.0, 'correlation time of the wandering GNSS error', 1.0, 3600.0)
     gnss_sigma_floor_m: float = tunable(
-        0.7, 'smallest white sigma believed of a GNSS fix, whatever it reports', 0.01, 50.0)
+        0.7, 'smallest white sigma believed of a GNSS fix, whatever it reports, until its '
+        'receiver is found to be better', 0.01, 50.0)
     course_min_speed_mps: float = tunable(
         3.0, 'a GNSS course is used at this speed and above', 0.5, 50.0)
     match_sigma_floor_m: float = tunable(

@@ -91,8 +91,8 @@ class CameraModel:
 
     def facing_ahead(self) -> 'CameraModel':
         """The camera in axes at base_link that are turned by its yaw: there it looks ahead."""
-        turn = np.eye(4)
-        turn[:3, :3] = Rotation.from_euler('z', -self.yaw_rad).as_matrix()
+        turn, cos, sin = np.eye(4), math.cos(self.yaw_rad), math.sin(self.yaw_rad)
+        turn[:2, :2] = (cos, sin), (-sin, cos)
         return replace(self, base_from_camera=turn @ self.base_from_camera)
 
 

@@ -41,6 +41,7 @@ class Localizer:
         self.matcher = matcher
         self._lock = RLock()
         self._generation = 0  # counts resets and set poses, which supersede an image in process
+        self._embedded_last = False  # whether the network ran on the last image
         self.reset()
 
     @property
@@ -66,6 +67,7 @@ class Localizer:
         """Use another matcher and its map from now on, or none."""
         with self._lock:
             self.matcher, self.embedding_map = matcher, embedding_map
+            self._embedded_last = False
             self._supervisor.allow_search(self._can_search)
 
     def add_gnss(self, fix: GnssFix) -> FilterUpdate:
@@ -92,18 +94,32 @@ class Localizer:
         with self._lock:
             return self.filter.estimate_at(stamp_ns)
 
-    def process_image(self, image: CameraImage) -> Localization:
-        """Match an image inside the prior and fuse the match at the image's stamp."""
+    def process_image(
+        self, image: CameraImage, wait_until_due: Callable[[], bool] = lambda: True,
+    ) -> Localization:
+        """Match an image inside the prior and fuse the match at the image's stamp.
+
+        ``wait_until_due`` returns once the measurements before the image have come, or False once
+        the image is no longer wanted.  A network that needs no heading runs before that.
+        """
         clock, ground, heatmap, match = _Stopwatch(), None, None, None
+        generation = self._generation
+        if self._embedded_last and not self.matcher.needs_heading:
+            ground = self._embed(image, 0.0)
+            clock.lap('embed')
+        if not wait_until_due() or generation != self._generation:
+            return Localization(image.stamp_ns, Outcome.SUPERSEDED, Outcome.SUPERSEDED.value)
+        clock.lap('wait')
         with self._lock:
-            generation, supervisor = self._generation, self._supervisor
+            supervisor = self._supervisor
             prior = self.estimate_at(image.stamp_ns)
             tried = supervisor.pose_for_matching(image.stamp_ns)
         search, window, update = self._windows(tried)
         if window is not None:
             clock.lap('window')
-            ground = self.matcher.embed(image, tried.pose.yaw_rad, self.config.camera.pitch_rad)
-            clock.lap('embed')
+            if ground is None:
+                ground = self._embed(image, tried.pose.yaw_rad)
+                clock.lap('embed')
             heatmap = self.matcher.match(ground, window, tried, search)
             match, reason = self.matcher.estimate(heatmap, tried)
             clock.lap('match')
@@ -118,10 +134,15 @@ class Localizer:
                 supervisor.search_around(tried)
             posterior = self.estimate_at(image.stamp_ns)
         clock.lap('filter')
-        if self._take_search_step(image, ground, generation):
+        searched = self._take_search_step(image, ground, generation)
+        if searched:
             clock.lap('search')
+        self._embedded_last = window is not None or searched
         return Localization(image.stamp_ns, update.outcome, update.reason, prior, heatmap, match,
                             posterior, clock.seconds)
+
+    def _embed(self, image: CameraImage, yaw_rad: float):
+        return self.matcher.embed(image, yaw_rad, self.config.camera.pitch_rad)
 
     def pass_image(self, stamp_ns: int, reason: str) -> Localization:
         """The result of an image that cannot be matched: the prior and the reason."""
@@ -168,7 +189,7 @@ class Localizer:
         if hypotheses is None:
             return False
         if ground is None:
-            ground = self.matcher.embed(image, 0.0, self.config.camera.pitch_rad)
+            ground = self._embed(image, 0.0)
         heatmaps = self.matcher.search_heatmaps(
             ground, self.embedding_map, hypotheses.yaws_rad, *hypotheses.area())
         with self._lock:

@@ -9,7 +9,6 @@ from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     OpaqueFunction,
-    SetEnvironmentVariable,
     Shutdown,
     TimerAction,
 )
@@ -151,7 +150,8 @@ def scene(given):
         namespace=given['namespace'], output='screen',
         parameters=[*parameter_files(given), parameters],
         remappings=[*INPUTS.items(), ('ground_truth', '/ground_truth/geopose')],
-        ros_arguments=['--log-level', given['log_level']], on_exit=when_ended('the scene'))
+        ros_arguments=['--log-level', given['log_level']],
+        additional_env=room_for_large_messages(), on_exit=when_ended('the scene'))
 
 
 def recorder(given):
@@ -179,6 +179,7 @@ def player(given):
         namespace=given['namespace'], arguments=arguments,
         remappings=[(f'/{topic}', f'{given["namespace"]}/{topic}')
                     for topic in INPUTS.values() if given['namespace']],
+        additional_env=room_for_large_messages(),
         on_exit=when_ended('the bag player', [end]))
 
 
@@ -214,16 +215,23 @@ def is_true(text):
     return text.lower() in ('true', '1')
 
 
-def generate_launch_description():
-    # With the defaults of Fast DDS an image of 3.7 MB does not arrive. A profile that the user has
-    # set is kept. Distributions up to Jazzy read the second name.
+def room_for_large_messages():
+    """Return environment variables with which the large messages of a process arrive.
+
+    With the defaults of Fast DDS an image of 3.7 MB does not.  Only senders need the room: it
+    takes 64 MB of memory.  A profile that the user has set is kept.
+    """
     profile = os.environ.get(
         'FASTDDS_DEFAULT_PROFILES_FILE', str(CONFIG / 'fastdds_large_images.xml'))
     names = ['FASTDDS_DEFAULT_PROFILES_FILE']
+    # Distributions up to Jazzy read the second name.
     if os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy'):
         names.append('FASTRTPS_DEFAULT_PROFILES_FILE')
+    return dict.fromkeys(names, profile)
+
+
+def generate_launch_description():
     return LaunchDescription([
-        *(SetEnvironmentVariable(name, profile) for name in names),
         *(DeclareLaunchArgument(name, default_value=default, description=description)
           for name, (default, description) in ARGUMENTS.items()),
         OpaqueFunction(function=start),

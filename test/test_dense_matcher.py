@@ -25,7 +25,12 @@ from crossview_localizer.matching.dense_matcher import (
 from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.networks.checkpoint import load_network, save_network
 from crossview_localizer.networks.controls import random_network
-from crossview_localizer.networks.dense import correlate, DenseConfig, turned_views
+from crossview_localizer.networks.dense import (
+    correlate,
+    DenseConfig,
+    fewer_channels,
+    turned_views,
+)
 
 SMALL = DenseConfig(
     channels=4, ahead_cells=16, across_cells=16, patch_cells=20, block_px=64)
@@ -80,6 +85,47 @@ def test_correlation_equals_the_sum_over_cells():
     window = torch.randn(4, 9, 9, generator=generator, dtype=torch.float64)
     expected = F.conv2d(window[None], patches.flatten(0, 1)).view(2, 3, 5, 5)
     torch.testing.assert_close(correlate(patches, window), expected)
+    # Where the patches are zero outside of a rectangle, and where they are zero everywhere.
+    patches[..., :2, :], patches[..., 4:] = 0.0, 0.0
+    expected = F.conv2d(window[None], patches.flatten(0, 1)).view(2, 3, 5, 5)
+    torch.testing.assert_close(correlate(patches, window), expected)
+    assert (correlate(0.0 * patches, window).abs() < 1e-12).all()
+
+
+def test_channels_that_a_view_does_not_use_are_left_out_and_the_scores_stay():
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0][:, :2]
+    view = torch.einsum('cr,brfl->bcfl', mixed, torch.randn(1, 2, 5, 5, generator=generator))
+    window = torch.randn(6, 9, 9, generator=generator)
+    fewer_view, fewer_window = fewer_channels(view, window)
+    assert fewer_view.shape == (1, 2, 5, 5) and fewer_window.shape == (2, 9, 9)
+    expected = F.conv2d(window[None], view)
+    torch.testing.assert_close(
+        F.conv2d(fewer_window[None], fewer_view), expected, rtol=1e-3, atol=1e-3)
+    # All channels of noise matter: the share of the energy that is lost is that of the scores.
+    view = view + 0.03 * torch.randn(1, 6, 5, 5, generator=generator)
+    expected = F.conv2d(window[None], view)
+    for lost_share in (1e-2, 1e-3, 0.0):
+        found = F.conv2d(*reversed([part if part.ndim == 4 else part[None] for part in (
+            fewer_channels(view, window, lost_share))]))
+        assert (found - expected).square().sum() <= 4 * lost_share * expected.square().sum() + 1e-5
+
+
+def test_a_window_of_nearly_one_descriptor_keeps_its_scores():
+    generator = torch.Generator().manual_seed(2)
+    direction = F.normalize(torch.randn(16, 1, 1, generator=generator), dim=0)
+    window = direction * (1.0 + 0.1 * torch.randn(1, 120, 120, generator=generator))
+    view = torch.randn(1, 16, 8, 8, generator=generator)
+    fewer_view, fewer_window = fewer_channels(view, window, 0.0)
+    expected = F.conv2d(window[None], view)
+    torch.testing.assert_close(
+        F.conv2d(fewer_window[None], fewer_view), expected, rtol=1e-3, atol=1e-2)
+
+
+def test_a_window_without_imagery_has_scores_of_zero():
+    view, window = torch.randn(1, 4, 5, 5), torch.zeros(4, 9, 9)
+    fewer_view, fewer_window = fewer_channels(view, window)
+    assert (F.conv2d(fewer_window[None], fewer_view) == 0.0).all()
 
 
 def test_missing_imagery_counts_as_the_rest_of_the_view():

@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 
 from benchmarks.fusion import (
+    demo_drives,
     drive_data,
     estimates,
     fit_match_errors,
     fusion,
     lies,
+    peer_ekf,
     real_odometry,
     rendered,
     towns,
 )
 from benchmarks.fusion.estimates import AXES
-from benchmarks.fusion.matcher_replay import tail_sigma_m
+from benchmarks.fusion.matcher_replay import matches_along, tail_sigmas_m
 from benchmarks.fusion.real_logs import constant_velocity
 from crossview_localizer.datatypes import GnssFix, OdometrySample
 from crossview_localizer.geometry import Pose2D
+from crossview_localizer.trajectory import Track
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('CROSSVIEW_DATA', REPOSITORY.parent / 'shared/data'))
@@ -93,12 +96,39 @@ def test_dead_reckoning_drives_the_circle_that_speed_and_yaw_rate_describe():
     assert np.allclose(samples[-1].odom_from_base.as_array(), expected.as_array(), atol=0.01)
 
 
-def test_the_sigma_of_a_student_t_is_found_again():
+def test_the_sigmas_of_a_student_t_are_found_again():
     rng = np.random.default_rng(0)
-    drives = [
-        2.0 * rng.standard_normal((4000, 2)) / np.sqrt(rng.chisquare(4.0, (4000, 1)) / 4.0)
-        for _ in range(2)]
-    assert tail_sigma_m(drives, 4.0) == pytest.approx(2.0, rel=0.05)
+    drives = [np.array([3.0, 0.5]) * rng.standard_normal((4000, 2)) / np.sqrt(
+        rng.chisquare(4.0, (4000, 1)) / 4.0) for _ in range(2)]
+    assert tail_sigmas_m(drives, 4.0) == pytest.approx([3.0, 0.5], rel=0.05)
+
+
+def test_an_error_to_the_north_is_ahead_of_a_vehicle_that_heads_north(tmp_path):
+    lines = ['gt_row,gt_col,pred_row,pred_col,gt_ori']
+    # 100 images heading north, 10 px too far north and 5 px west; then it turns.
+    lines += ['255,255,245,250,-90.0'] * 100 + [f'255,255,245,250,{-90 + k}' for k in range(90)]
+    for drive in (*drive_data.REPRESENTATIVE, drive_data.STRESS):
+        (tmp_path / f'2011_09_26_drive_{drive}.csv').write_text('\n'.join(lines))
+    found = drive_data.matcher_errors(tmp_path)['0018']
+    ahead_m, left_m = 10 * drive_data.TILE_M_PER_PX, 5 * drive_data.TILE_M_PER_PX
+    assert found.errors_m[0] == pytest.approx([ahead_m, left_m])
+    # At the end it heads east but for one degree: north is left of it, west behind.
+    assert found.errors_m[-1] == pytest.approx([-left_m, ahead_m], abs=0.05)
+    assert found.stands[10:85].all() and not found.stands[100:].any()
+
+
+def test_matches_along_a_path_keep_their_errors_and_sigmas_in_its_axes():
+    north = drive_data.Path2D(np.arange(3.0), np.array([[0.0, k, math.pi / 2] for k in range(3)]))
+    match, = matches_along(north, [1.0], np.array([[2.0, 0.5]]), np.array([4.0, 1.0]))
+    assert match.pose.as_array()[:2] == pytest.approx([-0.5, 3.0])
+    assert match.covariance[:2, :2] == pytest.approx(np.diag([1.0, 16.0]))
+
+
+def test_a_path_that_is_slowed_stands_where_the_share_of_its_speed_is_zero():
+    path = drive_data.Path2D(np.arange(11.0), np.column_stack((
+        np.arange(11.0), np.zeros(11), np.zeros(11))))
+    slowed = path.slowed(np.repeat([1.0, 0.0, 0.5], 100))
+    assert slowed.at([2.0, 3.9, 5.9])[:, 0] == pytest.approx([2.0, 2.0, 2.96], abs=0.05)
 
 
 def test_constant_velocity_goes_on_along_the_last_fixes():
@@ -198,3 +228,65 @@ def test_errors_that_are_claimed_rightly_cost_nothing():
     assert fit_match_errors.cost({'dense': wide}) == pytest.approx(0.25 + 0.04)
     one_is_off = row | {'least_coverage_95': 0.75}
     assert fit_match_errors.cost({'dense': one_is_off}) == pytest.approx(1.0)
+
+
+def straight_drive(speed_mps=5.0, count=50):
+    """Odometry along x at 10 Hz and exact fixes at 1 Hz, in the order of their stamps."""
+    for k in range(count + 1):
+        x_m = 0.1 * k * speed_mps
+        yield OdometrySample(drive_data.stamp_ns(0.1 * k), Pose2D(x_m, 0.0, 0.0))
+        if k % 10 == 0:
+            yield GnssFix(drive_data.stamp_ns(0.1 * k), 7.0 + x_m, 3.0, np.eye(2))
+
+
+def test_the_peer_follows_exact_inputs_exactly_and_its_covariance_grows_as_the_model_says():
+    peer = peer_ekf.PeerEkf(peer_ekf.PEERS['peer_ekf'], 0.0)
+    assert peer.estimate_at(drive_data.stamp_ns(0.0)) is None
+    peer.add(GnssFix(drive_data.stamp_ns(0.0), 7.0, 3.0, np.eye(2)))
+    # 1 and 1 m2 give 0.5; in 2 s the speed adds 4 s2 times 1 m2/s2, the process 2 s times 1 m2/s.
+    assert peer.estimate_at(drive_data.stamp_ns(2.0)).covariance[0, 0] == pytest.approx(6.5)
+    for measurement in straight_drive():
+        peer.add(measurement)
+    estimate = peer.estimate_at(drive_data.stamp_ns(5.2))
+    assert estimate.pose.as_array() == pytest.approx([7.0 + 26.0, 3.0, 0.0], abs=0.05)
+
+
+@pytest.mark.parametrize('name, moved', [('peer_ekf', True), ('peer_ekf_tuned', False)])
+def test_only_the_peer_with_a_gate_refuses_a_fix_far_away(name, moved):
+    peer = peer_ekf.PeerEkf(peer_ekf.PEERS[name], 0.0)
+    for measurement in straight_drive():
+        peer.add(measurement)
+    before_m = peer.estimate_at(drive_data.stamp_ns(5.1)).pose.y_m
+    peer.add(GnssFix(drive_data.stamp_ns(5.1), 32.5, 53.0, np.eye(2)))
+    after_m = peer.estimate_at(drive_data.stamp_ns(5.1)).pose.y_m
+    assert (abs(after_m - before_m) > 1.0) == moved
+
+
+def test_a_pose_follows_a_jump_by_the_share_that_it_moves_with_it():
+    time_s = np.arange(0.0, 30.0, 0.25)
+    stamps_ns = np.array([drive_data.stamp_ns(time) for time in time_s])
+    truth = Track.from_poses(stamps_ns, [Pose2D(time, 0.0, 0.0) for time in time_s])
+    jumped = (time_s > 10.0) & (time_s <= 16.0)
+    fixes = [GnssFix(int(stamp), time, 8.0 * jump, np.eye(2))
+             for stamp, time, jump in zip(stamps_ns, time_s, jumped)]
+    track = Track.from_poses(stamps_ns, [
+        Pose2D(time, 1.0 + 6.0 * jump, 0.0) for time, jump in zip(time_s, jumped)])
+    jump_us = [stamps_ns[40] // 1000, stamps_ns[64] // 1000]
+    assert demo_drives.followed_shares(track, truth, fixes, [jump_us]) == pytest.approx([0.75])
+    without = [fix for fix, jump in zip(fixes, jumped) if not jump]
+    assert demo_drives.followed_shares(track, truth, without, [jump_us]) == []
+
+
+def test_a_section_that_is_measured_apart_says_nothing_of_how_others_were(
+        tmp_path, monkeypatch, capsys):
+    for name, seeds in (('lies', range(10, 13)), ('spoof', range(60, 80))):
+        monkeypatch.setitem(fusion.SECTIONS, name, fusion.Section(
+            lambda run, name=name: {name: run.seeds.start}, seeds))
+    arguments = ['--data', str(tmp_path), '--out', str(tmp_path), '--sections']
+    assert fusion.main([*arguments, 'lies']) == 0
+    assert fusion.main([*arguments, 'spoof', '--seed', '1', '--seeds', '2']) == 0
+    result = json.loads((tmp_path / 'fusion.json').read_text())
+    assert (result['lies'], result['spoof']) == (10, 160)
+    measured = result['measured']
+    assert measured['lies']['seeds'] == [10, 11, 12] and measured['spoof']['seeds'] == [160, 161]
+    assert measured['lies']['commit'] == fusion.commit()

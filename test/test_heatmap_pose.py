@@ -129,8 +129,20 @@ def two_peaks(second: float) -> Heatmap:
     covariance = np.diag([0.3, 0.5, 0.0009])
     first = gaussian_volume((100.0, 50.0, 0.52), covariance, SHARP_PRIOR)
     other = gaussian_volume((100.0, 60.0, 0.52), covariance, SHARP_PRIOR)
-    volume = np.logaddexp(first.volume, math.log(second) + other.volume)
+    volume = np.logaddexp(first.volume, math.log(second) + other.volume) - math.log1p(second)
     return Heatmap(3, first.grid, np.log(np.exp(volume).sum(0)), first.yaws_rad, volume)
+
+
+@pytest.mark.parametrize('sigma_m, second', [(0.15, 0.5), (0.15, 1e25), (2.0, 1.0)])
+def test_cells_that_do_not_count_change_no_pose(monkeypatch, sigma_m, second):
+    """A prior may be narrow, and a peak far from it so high that it counts all the same."""
+    prior = PoseEstimate(3, SHARP_PRIOR.pose, np.diag([sigma_m ** 2, sigma_m ** 2, 1e-5]))
+    found, _ = pose_from_heatmap(two_peaks(second), prior, 2)
+    monkeypatch.setattr(
+        'crossview_localizer.matching.heatmap_pose.NEGLIGIBLE_NATS', np.inf)
+    expected, _ = pose_from_heatmap(two_peaks(second), prior, 2)
+    np.testing.assert_allclose(found.pose.as_array(), expected.pose.as_array(), atol=1e-6)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize('sharpening', [1.0, 2.5])
@@ -152,6 +164,19 @@ def test_a_single_frame_of_two_like_peaks_is_ambiguous_and_claims_the_window():
     # A factor on log-likelihoods makes more of the difference.
     assert peak_pose(two_peaks(0.7), SHARP_PRIOR, 1.0, 0.6)[1]
     assert not peak_pose(two_peaks(0.7), SHARP_PRIOR, 3.0, 0.6)[1]
+
+
+def test_an_ambiguous_frame_lies_amid_likely_places_and_in_the_middle_where_all_are_alike():
+    grid = MapGrid(41, 41, 0.5, 90.0, 60.0)
+    alone, amid, flat = np.full((41, 41), 1e-6), np.full((41, 41), 1e-6), np.full((41, 41), 1.0)
+    alone[5, 5] = amid[5, 5] = 0.12             # one cell
+    amid[29:32, 34:37] = 0.1                    # and nine that are a little less likely each
+    for places, expected_m in (
+            (alone, (92.5, 57.5)), (amid, (107.5, 45.0)), (flat, (100.0, 50.0))):
+        heatmap = Heatmap(3, grid, np.log(places / places.sum()))
+        estimate, ambiguous = peak_pose(heatmap, SHARP_PRIOR, min_mass=1.01)
+        assert ambiguous
+        np.testing.assert_allclose(estimate.pose.as_array()[:2], expected_m, atol=1e-3)
 
 
 @pytest.mark.parametrize('dof', [2.5, 5.0, GAUSSIAN_DOF])

@@ -370,8 +370,13 @@ def test_the_collar_of_a_turned_sheet_lets_the_other_sheet_show(tmp_path, value,
         sheet = np.where(seen[..., None], whole, np.uint8(value))
         path, frame = town(tmp_path / f'{name}.tif', sheet, **compress)
         sheets.append(path)
-    rgb, valid = Imagery.open(sheets, frame).crop(0.0, 0.0, 60.0, 240)
-    expected, _ = Imagery.open(town(tmp_path / 'whole.tif', whole)[0], frame).crop(0, 0, 60.0, 240)
+    imagery = Imagery.open(sheets, frame)
+    rgb, valid = imagery.crop(0.0, 0.0, 60.0, 240)
+    note, = imagery.notes
+    assert 'a.tif' in note and 'b.tif' in note and f'the value {value}, which is not' in note
+    whole = Imagery.open(town(tmp_path / 'whole.tif', whole)[0], frame)
+    expected, _ = whole.crop(0.0, 0.0, 60.0, 240)
+    assert not whole.notes
     assert valid.mean() > 0.995
     assert (np.abs(rgb.astype(int) - expected).max(2) < 40).mean() > 0.99
     _, lost = Imagery.open(sheets[0], frame).raster_with_causes(

@@ -170,6 +170,27 @@ def test_every_argument_is_offered_with_a_description(launch):
         assert f"'{name}':" in output
 
 
+SHOW_PROFILES = """
+import runpy
+file = runpy.run_path({file!r})
+given = {{name: default for name, (default, _) in file['ARGUMENTS'].items()}}
+for part in ('localizer', 'scene', 'player'):
+    print(file[part](given).additional_env.get('FASTDDS_DEFAULT_PROFILES_FILE', 'none'))
+"""
+
+
+def test_only_processes_that_send_large_messages_get_memory_for_them():
+    def profiles(**environment: str) -> list[str]:
+        return subprocess.run(
+            [sys.executable, '-c', SHOW_PROFILES.format(file=str(LAUNCH_FILE))],
+            env={'PYTHONPATH': str(REPOSITORY / 'test/launch_stand_in'), **environment},
+            check=True, capture_output=True, text=True).stdout.split()
+
+    large = str(REPOSITORY / 'config/fastdds_large_images.xml')
+    assert profiles() == ['none', large, large]
+    assert profiles(FASTDDS_DEFAULT_PROFILES_FILE='/own.xml') == ['none', '/own.xml', '/own.xml']
+
+
 @pytest.mark.parametrize('namespace', ['', 'car'])
 def test_a_bag_is_replayed_through_the_node_and_its_poses_recorded(
         node, wait_until, launch, tmp_path, namespace):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_pose_filter import at, CONFIG, estimate, odometry
 
-from crossview_localizer.fusion.lean import Lean, LEAN_M, LEAN_SIGMAS, LEAN_YAW_RAD
+from crossview_localizer.fusion.lean import Lean, LEAN_SIGMAS, LEAN_WANDERS, LEAN_YAW_RAD_PER_M
 from crossview_localizer.fusion.pose_filter import PoseFilter
 
 
@@ -19,7 +19,7 @@ def lean_of(residuals_m, yaw_rad=0.0) -> Lean:
 
 def test_residuals_to_and_fro_are_nothing_to_tell():
     lean = lean_of([(2.0, -2.0), (-2.0, 2.0)] * 20)
-    assert lean.text == '' and lean.doubt is None
+    assert lean.text == '' and lean.doubt(3.0) is None
 
 
 def test_residuals_of_one_sigma_to_the_left_are_told_and_widen_the_pose_to_the_left():
@@ -29,8 +29,8 @@ def test_residuals_of_one_sigma_to_the_left_are_told_and_widen_the_pose_to_the_l
     share = math.sqrt(1.0 - keep**2) / (1.0 - keep) / LEAN_SIGMAS
     assert lean.shares == pytest.approx([0.0, share], rel=1e-4)
     assert lean.text == 'GNSS and odometry drift apart'
-    expected = np.diag([(LEAN_M * share) ** 2, 0.0, (LEAN_YAW_RAD * share) ** 2])
-    assert np.allclose(lean.doubt, expected, rtol=1e-3)
+    expected = 9.0 * share**2 * np.diag([LEAN_WANDERS**2, 0.0, LEAN_YAW_RAD_PER_M**2])
+    assert np.allclose(lean.doubt(3.0), expected, rtol=1e-3)
 
 
 def test_matches_that_are_three_sigmas_off_widen_the_pose_until_they_are_right_again():

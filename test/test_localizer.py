@@ -31,6 +31,7 @@ class FakeMatcher:
     """
 
     margin_m = 0.0
+    needs_heading = False
     errors = MatchErrors()
 
     def __init__(self, off_m=lambda call: (0.0, 0.0)):
@@ -102,6 +103,35 @@ def test_with_wrong_images_the_pose_is_as_without_images():
     assert 'evidence' in wrong[-1].reason
     for one, other in zip(wrong[5:], without[5:]):
         assert one.posterior.pose == other.posterior.pose
+
+
+def test_the_network_runs_before_the_measurements_of_its_image_come_and_the_poses_stay():
+    expected, localizer = localizer_with(), localizer_with()
+    drive(expected, 0.0, 2.0, np.random.default_rng(2))
+    drive(localizer, 0.0, 2.0, np.random.default_rng(2))
+    stamp_ns = START_NS + 2 * 10**9
+    sample = OdometrySample(stamp_ns, Pose2D(2 * SPEED_MPS, 0.0, 0.0))
+
+    def measurements_come() -> bool:
+        assert localizer.matcher.entered.is_set()
+        localizer.add_odometry(sample)
+        return True
+
+    localizer.matcher.entered.clear()
+    found = localizer.process_image(CameraImage(stamp_ns, None, None), measurements_come)
+    expected.add_odometry(sample)
+    wanted = expected.process_image(CameraImage(stamp_ns, None, None))
+    assert found.outcome is Outcome.USED and found.posterior.pose == wanted.posterior.pose
+
+
+def test_an_image_that_is_no_longer_wanted_changes_nothing():
+    localizer = localizer_with()
+    drive(localizer, 0.0, 2.0, np.random.default_rng(2))
+    before = localizer.estimate_at(START_NS + 2 * 10**9)
+    found = localizer.process_image(
+        CameraImage(START_NS + 2 * 10**9, None, None), lambda: False)
+    assert found.outcome is Outcome.SUPERSEDED
+    assert localizer.estimate_at(START_NS + 2 * 10**9).pose == before.pose
 
 
 def test_right_images_that_turn_wrong_and_right_again_are_distrusted_in_between():

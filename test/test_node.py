@@ -170,6 +170,7 @@ class FakeMatcher:
     """
 
     margin_m = 0.0
+    needs_heading = False
     errors = MatchErrors()
     search_heatmaps = None
 
@@ -961,7 +962,7 @@ def test_an_image_in_process_during_a_reset_gives_no_pose(bench):
 
 def test_a_localization_that_the_localizer_calls_superseded_is_not_published(bench):
     bench.start().drive()
-    bench.node.localizer.process_image = lambda image: Localization(
+    bench.node.localizer.process_image = lambda image, wait: Localization(
         image.stamp_ns, Outcome.SUPERSEDED, 'a reset came', posterior=None)
     bench.publish('image', image_msg(4.0))
     assert bench.wait_for_image_status(4.0)['outcome'] == 'superseded'

@@ -16,14 +16,19 @@ from crossview_localizer.datatypes import (
     Outcome,
     PoseEstimate,
 )
-from crossview_localizer.fusion import correction, gnss_integrity, motion_model
-from crossview_localizer.fusion.correction import MATCH_TAIL_DOF
-from crossview_localizer.fusion.gnss_integrity import GATE_PATIENCE_S
+from crossview_localizer.fusion import gnss_integrity, match_correction, motion_model
+from crossview_localizer.fusion.gnss_integrity import (
+    FixHistory,
+    FixSeen,
+    FixVerdict,
+    GATE_PATIENCE_S,
+    IntegrityMonitor,
+)
 from crossview_localizer.fusion.heading_initializer import aligned_start
+from crossview_localizer.fusion.match_correction import MATCH_TAIL_DOF
 from crossview_localizer.fusion.motion_model import (
     coast,
     COAST_HOLD_SPEED_MPS,
-    coast_jacobian,
     COAST_SPEED_NOISE_MPS,
     gnss_jacobian,
     gnss_prediction,
@@ -32,7 +37,6 @@ from crossview_localizer.fusion.motion_model import (
     ODOMETRY_MAX_ACCEL_MPS2,
     ODOMETRY_SPEED_NOISE_MPS,
     propagate,
-    propagate_jacobian,
 )
 from crossview_localizer.fusion.pose_filter import (
     MATCH_YAW_SIGMA_FLOOR_RAD,
@@ -168,14 +172,14 @@ DECAY = np.array([1.0, 1.0, 1.0, 1.0, 0.98, 0.97, 0.9, 0.9] + 5 * [0.95])
 
 def test_the_motion_jacobian_is_the_finite_difference_of_the_motion():
     motion = (Pose2D(1.7, -0.4, 0.3), 0.2, DECAY)
-    expected = derivative(lambda state: propagate(state, *motion), STATE)
-    assert np.allclose(propagate_jacobian(STATE, *motion), expected, atol=1e-8)
+    expected = derivative(lambda state: propagate(state, *motion)[0], STATE)
+    assert np.allclose(propagate(STATE, *motion)[1], expected, atol=1e-8)
 
 
 def test_the_coasting_jacobian_is_the_finite_difference_of_the_coasting():
     motion = (0.7, 0.2, DECAY)
-    expected = derivative(lambda state: coast(state, *motion), STATE)
-    assert np.allclose(coast_jacobian(STATE, *motion), expected, atol=1e-8)
+    expected = derivative(lambda state: coast(state, *motion)[0], STATE)
+    assert np.allclose(coast(STATE, *motion)[1], expected, atol=1e-8)
 
 
 def test_the_gnss_jacobian_is_the_finite_difference_of_the_prediction():
@@ -189,7 +193,7 @@ def test_the_match_jacobian_is_the_finite_difference_of_the_prediction():
 
 
 def test_the_motion_composes_like_poses_with_the_scale_on_the_distance():
-    moved = propagate(STATE, Pose2D(2.0, 0.5, 1.5), 0.25, np.ones(len(STATE)))
+    moved, _ = propagate(STATE, Pose2D(2.0, 0.5, 1.5), 0.25, np.ones(len(STATE)))
     factor = math.exp(STATE[4])
     half = Pose2D(0.0, 0.0, -0.25 * STATE[5] / 2)
     expected = Pose2D(*STATE[:3]) @ half @ Pose2D(2.0 * factor, 0.5 * factor, 1.5) @ half
@@ -793,6 +797,25 @@ def test_a_jump_of_gnss_is_detected_and_costs_no_more_than_an_outage(matches_hz)
     assert last_pose(jumped).pose == last_pose(lost).pose
 
 
+def test_a_jump_is_told_although_the_fix_before_it_widened_the_pose():
+    """The fix before lies where one that was refused lay, and the gate has grown to there."""
+    monitor = IntegrityMonitor(CONFIG)
+
+    def judged(history, time_s, residual_y_m, distance2):
+        return monitor.judge(history, FixSeen(
+            round(time_s * 1e9), np.array([10.0 * time_s, residual_y_m]),
+            np.array([0.0, residual_y_m]), np.eye(2), 10.0 * time_s, distance2, 0.0),
+            matched=False)
+
+    _, history, _ = judged(FixHistory(), 20.0, 0.0, 0.1)
+    verdict, history, _ = judged(history, 21.0, 12.0, 20.0)
+    assert verdict is FixVerdict.REFUSE
+    verdict, history, _ = judged(history, 22.0, 12.0, 5.0)
+    assert verdict is FixVerdict.WIDEN
+    verdict, _, reason = judged(history, 23.0, 62.0, 60.0)
+    assert verdict is FixVerdict.REFUSE and reason == 'GNSS jumped by 50 m against the odometry'
+
+
 def test_gnss_that_jumps_back_is_trusted_at_once():
     _, updates = driven_with_gnss(lambda t: 50.0 if 20 < t < 30 else 0.0, 50.0)
     again_s = first_with('jumped back', updates)
@@ -817,6 +840,31 @@ def test_distrust_ends_and_the_pose_is_widened(monkeypatch):
     assert first_with('pose widened', updates) == pytest.approx(35.2, abs=0.3)
     found = last_pose(pose_filter)
     assert abs(found.pose.y_m - 50.0) < 2.0 * math.sqrt(found.covariance[1, 1])
+
+
+def test_a_memory_is_what_the_filter_would_know_without_the_fixes_since():
+    with_fixes, without, odom = straight(until_s=0.0), None, Pose2D(0.0, 0.0, 0.0)
+    for tick in range(1, 250):
+        odom = odom @ Pose2D(1.0, 0.0, 0.02)
+        sample = OdometrySample(at(tick / 10), odom)
+        for pose_filter in (with_fixes, without):
+            if pose_filter is not None:
+                pose_filter.add_odometry(sample)
+        if tick % 7 == 0:
+            with_fixes.add_gnss(gnss(tick / 10, odom.x_m + 2.0, odom.y_m))
+        if without is None and with_fixes.history[0].beliefs[-1].memories:
+            without = with_fixes.copy()
+    remembering, known = (f.history[0].belief_at(at(24.5)) for f in (with_fixes, without))
+    [memory] = remembering.memories
+    assert memory.taken_ns == at(0.7) and remembering.fixed_ns == remembering.stamp_ns
+    assert not np.allclose(remembering.mean, known.mean, rtol=0.01)
+    # A memory is moved by up to a second at once: its speed is the mean of that time.
+    states = [0, 1, 2, 4, 5, 6, 7]
+    covariance, expected = (
+        each.covariance[np.ix_(states, states)] for each in (memory, known))
+    sigmas = np.sqrt(np.diag(expected))
+    assert np.abs((memory.mean - known.mean)[states] / sigmas).max() < 0.001
+    assert np.abs((covariance - expected) / np.outer(sigmas, sigmas)).max() < 0.01
 
 
 # --- contradictions -----------------------------------------------------------------------------
@@ -849,14 +897,21 @@ def test_a_match_decides_between_a_pose_and_the_fixes_that_contradict_it():
     assert found.pose.y_m == pytest.approx(28.0, abs=0.5) and found.covariance[1, 1] < 1.0
 
 
-def test_a_jump_of_eight_metres_widens_the_pose_and_does_not_move_it_there():
-    pose_filter, updates = driven_with_gnss(lambda t: 8.0 if t > 20 else 0.0, 31.0)
-    refused = [time_s for time_s, u in updates if u.outcome is Outcome.GATED]
-    assert refused[0] == pytest.approx(20.2)
-    found = last_pose(pose_filter)
-    assert abs(found.pose.y_m) < 4.0
-    sigma_m = math.sqrt(found.covariance[1, 1])
-    assert abs(found.pose.y_m) < 2.0 * sigma_m and abs(found.pose.y_m - 8.0) < 2.0 * sigma_m
+def test_the_opening_after_a_jump_of_gnss_widens_the_pose_and_leaves_most_of_it_to_the_bias():
+    def pose_until(time_s):
+        return last_pose(driven_with_gnss(lambda t: 8.0 if t > 20 else 0.0, time_s)[0])
+
+    _, updates = driven_with_gnss(lambda t: 8.0 if t > 20 else 0.0, 31.0)
+    opened_s = first_with('pose widened', updates)
+    assert all(update.outcome is Outcome.GATED for time_s, update in updates
+               if 20.1 < time_s < opened_s)
+    before, after = pose_until(opened_s), pose_until(opened_s + 0.1)
+    # The variances of the pose and of the bias grow by r^2 and 4 r^2: the pose takes a fifth.
+    assert after.pose.y_m - before.pose.y_m == pytest.approx(8.0 / 5.0, rel=0.1)
+    assert after.covariance[1, 1] > 2.0 * 8.0**2
+    for later in (after, pose_until(opened_s + 30.0)):
+        sigma_m = math.sqrt(later.covariance[1, 1])
+        assert abs(later.pose.y_m) < sigma_m and abs(8.0 - later.pose.y_m) < sigma_m
 
 
 def driven_with_lying_odometry(change, seconds=40.0, matches_hz=0, curve_radps=0.1):
@@ -1206,7 +1261,7 @@ def test_over_simulated_drives_the_error_is_as_large_as_the_filter_says(
     match_hz, nees_band, monkeypatch,
 ):
     # These matches are white and Gaussian.
-    monkeypatch.setattr(correction, 'MATCH_TAIL_DOF', 1e6)
+    monkeypatch.setattr(match_correction, 'MATCH_TAIL_DOF', 1e6)
     errors = MatchErrors(correlation_m=0.0, correlation_s=0.0)
     nees, error_m2, gnss_m2, alarms = [], [], [], 0
     for seed in range(25):

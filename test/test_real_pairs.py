@@ -20,8 +20,9 @@ from crossview_localizer.networks.checkpoint import load_network, save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.dense import DenseConfig, GAUSSIAN_DOF
 from training.data.real_pairs import Overhead, read_views, View
-from training.evaluation.gradient_correlation import GradientCorrelation
-from training.evaluation.overhead_raster import describe
+from training.evaluation.gradient_correlation import GradientCorrelation, SHARPNESS
+from training.evaluation.overhead_raster import describe, RasterMatcher
+from training.recipes.dense_groups import uniform_window
 
 WRITERS = ('cvact', 'cvusa', 'dayton', 'london', 'nuscenes', 'neutral')
 SMALL = DenseConfig(channels=4, width=8, ahead_cells=32, across_cells=32, patch_cells=40)
@@ -67,6 +68,16 @@ def test_an_untrained_matcher_finds_a_camera_away_from_the_middle_of_the_tile(fo
     unknown = rows['dayton_unknown_range']
     assert unknown['median_m'] is None and unknown['evidence_nats'] is None
     assert unknown['lateral_median_m'] < 0.5 and unknown['heading_median_deg'] < 1.0
+
+
+def test_the_likelihood_of_the_untrained_matcher_is_a_correlation_coefficient(folders):
+    view = next(iter(read_views(folders['dayton'])))
+    network = GradientCorrelation(DenseConfig())
+    matcher = RasterMatcher(network)
+    scores, *_ = matcher.scores(
+        matcher.embed(view.image, 0.0), describe(view.overhead, network),
+        real_pairs.priors_of(view)[0], uniform_window(view.prior_m))
+    assert 0.5 * SHARPNESS < scores.max() <= SHARPNESS * 1.001
 
 
 def test_beyond_the_picture_and_in_its_black_corners_cells_are_missing(folders):

@@ -9,7 +9,7 @@ import pytest
 from test_pose_filter import at, CONFIG, error_of, estimate, gnss, match, odometry, simulated_drive
 
 from crossview_localizer.datatypes import MatchErrors
-from crossview_localizer.fusion import correction
+from crossview_localizer.fusion import match_correction
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.fusion.smoother import smooth_drive
 from crossview_localizer.geometry import Pose2D
@@ -43,7 +43,7 @@ def test_between_two_known_places_the_variance_is_that_of_a_bridge():
 
 
 def test_for_linear_motion_it_equals_the_smoother_of_filterpy(monkeypatch):
-    monkeypatch.setattr(correction, 'MATCH_TAIL_DOF', 1e12)  # these matches are Gaussian
+    monkeypatch.setattr(match_correction, 'MATCH_TAIL_DOF', 1e12)  # these matches are Gaussian
     rng = np.random.default_rng(4)
     walk_m = np.cumsum(math.sqrt(Q_M2) * rng.standard_normal(9)) + rng.standard_normal()
     z_m = walk_m + 0.2 * rng.standard_normal(9)

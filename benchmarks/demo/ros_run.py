@@ -79,10 +79,15 @@ class RosRun:
         return self.logs / f'{self.name}_{role}.log'
 
     def start(self, role: str, *command: str) -> None:
+        """Start a Python module; only the player has the profile for large messages, as launched.
+        """
+        environment = self.environment if role == 'player' else {
+            name: value for name, value in self.environment.items()
+            if not name.endswith('_DEFAULT_PROFILES_FILE')}
         with open(self.log(role), 'w', encoding='utf-8') as log:
             self.processes[role] = subprocess.Popen(
                 [sys.executable, '-m', *command], stdout=log, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, env=self.environment, cwd=REPOSITORY)
+                stdin=subprocess.DEVNULL, env=environment, cwd=REPOSITORY)
 
     def failure(self, role: str, what: str) -> RosRunError:
         """The error that names a process and shows the end of its log."""

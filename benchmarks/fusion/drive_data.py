@@ -19,6 +19,8 @@ REPRESENTATIVE = ('0117', '0009', '0104', '0106', '0018')
 STRESS = '0014'
 MATCHER_HZ = 10
 TILE_M_PER_PX = 0.1958  # of the replayed matcher's tiles, an assumption of its source
+# A vehicle whose heading moves by less than this from image to image, on average, stands.
+STANDS_S, STANDS_TURN_RAD = 2.0, math.radians(0.01)
 KNOT_MPS = 0.514444
 
 
@@ -41,6 +43,10 @@ class Path2D:
         """Resampled at 50 Hz between two times, begin becoming 0."""
         time_s = np.arange(0.0, end_s - begin_s + 1e-9, 0.02)
         return Path2D(time_s, self.at(begin_s + time_s))
+
+    def slowed(self, shares: np.ndarray) -> 'Path2D':
+        """The path at a share (n,) of its speed in each of n steps of 20 ms."""
+        return Path2D(0.02 * np.arange(len(shares)), self.at(np.cumsum(shares) * 0.02))
 
     @property
     def duration_s(self) -> float:
@@ -132,16 +138,40 @@ def simulated_odometry(
 # --- a real matcher's errors ---------------------------------------------------------------------
 
 
-def matcher_errors(folder: Path) -> dict[str, np.ndarray]:
-    """The errors (n, 2), metres east and north, of each drive in time order, ``MATCHER_HZ``."""
-    errors = {}
+@dataclass(frozen=True)
+class ReplayedErrors:
+    """The errors of a matcher in time order, ``MATCHER_HZ``.
+
+    ``errors_m`` (n, 2) ahead and left of the vehicle; ``stands`` (n,) where it stands.
+    """
+
+    errors_m: np.ndarray
+    stands: np.ndarray
+
+
+# The heading of these files is clockwise from east: along it the errors are 4 to 10 times larger
+# than across it, on each drive.
+def matcher_errors(folder: Path) -> dict[str, ReplayedErrors]:
+    """The errors of each drive."""
+    found = {}
     for drive in (*REPRESENTATIVE, STRESS):
         rows = _csv(
             folder / f'2011_09_26_drive_{drive}.csv',
-            ('gt_row', 'gt_col', 'pred_row', 'pred_col'))
-        errors[drive] = TILE_M_PER_PX * np.column_stack(
+            ('gt_row', 'gt_col', 'pred_row', 'pred_col', 'gt_ori'))
+        east_m, north_m = TILE_M_PER_PX * np.array(
             (rows[:, 3] - rows[:, 1], rows[:, 0] - rows[:, 2]))
-    return errors
+        yaw_rad = np.unwrap(-np.radians(rows[:, 4]))
+        cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
+        errors_m = np.column_stack((cos * east_m + sin * north_m, cos * north_m - sin * east_m))
+        found[drive] = ReplayedErrors(errors_m, _stands(yaw_rad))
+    return found
+
+
+def _stands(yaw_rad: np.ndarray) -> np.ndarray:
+    """Where (n,) the heading does not move: nobody drives so straight for ``STANDS_S``."""
+    count = round(STANDS_S * MATCHER_HZ)
+    turns_rad = np.abs(np.diff(yaw_rad, prepend=yaw_rad[0]))
+    return np.convolve(turns_rad, np.ones(count) / count, 'same') < STANDS_TURN_RAD
 
 
 # --- real logs -----------------------------------------------------------------------------------

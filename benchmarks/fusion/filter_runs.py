@@ -10,7 +10,13 @@ from benchmarks.fusion import drive_data
 from benchmarks.fusion.drive_data import Path2D, stamp_ns, START_NS
 from benchmarks.fusion.estimates import Estimates
 from crossview_localizer.config import FilterConfig
-from crossview_localizer.datatypes import GnssCourse, GnssFix, OdometrySample, PoseEstimate
+from crossview_localizer.datatypes import (
+    GnssCourse,
+    GnssFix,
+    MatchErrors,
+    OdometrySample,
+    PoseEstimate,
+)
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import Pose2D
 
@@ -27,13 +33,15 @@ def in_order(*kinds) -> list:
     return sorted(everything, key=lambda m: (m.stamp_ns, not isinstance(m, OdometrySample)))
 
 
-def run_filter(measurements: list, config: FilterConfig, times_s, truth: Path2D, copies_s=()):
+def run_filter(measurements: list, config: FilterConfig, times_s, truth: Path2D, copies_s=(),
+               errors: MatchErrors | None = None):
     """Feed the measurements to a new filter, and ask it at each time for its estimate.
 
-    Returns Estimates, the pairs (measurement, FilterUpdate), and copies of the filter at the
-    times ``copies_s``. Raises ValueError if the filter never started, or not before a copy.
+    ``errors`` are those of the matches.  Returns Estimates, the pairs (measurement,
+    FilterUpdate), and copies of the filter at the times ``copies_s``. Raises ValueError if the
+    filter never started, or not before a copy.
     """
-    pose_filter = PoseFilter(config)
+    pose_filter = PoseFilter(config, errors)
     add = adders(pose_filter)
     asked = sorted([*((stamp_ns(time_s), False) for time_s in times_s),
                     *((stamp_ns(time_s), True) for time_s in copies_s)])
@@ -99,10 +107,15 @@ def continue_filter(pose_filter: PoseFilter, measurements: list, times_s, truth:
         np.array([estimate.covariance for estimate in found]), truth.at(times_s)), updates
 
 
-def position_matches(times_s, positions_m, sigma_m: float) -> list[PoseEstimate]:
-    covariance = np.diag([sigma_m**2, sigma_m**2, np.inf])
-    return [PoseEstimate(stamp_ns(time_s), Pose2D(*position_m, 0.0), covariance)
-            for time_s, position_m in zip(times_s, positions_m)]
+def position_matches(times_s, positions_m, covariances_m2) -> list[PoseEstimate]:
+    """Matches without a heading; ``covariances_m2`` (n, 2, 2), or (2, 2) for all."""
+    found = []
+    for time_s, position_m, covariance_m2 in zip(
+            times_s, positions_m, np.broadcast_to(covariances_m2, (len(positions_m), 2, 2))):
+        covariance = np.diag([0.0, 0.0, np.inf])
+        covariance[:2, :2] = covariance_m2
+        found.append(PoseEstimate(stamp_ns(time_s), Pose2D(*position_m, 0.0), covariance))
+    return found
 
 
 def oxford_routes(data: Path, count: int) -> list[Path2D]:

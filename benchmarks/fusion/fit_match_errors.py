@@ -8,6 +8,7 @@ no drive's coverage is too small: what lasts for a drive is seen only from drive
 
 import argparse
 from dataclasses import replace
+from functools import cache
 import json
 from pathlib import Path
 import sys
@@ -19,15 +20,23 @@ from tqdm import tqdm
 from benchmarks import REPOSITORY
 from benchmarks.fusion.estimates import AXES, Estimates, estimates_of, normalized_errors, pooled
 from benchmarks.fusion.town_runs import WARM_UP_S
-from benchmarks.fusion.towns import feed, ImageAt, Town, town_from_bag, town_from_seed
-from crossview_localizer.config import LocalizerConfig, NodeConfig
+from benchmarks.fusion.towns import (
+    feed,
+    ImageAt,
+    thinned,
+    Town,
+    town_from_bag,
+    town_from_seed,
+)
+from crossview_localizer.config import FilterConfig, LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import GnssFix, MatchErrors, OdometrySample, PoseEstimate
 from crossview_localizer.evaluation.pose_metrics import CHI2_95
 from crossview_localizer.files import write_atomically
 from crossview_localizer.fusion.pose_filter import PoseFilter
+from crossview_localizer.geometry import Pose2D
 from crossview_localizer.networks.checkpoint import load_network, write_match_errors
 from crossview_localizer.parameter_file import read_parameters
-from crossview_localizer.trajectory import TRUTH_MAX_GAP_S
+from crossview_localizer.trajectory import Track, TRUTH_MAX_GAP_S
 
 # Each number goes to the next larger or smaller one while that is better, the others held; this
 # is done ROUNDS times, or until nothing improves.
@@ -49,7 +58,10 @@ DRIVE_COVERAGE = 0.85
 
 
 class RecordedDrive:
-    """The measurements of a drive with one run's matches, and where the truth was."""
+    """The measurements of a drive with one run's matches, and where the truth was.
+
+    ``refined`` are the poses of that run.
+    """
 
     def __init__(self, town: Town, config: LocalizerConfig):
         localizer = town.localizer(config)
@@ -57,21 +69,31 @@ class RecordedDrive:
         self._first_ns = town.images[0].stamp_ns + round(WARM_UP_S * 1e9)
         self._stamps_ns = [image.stamp_ns for image in town.images]
         self._matches: dict[int, PoseEstimate] = {}
+        posteriors = []
         for event in tqdm(town.events, desc=f'{town.name}: matches', disable=None):
             for result in feed(localizer, [event]):
                 if result.match is not None:
                     self._matches[result.stamp_ns] = result.match
-        self._events = town.events
+                if result.posterior is not None:
+                    posteriors.append(result.posterior)
+        self.refined = Track.from_estimates(posteriors)
+        self._events = thinned(town.events)
 
-    def run(self, errors: MatchErrors, every: int) -> Estimates:
-        """The poses at all images after the warm-up, with every so manieth match."""
-        pose_filter, found = PoseFilter(self._filter_config, errors), []
+    def run(self, errors: MatchErrors, every: int, shift_m=(0.0, 0.0),
+            config: FilterConfig | None = None) -> Estimates:
+        """The poses at all images after the warm-up, with every so manieth match.
+
+        All matches are shifted in ``map``, as by imagery that lies there.
+        """
+        pose_filter, found = PoseFilter(config or self._filter_config, errors), []
         used_ns = set(self._stamps_ns[::every])
         for event in self._events:
             if isinstance(event, ImageAt):
                 match = self._matches.get(event.stamp_ns)
                 if match is not None and event.stamp_ns in used_ns:
-                    pose_filter.add_match(match)
+                    pose = match.pose
+                    pose_filter.add_match(replace(match, pose=Pose2D(
+                        pose.x_m + shift_m[0], pose.y_m + shift_m[1], pose.yaw_rad)))
                 estimate = pose_filter.estimate_at(event.stamp_ns)
                 if estimate is not None and event.stamp_ns >= self._first_ns:
                     found.append(estimate)
@@ -107,18 +129,23 @@ def cost(found: dict[str, dict]) -> float:
     return float(total)
 
 
-def fit(drives: list[RecordedDrive], errors: MatchErrors) -> tuple[MatchErrors, dict]:
+def fit(drives: list[RecordedDrive], errors: MatchErrors,
+        trials: dict[str, tuple] = TRIALS) -> tuple[MatchErrors, dict]:
     """The errors of least cost, by trying each number in turn, and their figures."""
-    best = figures(drives, errors)
+    @cache
+    def judged(trial: MatchErrors) -> dict:
+        return figures(drives, trial)
+
+    best = judged(errors)
     for _ in range(ROUNDS):
         before = errors
-        for name, values in tqdm(TRIALS.items(), desc='fit', disable=None):
+        for name, values in tqdm(trials.items(), desc='fit', disable=None):
             larger = [value for value in values if value > getattr(errors, name)]
             smaller = [value for value in values[::-1] if value < getattr(errors, name)]
             for way in (larger, smaller):
                 for value in way:
                     trial = replace(errors, **{name: value})
-                    found = figures(drives, trial)
+                    found = judged(trial)
                     if cost(found) >= cost(best):
                         break
                     errors, best = trial, found

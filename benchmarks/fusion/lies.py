@@ -131,8 +131,7 @@ def in_a_jam(route: Path2D, duration_s: float) -> Path2D:
     phase_s = (time_s - HONEST_S) % sum(seconds for seconds, _ in JAM)
     ends_s = np.cumsum([seconds for seconds, _ in JAM])
     shares = np.array([share for _, share in JAM])[np.searchsorted(ends_s, phase_s, 'right')]
-    shares = np.where(time_s < HONEST_S, 1.0, shares)
-    return Path2D(time_s, route.at(np.cumsum(shares) * 0.02))
+    return route.slowed(np.where(time_s < HONEST_S, 1.0, shares))
 
 
 def held(fixes: list[GnssFix], truth: Path2D, rng) -> list[GnssFix]:

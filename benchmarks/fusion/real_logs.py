@@ -59,7 +59,10 @@ def shortened(log: SensorLog, end_s: float) -> SensorLog:
 
 
 def log_outages(log: SensorLog, begins_s, filters: list[PoseFilter], length_s: float) -> dict:
-    """Errors at the end of outages; ``filters`` are copies of the filter at their beginnings."""
+    """Errors at the end of outages; ``filters`` are copies of the filter at their beginnings.
+
+    A filter whose heading was lost on the way is ``without_pose``.
+    """
     fused_m, held_m = [], []
     ends_s = begins_s + length_s
     for pose_filter, begin_s, end_s, true_pose in zip(
@@ -69,15 +72,17 @@ def log_outages(log: SensorLog, begins_s, filters: list[PoseFilter], length_s: f
             if stamp_ns(begin_s) < sample.stamp_ns <= stamp_ns(end_s):
                 pose_filter.add_odometry(sample)
         estimate = pose_filter.estimate_at(stamp_ns(end_s))
-        fused_m.append(np.linalg.norm((estimate.pose.as_array() - true_pose)[:2]))
+        if estimate is not None:  # else it waits for a new start
+            fused_m.append(np.linalg.norm((estimate.pose.as_array() - true_pose)[:2]))
         kept = [fix for fix in log.fixes if fix.stamp_ns <= stamp_ns(begin_s)]
         held_m.append(np.linalg.norm(constant_velocity(kept, end_s) - true_pose[:2]))
     return {
-        'fused_end_median_m': float(np.median(fused_m)),
-        'fused_end_p95_m': float(np.percentile(fused_m, 95)),
+        'fused_end_median_m': float(np.median(fused_m)) if fused_m else None,
+        'fused_end_p95_m': float(np.percentile(fused_m, 95)) if fused_m else None,
+        'without_pose': len(held_m) - len(fused_m),
         'constant_velocity_end_median_m': float(np.median(held_m)),
         'constant_velocity_end_p95_m': float(np.percentile(held_m, 95)),
-        'n': len(fused_m),
+        'n': len(held_m),
     }
 
 

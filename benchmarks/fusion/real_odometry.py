@@ -1,6 +1,8 @@
 """Real odometry: two visual odometries on KITTI 00, and the wheels of a Husky robot.
 
-On KITTI 00 the odometry and the truth are real; GNSS (4 m of wander) and matches are simulated.
+On KITTI 00 the odometry and the truth are real.  GNSS (4 m of wander) is simulated.  Matches are
+simulated with what is believed of the shipped weights, or are the replayed errors of a real
+matcher (``matcher_replay``) where its vehicle moved.
 The Husky has no truth: pieces of its own GNSS are held back, and the pose is compared with them.
 """
 
@@ -12,13 +14,14 @@ from scipy.stats import chi2
 
 from benchmarks.fusion import drive_data
 from benchmarks.fusion.drive_data import Path2D, SensorLog, stamp_ns
-from benchmarks.fusion.estimates import EstimateLines
+from benchmarks.fusion.estimates import EstimateLines, Estimates
 from benchmarks.fusion.filter_runs import in_order, run_filter
+from benchmarks.fusion.matcher_replay import replayed_matches
 from benchmarks.fusion.real_logs import log_outages
 from crossview_localizer.bags.events import read_events
 from crossview_localizer.bags.topics import Topics
 from crossview_localizer.config import FilterConfig, NodeConfig
-from crossview_localizer.datatypes import GnssFix, OdometrySample, PoseEstimate
+from crossview_localizer.datatypes import GnssFix, MatchErrors, OdometrySample, PoseEstimate
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.fusion.smoother import smooth_drive
 from crossview_localizer.geometry import LocalFrame, Pose2D
@@ -26,7 +29,7 @@ from crossview_localizer.geometry import LocalFrame, Pose2D
 VISUAL_ODOMETRIES = ('ORB', 'SPTAM')
 OUTAGES_S = (60.0, 300.0)
 FIRST_OUTAGE_S = 60.0
-# Errors of the simulated matches, about those of the shipped network in rendered towns.
+# White errors of the simulated matches, about those of the shipped network in rendered towns.
 MATCH_SIGMA_M, MATCH_YAW_SIGMA_RAD = 0.3, math.radians(0.7)
 # Of each HELD_PERIOD_S of the Husky's drive, GNSS is held back for the last HELD_BACK_S.
 HELD_PERIOD_S, HELD_BACK_S = 60.0, 30.0
@@ -39,44 +42,58 @@ def kitti_poses(path: Path) -> np.ndarray:
         matrices[:, 2, 3], -matrices[:, 0, 3], np.arctan2(-matrices[:, 0, 2], matrices[:, 2, 2])))
 
 
-def run_kitti_vo(data: Path, seed: int, lines: EstimateLines) -> dict:
-    """Errors, coverage and NEES with each visual odometry, and after outages of GNSS."""
+def run_kitti_vo(data: Path, seed: int, errors: MatchErrors, lines: EstimateLines,
+                 smoke: bool) -> tuple[dict, dict]:
+    """Errors, coverage and NEES with each visual odometry, after outages, and of the smoother.
+
+    An outage is one of GNSS and of matches.  ``errors`` are those of the shipped weights.
+    """
     folder = data / 'kitti_vo'
     truth = Path2D(np.loadtxt(folder / 'KITTI_00_gt_times.txt'),
                    kitti_poses(folder / 'KITTI_00_gt.txt'))
-    results = {}
+    truth = truth.part(0.0, 200.0 if smoke else truth.duration_s)
+    outages_s = OUTAGES_S[:1] if smoke else OUTAGES_S
+    rng = np.random.default_rng([seed, 23])
+    fixes = drive_data.simulated_gnss(truth, rng, hz=1.0)
+    settings = {
+        'gnss': ([], None), 'gnss_matches': (_simulated_matches(truth, errors, rng), errors)}
+    if not smoke:
+        settings['gnss_replayed_matches'] = replayed_matches(data, truth)
+    times_s = np.arange(30.0, truth.duration_s - 1.0, 1.0)
+    begins_s = np.arange(FIRST_OUTAGE_S, truth.duration_s - outages_s[-1] - 1.0, 10.0)
+    results, smoothed = {}, {}
     for name in VISUAL_ODOMETRIES:
-        rng = np.random.default_rng([seed, 23])
-        odometry = [OdometrySample(stamp_ns(time_s), Pose2D(*pose)) for time_s, pose in zip(
-            truth.time_s, kitti_poses(folder / f'KITTI_00_{name}.txt'))]
-        fixes = drive_data.simulated_gnss(truth, rng, hz=1.0)
-        match_s = np.arange(1.0, truth.duration_s, 1.0)
-        errors = rng.standard_normal((len(match_s), 3)) * (
-            MATCH_SIGMA_M, MATCH_SIGMA_M, MATCH_YAW_SIGMA_RAD)
-        covariance = np.diag([MATCH_SIGMA_M**2, MATCH_SIGMA_M**2, MATCH_YAW_SIGMA_RAD**2])
-        matches = [PoseEstimate(stamp_ns(time_s), Pose2D(*pose), covariance)
-                   for time_s, pose in zip(match_s, truth.at(match_s) + errors)]
-        times_s = np.arange(30.0, truth.duration_s - 1.0, 1.0)
-        begins_s = np.arange(FIRST_OUTAGE_S, truth.duration_s - OUTAGES_S[-1] - 1.0, 10.0)
+        odometry = [
+            OdometrySample(stamp_ns(time_s), Pose2D(*pose)) for time_s, pose in zip(
+                np.loadtxt(folder / 'KITTI_00_gt_times.txt'),
+                kitti_poses(folder / f'KITTI_00_{name}.txt')) if time_s <= truth.duration_s]
         log = SensorLog(truth, odometry, fixes)
-        for setting, given in (('gnss', []), ('gnss_matches', matches)):
+        for setting, (matches, known) in settings.items():
+            measurements = in_order(odometry, fixes, matches)
             estimates, _, filters = run_filter(
-                in_order(odometry, fixes, given), FilterConfig(), times_s, truth, begins_s)
+                measurements, FilterConfig(), times_s, truth, begins_s, known)
             lines.add('kitti_vo', name, setting, estimates)
             results[f'{name}_{setting}'] = estimates.metrics() | {'outages': {
                 f'{length_s:.0f}': log_outages(log, begins_s, filters, length_s)
-                for length_s in OUTAGES_S}}
-        results[f'{name}_smoothed'] = _smoothed(log, times_s)
-    return results
+                for length_s in outages_s}}
+            track = smooth_drive(measurements, FilterConfig(), known,
+                                 [stamp_ns(time_s) for time_s in times_s])
+            smoothed[f'{name}_{setting}'] = Estimates(
+                track.stamps_ns, track.poses, track.covariances, truth.at(times_s)).metrics() | {
+                    'filter_median_m': results[f'{name}_{setting}']['median_m']}
+    return results, smoothed
 
 
-def _smoothed(log: SensorLog, times_s: np.ndarray) -> dict:
-    """The error of the smoother without matches, at the times of the filter's."""
-    track = smooth_drive(in_order(log.odometry, log.fixes), FilterConfig(),
-                         stamps_ns=[stamp_ns(time_s) for time_s in times_s])
-    errors_m = np.linalg.norm(track.poses[:, :2] - log.truth.at(times_s)[:, :2], axis=1)
-    return {'median_m': float(np.nanmedian(errors_m)),
-            'p95_m': float(np.nanpercentile(errors_m, 95)), 'n': int(np.isfinite(errors_m).sum())}
+def _simulated_matches(truth: Path2D, errors: MatchErrors, rng) -> list[PoseEstimate]:
+    """Matches at 1 Hz with white errors and one that lasts, as ``errors`` have them."""
+    time_s = np.arange(1.0, truth.duration_s, 1.0)
+    sigmas = np.array([MATCH_SIGMA_M, MATCH_SIGMA_M, MATCH_YAW_SIGMA_RAD])
+    lasting = Pose2D(*rng.standard_normal(3) * (
+        errors.ahead_bias_m, errors.left_bias_m, errors.yaw_bias_rad))
+    covariance = np.diag(sigmas**2) / errors.inflation  # which the filter multiplies by it
+    poses = np.array([(Pose2D(*pose) @ lasting).as_array() for pose in truth.at(time_s)])
+    return [PoseEstimate(stamp_ns(time), Pose2D(*pose), covariance) for time, pose in zip(
+        time_s, poses + sigmas * rng.standard_normal((len(time_s), 3)))]
 
 
 def run_husky(data: Path) -> dict:

@@ -115,7 +115,8 @@ def run_town(task: TownTask) -> None:
     """Make the town and those of its runs that are missing."""
     torch.set_num_threads(1)
     town = town_from_seed(
-        task.folder / f'town_{task.seed}', task.seed, task.duration_s, task.weights, jobs=1)
+        task.folder / f'town_{task.seed}', task.seed, task.duration_s, task.weights,
+        jobs=1).thinned()
     task.results_folder.mkdir(parents=True, exist_ok=True)
     images = town.images
     first_ns, last_ns = images[0].stamp_ns, images[-1].stamp_ns

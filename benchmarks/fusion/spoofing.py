@@ -37,7 +37,7 @@ def run_spoofing(data: Path, seeds, lines: EstimateLines, smoke: bool) -> dict:
     routes = oxford_routes(data, 2 if smoke else 4)
     begin_s = 100.0 if smoke else 180.0
     times_s = np.arange(begin_s, begin_s + SPOOF_S, 1.0)
-    runs, alarms, warm_up_h = {}, 0, 0.0
+    runs, alarms, drifts, warm_up_h = {}, 0, 0, 0.0
     for seed in tqdm(seeds, desc='spoofing', disable=None):
         rng = np.random.default_rng([seed, 5])
         truth = moving_stretch(routes, rng, begin_s + SPOOF_S + 1.0)
@@ -46,7 +46,7 @@ def run_spoofing(data: Path, seeds, lines: EstimateLines, smoke: bool) -> dict:
         match_s = np.arange(1.0, truth.duration_s, 1.0 / MATCH_HZ)
         matches = position_matches(
             match_s, truth.at(match_s)[:, :2]
-            + MATCH_SIGMA_M * rng.standard_normal((len(match_s), 2)), MATCH_SIGMA_M)
+            + MATCH_SIGMA_M * rng.standard_normal((len(match_s), 2)), MATCH_SIGMA_M**2 * np.eye(2))
         bearing_rad = rng.uniform(-math.pi, math.pi)
         towards = np.array([math.cos(bearing_rad), math.sin(bearing_rad)])
         for setting, given in (('without_matches', []), ('with_matches', matches)):
@@ -55,6 +55,8 @@ def run_spoofing(data: Path, seeds, lines: EstimateLines, smoke: bool) -> dict:
             _, updates, (warm,) = run_filter(
                 before, SENSORS, [begin_s - 1.0], truth, [begin_s])
             alarms += sum(_raised_alarm(update) for _, update in updates)
+            drifts += _begins(['drift apart' in update.reason for measurement, update in updates
+                               if isinstance(measurement, GnssFix)])
             warm_up_h += begin_s / 3600.0
             for attack in ('none', 'outage', 'jump', 'drag_off'):
                 spoofed = attacked(fixes, attack, begin_s, towards)
@@ -74,13 +76,19 @@ def run_spoofing(data: Path, seeds, lines: EstimateLines, smoke: bool) -> dict:
         setting: {attack: _attack_result(runs[setting, attack], runs[setting, 'outage'])
                   for attack in ('none', 'jump', 'drag_off')}
         for setting in ('without_matches', 'with_matches')}
-    return results | {'alarms_without_attack': alarms, 'hours_without_attack': warm_up_h}
+    return results | {'alarms_without_attack': alarms, 'drifts_apart_without_attack': drifts,
+                      'hours_without_attack': warm_up_h}
 
 
 def _raised_alarm(update) -> bool:
     """Whether this fix, and not an earlier one, raised the alarm."""
     return update.reason.startswith(('GNSS jumped by', 'GNSS drifts')) and (
         'refused' not in update.reason)
+
+
+def _begins(told: list[bool]) -> int:
+    """How often it begins to be told."""
+    return sum(now and not before for before, now in zip([False, *told], told))
 
 
 def attacked(fixes: list[GnssFix], attack: str, begin_s: float, towards) -> list[GnssFix]:
@@ -104,6 +112,10 @@ def _attack_result(runs, outages) -> dict:
     after = [
         update.outcome.name == 'USED' for _, seconds, fixes in runs if seconds is not None
         for fix, update in fixes if (fix.stamp_ns - fixes[0][0].stamp_ns) * 1e-9 >= seconds]
+    until_told = np.concatenate([
+        estimates.nees[estimates.stamps_ns - fixes[0][0].stamp_ns
+                       <= 1e9 * (math.inf if seconds is None else seconds)]
+        for estimates, seconds, fixes in runs])
     errors_m, outage_m = (
         np.array([estimates.position_m for estimates, *_ in part]) for part in (runs, outages))
     return {
@@ -119,5 +131,6 @@ def _attack_result(runs, outages) -> dict:
             round(float(value), 3) for value in (errors_m - outage_m).mean(axis=1)],
         'coverage_95': float(np.mean(
             np.concatenate([estimates.nees for estimates, *_ in runs]) <= CHI2_95[3])),
+        'coverage_95_until_told': float(np.mean(until_told <= CHI2_95[3])),
         'n': len(runs),
     }

@@ -6,7 +6,8 @@ runs over that drive, with other starts, without GNSS or with wrong images, shar
 views: only the matching depends on the prior and is repeated.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+import math
 from pathlib import Path
 import shutil
 
@@ -76,6 +77,10 @@ class Town:
     truth: Track
     odometry: Track
 
+    def thinned(self) -> 'Town':
+        """The same drive with less odometry, see the function."""
+        return replace(self, events=thinned(self.events))
+
     @property
     def images(self) -> list[ImageAt]:
         return [event for event in self.events if isinstance(event, ImageAt)]
@@ -117,10 +122,12 @@ def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:
     return found
 
 
-def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jobs: int) -> Town:
+def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jobs: int,
+                   rate_hz: float = RATE_HZ, pitch_rad: float = 0.0) -> Town:
     """The town of a seed with one drive through it; what is missing in ``folder`` is made.
 
-    Map and views are named after the weights.  Raises ValueError or OSError if ``folder`` holds
+    The network is told a pitch that is off by ``pitch_rad``.  Map and views are named after the
+    weights.  Raises ValueError or OSError if ``folder`` holds
     another town.
     """
     from benchmarks.demo.stages import build_corridor_map, convert
@@ -132,7 +139,7 @@ def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jo
     bag, map_path = folder / 'bag', folder / f'dense_{made_by}.map'
     if not map_path.exists():
         [name] = make_world(
-            folder / 'world', seed, duration_s=duration_s, rate_hz=RATE_HZ,
+            folder / 'world', seed, duration_s=duration_s, rate_hz=rate_hz,
             image_size=IMAGE_SIZE_PX, ortho_px_m=ORTHO_PX_M, jobs=jobs)
         if bag.exists():
             shutil.rmtree(bag)
@@ -140,19 +147,20 @@ def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jo
         with write_atomically(map_path) as partial:
             build_corridor_map(
                 folder / 'world', folder / 'world' / name / 'gps/ins.csv', network, partial)
-    return town_from_bag(
-        folder.name, bag, map_path, weights, NodeConfig(), folder / f'views_{made_by}.npz')
+    pitched = f'_pitch_{math.degrees(pitch_rad):.2f}' if pitch_rad else ''
+    return town_from_bag(folder.name, bag, map_path, weights, NodeConfig(),
+                         folder / f'views_{made_by}{pitched}.npz', pitch_rad)
 
 
 def town_from_bag(name: str, bag: Path, map_path: Path, weights: Path, node_config: NodeConfig,
-                  kept: Path) -> Town:
+                  kept: Path, pitch_rad: float = 0.0) -> Town:
     """A bag with truth and its map; its events and views are kept in the file ``kept``."""
     from crossview_localizer.bags.drive import read_drive
     from crossview_localizer.localizer import load_localizer
 
     loaded = load_localizer(map_path, weights, LocalizerConfig())
     if not kept.exists():
-        events, views = _embedded_events(name, bag, loaded, node_config)
+        events, views = _embedded_events(name, bag, loaded, node_config, pitch_rad)
         drive = read_drive(bag, loaded.frame, node_config)
         with write_atomically(kept) as partial:
             np.savez(partial, events=_rows(events), views=np.stack(views),
@@ -162,10 +170,11 @@ def town_from_bag(name: str, bag: Path, map_path: Path, weights: Path, node_conf
         tracks = [
             Track.from_poses(file[f'{name}_stamps_ns'], [Pose2D(*p) for p in file[name]])
             for name in ('truth', 'odometry')]
-        return Town(name, loaded, thinned(_events(file['events'])), file['views'], *tracks)
+        return Town(name, loaded, _events(file['events']), file['views'], *tracks)
 
 
-def _embedded_events(name: str, bag: Path, loaded: Localizer, node_config: NodeConfig):
+def _embedded_events(name: str, bag: Path, loaded: Localizer, node_config: NodeConfig,
+                     pitch_rad: float):
     """The events of a bag, and the view of each image (C + 1, F, L) as float16."""
     from crossview_localizer.bags.events import read_events
 
@@ -174,7 +183,7 @@ def _embedded_events(name: str, bag: Path, loaded: Localizer, node_config: NodeC
     found = read_events(bag, loaded.frame, node_config, topics=Topics(gnss_velocity='', truth=''))
     for event in tqdm(found, desc=f'{name}: views', unit=' events', disable=None):
         if isinstance(event, CameraImage):
-            ground = loaded.matcher.embed(event, 0.0)
+            ground = loaded.matcher.embed(event, 0.0, pitch_rad)
             events.append(ImageAt(event.stamp_ns, len(views), ground.yaw_rad))
             both = torch.cat((ground.view, ground.weight), 1)                   # (1, C + 1, F, L)
             views.append(both[0].half().numpy())

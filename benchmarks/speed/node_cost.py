@@ -6,6 +6,7 @@ CPU time does not depend on what else the machine does, as the latency of the li
 
 import argparse
 import json
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -52,6 +53,9 @@ def cost(map_path: Path, bag: Path, image_topic: str, way: str, seconds_s: float
     import rclpy
 
     import crossview_localizer.node  # noqa: F401
+    from crossview_localizer.ros.installation_checks import PROFILE_VARIABLES
+    for variable in PROFILE_VARIABLES:  # as the node is launched
+        os.environ.pop(variable, None)
     rclpy.init()
     ros_node = rclpy.create_node('cost')
     note('ROS 2: rclpy, messages, DDS')

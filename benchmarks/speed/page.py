@@ -39,9 +39,9 @@ def live(name: str, part: dict) -> str:
 {about(part)} Stages of the run "{part['quoted']}":
 
 {markdown(head, stages)}
-`wait` is the time until the odometry reaches the stamp of the image and the image before it is
-done. `decode` ends with an rgb image that was checked for blindness, `publish` with the last
-`publish()`.
+`wait` is the time until the image before is done, and from the end of the forward pass until the
+odometry has reached the stamp of the image. `decode` ends with an rgb image that was checked for
+blindness, `publish` with the last `publish()`.
 
 {markdown(['network, images', 'frames/s', 'p50 ms', 'p95 ms', 'p99 ms', 'used', 'MB'], runs)}
 Memory of the node in the run above: {memory['own']:.0f} MB of its own, {memory['files']:.0f} MB of
@@ -79,8 +79,9 @@ forward pass with ONNX Runtime (goal: at most 1.8),
 {part['torch']['cpu_ms']['whole'] / part['torch']['cpu_ms']['forward']:.2f} times with torch.
 
 {markdown(['MB of memory', 'torch', 'ONNX Runtime'], memory)}
-This process also reads the bag. 67 MB of ROS 2 are the shared memory for images that
-`config/fastdds_loopback.xml` asks for.
+This process also reads the bag. Until 29 November the node took 68 MB more: shared memory for
+sending images, which it never does. The goal of 350 MB would need a node without torch, which
+holds the map and matches; a limit on the arenas of the C library saved nothing.
 """
 
 

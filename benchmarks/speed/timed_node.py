@@ -16,6 +16,7 @@ from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.matching import dense_matcher
 from crossview_localizer.ros import localizer_holder
 from crossview_localizer.ros.image_processor import ImageProcessor
+from crossview_localizer.ros.image_worker import ImageWorker
 from crossview_localizer.ros.outputs import LocalizerOutputs
 from crossview_localizer.ros.sensor_rig import SensorRig
 
@@ -49,9 +50,9 @@ class StageTimes:
         process, publish = ImageProcessor.process, LocalizerOutputs.publish_localization
         records = {}        # by the time at which the image's callback was entered
 
-        def timed_process(processor, received, newest_odometry):
+        def timed_process(processor, received, *arguments):
             self.current = {'wait': time.perf_counter() - received.entered_s}
-            processed = process(processor, received, newest_odometry)
+            processed = process(processor, received, *arguments)
             records[received.entered_s] = self.current
             return processed
 
@@ -84,6 +85,7 @@ class StageTimes:
             self.time_calls(localizer.filter, 'estimate_at', 'filter')
             return localizer
         localizer_holder.load_localizer = loading
+        self.time_calls(ImageWorker, '_wait_until_due', 'wait')
         self.time_calls(EmbeddingMap, 'window', 'window')
         self.time_calls(SensorRig, 'camera_image', 'decode')
         self.time_calls(views, 'lifted_view', 'resize')

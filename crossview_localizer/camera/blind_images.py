@@ -32,8 +32,8 @@ class BlindImageCheck:
     def examine(self, rgb: np.ndarray, odom_from_base: Pose2D | None) -> None:
         """Examine the next image (H, W, 3), with the newest odometry; raises BlindImage."""
         step = max(1, rgb.shape[0] // SAMPLE_ROWS)
-        sample = rgb[::step, ::step]
-        grey = sample.mean(axis=2)                                           # (h, w)
+        sample = rgb[::step, ::step].copy()
+        grey = sample @ np.full(3, 1 / 3)                                    # (h, w)
         clipped = np.mean((grey < BLACK) | (grey > WHITE))
         if grey.std() < MIN_CONTRAST or clipped > MAX_CLIPPED:
             kind = 'black' if grey.mean() < 64 else 'saturated' if grey.mean() > 192 else 'flat'
@@ -41,7 +41,7 @@ class BlindImageCheck:
                 f'image is {kind}: mean {grey.mean():.0f}, standard deviation {grey.std():.1f}, '
                 f'{100 * clipped:.0f} % of the pixels clipped')
         if self._last_sample is None or not np.array_equal(sample, self._last_sample):
-            self._last_sample, self._odom_from_first = sample.copy(), odom_from_base
+            self._last_sample, self._odom_from_first = sample, odom_from_base
             return
         if self._odom_from_first is None or odom_from_base is None:
             return

@@ -21,6 +21,7 @@ POLAR_VIEW_PX = (616, 112)   # width, height of their panoramas and polar satell
 SAMPLING_WIDTH_PX = 300      # images are resized to this width before projection (antialiasing)
 MIN_DEPTH_M = 1.0            # points nearer to the camera are not projected
 UNSEEN = 127                 # grey level of unseen pixels; zero after normalisation
+FAR_PX = -1e4                # a place outside of every image
 
 
 def ground_view(kind: str, rgb: np.ndarray, camera: CameraModel, yaw_rad: float, size_px: int,
@@ -127,17 +128,21 @@ def birds_eye_view(
 
 
 def pixels(u_px: np.ndarray, v_px: np.ndarray, width_px: int, height_px: int):
-    """Turn image points into the tables of ``cv2.remap`` and a mask of those inside the image."""
+    """Turn image points into the tables of ``cv2.remap`` and a mask of those inside the image.
+
+    In the tables all others lie far outside.
+    """
     seen = (u_px >= 0) & (u_px <= width_px - 1) & (v_px >= 0) & (v_px <= height_px - 1)
-    return u_px.astype(np.float32), v_px.astype(np.float32), seen
+    return *(np.where(seen, at_px, FAR_PX).astype(np.float32) for at_px in (u_px, v_px)), seen
 
 
 def sampled(image: np.ndarray, u_px, v_px, seen) -> np.ndarray:
     """Sample an image at ``pixels``: RGB and 255 inside the image, grey and 0 outside."""
     view = np.empty((*seen.shape, 4), np.uint8)
-    view[..., :3] = cv2.remap(image, u_px, v_px, cv2.INTER_LINEAR)
-    view[..., :3][~seen] = UNSEEN
-    view[..., 3] = np.where(seen, 255, 0)
+    view[..., :3] = cv2.remap(
+        image, u_px, v_px, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(UNSEEN,) * 3)
+    view[..., 3] = seen * np.uint8(255)
     return view
 
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from filterpy.kalman import ExtendedKalmanFilter
+from filterpy.kalman import KalmanFilter
 import numpy as np
 
 from crossview_localizer.fusion.gnss_integrity import FixHistory, ResidualWay
 from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import STATES, YAW
-from crossview_localizer.geometry import wrap_angle
+from crossview_localizer.fusion.receiver import Receiver
+from crossview_localizer.geometry import Pose2D, wrap_angle
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class HeldFix:
     """A fix near which all later ones lie, the distance driven until it, and the pose then."""
 
     stamp_ns: int
-    position_m: np.ndarray
+    position_m: tuple[float, float]
     driven_m: float
-    pose_m: np.ndarray      # (2,)
+    pose_m: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class Belief:
     velocity: tuple[float, float, float]  # body-frame x, y (m/s) and turn (rad/s), from odometry
     moved_ns: int                         # odometry gives the motion up to here
     fixed_ns: int                         # last used fix or match
+    receiver: Receiver
     memories: tuple[Memory, ...] = ()     # at most two, the older first
+    behind: Pose2D = Pose2D(0.0, 0.0, 0.0)  # odometry that the memories have not been moved by yet
+    behind_s: float = 0.0                 # and its time
     fixes: FixHistory = FixHistory()
     driven_m: float = 0.0
     match_ns: int | None = None          # last used match
@@ -62,29 +66,24 @@ class Belief:
     disbelieved_times: int = 0           # in a row
 
 
-class PoseEkf(ExtendedKalmanFilter):
-    """The algebra of filterpy; its methods return the new ``mean`` and ``covariance``."""
+class PoseEkf(KalmanFilter):
+    """The algebra of filterpy about the last state; returned are ``mean`` and ``covariance``."""
 
     def __init__(self):
         super().__init__(dim_x=STATES, dim_z=2)
 
-    def predict_x(self, u):
-        """Use the exact motion ``u`` in place of ``F x``."""
-        self.x = u(self.x)
+    def predicted(self, known: Belief | Memory, moved, noise) -> dict:
+        """Predict with ``moved``, the state after the motion and its derivative by that before.
 
-    def predicted(self, known: Belief | Memory, motion, jacobian, noise) -> dict:
-        """Predict with ``motion`` and its ``jacobian``, both functions of the state.
-
-        ``F`` is then the jacobian (13, 13) at the state before.
+        The derivative (13, 13) is kept as ``F``.
         """
-        self.x, self.P = known.mean, known.covariance
-        self.F, self.Q = jacobian(known.mean), noise
-        self.predict(motion)
-        return {'mean': self.x, 'covariance': self.P}
+        mean, self.F = moved
+        return {'mean': mean, 'covariance': self.F @ known.covariance @ self.F.T + noise}
 
     def corrected(self, known: Belief | Memory, residual, jacobian, noise) -> dict:
         """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 13)."""
-        self.x, self.P = known.mean, known.covariance
-        self.update(residual, lambda _: jacobian, lambda _: np.zeros(len(residual)), R=noise)
-        self.x[YAW] = wrap_angle(self.x[YAW])
-        return {'mean': self.x, 'covariance': self.P}
+        self.x, self.P = np.zeros(STATES), known.covariance
+        self.update(residual, noise, jacobian)
+        mean = known.mean + self.x
+        mean[YAW] = wrap_angle(mean[YAW])
+        return {'mean': mean, 'covariance': self.P}

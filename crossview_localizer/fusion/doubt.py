@@ -20,7 +20,7 @@ LEAST_DISTANCE_M = 5.0
 def beyond(residual_m: np.ndarray, distance2: float, limit: float) -> np.ndarray:
     """The part of a residual (n,) that speaks against its sigmas."""
     if distance2 <= limit:
-        return np.zeros_like(residual_m)
+        return np.zeros(len(residual_m))
     return residual_m * min(1.0, 2.0 * (1.0 - math.sqrt(limit / distance2)))
 
 

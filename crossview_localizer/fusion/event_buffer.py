@@ -1,6 +1,6 @@
 """Measurements sorted by stamp, each with what is known after it."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
@@ -48,7 +48,8 @@ class Event:
 def _values(measurement: Measurement) -> tuple[float, ...]:
     match measurement:
         case OdometrySample():
-            return tuple(measurement.odom_from_base.as_array())
+            pose = measurement.odom_from_base
+            return pose.x_m, pose.y_m, pose.yaw_rad
         case GnssFix():
             return measurement.x_m, measurement.y_m
         case PoseEstimate():
@@ -82,18 +83,27 @@ class EventBuffer:
 
     def belief_at(self, stamp_ns: int) -> Belief:
         """What is known after the last event that is not newer than a stamp."""
-        index = bisect_right(self.events, stamp_ns, key=stamp_of)
+        index = self._index_after(stamp_ns)
         return self._beliefs[index - 1] if index else self.base
 
     def insert(self, event: Event, step: Step, redo_from_ns: int | None = None) -> FilterUpdate:
         """Insert an event by its stamp and replay from there, or from ``redo_from_ns`` on."""
-        index = bisect_left(self.events, event.order, key=lambda other: other.order)
-        if index < len(self.events) and self.events[index].order == event.order:
-            return FilterUpdate(Outcome.INVALID, 'the same measurement has been given before')
+        index = len(self.events)
+        if self.events and self.events[-1].stamp_ns >= event.stamp_ns:
+            index = bisect_left(self.events, event.order, key=lambda other: other.order)
+            if index < len(self.events) and self.events[index].order == event.order:
+                return FilterUpdate(Outcome.INVALID, 'the same measurement has been given before')
         self.events.insert(index, event)
         if redo_from_ns is not None:
-            index = min(index, bisect_right(self.events, redo_from_ns, key=stamp_of))
+            index = min(index, self._index_after(redo_from_ns))
         return self.replay(step, index, event)
+
+    def _index_after(self, stamp_ns: int) -> int:
+        """The index of the first event that is newer than a stamp; mostly it is near the end."""
+        index = len(self.events)
+        while index and self.events[index - 1].stamp_ns > stamp_ns:
+            index -= 1
+        return index
 
     def replay(self, step: Step, index: int = 0,
                wanted: Event | None = None) -> FilterUpdate | None:
@@ -113,7 +123,9 @@ class EventBuffer:
 
         The last one that is dropped is an odometry sample.
         """
-        drop = bisect_right(self.events, stamp_ns, key=stamp_of)
+        drop = 0
+        while drop < len(self.events) and self.events[drop].stamp_ns <= stamp_ns:
+            drop += 1
         while drop and not self.events[drop - 1].is_odometry:
             drop -= 1
         if drop:

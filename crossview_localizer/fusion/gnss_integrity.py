@@ -27,6 +27,7 @@ from scipy.special import chdtri
 
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.fusion.frozen import changed
+from crossview_localizer.fusion.weighting import squared_distance
 
 # Fixes outside this share of the predicted distribution are refused.
 GATE_PROBABILITY = 0.99
@@ -187,7 +188,8 @@ class IntegrityMonitor:
             return FixVerdict.GO_BACK, _distrusted(seen, cause, None), cause
         if inside and seen.stepped and not stepped_m:
             # The gate has grown to where the step went; that says nothing for it.
-            return (FixVerdict.WIDEN, FixHistory(stamp_ns),
+            return (FixVerdict.WIDEN,
+                    changed(seen, refused_ns=None, first_refused=None, stepped=False),
                     f'{(stamp_ns - seen.refused_ns) * 1e-9:.1f} s of refused fixes')
         if inside:
             return (FixVerdict.USE,
@@ -243,10 +245,12 @@ class IntegrityMonitor:
         wander_m2 = 2 * self._config.gnss_bias_sigma_m**2 * (
             1.0 - math.exp(-time_s / self._config.gnss_bias_tau_s))
         drift_m2 = (STEP_DRIFT * (fix.driven_m - history.driven_m)) ** 2
-        spread_m2 = fix.noise_m2 + history.noise_m2 + (wander_m2 + drift_m2) * np.eye(2)
+        spread_m2 = fix.noise_m2 + history.noise_m2
+        spread_m2[0, 0] += wander_m2 + drift_m2
+        spread_m2[1, 1] += wander_m2 + drift_m2
         step_m = fix.residual_m - history.residual_m
-        unlikely = step_m @ np.linalg.solve(spread_m2, step_m) > self._alarm
-        return float(np.linalg.norm(step_m)) if unlikely else 0.0
+        unlikely = squared_distance(step_m, spread_m2) > self._alarm
+        return math.hypot(*step_m) if unlikely else 0.0
 
 
 def _distrusted(seen: FixHistory, cause: str, first: FixHistory | None) -> FixHistory:

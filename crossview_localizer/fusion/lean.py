@@ -17,8 +17,9 @@ from crossview_localizer.fusion.motion_model import rotation
 LEAN_S, LEAN_SIGMAS = 15.0, 2.0
 # It is told above so many of these limits.
 TOLD_SHARE = 1.5
-# At one limit the pose may be off by so much to that side, and in heading; in proportion above.
-LEAN_M, LEAN_YAW_RAD = 5.0, 0.08
+# At one limit the pose may be off by so many sigmas of the receiver's wander to that side, and in
+# heading by this for each metre of it; in proportion above.
+LEAN_WANDERS, LEAN_YAW_RAD_PER_M = 1.8, 0.03
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,36 @@ class Lean:
     def followed(self, residual_m: np.ndarray, spread_m2: np.ndarray, passed_s: float,
                  yaw_rad: float) -> 'Lean':
         """The lean with the residual (2,) of a fix, which has the covariance (2, 2)."""
-        axes, keep = rotation(yaw_rad), math.exp(-passed_s / LEAN_S)
-        ahead, left = residual_m @ axes / np.sqrt(np.diag(axes.T @ spread_m2 @ axes))
-        return Lean(keep * self.ahead + float(ahead), keep * self.left + float(left),
+        (xx, xy), (_, yy) = spread_m2.tolist()
+        x_m, y_m = residual_m.tolist()
+        cos, sin, keep = math.cos(yaw_rad), math.sin(yaw_rad), math.exp(-passed_s / LEAN_S)
+        along_m2, cross_m2 = cos * cos * xx + sin * sin * yy, 2.0 * cos * sin * xy
+        ahead = (cos * x_m + sin * y_m) / math.sqrt(along_m2 + cross_m2)
+        left = (cos * y_m - sin * x_m) / math.sqrt(xx + yy - along_m2 - cross_m2)
+        return Lean(keep * self.ahead + ahead, keep * self.left + left,
                     keep**2 * self.count + 1.0, float(yaw_rad))
 
     @property
-    def shares(self) -> np.ndarray:
-        """How many limits the residuals lean ahead and left (2,); below one is noise."""
-        return np.array([self.ahead, self.left]) / (
-            LEAN_SIGMAS * math.sqrt(max(self.count, 1.0)))
+    def shares(self) -> tuple[float, float]:
+        """How many limits the residuals lean ahead and left; below one is noise."""
+        limit = LEAN_SIGMAS * math.sqrt(max(self.count, 1.0))
+        return self.ahead / limit, self.left / limit
 
     @property
     def text(self) -> str:
         """What is told of it; '' where there is none."""
-        return 'GNSS and odometry drift apart' if np.abs(self.shares).max() > TOLD_SHARE else ''
+        return 'GNSS and odometry drift apart' if self._largest > TOLD_SHARE else ''
+
+    def doubt(self, wander_m: float) -> np.ndarray | None:
+        """What it says against the pose, as in ``doubt``; None where there is none.
+
+        ``wander_m`` is the sigma of the receiver's slow error.
+        """
+        if self._largest <= 1.0:
+            return None
+        offset_m = LEAN_WANDERS * wander_m * rotation(self.yaw_rad) @ self.shares
+        return doubt_of(offset_m, LEAN_YAW_RAD_PER_M * wander_m * abs(self.shares[1]))
 
     @property
-    def doubt(self) -> np.ndarray | None:
-        """What it says against the pose, as in ``doubt``; None where there is none."""
-        shares = self.shares
-        if np.abs(shares).max() <= 1.0:
-            return None
-        offset_m = LEAN_M * rotation(self.yaw_rad) @ shares
-        return doubt_of(offset_m, LEAN_YAW_RAD * abs(float(shares[1])))
+    def _largest(self) -> float:
+        return max(map(abs, self.shares))

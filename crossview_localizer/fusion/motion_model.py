@@ -62,24 +62,24 @@ def rotation_derivative(yaw_rad: float) -> np.ndarray:
 # v' = exp(s) d_x / dt
 # s' = a_s s,  w' = a_w w,  b' = a_b b,  c' = a_c c,  m' = a_c m
 # with a = exp(-dt / tau), first-order Gauss-Markov
-def propagate(state, increment: Pose2D, time_s: float, decay: np.ndarray) -> np.ndarray:
-    """Move the state (13,) by an odometry increment; ``decay`` (13,) is that of ``decays``."""
-    moved = decay * state
-    x_m, y_m, yaw_rad, _, _, turn_bias_radps, *_ = state.tolist()
-    ahead_m, left_m, cos, sin = _step(state, increment, time_s)
-    moved[0] = x_m + cos * ahead_m - sin * left_m
-    moved[1] = y_m + sin * ahead_m + cos * left_m
-    moved[YAW] = wrap_angle(yaw_rad + increment.yaw_rad - turn_bias_radps * time_s)
-    moved[SPEED] = ahead_m / time_s
-    return moved
-
-
 # dp'/dyaw = exp(s) R'(.) d,  dp'/ds = exp(s) R(.) d,  dp'/dw = -dt / 2 dp'/dyaw,
 # dyaw'/dw = -dt,  dv'/ds = v'
-def propagate_jacobian(state, increment: Pose2D, time_s: float, decay: np.ndarray) -> np.ndarray:
-    """Derivative (13, 13) of ``propagate`` by the state."""
-    ahead_m, left_m, cos, sin = _step(state, increment, time_s)
+def propagate(
+    state, increment: Pose2D, time_s: float, decay: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move the state (13,) by an odometry increment; with the derivative (13, 13) by the state.
+
+    ``decay`` (13,) are the factors ``a``, 1 for what does not decay.
+    """
+    x_m, y_m, yaw_rad, _, log_scale, turn_bias_radps, *_ = state.tolist()
+    scale, middle_rad = math.exp(log_scale), yaw_rad - turn_bias_radps * time_s / 2
+    cos, sin = math.cos(middle_rad), math.sin(middle_rad)
+    ahead_m, left_m = scale * increment.x_m, scale * increment.y_m
     east_m, north_m = cos * ahead_m - sin * left_m, sin * ahead_m + cos * left_m
+    moved = decay * state
+    moved[0], moved[1] = x_m + east_m, y_m + north_m
+    moved[YAW] = wrap_angle(yaw_rad + increment.yaw_rad - turn_bias_radps * time_s)
+    moved[SPEED] = ahead_m / time_s
     jacobian = np.diag(decay)
     jacobian[0, YAW], jacobian[1, YAW] = -north_m, east_m
     jacobian[0, SCALE], jacobian[1, SCALE] = east_m, north_m
@@ -87,69 +87,71 @@ def propagate_jacobian(state, increment: Pose2D, time_s: float, decay: np.ndarra
     jacobian[YAW, TURN_BIAS] = -time_s
     jacobian[SPEED, SPEED] = 0.0
     jacobian[SPEED, SCALE] = ahead_m / time_s
-    return jacobian
-
-
-def _step(state, increment: Pose2D, time_s: float) -> tuple[float, float, float, float]:
-    """An increment in metres ahead and left, and cosine and sine of the yaw in its middle."""
-    scale = math.exp(state[SCALE])
-    middle_rad = state[YAW] - state[TURN_BIAS] * time_s / 2
-    return (scale * increment.x_m, scale * increment.y_m,
-            math.cos(middle_rad), math.sin(middle_rad))
+    return moved, jacobian
 
 
 # p' = p + v dt u,  yaw' = yaw + turn      u = (cos, sin)(yaw + turn / 2)
-def coast(state, moving_s: float, turn_rad: float, decay: np.ndarray) -> np.ndarray:
-    """Move the state (13,) at its own speed for ``moving_s``."""
-    moved = decay * state
-    moved[POSITION] += state[SPEED] * moving_s * rotation(state[YAW] + turn_rad / 2)[:, 0]
-    moved[YAW] = wrap_angle(state[YAW] + turn_rad)
-    return moved
-
-
 # dp'/dyaw = v dt du/dyaw,  dp'/dv = dt u
-def coast_jacobian(state, moving_s: float, turn_rad: float, decay: np.ndarray) -> np.ndarray:
-    """Derivative (13, 13) of ``coast`` by the state."""
+def coast(
+    state, moving_s: float, turn_rad: float, decay: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move the state (13,) at its own speed for ``moving_s``; with the derivative (13, 13)."""
+    x_m, y_m, yaw_rad, speed_mps, *_ = state.tolist()
+    middle_rad = yaw_rad + turn_rad / 2
+    cos, sin = moving_s * math.cos(middle_rad), moving_s * math.sin(middle_rad)
+    moved = decay * state
+    moved[0], moved[1] = x_m + speed_mps * cos, y_m + speed_mps * sin
+    moved[YAW] = wrap_angle(yaw_rad + turn_rad)
     jacobian = np.diag(decay)
-    middle_rad = state[YAW] + turn_rad / 2
-    jacobian[POSITION, YAW] = state[SPEED] * moving_s * rotation_derivative(middle_rad)[:, 0]
-    jacobian[POSITION, SPEED] = moving_s * rotation(middle_rad)[:, 0]
-    return jacobian
+    jacobian[0, YAW], jacobian[1, YAW] = -speed_mps * sin, speed_mps * cos
+    jacobian[0, SPEED], jacobian[1, SPEED] = cos, sin
+    return moved, jacobian
 
 
 # z = p + R(yaw) l + b          l: antenna in base_link
 def gnss_prediction(state, base_from_antenna_m) -> np.ndarray:
     """Predicted position (2,) of a fix."""
-    return state[POSITION] + rotation(state[YAW]) @ np.asarray(base_from_antenna_m) + state[BIAS]
+    x_m, y_m, yaw_rad, _, _, _, bias_x_m, bias_y_m, *_ = state.tolist()
+    ahead_m, left_m = base_from_antenna_m
+    cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
+    return np.array([x_m + cos * ahead_m - sin * left_m + bias_x_m,
+                     y_m + sin * ahead_m + cos * left_m + bias_y_m])
 
 
 # dz/dp = I,  dz/dyaw = R'(yaw) l,  dz/db = I
 def gnss_jacobian(state, base_from_antenna_m) -> np.ndarray:
     """Derivative (2, 13) of ``gnss_prediction`` by the state."""
+    ahead_m, left_m = base_from_antenna_m
+    cos, sin = math.cos(state[YAW]), math.sin(state[YAW])
     jacobian = np.zeros((2, STATES))
-    jacobian[:, POSITION] = jacobian[:, BIAS] = np.eye(2)
-    jacobian[:, YAW] = rotation_derivative(state[YAW]) @ np.asarray(base_from_antenna_m)
+    jacobian[0, 0] = jacobian[1, 1] = jacobian[0, 6] = jacobian[1, 7] = 1.0  # 6, 7: BIAS
+    jacobian[0, YAW], jacobian[1, YAW] = (
+        -sin * ahead_m - cos * left_m, cos * ahead_m - sin * left_m)
     return jacobian
 
 
 # z = (p + R(yaw) c_p + m, yaw + c_yaw)       c: bias by the camera, m: by the imagery
 def match_prediction(state) -> np.ndarray:
     """Predicted pose (3,) of a match."""
-    predicted = state[POSE] + state[CAMERA_BIAS]
-    predicted[POSITION] = (
-        state[POSITION] + rotation(state[YAW]) @ state[CAMERA_BIAS][:2] + state[IMAGERY_BIAS])
-    return predicted
+    x_m, y_m, yaw_rad = state[POSE].tolist()
+    ahead_m, left_m, off_rad, shift_x_m, shift_y_m = state[MATCH_BIASES].tolist()
+    cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
+    return np.array([x_m + cos * ahead_m - sin * left_m + shift_x_m,
+                     y_m + sin * ahead_m + cos * left_m + shift_y_m, yaw_rad + off_rad])
 
 
 # dz/dpose = I,  dz_p/dyaw = R'(yaw) c_p,  dz_p/dc_p = R(yaw),  dz_yaw/dc_yaw = 1,  dz_p/dm = I
 def match_jacobian(state) -> np.ndarray:
     """Derivative (3, 13) of ``match_prediction`` by the state."""
-    jacobian = np.zeros((3, STATES))
-    jacobian[:, POSE] = np.eye(3)
-    jacobian[POSITION, YAW] = rotation_derivative(state[YAW]) @ state[CAMERA_BIAS][:2]
-    jacobian[POSITION, CAMERA_BIAS][:, :2] = rotation(state[YAW])
-    jacobian[YAW, CAMERA_BIAS][2] = 1.0
-    jacobian[POSITION, IMAGERY_BIAS] = np.eye(2)
+    ahead_m, left_m, *_ = state[CAMERA_BIAS].tolist()
+    cos, sin = math.cos(state[YAW]), math.sin(state[YAW])
+    jacobian = np.eye(3, STATES)
+    jacobian[0, YAW] = -sin * ahead_m - cos * left_m
+    jacobian[1, YAW] = cos * ahead_m - sin * left_m
+    # Columns 8 to 12 are CAMERA_BIAS and IMAGERY_BIAS.
+    jacobian[0, 8], jacobian[0, 9] = cos, -sin
+    jacobian[1, 8], jacobian[1, 9] = sin, cos
+    jacobian[YAW, 10] = jacobian[0, 11] = jacobian[1, 12] = 1.0
     return jacobian
 
 
@@ -178,40 +180,44 @@ def decay_rates(config: FilterConfig) -> np.ndarray:
 # q = sigma^2 (1 - a^2) for a slow state;  i_p^2 dt and i_yaw^2 dt, moving or not
 # A scale or yaw-rate bias above BEYOND_SIGMAS sigma is of an odometry that has another sigma.
 def idle_noise(
-    config: FilterConfig, sigmas: np.ndarray, time_s: float, decay: np.ndarray, state: np.ndarray,
+    config: FilterConfig, slow_variances: np.ndarray, time_s: float, decay: np.ndarray, state,
 ) -> np.ndarray:
-    """Process noise (13, 13) that grows with time alone; ``sigmas`` as in ``slow_sigmas``."""
-    position_m2 = config.idle_position_noise_m**2 * time_s
-    sigmas = sigmas.copy()
+    """Process noise (13, 13) that grows with time alone.
+
+    ``slow_variances`` (13,) are those that each slowly varying state keeps in the long run.
+    """
+    variances = slow_variances * (1.0 - decay * decay)
     for slow in (SCALE, TURN_BIAS):
-        sigmas[slow] = max(sigmas[slow], abs(state[slow]) / BEYOND_SIGMAS)
-    variances = sigmas * sigmas * (1.0 - decay * decay)
-    variances[:3] = position_m2, position_m2, config.idle_yaw_noise_rad**2 * time_s
+        beyond = float(state[slow]) ** 2 / BEYOND_SIGMAS**2
+        if beyond > slow_variances[slow]:
+            variances[slow] = beyond * (1.0 - decay[slow] ** 2)
+    variances[0] = variances[1] = config.idle_position_noise_m**2 * time_s
+    variances[YAW] = config.idle_yaw_noise_rad**2 * time_s
     return np.diag(variances)
 
 
 # q_p = n_p^2 |d|,  q_yaw = n_yaw^2 |d| + n_turn^2 |turn|,  q_v = n_v^2
 # The yaw noise arises evenly along d and turns the rest of d, with l = R'(yaw) d:
 #   q_pp = q_yaw / 3 l l',  q_pyaw = q_yaw / 2 l
-def motion_noise(config: FilterConfig, yaw_rad: float, increment: Pose2D) -> np.ndarray:
-    """Process noise (13, 13) of an odometry increment that begins at a heading."""
+def add_motion_noise(
+    noise: np.ndarray, config: FilterConfig, yaw_rad: float, increment: Pose2D,
+) -> None:
+    """Add that of an odometry increment, which begins at a heading, to process noise (13, 13)."""
     distance_m = math.hypot(increment.x_m, increment.y_m)
     position_m2 = config.odometry_position_noise**2 * distance_m
     yaw_rad2 = (
         config.odometry_yaw_noise_rad**2 * distance_m
         + config.odometry_turn_noise_rad**2 * abs(increment.yaw_rad))
-    noise = np.zeros((STATES, STATES))
-    noise[0, 0] = noise[1, 1] = position_m2
-    noise[YAW, YAW], noise[SPEED, SPEED] = yaw_rad2, ODOMETRY_SPEED_NOISE_MPS**2
     cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
     x_m = -sin * increment.x_m - cos * increment.y_m
     y_m = cos * increment.x_m - sin * increment.y_m
-    noise[0, 0] += yaw_rad2 / 3 * x_m * x_m
-    noise[1, 1] += yaw_rad2 / 3 * y_m * y_m
+    noise[0, 0] += position_m2 + yaw_rad2 / 3 * x_m * x_m
+    noise[1, 1] += position_m2 + yaw_rad2 / 3 * y_m * y_m
+    noise[YAW, YAW] += yaw_rad2
+    noise[SPEED, SPEED] += ODOMETRY_SPEED_NOISE_MPS**2
     noise[0, 1] = noise[1, 0] = yaw_rad2 / 3 * x_m * y_m
     noise[0, YAW] = noise[YAW, 0] = yaw_rad2 / 2 * x_m
     noise[1, YAW] = noise[YAW, 1] = yaw_rad2 / 2 * y_m
-    return noise
 
 
 # The speed is a random walk while the pose moves along the heading u for m seconds:
@@ -221,64 +227,37 @@ def motion_noise(config: FilterConfig, yaw_rad: float, increment: Pose2D) -> np.
 #   S(t) = v (t - gap)+      v: the last speed, at least COAST_HOLD_SPEED_MPS
 # with gap = 0 across a jump of the odometry; the yaw sigma is c_yaw t.  The error of all pieces of
 # this time is one: a piece adds the difference of the squares.
-def coasting_noise(
-    state, moving_s: float, turn_rad: float, begin_s: float, end_s: float, jump: bool,
-    disbelieved: bool = False,
-) -> np.ndarray:
-    """Process noise (13, 13) of motion without odometry from begin to end.
+def add_coasting_noise(
+    noise: np.ndarray, state, moving_s: float, turn_rad: float, begin_s: float, end_s: float,
+    jump: bool, disbelieved: bool = False,
+) -> None:
+    """Add that of motion without odometry from begin to end to process noise (13, 13).
 
     Both times are since the last odometry, fix or match.  ``disbelieved``: there is odometry.
     """
+    speed_mps, middle_rad = abs(float(state[SPEED])), float(state[YAW]) + turn_rad / 2
     walk, yaw_noise_radps = COAST_SPEED_NOISE_MPS**2, COAST_YAW_NOISE_RADPS
     if disbelieved:
         walk = DISBELIEF_SPEED_NOISE_MPS**2
-        yaw_noise_radps = DISBELIEF_YAW_NOISE_RADPS * min(
-            1.0, abs(state[SPEED]) / DISBELIEF_SPEED_MPS)
-    noise = np.zeros((STATES, STATES))
-    ahead = rotation(state[YAW] + turn_rad / 2)[:, 0]
-    noise[POSITION, POSITION] = walk * moving_s**3 / 3 * np.outer(ahead, ahead)
-    noise[POSITION, SPEED] = noise[SPEED, POSITION] = walk * moving_s**2 / 2 * ahead
-    noise[SPEED, SPEED] = walk * (end_s - begin_s)
-
-    speed_mps = max(abs(state[SPEED]), COAST_HOLD_SPEED_MPS)
+        yaw_noise_radps = DISBELIEF_YAW_NOISE_RADPS * min(1.0, speed_mps / DISBELIEF_SPEED_MPS)
+    cos, sin = math.cos(middle_rad), math.sin(middle_rad)
     gap_s = 0.0 if jump else ODOMETRY_MAX_GAP_S
-    held_s2 = max(end_s - gap_s, 0.0)**2 - max(begin_s - gap_s, 0.0)**2
-    noise[0, 0] += speed_mps**2 * held_s2
-    noise[1, 1] += speed_mps**2 * held_s2
-    noise[YAW, YAW] = yaw_noise_radps**2 * (end_s**2 - begin_s**2)
-    return noise
+    held_m2 = max(speed_mps, COAST_HOLD_SPEED_MPS)**2 * (
+        max(end_s - gap_s, 0.0)**2 - max(begin_s - gap_s, 0.0)**2)
+    along_m2, with_speed = walk * moving_s**3 / 3, walk * moving_s**2 / 2
+    noise[0, 0] += along_m2 * cos * cos + held_m2
+    noise[1, 1] += along_m2 * sin * sin + held_m2
+    noise[0, 1] = noise[1, 0] = along_m2 * cos * sin
+    noise[0, SPEED] = noise[SPEED, 0] = with_speed * cos
+    noise[1, SPEED] = noise[SPEED, 1] = with_speed * sin
+    noise[SPEED, SPEED] += walk * (end_s - begin_s)
+    noise[YAW, YAW] += yaw_noise_radps**2 * (end_s**2 - begin_s**2)
 
 
 # A constant, unknown acceleration a between two known poses: a t (T - t) / 2 off the straight line
 def bridge_sigma_m(since_s: float, until_s: float) -> float:
     """Sigma of a position interpolated inside a gap of the odometry; zero at both ends."""
     return ODOMETRY_MAX_ACCEL_MPS2 / 2 * since_s * until_s / 2
-
-
-def raised_to_floor(covariance: np.ndarray, sigma_floor: float) -> np.ndarray:
-    """The covariance (n, n) with every principal sigma at least ``sigma_floor``."""
-    if sigma_floor == 0.0:
-        return covariance
-    variances, axes = np.linalg.eigh(covariance)
-    lacking = np.maximum(sigma_floor**2 - variances, 0.0)
-    return covariance + (axes * lacking) @ axes.T
-
-
-# w = min(1, (nu + n) / (nu + d2))       multivariate Student t with nu degrees of freedom
-def tail_weight(distance2: float, size: int, tail_dof: float) -> float:
-    """Share of the information that a residual with heavy-tailed errors keeps."""
-    return min(1.0, (tail_dof + size) / (tail_dof + distance2))
-
-
-# d2 = r' S^-1 r,  S = H P H' + R
-def mahalanobis2(residual, jacobian, covariance, noise) -> float:
-    """Squared Mahalanobis distance of a residual (n,)."""
-    spread = jacobian @ covariance @ jacobian.T + noise
-    if len(residual) == 2:  # most are; in closed form it takes a fifth of the time
-        (xx, xy), (_, yy) = spread.tolist()
-        x, y = residual.tolist()
-        return (yy * x * x - 2.0 * xy * x * y + xx * y * y) / (xx * yy - xy * xy)
-    return float(residual @ np.linalg.solve(spread, residual))
 
 
 def interpolated_pose(before: OdometrySample, after: OdometrySample, stamp_ns: int) -> Pose2D:
@@ -293,7 +272,12 @@ def interpolated_pose(before: OdometrySample, after: OdometrySample, stamp_ns: i
 
 def is_jump(before: OdometrySample, after: OdometrySample) -> bool:
     """Whether odometry moves or turns faster than a vehicle does."""
-    speed_x_mps, speed_y_mps, turn_radps = body_velocity(before, after)
+    return is_impossible(body_velocity(before, after))
+
+
+def is_impossible(velocity: tuple[float, float, float]) -> bool:
+    """Whether a vehicle cannot have a velocity, see ``body_velocity``."""
+    speed_x_mps, speed_y_mps, turn_radps = velocity
     return (math.hypot(speed_x_mps, speed_y_mps) > ODOMETRY_MAX_SPEED_MPS
             or abs(turn_radps) > ODOMETRY_MAX_TURN_RADPS)
 
@@ -301,5 +285,13 @@ def is_jump(before: OdometrySample, after: OdometrySample) -> bool:
 def body_velocity(before: OdometrySample, after: OdometrySample) -> tuple[float, float, float]:
     """Body-frame speed (m/s) and turn rate (rad/s) between two samples."""
     time_s = (after.stamp_ns - before.stamp_ns) * 1e-9
-    step = before.odom_from_base.inverse() @ after.odom_from_base
+    step = increment_between(before.odom_from_base, after.odom_from_base)
     return step.x_m / time_s, step.y_m / time_s, step.yaw_rad / time_s
+
+
+def increment_between(start: Pose2D, end: Pose2D) -> Pose2D:
+    """``start.inverse() @ end``, in a third of the time."""
+    x_m, y_m = end.x_m - start.x_m, end.y_m - start.y_m
+    cos, sin = math.cos(start.yaw_rad), math.sin(start.yaw_rad)
+    return Pose2D(cos * x_m + sin * y_m, cos * y_m - sin * x_m,
+                  wrap_angle(end.yaw_rad - start.yaw_rad))

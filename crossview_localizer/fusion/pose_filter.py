@@ -30,6 +30,7 @@ from crossview_localizer.datatypes import (
 from crossview_localizer.fusion.belief import Belief
 from crossview_localizer.fusion.correction import Corrector
 from crossview_localizer.fusion.event_buffer import Event, EventBuffer, Measurement
+from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.heading_initializer import HeadingInitializer
 from crossview_localizer.fusion.motion_model import (
     COAST_HOLD_SPEED_MPS,
@@ -38,7 +39,6 @@ from crossview_localizer.fusion.motion_model import (
     ODOMETRY_SPEED_NOISE_MPS,
     POSE,
     POSITION,
-    raised_to_floor,
     SCALE,
     slow_sigmas,
     SPEED,
@@ -50,10 +50,13 @@ from crossview_localizer.fusion.prediction import (
     is_believed,
     is_disbelieved,
     is_gap,
+    moved_to,
     OdometryHistory,
     Predictor,
 )
 from crossview_localizer.fusion.published import published_covariance
+from crossview_localizer.fusion.receiver import ReceiverMonitor
+from crossview_localizer.fusion.weighting import least_variance, raised_to_floor
 from crossview_localizer.geometry import Pose2D
 
 # Fixes and matches that are newer than the last odometry by more than this are refused.
@@ -61,6 +64,7 @@ ODOMETRY_LOST_S = 60.0
 # A coordinate with a sigma of 1000 km is not observed.  Larger numbers would only lose digits in
 # S = H P H' + R.
 UNOBSERVED_VARIANCE = 1e12
+USED = FilterUpdate(Outcome.USED)
 # A heading with a larger sigma counts as unknown.
 LOST_YAW_SIGMA_RAD = 0.7
 # Smallest sigmas that are believed of a course and of the heading of a match.
@@ -169,8 +173,7 @@ class PoseFilter:
         if self._buffer is None:
             self._start.add_fix(fix)
             return self._try_start()
-        noise = raised_to_floor(np.asarray(fix.covariance), self._config.gnss_sigma_floor_m)
-        return self._buffer.insert(Event(fix, noise), self._step)
+        return self._buffer.insert(Event(fix, np.asarray(fix.covariance)), self._step)
 
     def add_course(self, course: GnssCourse) -> FilterUpdate:
         """Fuse a direction of motion; below ``course_min_speed_mps`` it is TOO_SLOW."""
@@ -246,14 +249,17 @@ class PoseFilter:
         """
         if self._buffer is None or stamp_ns < self._buffer.base.stamp_ns:
             return None
-        belief = self._predictor.advance(
-            self._buffer.belief_at(stamp_ns), stamp_ns, self._odometry)
+        known = changed(self._buffer.belief_at(stamp_ns), memories=())
+        belief = self._predictor.advance(known, stamp_ns, self._odometry)
         covariance = published_covariance(belief)
         covariance[POSITION, POSITION] += bridge_m2(belief, self._odometry)
         return PoseEstimate(stamp_ns, Pose2D(*map(float, belief.mean[POSE])), covariance)
 
     def _step(self, belief: Belief, event: Event) -> tuple[Belief, FilterUpdate]:
         belief = self._predictor.advance(belief, event.stamp_ns, self._odometry)
+        if event.is_odometry:
+            return moved_to(belief, event.stamp_ns), USED
+        belief = self._predictor.catch_up(belief)
         return self._corrector.apply(belief, event, bridge_m2(belief, self._odometry))
 
     # --- start and forgetting
@@ -284,8 +290,11 @@ class PoseFilter:
             event for event in self._buffer.events
             if not event.is_odometry and event.stamp_ns > stamp_ns]
         later += [Event(sample) for sample in self._odometry.since(stamp_ns + 1)]
+        receiver = ReceiverMonitor(self._config).unknown()
+        if self._buffer is not None:
+            receiver = changed(self._buffer.belief_at(stamp_ns).receiver, window=None)
         self._buffer = EventBuffer(
-            Belief(stamp_ns, mean, covariance, velocity, stamp_ns, stamp_ns))
+            Belief(stamp_ns, mean, covariance, velocity, stamp_ns, stamp_ns, receiver))
         self._buffer.events = sorted(later, key=lambda event: event.order)
         self._start = HeadingInitializer(self._config)
         self._buffer.replay(self._step)
@@ -331,7 +340,7 @@ class PoseFilter:
         belief = self._buffer.belief_at(sample.stamp_ns)
         yaw_sigma_rad = math.sqrt(belief.covariance[YAW, YAW])
         if yaw_sigma_rad <= LOST_YAW_SIGMA_RAD or is_disbelieved(belief):
-            return FilterUpdate(Outcome.USED, reason)
+            return FilterUpdate(Outcome.USED, reason) if reason else USED
         later = self._odometry.since(sample.stamp_ns)
         self.reset()
         self._odometry = OdometryHistory(later)
@@ -351,7 +360,7 @@ def _problem(stamp_ns: int, values, covariance=None, size: int = 0) -> str:
     """What is wrong with a measurement, or ''."""
     if stamp_ns <= 0:
         return f'stamp is {stamp_ns} ns; expected a positive time'
-    if not np.isfinite(values).all():
+    if not all(map(math.isfinite, values)):
         return f'not finite: {", ".join(f"{value:g}" for value in values)}'
     if covariance is None:
         return ''
@@ -361,6 +370,6 @@ def _problem(stamp_ns: int, values, covariance=None, size: int = 0) -> str:
     if not np.isfinite(covariance).all():
         return 'covariance is not finite'
     lopsided = np.abs(covariance - covariance.T).max() > 1e-6 * np.abs(covariance).max()
-    if lopsided or np.linalg.eigvalsh(covariance)[0] <= 0.0:
+    if lopsided or least_variance(covariance) <= 0.0:
         return 'covariance is not positive definite'
     return ''

@@ -20,6 +20,7 @@ SPOTS = 5               # per side; without overviews so many spots of SPOT_PX a
 SPOT_PX = 64
 CUT_PERCENT = 1.0       # of the values are cut at each end where they are not 8-bit
 COLLAR_PX = 32          # a collar holds a square of this side, of one value
+COLLAR_SHARE = 0.1      # of the outline of a file: its collar is spoken of
 FRINGE_PX = 8           # beside a collar compression leaves values that are nearly its own
 DIM = 15                # 8-bit values that are all up to here are classes or bits, and stretched
 DARK = 3                # 8-bit values up to here may be a black collar
@@ -175,8 +176,12 @@ def describe_samples(path: str, dataset) -> tuple[Samples, np.ndarray | None, li
         ends += float(values[:, valid].min()), float(values[:, valid].max())
     near = DARK if kind == np.uint8 else 0.0
     edge = values[:, outline & valid].astype(float)
-    found = replace(found, collars=tuple(
-        end for end in dict.fromkeys(ends) if (np.abs(edge - end) <= near).all(0).any()))
+    shares = {end: (np.abs(edge - end) <= near).all(0) for end in ends if edge.size}
+    found = replace(found, collars=tuple(end for end, at in shares.items() if at.any()))
+    notes += [
+        f'the value {end:g}, which is not declared as nodata, fills part of the edge: such a '
+        'collar is taken for no imagery'
+        for end, at in shares.items() if at.mean() >= COLLAR_SHARE]
     if kind == np.uint8:
         is_dim = valid.any() and values[:, valid].min() < values[:, valid].max() <= DIM
         return found, values[:, valid] if is_dim else None, notes

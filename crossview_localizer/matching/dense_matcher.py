@@ -40,6 +40,8 @@ class GroundView(NamedTuple):
 class DenseMatcher:
     """Matches positions and headings."""
 
+    needs_heading = False
+
     def __init__(self, network: DenseNetwork, device: str = 'cpu', ground=None):
         """``ground`` runs in place of the network's ground branch (OnnxBranch, HalfGround)."""
         self.network = network
@@ -85,8 +87,9 @@ class DenseMatcher:
         raster, missing, grid = self.cut(
             window, prior.pose.x_m + ahead_m[0], prior.pose.y_m + ahead_m[1],
             places + patch_cells - 1)
+        view, raster = self.network.without_unused_channels(ground.view, raster)
         scores = self.network.scores(
-            ground.view, ground.weight, raster,
+            view, ground.weight, raster,
             torch.from_numpy(yaws_rad)[None].to(self.device), heading, missing,
             patch_cells)[0] / model.temperature                                 # (K, R, C)
         middle = (patch_cells - 1) / 2 * model.cell_m
@@ -115,10 +118,11 @@ class DenseMatcher:
         cell_m = SEARCH_POOL * model.cell_m
         side = 2 * math.ceil((half_width_m + self.margin_m) / cell_m) * SEARCH_POOL
         raster, _, grid = self.cut(window, x_m, y_m, side)
-        raster = F.avg_pool2d(raster, SEARCH_POOL)                      # (C, N, N)
+        view, raster = self.network.without_unused_channels(            # (R, N, N)
+            ground.view, F.avg_pool2d(raster, SEARCH_POOL))
         camera_yaws_rad = np.asarray(yaws_rad) + ground.yaw_rad
         patches = torch.cat([
-            turned_views(ground.view, torch.tensor([[yaw_rad]]).to(ground.view), yaw_rad, model)[0]
+            turned_views(view, torch.tensor([[yaw_rad]]).to(view), yaw_rad, model)[0]
             for yaw_rad in camera_yaws_rad])                            # (K, C, P, P)
         patches = F.avg_pool2d(patches, SEARCH_POOL)[None]
         scale = self.network.log_scale.exp() * SEARCH_POOL ** 2 / (
@@ -193,7 +197,8 @@ def window_raster(window: MapWindow, block_cells: int, cell_m: float, x_m: float
     top = round((y0_m - y_m) / cell_m - (side - 1) / 2)
     grid = MapGrid(side, side, cell_m, x0_m + left * cell_m, y0_m - top * cell_m)
     channels = window.rows.shape[1] // block_cells ** 2
-    raster = torch.zeros(channels, side, side, device=window.rows.device)
+    raster = torch.zeros(
+        channels, side, side, dtype=window.rows.dtype, device=window.rows.device)
     missing = torch.ones(side, side, device=window.rows.device)
     index = window.index.numpy()
     for row, col in zip(*np.nonzero(index >= 0)):
@@ -205,4 +210,4 @@ def window_raster(window: MapWindow, block_cells: int, cell_m: float, x_m: float
             block = window.rows[index[row, col]].view(channels, block_cells, block_cells)
             raster[:, r0:r1, c0:c1] = block[:, r0 - r:r1 - r, c0 - c:c1 - c]
             missing[r0:r1, c0:c1] = 0.0
-    return raster.mul_(window.scale), missing if missing.any() else None, grid
+    return raster.float().mul_(window.scale), missing if missing.any() else None, grid

@@ -8,6 +8,7 @@ the one before (row 0 is north), yaw along the first.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.signal import fftconvolve
 from scipy.special import chdtri, fdtri
 
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
@@ -27,6 +28,7 @@ MIN_GAIN_NATS = 0.05
 # MIN_INFORMATION the estimate could lie far outside the window: it is replaced by NO_INFORMATION.
 MIN_INFORMATION = 0.05
 NO_INFORMATION = 1e-5
+NEGLIGIBLE_NATS = 16.0  # cells whose log-weight lies farther below the largest do not count
 YAW_REFINE = 4        # steps per heading to which a volume is interpolated
 PEAK_RADIUS_M = 3.0   # cells this near to the best place belong to its peak
 
@@ -53,19 +55,23 @@ def pose_from_heatmap(
     """
     if probability_at_edge(heatmap, edge_cells) > MAX_EDGE_PROBABILITY:
         return None, 'the best positions lie at the edge of the search window'
+    reference = prior.covariance * REFERENCE_INFLATION ** 2 + np.diag(
+        [REFERENCE_SIGMA_M ** 2, REFERENCE_SIGMA_M ** 2, REFERENCE_SIGMA_RAD ** 2])
     x_m, y_m = heatmap.grid.cell_centres()
     cell_m = heatmap.grid.cell_m
-    offsets, steps, log_likelihood = (
-        [x_m - prior.pose.x_m, y_m - prior.pose.y_m], [cell_m, cell_m], heatmap.log_probability)
+    offsets, steps = [x_m - prior.pose.x_m, y_m - prior.pose.y_m], [cell_m, cell_m]
+    rows, cols = _part_that_counts(
+        _log_gaussian(offsets, reference[:2, :2]), heatmap.log_probability)
+    offsets = [offsets[0][cols], offsets[1][rows]]
+    log_likelihood = heatmap.log_probability[rows, cols]
     if heatmap.volume is not None:
         if np.exp(heatmap.volume[[0, -1]]).sum() > MAX_EDGE_PROBABILITY:
             return None, 'the best headings lie at the edge of the search window'
-        yaws_rad, log_likelihood = finer_yaws(heatmap.yaws_rad, heatmap.volume, YAW_REFINE)
+        yaws_rad, log_likelihood = finer_yaws(
+            heatmap.yaws_rad, heatmap.volume[:, rows, cols], YAW_REFINE)
         offsets.append(yaws_rad - prior.pose.yaw_rad)
         steps.append(yaws_rad[1] - yaws_rad[0])
     size = len(offsets)
-    reference = prior.covariance * REFERENCE_INFLATION ** 2 + np.diag(
-        [REFERENCE_SIGMA_M ** 2, REFERENCE_SIGMA_M ** 2, REFERENCE_SIGMA_RAD ** 2])
     gaussian, reason = gaussian_from_likelihood(
         log_likelihood, offsets, reference[:size, :size], np.square(steps) / 12.0)
     if gaussian is None:
@@ -81,6 +87,14 @@ def probability_at_edge(heatmap: Heatmap, width_cells: int) -> float:
     """Probability within ``width_cells`` of the edge of the grid."""
     inner = heatmap.log_probability[width_cells:-width_cells, width_cells:-width_cells]
     return float(1.0 - np.exp(inner).sum())
+
+
+def _part_that_counts(log_q: np.ndarray, log_p: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns outside of which neither q nor q p (R, C) has any weight."""
+    product = log_q + log_p
+    counts = (log_q > log_q.max() - NEGLIGIBLE_NATS) | (product > product.max() - NEGLIGIBLE_NATS)
+    rows, cols = (np.flatnonzero(counts.any(axis)) for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
 
 
 def gaussian_from_likelihood(
@@ -140,18 +154,15 @@ def moments(weight: np.ndarray, offsets: list[np.ndarray]) -> tuple[np.ndarray, 
     """Mean (d,) and covariance (d, d) of cells with a weight ([K,] R, C)."""
     weight = weight / weight.sum()
     size = len(offsets)
-
-    def marginal(*kept: int) -> np.ndarray:
-        """Sum over all other coordinates; the first of ``kept`` lies along the last axis."""
-        return weight.sum(tuple(-1 - k for k in range(size) if k not in kept))
-
-    mean = np.array([marginal(i) @ u for i, u in enumerate(offsets)])
+    # The sums over all coordinates but j and i; j lies along the last axis.
+    pairs = {(j, i): weight.sum(tuple(-1 - k for k in range(size) if k not in (j, i)))
+             for i in range(size) for j in range(i)}
+    alone = [pairs[0, 1].sum(0), *(pairs[0, i].sum(1) for i in range(1, size))]
+    mean = np.array([w @ u for w, u in zip(alone, offsets)])
     centred = [u - m for u, m in zip(offsets, mean)]
-    covariance = np.empty((size, size))
-    for i, u in enumerate(centred):
-        covariance[i, i] = marginal(i) @ (u * u)
-        for j in range(i):
-            covariance[i, j] = covariance[j, i] = u @ marginal(j, i) @ centred[j]
+    covariance = np.diag([w @ (u * u) for w, u in zip(alone, centred)])
+    for (j, i), pair in pairs.items():
+        covariance[i, j] = covariance[j, i] = centred[i] @ pair @ centred[j]
     return mean, covariance
 
 
@@ -187,15 +198,38 @@ def peak_of(heatmap: Heatmap, sharpening: float = 1.0) -> Peak:
     return Peak(int(row), int(col), near, float(places[near].sum() / places.sum()))
 
 
+# n(c) = sum_d p(d) / (1 + |c - d|^2 / r^2)        r = PEAK_RADIUS_M
+def best_surroundings(heatmap: Heatmap) -> np.ndarray:
+    """The position (2,) with the most probability n about it, near cells counting more.
+
+    It is the mean of the probability within PEAK_RADIUS_M of the cell with the largest n.  A
+    cluster of likely cells wins against one that is a little likelier than each of them.  In a
+    heat map that says nothing it is the middle, which is the least wrong answer.
+    """
+    probability = np.exp(heatmap.log_probability)
+    rows, cols = probability.shape
+    row, col = np.arange(1 - rows, rows)[:, None], np.arange(1 - cols, cols)
+    distance2_m2 = heatmap.grid.cell_m ** 2 * (row ** 2 + col ** 2)
+    n = fftconvolve(probability, 1.0 / (1.0 + distance2_m2 / PEAK_RADIUS_M ** 2))[
+        rows - 1:2 * rows - 1, cols - 1:2 * cols - 1]
+    row, col = np.unravel_index(int(n.argmax()), n.shape)
+    x_m, y_m = (axis_m.ravel() for axis_m in np.meshgrid(*heatmap.grid.cell_centres()))
+    centre = row * cols + col
+    near = np.hypot(x_m - x_m[centre], y_m - y_m[centre]) <= PEAK_RADIUS_M
+    return np.average(
+        np.stack((x_m, y_m))[:, near], axis=1, weights=probability.ravel()[near])
+
+
 def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
               min_mass: float = 0.5, inflation: float = 1.0) -> tuple[PoseEstimate, bool]:
     """The pose of a single image at the peak of its heat map, and whether it is ambiguous.
 
     The pose has the mean of the peak, and its covariance times ``inflation``.  If less than
     ``min_mass`` of the probability lies at the peak, the image is ambiguous: the position is that
-    of the peak and the covariance that of the whole window.  Log-probabilities are multiplied by
-    ``sharpening`` first, because a temperature that allows for wrong images makes the peaks of
-    right ones too wide.  Without headings in the heat map the heading is that of the prior.
+    of ``best_surroundings`` and the covariance that of the whole window.  Log-probabilities are
+    multiplied by ``sharpening`` first, because a temperature that allows for wrong images makes
+    the peaks of right ones too wide.  Without headings in the heat map the heading is that of the
+    prior.
     """
     if heatmap.volume is None:
         yaws_rad, volume = np.array([prior.pose.yaw_rad]), heatmap.log_probability[None]
@@ -206,16 +240,19 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
     weight = np.exp(sharpening * (volume - volume.max()))                       # (K, R, C)
     x_m, y_m = heatmap.grid.cell_centres()
     peak = peak_of(heatmap, sharpening)
-    best_m, ambiguous = np.array([x_m[peak.col], y_m[peak.row]]), peak.mass < min_mass
-    if not ambiguous:
+    ambiguous = peak.mass < min_mass
+    best_m = np.array([x_m[peak.col], y_m[peak.row]])
+    if ambiguous:
+        best_m = best_surroundings(heatmap)
+    else:
         rows, cols = peak.near.any(1), peak.near.any(0)
         weight = (weight * peak.near)[:, rows][:, :, cols]
         x_m, y_m = x_m[cols], y_m[rows]
     mean, covariance = moments(
         weight, [x_m - best_m[0], y_m - best_m[1], yaws_rad - prior.pose.yaw_rad])
-    if ambiguous:  # the position is the peak: the second moments about it, not about the mean
-        mean_from_peak = np.array([mean[0], mean[1], 0.0])
-        covariance += np.outer(mean_from_peak, mean_from_peak)
+    if ambiguous:  # the second moments about that place, not about the mean
+        mean_from_best = np.array([mean[0], mean[1], 0.0])
+        covariance += np.outer(mean_from_best, mean_from_best)
         mean[:2] = 0.0
     cell_variance = heatmap.grid.cell_m ** 2 / 12.0
     covariance += np.diag([cell_variance, cell_variance, yaw_variance])

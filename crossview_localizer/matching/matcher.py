@@ -49,6 +49,7 @@ class Matcher(Protocol):
 
     margin_m: float      # how far beyond the search window the map must reach
     errors: MatchErrors  # of its matches
+    needs_heading: bool  # whether ``embed`` uses its ``yaw_rad``
 
     @property
     def search_heatmaps(self) -> Callable[..., list[Heatmap] | None] | None:

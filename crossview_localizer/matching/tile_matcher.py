@@ -23,6 +23,7 @@ class TileMatcher:
     """Matches positions; the heading is the prior's."""
 
     margin_m = 0.0
+    needs_heading = True
     search_heatmaps = None
 
     def __init__(self, network, device: str = 'cpu', ground=None, refine: int = REFINE):

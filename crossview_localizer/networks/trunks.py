@@ -16,7 +16,7 @@ TORCHVISION_DEVIATION = (58.395, 57.12, 57.375)
 
 def normalised(rgb: torch.Tensor) -> torch.Tensor:
     """Bring uint8 (B, S, S, 3) to the range that EfficientNet-Lite expects, channels second."""
-    return ((rgb.float() - 127.0) / 128.0).permute(0, 3, 1, 2)  # (B, 3, S, S)
+    return (rgb.float() - 127.0).div_(128.0).permute(0, 3, 1, 2)  # (B, 3, S, S)
 
 
 def vgg_normalised(rgb: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Decodes and checks an image and localizes with it, in the image thread."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sensor_msgs.msg import CompressedImage, Image
@@ -41,8 +42,12 @@ class ImageProcessor:
 
     def process(
         self, received: ReceivedImage, newest_odometry: OdometrySample | None,
+        wait_until_due: Callable[[], bool],
     ) -> ProcessedImage:
-        """Localize with an image; if that is not possible the result has the prior alone."""
+        """Localize with an image; if that is not possible the result has the prior alone.
+
+        ``wait_until_due`` is that of ``Localizer.process_image``.
+        """
         localizer = self._holder.localizer
         stamp_ns = conversions.stamp_ns_from_msg(received.msg.header.stamp)
         problem = error = map_status = None
@@ -55,10 +60,11 @@ class ImageProcessor:
                 BlindImage: remedies.BLIND_CAMERA}
             problem = Problem(
                 Level.ERROR, str(refusal), remedy.get(type(refusal), remedies.CAMERA))
+            wait_until_due()
             localization = localizer.pass_image(stamp_ns, problem.text)
         else:
             try:
-                localization = localizer.process_image(image)
+                localization = localizer.process_image(image, wait_until_due)
             except Exception as failure:
                 error = failure
                 map_status = self._holder.replace_failed_gpu(failure)

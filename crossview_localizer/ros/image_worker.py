@@ -27,7 +27,11 @@ SUPERSEDED = Unprocessed(Outcome.SUPERSEDED, 'the node was reset before the imag
 
 
 class ImageWorker:
-    """Calls ``process(image, newest_odometry)`` for one image at a time, in its own thread.
+    """Calls ``process(image, newest_odometry, wait_until_due)`` for one image at a time.
+
+    It is called in a thread of its own, as soon as the image before is done.  What needs no
+    odometry is done first; ``wait_until_due()`` then returns once the image is due, or False once
+    it is no longer wanted: the result does not count then.
 
     An image is due when odometry has reached its stamp and ``settle_s`` more have passed, for GNSS
     of the same instant; ``odometry_wait_s`` after its arrival it is due in any case. One that is
@@ -38,7 +42,7 @@ class ImageWorker:
     """
 
     def __init__(
-        self, process: Callable[[object, OdometrySample | None], object],
+        self, process: Callable[[object, OdometrySample | None, Callable[[], bool]], object],
         notify: Callable[[], None], odometry_wait_s: float, settle_s: float = SETTLE_S,
     ):
         self._process = process
@@ -50,6 +54,8 @@ class ImageWorker:
         self._finished: list[tuple[int, object, object]] = []
         self._newest_odometry: OdometrySample | None = None
         self._odometry_taken_s = 0.0
+        self._awaited_ns = 0                   # stamp of the image in process
+        self._reached_s: float | None = None   # when odometry reached it
         self._generation = 0
         self._running = True
         self._thread = threading.Thread(target=self._run, name='images', daemon=True)
@@ -71,6 +77,7 @@ class ImageWorker:
         """Set the newest odometry sample."""
         with self._changed:
             self._newest_odometry, self._odometry_taken_s = sample, time.monotonic()
+            self._note_if_reached(sample)
             self._changed.notify()
 
     def reset(self) -> None:
@@ -121,33 +128,42 @@ class ImageWorker:
                     return
                 stamp_ns, image, offered_s, is_patient = self._waiting
                 self._waiting, generation = None, self._generation
-                self._wait_until_due(stamp_ns, offered_s, is_patient)
-                if not self._running or self._generation != generation:
-                    self._finish(generation, image, SUPERSEDED if self._running else STOPPED)
-                    continue
+                self._awaited_ns, self._reached_s = stamp_ns, None
                 odometry = self._newest_odometry
+                if odometry is not None:
+                    self._note_if_reached(odometry)
+            is_wanted = True
+
+            def wait_until_due(generation=generation, offered_s=offered_s, is_patient=is_patient):
+                nonlocal is_wanted
+                is_wanted = self._wait_until_due(generation, offered_s, is_patient)
+                return is_wanted
             try:
-                result = self._process(image, odometry)
+                result = self._process(image, odometry, wait_until_due)
             except Exception as error:  # a fault in one image must not end the thread
                 result = error
             with self._changed:
+                if not is_wanted:
+                    result = SUPERSEDED if self._running else STOPPED
                 self._finish(generation, image, result)
 
-    def _wait_until_due(self, stamp_ns: int, offered_s: float, is_patient: bool) -> None:
-        """Wait, with the lock held, until an image is due or no longer wanted."""
-        generation = self._generation
+    def _note_if_reached(self, sample: OdometrySample) -> None:
+        if self._reached_s is None and sample.stamp_ns >= self._awaited_ns:
+            self._reached_s = time.monotonic()
 
+    def _wait_until_due(self, generation: int, offered_s: float, is_patient: bool) -> bool:
+        """Wait until the image in process is due; False once it is no longer wanted."""
         def is_unwanted() -> bool:
             return not self._running or self._generation != generation
 
-        def is_reached() -> bool:
-            return (self._newest_odometry is not None
-                    and self._newest_odometry.stamp_ns >= stamp_ns)
-
-        while not is_unwanted() and not is_reached():
-            since_s = max(offered_s, self._odometry_taken_s) if is_patient else offered_s
-            due_s = min(since_s + self._odometry_wait_s, offered_s + PATIENCE_S)
-            if (wait_s := due_s - time.monotonic()) <= 0.0:
-                break
-            self._changed.wait(wait_s)
-        self._changed.wait_for(is_unwanted, self._settle_s)
+        with self._changed:
+            while not is_unwanted():
+                if self._reached_s is not None:
+                    due_s = self._reached_s + self._settle_s
+                else:
+                    since_s = max(offered_s, self._odometry_taken_s) if is_patient else offered_s
+                    due_s = min(since_s + self._odometry_wait_s, offered_s + PATIENCE_S)
+                if (wait_s := due_s - time.monotonic()) <= 0.0:
+                    break
+                self._changed.wait(wait_s)
+            return not is_unwanted()

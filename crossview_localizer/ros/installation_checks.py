@@ -102,8 +102,8 @@ def distribution() -> str:
 def check_dds_profile() -> Finding:
     """Check that the Fast DDS profile can be read and gives shared memory for large images."""
     remedy = ('export FASTDDS_DEFAULT_PROFILES_FILE (Jazzy: FASTRTPS_DEFAULT_PROFILES_FILE) = '
-              'config/fastdds_large_images.xml of this package, for every process that sends or '
-              'receives raw images; robotcar.launch.py does it')
+              'config/fastdds_large_images.xml of this package, for every process that sends raw '
+              'images; robotcar.launch.py does it')
     variable = PROFILE_VARIABLES[distribution().split()[0] in DISTRIBUTIONS_WITH_OLD_NAME]
     path = os.environ.get(variable)
     if not path:

@@ -63,7 +63,7 @@ class LocalizerOutputs:
             if estimate is not None:
                 self._publish(topic, conversions.pose_msg_from_estimate(estimate, map_frame))
         heatmap = self._heatmap_to_show(localization)
-        if heatmap is not None:
+        if heatmap is not None and self._publishers['heatmap'].get_subscription_count():
             self._publish('heatmap', conversions.heatmap_msg_from_heatmap(heatmap, map_frame))
         return latency_ms
 

@@ -17,8 +17,8 @@ NO_IMAGE_PUBLISHER = (
 SILENT_PUBLISHER = 'see whether its publisher is paused or has no data: ros2 topic hz TOPIC'
 LARGE_IMAGES = (
     'with the defaults of DDS large images are lost: set FASTDDS_DEFAULT_PROFILES_FILE (Jazzy: '
-    'FASTRTPS_DEFAULT_PROFILES_FILE) to config/fastdds_large_images.xml for publisher and node, '
-    'or use image_transport compressed')
+    'FASTRTPS_DEFAULT_PROFILES_FILE) to config/fastdds_large_images.xml for their publisher, or '
+    'use image_transport compressed')
 LOST_MESSAGES = (
     'free the processor or slow the publisher down; publish reliably; for large images see '
     'config/fastdds_large_images.xml')

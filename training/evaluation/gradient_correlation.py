@@ -38,6 +38,10 @@ class GradientCorrelation:
         view = edges - edges.sum((2, 3), keepdim=True) / area * weight
         return view / view.square().sum((2, 3), keepdim=True).sqrt().clamp(min=1e-6), weight
 
+    def without_unused_channels(self, view, window):
+        """Both as they are: the scale of the only channel matters."""
+        return view, window
+
     def scores(self, view, weight, satellite, yaws_rad, heading_rad, missing=None, side=None):
         """As ``DenseNetwork.scores``."""
         view, weight = (turned_views(x, yaws_rad, heading_rad, self.config, side)

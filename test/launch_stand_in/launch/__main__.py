@@ -37,7 +37,8 @@ class Launch:
                 if not installed(action.command):
                     raise FileNotFoundError(f'not installed: {action.command[0]}')
                 self.processes.append((
-                    subprocess.Popen(action.command, env=self.context.environment), action))
+                    subprocess.Popen(action.command, env={
+                        **self.context.environment, **action.additional_env}), action))
                 print(f'started {" ".join(action.command)}', flush=True)
             else:
                 self.carry_out(action.execute(self.context))

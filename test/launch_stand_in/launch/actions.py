@@ -14,15 +14,6 @@ class DeclareLaunchArgument:
         return []
 
 
-class SetEnvironmentVariable:
-    def __init__(self, name: str, value: str):
-        self.name, self.value = name, value
-
-    def execute(self, context):
-        context.environment[self.name] = self.value
-        return []
-
-
 class IncludeLaunchDescription:
     def __init__(self, source, *, launch_arguments=()):
         self.source, self.arguments = source, dict(launch_arguments)
@@ -61,9 +52,11 @@ class GroupAction:
 class ExecuteProcess:
     """A command; ``on_exit(event, context)`` returns what to do when it has ended."""
 
-    def __init__(self, *, cmd: list[str], output: str = 'log', on_exit=None):
+    def __init__(self, *, cmd: list[str], output: str = 'log', additional_env=None,
+                 on_exit=None):
         assert output in ('screen', 'log', 'both')
         self.command, self.on_exit = list(cmd), on_exit
+        self.additional_env = additional_env or {}
 
 
 def installed(command: list[str]) -> bool:

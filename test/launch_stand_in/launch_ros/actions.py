@@ -22,7 +22,7 @@ class Node(ExecuteProcess):
     def __init__(
         self, *, package: str, executable: str, name: str | None = None, namespace: str = '',
         output: str = 'log', parameters=(), remappings=(), arguments=(), ros_arguments=(),
-        on_exit=None,
+        additional_env=None, on_exit=None,
     ):
         if package == 'crossview_localizer':
             module = re.search(rf"'{executable} = ([\w.]+):main'", SETUP.read_text())[1]
@@ -43,4 +43,5 @@ class Node(ExecuteProcess):
                     command += ['--param', f'{key}:={text}']
             else:
                 command += ['--params-file', str(item)]
-        super().__init__(cmd=command, output=output, on_exit=on_exit)
+        super().__init__(
+            cmd=command, output=output, additional_env=additional_env, on_exit=on_exit)

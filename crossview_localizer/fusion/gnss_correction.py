@@ -1,0 +1,263 @@
+"""How a fix corrects a belief, and when it is refused.
+
+The slow GNSS error is a state (Gauss-Markov).  What is refused, and what follows from it, is
+judged in ``gnss_integrity``.
+"""
+
+import math
+
+import numpy as np
+from scipy.special import chdtri
+
+from crossview_localizer.config import FilterConfig
+from crossview_localizer.datatypes import FilterUpdate, GnssFix, MatchErrors, Outcome
+from crossview_localizer.fusion.belief import Belief, HeldFix, Memory, PoseEkf
+from crossview_localizer.fusion.disbelief import disbelieving_and_wider, fails_again, restarted
+from crossview_localizer.fusion.doubt import beyond, doubt_of, turned_rad
+from crossview_localizer.fusion.event_buffer import Event
+from crossview_localizer.fusion.frozen import changed
+from crossview_localizer.fusion.gnss_integrity import (
+    FixHistory,
+    FixSeen,
+    FixVerdict,
+    GATE_PATIENCE_S,
+    GATE_PROBABILITY,
+    IntegrityMonitor,
+)
+from crossview_localizer.fusion.heading_initializer import START_YAW_SIGMA_RAD
+from crossview_localizer.fusion.lean import Lean
+from crossview_localizer.fusion.motion_model import (
+    BIAS,
+    gnss_jacobian,
+    gnss_prediction,
+    POSE,
+    POSITION,
+    slow_sigmas,
+    STATES,
+    YAW,
+)
+from crossview_localizer.fusion.published import MATCH_SUPPORT_S
+from crossview_localizer.fusion.receiver import Receiver, ReceiverMonitor
+from crossview_localizer.fusion.weighting import (
+    followed_distance2,
+    mahalanobis2,
+    raised_to_floor,
+)
+
+# A memory (see ``gnss_integrity``) is between once and twice this old.
+MEMORY_S = 30.0
+# A memory is taken only if the heading is as certain as this.
+MEMORY_YAW_SIGMA_RAD = 0.03
+# A memory outside this share of its distribution puts the pose in doubt, before the alarm.
+MEMORY_DOUBT_PROBABILITY = 0.75
+# A receiver holds its position where its fixes stay within HELD_RADIUS_M, and the vehicle has
+# driven farther than HELD_M and HELD_SIGMAS of the noise of two fixes, and got away by HELD_M: a
+# noisy odometry also drives where it stands.  It then has no news.
+HELD_RADIUS_M, HELD_M, HELD_SIGMAS = 0.5, 2.0, 3.0
+# Refused fixes widen the variance of the pose by their squared residual and that of the GNSS bias
+# by this share of it, up to LARGEST_BIAS_M.
+STEPPED_BIAS_SHARE, GROWN_BIAS_SHARE = 4.0, 0.25
+LARGEST_BIAS_M = 30.0
+# The squared distance of fixes is averaged over this time.
+FIX_DISTANCE_S = 20.0
+
+
+class GnssCorrector:
+    """Corrects beliefs by fixes."""
+
+    def __init__(self, config: FilterConfig, errors: MatchErrors):
+        self._slow = slow_sigmas(config, errors)
+        self._ekf = PoseEkf()
+        self._monitor = IntegrityMonitor(config)
+        self._receivers = ReceiverMonitor(config)
+        self._gate = chdtri(2, 1.0 - GATE_PROBABILITY)
+        self._memory_limit = chdtri(2, 1.0 - MEMORY_DOUBT_PROBABILITY)
+
+    def apply(self, belief: Belief, event: Event, bridge_m2) -> tuple[Belief, FilterUpdate]:
+        fix = event.measurement
+        receiver = self._receivers.believed(belief.receiver, fix)
+        white_m2 = raised_to_floor(event.noise, math.sqrt(receiver.white_m2))
+        belief, repeated = _held(_believing(belief, receiver), fix, white_m2)
+        if repeated is not None:
+            return belief, repeated
+        before_m = _offset_m(belief, fix)
+        belief, update = self._judged(belief, fix, white_m2 + bridge_m2)
+        receiver = self._receivers.followed(
+            receiver, fix, before_m, _offset_m(belief, fix))
+        return changed(belief, receiver=receiver), update
+
+    def _judged(self, belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate]:
+        jacobian = gnss_jacobian(belief.mean, fix.base_from_antenna_m)
+
+        def residual_of(known):
+            predicted_m = gnss_prediction(known.mean, fix.base_from_antenna_m)
+            return np.array([fix.x_m, fix.y_m]) - predicted_m
+
+        history, matched = belief.fixes, _is_matched(belief)
+        position_m = np.array([fix.x_m, fix.y_m])
+        residual = residual_of(belief)
+        distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
+        memory_distance2 = max((
+            mahalanobis2(residual_of(memory), jacobian, memory.covariance, noise)
+            for memory in belief.memories[:1]), default=0.0)
+        verdict, seen, reason = self._monitor.judge(
+            history, FixSeen(fix.stamp_ns, position_m, residual, noise, belief.driven_m,
+                             distance2, memory_distance2), matched)
+        mean = belief.fix_distance2
+        if history.stamp_ns:
+            passed_s = (fix.stamp_ns - history.stamp_ns) * 1e-9
+            mean = followed_distance2(mean, distance2 / 2.0, passed_s, FIX_DISTANCE_S)
+        doubt_before, belief = belief.doubt, changed(
+            belief, fixes=seen, doubt=None, fix_distance2=mean)
+        if verdict is FixVerdict.DISBELIEVE_ODOMETRY:
+            return (restarted(belief, fix, noise, history, self._slow),
+                    FilterUpdate(Outcome.USED, reason, distance2))
+        if verdict is FixVerdict.REFUSE:
+            # A single fix is an outlier rather than a contradiction.
+            if not matched and seen.refused_ns != fix.stamp_ns:
+                belief = changed(belief, doubt=self._doubt_of_refused(
+                    seen, residual, distance2, doubt_before))
+            return belief, FilterUpdate(Outcome.GATED, reason, distance2)
+        if verdict is FixVerdict.GO_BACK:
+            older = belief.memories[0]
+            offset_m = beyond(residual_of(older), memory_distance2, self._gate)
+            belief = changed(
+                belief, mean=older.mean, covariance=older.covariance, memories=(older,),
+                doubt=None if matched else _memory_doubt(older, offset_m, belief.driven_m))
+            return belief, FilterUpdate(Outcome.GATED, reason, distance2)
+        if verdict is FixVerdict.USE and not matched and fails_again(belief, mean):
+            belief = disbelieving_and_wider(belief, residual)
+        if verdict is FixVerdict.USE and history.refused_ns is not None and (
+                doubt_before is not None):
+            # The fixes that were refused may have been right: this one decides.
+            covariance = belief.covariance.copy()
+            covariance[POSE, POSE] += doubt_before
+            belief = changed(belief, covariance=covariance)
+        if verdict is FixVerdict.WIDEN:
+            belief, widened = _widened(
+                belief, float(residual @ residual), history.stepped, doubt_before)
+            reason = f'{widened} widened after {reason}'
+        elif not matched and memory_distance2 > self._memory_limit:
+            offset_m = (belief.memories[0].mean - belief.mean)[POSITION]
+            belief = changed(belief, doubt=_memory_doubt(
+                belief.memories[0], beyond(offset_m, memory_distance2, self._memory_limit),
+                belief.driven_m))
+        if verdict is FixVerdict.USE and history.stamp_ns:
+            belief = changed(belief, lean=Lean() if matched else belief.lean.followed(
+                residual, jacobian @ belief.covariance @ jacobian.T + noise, passed_s,
+                belief.mean[YAW]))
+            reason = reason or belief.lean.text
+        noise = noise * max(1.0, mean)
+        belief = changed(
+            belief, **self._ekf.corrected(belief, residual, jacobian, noise),
+            fixed_ns=fix.stamp_ns)
+        if verdict is FixVerdict.WIDEN and (history.stepped or history.distrusted_ns is not None):
+            belief = changed(belief, memories=())
+        elif verdict is FixVerdict.USE:
+            belief = _remember(belief)
+        return belief, FilterUpdate(Outcome.USED, reason, distance2)
+
+    def _doubt_of_refused(self, seen: FixHistory, residual, distance2: float,
+                          doubt_before: np.ndarray | None) -> np.ndarray | None:
+        """What a refused fix says against the pose.
+
+        After a jump of GNSS it is only what the residual has grown by since.  The heading stays
+        in doubt until a fix is used.
+        """
+        first = seen.first_refused
+        growth_m = residual - first.residual_m
+        noise_m = 2.0 * math.sqrt(np.trace(seen.noise_m2 + first.noise_m2) / 2.0)
+        distance_m = max(seen.driven_m - first.driven_m,
+                         float(np.linalg.norm(seen.position_m - first.position_m)))
+        offset_m = beyond(residual, distance2, self._gate)
+        if seen.distrusted_ns is not None and seen.stepped:
+            length_m = float(np.linalg.norm(growth_m))
+            offset_m = growth_m * max(0.0, 1.0 - noise_m / max(length_m, 1e-9))
+        before_rad = 0.0 if doubt_before is None else math.sqrt(doubt_before[2, 2])
+        return doubt_of(offset_m, max(before_rad, turned_rad(
+            float(np.linalg.norm(growth_m)), noise_m, distance_m)))
+
+
+def _offset_m(belief: Belief, fix: GnssFix) -> np.ndarray:
+    """How far (2,) a fix lies from the antenna of the pose, which is its whole error."""
+    antenna_m = gnss_prediction(belief.mean, fix.base_from_antenna_m) - belief.mean[BIAS]
+    return np.array([fix.x_m, fix.y_m]) - antenna_m
+
+
+def _believing(belief: Belief, receiver: Receiver) -> Belief:
+    """The belief with a receiver; where it has become worse its bias is as uncertain at once."""
+    grown_m2 = receiver.wander_m2 - belief.receiver.wander_m2
+    covariance = belief.covariance
+    if grown_m2 > 0.0:
+        variances = np.diag(covariance)[BIAS]
+        added = np.zeros(STATES)
+        added[BIAS] = np.clip(receiver.wander_m2 - variances, 0.0, grown_m2)
+        covariance = covariance + np.diag(added)
+    return changed(belief, receiver=receiver, covariance=covariance)
+
+
+# theta = 2 |d| / s      a heading that goes wrong evenly over the distance s
+def _memory_doubt(memory: Memory, offset_m: np.ndarray, driven_m: float) -> np.ndarray | None:
+    """What the offset of the pose from a memory says against its position and heading."""
+    return doubt_of(offset_m, 2.0 * turned_rad(
+        math.hypot(*offset_m), 0.0, driven_m - memory.driven_m))
+
+
+def _held(belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate | None]:
+    """Follow where the receiver holds its position; the update of a fix that is no news."""
+    position_m, pose_m = (fix.x_m, fix.y_m), tuple(belief.mean[POSITION].tolist())
+    first, last_m = belief.held, belief.fixes.position_m
+    if first is None or math.dist(position_m, first.position_m) > HELD_RADIUS_M:
+        first = HeldFix(fix.stamp_ns, position_m, belief.driven_m, pose_m)
+        belief = changed(belief, held=first)
+    driven_m = belief.driven_m - first.driven_m
+    is_away = math.dist(pose_m, first.pose_m) > HELD_M
+    moved = is_away and driven_m > HELD_M + HELD_SIGMAS * math.sqrt(noise[0, 0] + noise[1, 1])
+    if not moved and (last_m is None or tuple(last_m.tolist()) != position_m):
+        return belief, None
+    reason = ''
+    if is_away and driven_m > HELD_M:
+        held_s = (fix.stamp_ns - first.stamp_ns) * 1e-9
+        reason = f'the receiver repeats it for {held_s:.0f} s and {driven_m:.0f} m of driving'
+    return belief, FilterUpdate(Outcome.REPEATED, reason)
+
+
+def _is_matched(belief: Belief) -> bool:
+    """Whether matches support the pose: one was used lately, and none has been refused since."""
+    return (belief.match_ns is not None and belief.match_refused_ns is None
+            and belief.stamp_ns - belief.match_ns <= MATCH_SUPPORT_S * 1e9)
+
+
+def _widened(belief: Belief, residual_m2: float, stepped: bool,
+             doubt: np.ndarray | None) -> tuple[Belief, str]:
+    """Widen what may explain the refused fixes, and name it.
+
+    It is the GNSS bias if matches were used lately.  Else it is both, the pose more than the bias
+    where the residual has grown, and less where it came by a step, which is no error of odometry.
+    """
+    matched_s = (
+        math.inf if belief.match_ns is None else (belief.stamp_ns - belief.match_ns) * 1e-9)
+    added = np.zeros(STATES)
+    if matched_s < GATE_PATIENCE_S:
+        name = 'GNSS bias'
+        added[BIAS] = residual_m2
+    else:
+        name = 'pose'
+        added[POSITION] = residual_m2
+        added[YAW] = max(START_YAW_SIGMA_RAD**2, 0.0 if doubt is None else doubt[YAW, YAW])
+        share = STEPPED_BIAS_SHARE if stepped else GROWN_BIAS_SHARE
+        added[BIAS] = min(share * residual_m2, LARGEST_BIAS_M**2)
+    return changed(belief, covariance=belief.covariance + np.diag(added)), name
+
+
+def _remember(belief: Belief) -> Belief:
+    """Replace the older memory by what is known now, if MEMORY_S have passed since the newer.
+
+    The heading must be certain.
+    """
+    settled = belief.covariance[YAW, YAW] < MEMORY_YAW_SIGMA_RAD**2
+    if not settled or (
+            belief.memories and belief.stamp_ns - belief.memories[-1].taken_ns < MEMORY_S * 1e9):
+        return belief
+    now = Memory(belief.stamp_ns, belief.mean, belief.covariance, belief.driven_m)
+    return changed(belief, memories=(*belief.memories[-1:], now))

@@ -1,0 +1,165 @@
+"""How a match corrects a belief, and when it is refused.
+
+A match soon after another one sees the same scene: its covariance is divided by the share of the
+correlation length that has passed since.  Matches have heavy tails: the farther one lies from the
+prediction, the less it counts (Student t), up to the gate.
+"""
+
+import numpy as np
+from scipy.special import chdtri
+
+from crossview_localizer.config import FilterConfig
+from crossview_localizer.datatypes import FilterUpdate, MatchErrors, Outcome
+from crossview_localizer.fusion.belief import Belief, PoseEkf
+from crossview_localizer.fusion.disbelief import (
+    disbelieving_and_wider,
+    fails_again,
+    is_share_of_distance,
+    LEAST_M,
+    restarted_at_match,
+)
+from crossview_localizer.fusion.event_buffer import Event
+from crossview_localizer.fusion.frozen import changed
+from crossview_localizer.fusion.gnss_integrity import ODOMETRY_LIES, ResidualWay
+from crossview_localizer.fusion.motion_model import (
+    match_jacobian,
+    match_prediction,
+    POSE,
+    POSITION,
+    SCALE,
+    slow_sigmas,
+    STATES,
+    TURN_BIAS,
+    YAW,
+)
+from crossview_localizer.fusion.weighting import followed_distance2, mahalanobis2, tail_weight
+from crossview_localizer.geometry import wrap_angle
+
+# Matches outside this share of the predicted distribution are refused.
+MATCH_GATE_PROBABILITY = 0.99
+# Degrees of freedom of the Student t distribution of the errors of matches.
+MATCH_TAIL_DOF = 4.0
+# The squared distance of matches is averaged over this time.  A mean above one for each coordinate
+# multiplies their covariance.
+MATCH_DISTANCE_S = 3.0
+# Matches that have been refused for so long are right if they are within so many sigmas of the
+# GNSS bias.
+MATCH_PATIENCE_S = 2.0
+MATCH_PATIENCE_SIGMAS = 3.0
+# An error of the heading counts as that of a point so far ahead.
+LOOK_AHEAD_M = 10.0
+
+
+class MatchCorrector:
+    """Corrects beliefs by matches."""
+
+    def __init__(self, config: FilterConfig, errors: MatchErrors):
+        self._config, self._errors = config, errors
+        self._slow = slow_sigmas(config, errors)
+        self._ekf = PoseEkf()
+        self._gates = [chdtri(dof, 1.0 - MATCH_GATE_PROBABILITY) for dof in (1, 2, 3)]
+
+    def apply(self, belief: Belief, event: Event, bridge_m2) -> tuple[Belief, FilterUpdate]:
+        noise = event.noise.copy()
+        measured = event.measurement.pose.as_array()
+        observes_position = event.observed[:2].tolist() == [0, 1]
+        if observes_position:
+            noise[POSITION, POSITION] += bridge_m2
+
+        def jacobian_of(known):
+            return match_jacobian(known.mean)[event.observed]
+
+        def residual_of(known):
+            residual = (measured - match_prediction(known.mean))[event.observed]
+            if event.observed[-1] == YAW:
+                residual[-1] = wrap_angle(residual[-1])
+            return residual
+
+        residual, jacobian = residual_of(belief), jacobian_of(belief)
+        size = len(residual)
+        distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
+        belief = _follow_distance(belief, event.stamp_ns, distance2 / size)
+        if observes_position and fails_again(belief, belief.match_distance2):
+            belief = disbelieving_and_wider(belief, residual[:2])
+            distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
+        gate = self._gates[size - 1]
+        since_ns = belief.match_refused_ns or event.stamp_ns
+        if distance2 > gate and observes_position:
+            ahead_m = LOOK_AHEAD_M * residual[2] if size == 3 else 0.0
+            way = (belief.match_way or ResidualWay(np.zeros(3), np.zeros(3))).extended(
+                np.array([*residual[:2], ahead_m]))
+            belief = changed(belief, match_way=way)
+            patient = event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.agrees
+            doubtful = self._doubted(belief, residual, event, patient)
+            doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
+            agrees_with_fixes = belief.fixes.refused_ns is not None and doubtful_distance2 <= gate
+            is_lie = patient and way.is_straight and way.is_even
+            if (is_lie or agrees_with_fixes) and is_share_of_distance(
+                    belief, residual, noise):
+                return (restarted_at_match(belief, event, residual, noise, self._slow),
+                        FilterUpdate(Outcome.USED, ODOMETRY_LIES, distance2))
+            if doubtful_distance2 <= gate:
+                belief, distance2 = changed(doubtful, memories=()), doubtful_distance2
+        if distance2 > gate:
+            reason = f'refused for {(event.stamp_ns - since_ns) * 1e-9:.1f} s'
+            if belief.fixes.refused_ns is not None:
+                reason += '; GNSS is refused too'
+            return (
+                changed(belief, match_refused_ns=since_ns),
+                FilterUpdate(Outcome.GATED, reason, distance2))
+        share = self._new_information(belief)
+        if share == 0.0:
+            return belief, FilterUpdate(
+                Outcome.INVALID, 'a second match of the same instant', distance2)
+        share *= tail_weight(distance2, size, MATCH_TAIL_DOF)
+        share /= max(1.0, belief.match_distance2)
+        belief = changed(
+            belief, **self._ekf.corrected(belief, residual, jacobian, noise / share),
+            memories=tuple(
+                changed(memory, **self._ekf.corrected(
+                    memory, residual_of(memory), jacobian_of(memory), noise / share))
+                for memory in belief.memories),
+            match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
+            match_way=None)
+        if observes_position:
+            belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None)
+        return belief, FilterUpdate(Outcome.USED, '', distance2)
+
+    def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
+        """The belief as wide as the fixes that contradict it, or these matches, would have it.
+
+        Matches that agree, that have been refused for MATCH_PATIENCE_S, and that GNSS allows, are
+        right; then the scale and the yaw-rate bias of the odometry are in doubt too.
+        """
+        covariance = belief.covariance.copy()
+        if belief.doubt is not None:
+            covariance[POSE, POSE] += belief.doubt
+        off_m = float(np.linalg.norm(residual[:2]))
+        if patient and off_m <= MATCH_PATIENCE_SIGMAS * self._config.gnss_bias_sigma_m:
+            added = np.zeros(STATES)
+            added[event.observed] = residual**2
+            added[SCALE] = (off_m / max(belief.driven_m - belief.match_driven_m, LEAST_M)) ** 2
+            if event.observed[-1] == YAW and belief.match_ns is not None:
+                passed_s = (event.stamp_ns - belief.match_ns) * 1e-9
+                added[TURN_BIAS] = (residual[-1] / max(passed_s, 1.0)) ** 2
+            covariance += np.diag(added)
+        return changed(belief, covariance=covariance)
+
+    def _new_information(self, belief: Belief) -> float:
+        """Share (0 to 1) of the information of a match that is not in the last used match."""
+        if belief.match_ns is None:
+            return 1.0
+        driven_m = belief.driven_m - belief.match_driven_m
+        passed_s = (belief.stamp_ns - belief.match_ns) * 1e-9
+        shares = [
+            passed / length if length > 0.0 else 1.0
+            for passed, length in ((driven_m, self._errors.correlation_m),
+                                   (passed_s, self._errors.correlation_s))]
+        return min(1.0, max(shares))
+
+
+def _follow_distance(belief: Belief, stamp_ns: int, distance2: float) -> Belief:
+    """Update the mean squared distance of matches, used or refused; 1 is as their errors say."""
+    since_s = (stamp_ns - (belief.match_seen_ns or stamp_ns)) * 1e-9
+    mean = followed_distance2(belief.match_distance2, distance2, since_s, MATCH_DISTANCE_S)
+    return changed(belief, match_distance2=mean, match_seen_ns=stamp_ns)
