@@ -454,7 +454,8 @@ not shipped.
             f'{result["simulation_steps"] or "as many as fit"} steps.\n' + """\
 Single frames under a prior that is up to 18.5 m off on each axis; `filter` is the pose with GNSS
 and odometry. `true_poses` learns from the true poses, `gnss_as_truth` takes the smoothed poses for
-true, `shuffled` has the images in another order and must be refused.
+true, `shuffled` has the images in another order and must be refused. Measured when the position of
+an ambiguous image was still the likeliest cell; most images of `before` are ambiguous.
 """)
         if 'corrected_poses_m' in rows.get('adapted', {}):
             row = rows['adapted']
