@@ -60,11 +60,13 @@ def draw_trajectory(
         figsize=(width_in, (1.9 if stacked else 1.2) + map_in * min(1.2, size_m[1] / size_m[0])))
     draw_backdrop(axes, low_m, high_m, orthophoto, pale=0.5)
 
-    for index, (begin_ns, end_ns) in enumerate(outages_ns):
+    for begin_ns, end_ns in outages_ns:
         inside = shown & (track.stamps_ns >= begin_ns) & (track.stamps_ns <= end_ns)
         axes.plot(
             *xy_m[inside].T, color=OUTAGE_COLOUR, lw=10 if stacked else 15, alpha=0.45,
-            solid_capstyle='round', label=None if index else 'no GNSS', zorder=1)
+            solid_capstyle='round', zorder=1)
+    if outages_ns:
+        axes.plot([], [], 's', color=OUTAGE_COLOUR, alpha=0.45, ms=11, label='no GNSS')
     thin = slice(None, None, max(1, len(fixes_xy_m) // MOST_POINTS))
     if len(fixes_xy_m):
         axes.plot(*fixes_xy_m[thin].T, '.', color=COLOURS['gnss_only'], ms=3, label='GNSS fixes',
