@@ -12,7 +12,7 @@ from scipy.signal import fftconvolve
 from scipy.special import chdtri, fdtri
 
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
-from crossview_localizer.geometry import Pose2D, wrap_angle
+from crossview_localizer.geometry import MapGrid, Pose2D, wrap_angle
 from crossview_localizer.networks.dense import GAUSSIAN_DOF
 
 # The reference (see ``pose_from_heatmap``) is this many times wider than the prior, plus the two
@@ -192,10 +192,15 @@ def peak_of(heatmap: Heatmap, sharpening: float = 1.0) -> Peak:
     """The place with the highest sum over yaw, and the probability within PEAK_RADIUS_M of it."""
     volume = heatmap.log_probability[None] if heatmap.volume is None else heatmap.volume
     places = np.exp(sharpening * (volume - volume.max())).sum(0)                 # (R, C)
-    x_m, y_m = heatmap.grid.cell_centres()
     row, col = np.unravel_index(int(places.argmax()), places.shape)
-    near = np.hypot(x_m - x_m[col], (y_m - y_m[row])[:, None]) <= PEAK_RADIUS_M
+    near = _cells_near(heatmap.grid, row, col)
     return Peak(int(row), int(col), near, float(places[near].sum() / places.sum()))
+
+
+def _cells_near(grid: MapGrid, row: int, col: int) -> np.ndarray:
+    """The cells (R, C) within PEAK_RADIUS_M of one."""
+    x_m, y_m = grid.cell_centres()
+    return np.hypot(x_m - x_m[col], (y_m - y_m[row])[:, None]) <= PEAK_RADIUS_M
 
 
 # n(c) = sum_d p(d) / (1 + |c - d|^2 / r^2)        r = PEAK_RADIUS_M
@@ -212,12 +217,9 @@ def best_surroundings(heatmap: Heatmap) -> np.ndarray:
     distance2_m2 = heatmap.grid.cell_m ** 2 * (row ** 2 + col ** 2)
     n = fftconvolve(probability, 1.0 / (1.0 + distance2_m2 / PEAK_RADIUS_M ** 2))[
         rows - 1:2 * rows - 1, cols - 1:2 * cols - 1]
-    row, col = np.unravel_index(int(n.argmax()), n.shape)
-    x_m, y_m = (axis_m.ravel() for axis_m in np.meshgrid(*heatmap.grid.cell_centres()))
-    centre = row * cols + col
-    near = np.hypot(x_m - x_m[centre], y_m - y_m[centre]) <= PEAK_RADIUS_M
-    return np.average(
-        np.stack((x_m, y_m))[:, near], axis=1, weights=probability.ravel()[near])
+    near = _cells_near(heatmap.grid, *np.unravel_index(int(n.argmax()), n.shape))
+    mean_m, _ = moments(probability * near, list(heatmap.grid.cell_centres()))
+    return mean_m
 
 
 def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
