@@ -88,21 +88,15 @@ class GnssCorrector:
 
     def _judged(self, belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate]:
         jacobian = gnss_jacobian(belief.mean, fix.base_from_antenna_m)
-
-        def residual_of(known):
-            predicted_m = gnss_prediction(known.mean, fix.base_from_antenna_m)
-            return np.array([fix.x_m, fix.y_m]) - predicted_m
-
         history, matched = belief.fixes, _is_matched(belief)
-        position_m = np.array([fix.x_m, fix.y_m])
-        residual = residual_of(belief)
+        residual = _residual_m(belief, fix)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         memory_distance2 = max((
-            mahalanobis2(residual_of(memory), jacobian, memory.covariance, noise)
+            mahalanobis2(_residual_m(memory, fix), jacobian, memory.covariance, noise)
             for memory in belief.memories[:1]), default=0.0)
         verdict, seen, reason = self._monitor.judge(
-            history, FixSeen(fix.stamp_ns, position_m, residual, noise, belief.driven_m,
-                             distance2, memory_distance2), matched)
+            history, FixSeen(fix.stamp_ns, np.array([fix.x_m, fix.y_m]), residual, noise,
+                             belief.driven_m, distance2, memory_distance2), matched)
         mean = belief.fix_distance2
         if history.stamp_ns:
             passed_s = (fix.stamp_ns - history.stamp_ns) * 1e-9
@@ -120,7 +114,7 @@ class GnssCorrector:
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.GO_BACK:
             older = belief.memories[0]
-            offset_m = beyond(residual_of(older), memory_distance2, self._gate)
+            offset_m = beyond(_residual_m(older, fix), memory_distance2, self._gate)
             belief = changed(
                 belief, mean=older.mean, covariance=older.covariance, memories=(older,),
                 doubt=None if matched else _memory_doubt(older, offset_m, belief.driven_m))
@@ -178,10 +172,13 @@ class GnssCorrector:
             float(np.linalg.norm(growth_m)), noise_m, distance_m)))
 
 
+def _residual_m(known: Belief | Memory, fix: GnssFix) -> np.ndarray:
+    return np.array([fix.x_m, fix.y_m]) - gnss_prediction(known.mean, fix.base_from_antenna_m)
+
+
 def _offset_m(belief: Belief, fix: GnssFix) -> np.ndarray:
     """How far (2,) a fix lies from the antenna of the pose, which is its whole error."""
-    antenna_m = gnss_prediction(belief.mean, fix.base_from_antenna_m) - belief.mean[BIAS]
-    return np.array([fix.x_m, fix.y_m]) - antenna_m
+    return _residual_m(belief, fix) + belief.mean[BIAS]
 
 
 def _believing(belief: Belief, receiver: Receiver) -> Belief:

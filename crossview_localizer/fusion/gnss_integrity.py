@@ -186,14 +186,13 @@ class IntegrityMonitor:
         if fix.memory_distance2 > self._alarm and inside:
             cause = 'GNSS drifts away from odometry and matches'
             return FixVerdict.GO_BACK, _distrusted(seen, cause, None), cause
-        if inside and seen.stepped and not stepped_m:
-            # The gate has grown to where the step went; that says nothing for it.
-            return (FixVerdict.WIDEN,
-                    changed(seen, refused_ns=None, first_refused=None, stepped=False),
-                    f'{(stamp_ns - seen.refused_ns) * 1e-9:.1f} s of refused fixes')
         if inside:
-            return (FixVerdict.USE,
-                    changed(seen, refused_ns=None, first_refused=None, stepped=False), '')
+            settled = changed(seen, refused_ns=None, first_refused=None, stepped=False)
+            if seen.stepped and not stepped_m:
+                # The gate has grown to where the step went; that says nothing for it.
+                return (FixVerdict.WIDEN, settled,
+                        f'{(stamp_ns - seen.refused_ns) * 1e-9:.1f} s of refused fixes')
+            return FixVerdict.USE, settled, ''
         if seen.refused_ns is None:
             seen = changed(
                 seen, refused_ns=stamp_ns, first_refused=_bare(seen), stepped=stepped_m > 0.0,
