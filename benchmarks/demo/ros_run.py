@@ -9,6 +9,7 @@ import sys
 import time
 
 from benchmarks import REPOSITORY, ros_domain
+from crossview_localizer.ros.installation_checks import PROFILE_VARIABLES
 
 PARAMETERS = REPOSITORY / 'config/robotcar.yaml'
 NODE = '/crossview_localizer'
@@ -83,7 +84,7 @@ class RosRun:
         """
         environment = self.environment if role == 'player' else {
             name: value for name, value in self.environment.items()
-            if not name.endswith('_DEFAULT_PROFILES_FILE')}
+            if name not in PROFILE_VARIABLES}
         with open(self.log(role), 'w', encoding='utf-8') as log:
             self.processes[role] = subprocess.Popen(
                 [sys.executable, '-m', *command], stdout=log, stderr=subprocess.STDOUT,
