@@ -79,9 +79,8 @@ forward pass with ONNX Runtime (goal: at most 1.8),
 {part['torch']['cpu_ms']['whole'] / part['torch']['cpu_ms']['forward']:.2f} times with torch.
 
 {markdown(['MB of memory', 'torch', 'ONNX Runtime'], memory)}
-This process also reads the bag. Until 29 November the node took 68 MB more: shared memory for
-sending images, which it never does. The goal of 350 MB would need a node without torch, which
-holds the map and matches; a limit on the arenas of the C library saved nothing.
+This process also reads the bag. The goal of 350 MB would need a node without torch, which holds
+the map and matches; a limit on the arenas of the C library saved nothing.
 """
 
 
