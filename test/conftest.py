@@ -98,7 +98,7 @@ def own_domain(monkeypatch, recent_domains):
     monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
     yield
     recent_domains.append(mark)
-    if len(recent_domains) > 40:
+    if len(recent_domains) > 40:  # two processes of tests share the 101 domains
         recent_domains.popleft().close()
 
 
