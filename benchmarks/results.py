@@ -176,8 +176,9 @@ known and what the columns mean: [real_pairs.md](real_pairs.md).
     parts.append(
         '`dense` has the shipped weights, which were trained on rendered towns and places only. '
         'How sure they are\n(the columns ambiguous, sure and wrong, and cov. 95) was fitted on '
-        'these same pictures, and the mixture of weights\nwas chosen on them: only other pictures '
-        'can tell how well that holds elsewhere. `gradient_correlation` is not trained;\n'
+        'these same pictures; the mixture of weights\nand the rule for the position of an '
+        'ambiguous image were chosen on them: only other pictures\ncan tell how well that holds '
+        'elsewhere. `gradient_correlation` is not trained;\n'
         '`image_blind` is shown the views of another '
         'place of the set, or grey if the set has one place only;\n'
         '`weights_...` are the weights of that commit.\n\n'
