@@ -166,12 +166,13 @@ def derivative(function, state, step=1e-6) -> np.ndarray:
 
 
 STATE = np.array(
-    [12.0, -7.0, 2.1, 9.0, 0.03, 0.004, 1.5, -2.5, 0.4, -0.2, 0.01, -0.3, 0.6])
-DECAY = np.array([1.0, 1.0, 1.0, 1.0, 0.98, 0.97, 0.9, 0.9] + 5 * [0.95])
+    [12.0, -7.0, 2.1, 9.0, 0.03, 0.004, 1.5, -2.5, 0.4, -0.2, 0.01, -0.3, 0.6, 0.08])
+DECAY = np.array([1.0, 1.0, 1.0, 1.0, 0.98, 0.97, 0.9, 0.9] + 6 * [0.95])
+STANDS = (0.0, 0.0, 0.0)
 
 
 def test_the_motion_jacobian_is_the_finite_difference_of_the_motion():
-    motion = (Pose2D(1.7, -0.4, 0.3), 0.2, DECAY)
+    motion = (Pose2D(1.7, -0.4, 0.3), 0.2, DECAY, (8.0, -1.0, 1.2), (7.0, -3.0, 1.9))
     expected = derivative(lambda state: propagate(state, *motion)[0], STATE)
     assert np.allclose(propagate(STATE, *motion)[1], expected, atol=1e-8)
 
@@ -193,12 +194,34 @@ def test_the_match_jacobian_is_the_finite_difference_of_the_prediction():
 
 
 def test_the_motion_composes_like_poses_with_the_scale_on_the_distance():
-    moved, _ = propagate(STATE, Pose2D(2.0, 0.5, 1.5), 0.25, np.ones(len(STATE)))
+    moved, _ = propagate(
+        STATE, Pose2D(2.0, 0.5, 1.5), 0.25, np.ones(len(STATE)), STANDS, STANDS)
     factor = math.exp(STATE[4])
     half = Pose2D(0.0, 0.0, -0.25 * STATE[5] / 2)
     expected = Pose2D(*STATE[:3]) @ half @ Pose2D(2.0 * factor, 0.5 * factor, 1.5) @ half
     assert np.allclose(moved[:3], expected.as_array())
     assert moved[3] == pytest.approx(8.0 * factor)
+
+
+def state_with(**values) -> np.ndarray:
+    state = np.zeros(motion_model.STATES)
+    for name, value in values.items():
+        state[getattr(motion_model, name)] = value
+    return state
+
+
+def test_stamps_that_are_early_show_where_the_velocity_changes():
+    on_time, early = state_with(YAW=0.3), state_with(YAW=0.3, EARLY=0.1)
+    decay = np.ones(len(early))
+    # On a steady circle they show in second order only.
+    circle = (Pose2D(0.8, 0.0, 0.05), 0.1, decay, (8.0, 0.0, 0.5), (8.0, 0.0, 0.5))
+    assert np.allclose(propagate(early, *circle)[0][:3], propagate(on_time, *circle)[0][:3],
+                       atol=0.1**2 * 0.5)
+    # What brakes from 10 to 6 m/s and stops turning is farther by 0.1 s of the difference.
+    brakes = (Pose2D(0.8, 0.0, 0.0), 0.1, decay, (10.0, 0.0, 0.0), (6.0, 0.0, -0.2))
+    way = propagate(early, *brakes)[0] - propagate(on_time, *brakes)[0]
+    assert way[:2] @ (math.cos(0.3), math.sin(0.3)) == pytest.approx(0.1 * 4.0, abs=1e-3)
+    assert way[2] == pytest.approx(0.1 * 0.2)
 
 
 def test_a_straight_drive_has_the_covariance_of_the_closed_form(monkeypatch):
@@ -426,6 +449,30 @@ def test_what_a_camera_adds_to_all_matches_is_found_in_turns():
     assert error @ np.linalg.solve(covariance, error) < 7.8
     unaware_error, unaware_covariance = biased_drive(CONFIG, WHITE, off)
     assert unaware_error @ np.linalg.solve(unaware_covariance, unaware_error) > 50.0
+
+
+@pytest.mark.parametrize('early_s', [-0.1, 0.0, 0.1])
+def test_by_how_much_the_stamps_of_the_odometry_are_early_is_found_in_turns(early_s):
+    path, pose = [], Pose2D(0.0, 0.0, 0.0)
+    for tick in range(6200):  # of 10 ms
+        path.append(pose)
+        pose = pose @ Pose2D(0.08, 0.0, 0.005 * math.sin(0.005 * tick))
+    rng, nees = np.random.default_rng(2), []
+    pose_filter = PoseFilter(CONFIG, WHITE)
+    pose_filter.set_pose(estimate(1.0, *path[100].as_array(), 0.3, 0.01))
+    for tick in range(100, 6100, 10):
+        pose_filter.add_odometry(
+            OdometrySample(at(tick / 100), path[tick + round(100 * early_s)]))
+        if tick % 100 == 0:
+            noisy = path[tick].as_array() + (0.3, 0.3, 0.01) * rng.standard_normal(3)
+            pose_filter.add_match(estimate(tick / 100, *noisy, 0.3, 0.01))
+            found = pose_filter.estimate_at(at(tick / 100))
+            error = error_of(found, path[tick])
+            nees.append(error @ np.linalg.solve(found.covariance, error))
+    known = pose_filter.history[0].beliefs[-1]
+    sigma_s = math.sqrt(known.covariance[motion_model.EARLY, motion_model.EARLY])
+    assert known.mean[motion_model.EARLY] == pytest.approx(early_s, abs=0.02) and sigma_s < 0.02
+    assert np.mean(np.array(nees) < 7.815) >= 0.9
 
 
 def test_a_shift_of_the_imagery_stays_in_the_pose_and_inside_its_covariance():

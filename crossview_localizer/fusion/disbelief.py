@@ -16,6 +16,7 @@ from crossview_localizer.fusion.gnss_integrity import FixHistory, LIE_SHARE, LIE
 from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import (
     BIAS,
+    EARLY,
     MATCH_BIASES,
     match_jacobian,
     POSITION,
@@ -127,10 +128,10 @@ def is_share_of_distance(belief: Belief, residual, noise) -> bool:
 def _with_unknown_odometry(belief: Belief, slow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of a start that keeps nothing but the pose and what matches are off.
 
-    The pose is without a covariance; ``slow`` (13,) as in ``slow_sigmas``.
+    The pose is without a covariance; ``slow`` (14,) as in ``slow_sigmas``.
     """
     mean, covariance = belief.mean.copy(), np.diag(slow**2)
-    mean[SCALE] = mean[TURN_BIAS] = 0.0
+    mean[SCALE] = mean[TURN_BIAS] = mean[EARLY] = 0.0
     mean[BIAS] = 0.0
     covariance[MATCH_BIASES, MATCH_BIASES] = belief.covariance[MATCH_BIASES, MATCH_BIASES]
     return mean, covariance
@@ -143,6 +144,7 @@ def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
     disbelief_s = min(DISBELIEF_S * 2 ** (times - 1), LONGEST_DISBELIEF_S)
     return changed(
         belief, memories=(), fixed_ns=stamp_ns, velocity=(float(belief.mean[SPEED]), 0.0, 0.0),
+        increment_velocity=None,
         fixes=FixHistory(stamp_ns), fix_distance2=1.0, lean=Lean(), match_refused_ns=None,
         match_way=None,
         match_distance2=1.0, doubt=None, disbelieved_times=times,
