@@ -57,6 +57,7 @@ class Belief:
     match_driven_m: float = 0.0          # distance driven by then
     match_refused_ns: int | None = None  # since when matches have been refused without a break
     match_way: ResidualWay | None = None  # of the matches refused since
+    match_doubt: np.ndarray | None = None  # as ``doubt``, by the last of them
     match_seen_ns: int | None = None     # last match, used or refused
     match_distance2: float = 1.0         # mean squared distance of matches for each coordinate
     course_ns: int | None = None         # last used course

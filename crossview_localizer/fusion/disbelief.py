@@ -146,6 +146,5 @@ def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
         belief, memories=(), fixed_ns=stamp_ns, velocity=(float(belief.mean[SPEED]), 0.0, 0.0),
         increment_velocity=None,
         fixes=FixHistory(stamp_ns), fix_distance2=1.0, lean=Lean(), match_refused_ns=None,
-        match_way=None,
-        match_distance2=1.0, doubt=None, disbelieved_times=times,
+        match_way=None, match_doubt=None, match_distance2=1.0, doubt=None, disbelieved_times=times,
         disbelieved_until_ns=stamp_ns + round(disbelief_s * 1e9))

@@ -13,7 +13,7 @@ from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import FilterUpdate, GnssFix, MatchErrors, Outcome
 from crossview_localizer.fusion.belief import Belief, HeldFix, Memory, PoseEkf
 from crossview_localizer.fusion.disbelief import disbelieving_and_wider, fails_again, restarted
-from crossview_localizer.fusion.doubt import beyond, doubt_of, turned_rad
+from crossview_localizer.fusion.doubt import beyond, doubt_of, narrowed, shortened, turned_rad
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.gnss_integrity import (
@@ -58,6 +58,8 @@ HELD_RADIUS_M, HELD_M, HELD_SIGMAS = 0.5, 2.0, 3.0
 # by this share of it, up to LARGEST_BIAS_M.
 STEPPED_BIAS_SHARE, GROWN_BIAS_SHARE = 4.0, 0.25
 LARGEST_BIAS_M = 30.0
+# An odometry that says nothing of it hides a vehicle of this speed.
+UNTOLD_MPS = 15.0
 # The squared distance of fixes is averaged over this time.
 FIX_DISTANCE_S = 20.0
 
@@ -88,7 +90,7 @@ class GnssCorrector:
 
     def _judged(self, belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate]:
         jacobian = gnss_jacobian(belief.mean, fix.base_from_antenna_m)
-        history, matched = belief.fixes, _is_matched(belief)
+        history, matched = belief.fixes, _is_matched(belief, belief.fixes.refused_ns)
         residual = _residual_m(belief, fix)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         memory_distance2 = max((
@@ -107,10 +109,12 @@ class GnssCorrector:
             return (restarted(belief, fix, noise, history, self._slow),
                     FilterUpdate(Outcome.USED, reason, distance2))
         if verdict is FixVerdict.REFUSE:
-            # A single fix is an outlier rather than a contradiction.
-            if not matched and seen.refused_ns != fix.stamp_ns:
+            # A single fix is an outlier rather than a contradiction, unless matches were due.
+            if not _is_matched(belief, seen.refused_ns) and (
+                    matched or seen.refused_ns != fix.stamp_ns):
                 belief = changed(belief, doubt=self._doubt_of_refused(
-                    seen, residual, distance2, doubt_before))
+                    seen, belief, residual, jacobian @ belief.covariance @ jacobian.T + noise,
+                    distance2, doubt_before))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.GO_BACK:
             older = belief.memories[0]
@@ -136,6 +140,9 @@ class GnssCorrector:
             belief = changed(belief, doubt=_memory_doubt(
                 belief.memories[0], beyond(offset_m, memory_distance2, self._memory_limit),
                 belief.driven_m))
+        if belief.match_doubt is not None:
+            belief = changed(belief, match_doubt=narrowed(
+                belief.match_doubt, jacobian @ belief.covariance @ jacobian.T + noise))
         if verdict is FixVerdict.USE and history.stamp_ns:
             belief = changed(belief, lean=Lean() if matched else belief.lean.followed(
                 residual, jacobian @ belief.covariance @ jacobian.T + noise, passed_s,
@@ -151,8 +158,8 @@ class GnssCorrector:
             belief = _remember(belief)
         return belief, FilterUpdate(Outcome.USED, reason, distance2)
 
-    def _doubt_of_refused(self, seen: FixHistory, residual, distance2: float,
-                          doubt_before: np.ndarray | None) -> np.ndarray | None:
+    def _doubt_of_refused(self, seen: FixHistory, belief: Belief, residual, spread_m2,
+                          distance2: float, doubt_before) -> np.ndarray | None:
         """What a refused fix says against the pose.
 
         After a jump of GNSS it is only what the residual has grown by since.  The heading stays
@@ -163,13 +170,16 @@ class GnssCorrector:
         noise_m = 2.0 * math.sqrt(np.trace(seen.noise_m2 + first.noise_m2) / 2.0)
         distance_m = max(seen.driven_m - first.driven_m,
                          float(np.linalg.norm(seen.position_m - first.position_m)))
-        offset_m = beyond(residual, distance2, self._gate)
+        offset_m = shortened(beyond(residual, distance2, self._gate), _off_since_match_m(belief))
         if seen.distrusted_ns is not None and seen.stepped:
             length_m = float(np.linalg.norm(growth_m))
             offset_m = growth_m * max(0.0, 1.0 - noise_m / max(length_m, 1e-9))
         before_rad = 0.0 if doubt_before is None else math.sqrt(doubt_before[2, 2])
-        return doubt_of(offset_m, max(before_rad, turned_rad(
+        doubt = doubt_of(offset_m, max(before_rad, turned_rad(
             float(np.linalg.norm(growth_m)), noise_m, distance_m)))
+        if doubt is not None:
+            doubt[POSITION, POSITION] += spread_m2 * (offset_m @ offset_m) / (residual @ residual)
+        return doubt
 
 
 def _residual_m(known: Belief | Memory, fix: GnssFix) -> np.ndarray:
@@ -219,10 +229,26 @@ def _held(belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate | N
     return belief, FilterUpdate(Outcome.REPEATED, reason)
 
 
-def _is_matched(belief: Belief) -> bool:
-    """Whether matches support the pose: one was used lately, and none has been refused since."""
-    return (belief.match_ns is not None and belief.match_refused_ns is None
+def _is_matched(belief: Belief, refused_ns: int | None) -> bool:
+    """Whether matches support the pose against fixes that have been refused since a stamp.
+
+    One was used lately and since then, and none has been refused after it.
+    """
+    return (_was_matched(belief) and belief.match_refused_ns is None
+            and (refused_ns is None or belief.match_ns >= refused_ns))
+
+
+def _was_matched(belief: Belief) -> bool:
+    return (belief.match_ns is not None
             and belief.stamp_ns - belief.match_ns <= MATCH_SUPPORT_S * 1e9)
+
+
+def _off_since_match_m(belief: Belief) -> float:
+    """How far the pose may be off by the motion since the last match; inf without one."""
+    if not _was_matched(belief):
+        return math.inf
+    passed_s = (belief.stamp_ns - belief.match_ns) * 1e-9
+    return max(belief.driven_m - belief.match_driven_m, UNTOLD_MPS * passed_s)
 
 
 def _widened(belief: Belief, residual_m2: float, stepped: bool,

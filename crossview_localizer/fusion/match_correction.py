@@ -18,6 +18,7 @@ from crossview_localizer.fusion.disbelief import (
     LEAST_M,
     restarted_at_match,
 )
+from crossview_localizer.fusion.doubt import beyond, doubt_of
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.gnss_integrity import ODOMETRY_LIES, ResidualWay
@@ -37,6 +38,8 @@ from crossview_localizer.geometry import wrap_angle
 
 # Matches outside this share of the predicted distribution are refused.
 MATCH_GATE_PROBABILITY = 0.99
+# What a match outside this share has not moved is in doubt.
+MATCH_DOUBT_PROBABILITY = 0.95
 # Degrees of freedom of the Student t distribution of the errors of matches.
 MATCH_TAIL_DOF = 4.0
 # The squared distance of matches is averaged over this time.  A mean above one for each coordinate
@@ -58,6 +61,7 @@ class MatchCorrector:
         self._slow = slow_sigmas(config, errors)
         self._ekf = PoseEkf()
         self._gates = [chdtri(dof, 1.0 - MATCH_GATE_PROBABILITY) for dof in (1, 2, 3)]
+        self._limits = [chdtri(dof, 1.0 - MATCH_DOUBT_PROBABILITY) for dof in (1, 2, 3)]
 
     def apply(self, belief: Belief, event: Event, bridge_m2) -> tuple[Belief, FilterUpdate]:
         noise = event.noise.copy()
@@ -105,7 +109,8 @@ class MatchCorrector:
             if belief.fixes.refused_ns is not None:
                 reason += '; GNSS is refused too'
             return (
-                changed(belief, match_refused_ns=since_ns),
+                changed(belief, match_refused_ns=since_ns,
+                        match_doubt=self._doubt(event.observed, residual, distance2)),
                 FilterUpdate(Outcome.GATED, reason, distance2))
         share = self._new_information(belief)
         if share == 0.0:
@@ -121,6 +126,8 @@ class MatchCorrector:
                 for memory in belief.memories),
             match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
             match_way=None)
+        belief = changed(
+            belief, match_doubt=self._doubt(event.observed, residual_of(belief), distance2))
         if observes_position:
             belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None)
         return belief, FilterUpdate(Outcome.USED, '', distance2)
@@ -145,6 +152,12 @@ class MatchCorrector:
             covariance += np.diag(added)
         return changed(belief, covariance=covariance)
 
+    def _doubt(self, observed, residual, distance2: float) -> np.ndarray | None:
+        """What the residual (n,) that a match leaves says against the pose."""
+        off = np.zeros(3)
+        off[observed] = beyond(residual, distance2, self._limits[len(observed) - 1])
+        return doubt_of(off[POSITION], off[YAW])
+
     def _new_information(self, belief: Belief) -> float:
         """Share (0 to 1) of the information of a match that is not in the last used match."""
         if belief.match_ns is None:
@@ -163,3 +176,4 @@ def _follow_distance(belief: Belief, stamp_ns: int, distance2: float) -> Belief:
     since_s = (stamp_ns - (belief.match_seen_ns or stamp_ns)) * 1e-9
     mean = followed_distance2(belief.match_distance2, distance2, since_s, MATCH_DISTANCE_S)
     return changed(belief, match_distance2=mean, match_seen_ns=stamp_ns)
+

@@ -206,8 +206,7 @@ def decay_rates(config: FilterConfig) -> np.ndarray:
 
 
 # q = sigma^2 (1 - a^2) for a slow state;  i_p^2 dt and i_yaw^2 dt, moving or not
-# A scale, yaw-rate bias or error of the stamps above BEYOND_SIGMAS sigma is of an odometry that has
-# another sigma.
+# One of the odometry's above BEYOND_SIGMAS sigma is of an odometry that has another sigma.
 def idle_noise(
     config: FilterConfig, slow_variances: np.ndarray, time_s: float, decay: np.ndarray, state,
 ) -> np.ndarray:

@@ -14,7 +14,7 @@ MATCH_SUPPORT_S = 3.0
 def published_covariance(belief: Belief) -> np.ndarray:
     """The covariance (3, 3) of the pose with all doubts; see ``doubt`` and ``lean``."""
     covariance = excess(belief) * belief.covariance[POSE, POSE]
-    for doubt in (belief.doubt, belief.lean.doubt(math.sqrt(belief.receiver.wander_m2))):
+    for doubt in (belief.doubt, belief.match_doubt, belief.lean.doubt(math.sqrt(belief.receiver.wander_m2))):
         if doubt is not None:
             covariance += doubt
     return covariance
