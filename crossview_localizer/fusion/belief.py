@@ -1,6 +1,7 @@
 """What the filter knows after an event, and the Kalman algebra that moves and corrects it."""
 
 from dataclasses import dataclass
+import math
 
 from filterpy.kalman import KalmanFilter
 import numpy as np
@@ -55,6 +56,7 @@ class Belief:
     driven_m: float = 0.0
     match_ns: int | None = None          # last used match
     match_driven_m: float = 0.0          # distance driven by then
+    match_every_s: float = math.inf      # mean time between used matches
     match_refused_ns: int | None = None  # since when matches have been refused without a break
     match_way: ResidualWay | None = None  # of the matches refused since
     match_doubt: np.ndarray | None = None  # as ``doubt``, by the last of them

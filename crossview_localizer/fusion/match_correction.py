@@ -5,6 +5,8 @@ correlation length that has passed since.  Matches have heavy tails: the farther
 prediction, the less it counts (Student t), up to the gate.
 """
 
+import math
+
 import numpy as np
 from scipy.special import chdtri
 
@@ -49,6 +51,8 @@ MATCH_DISTANCE_S = 3.0
 # GNSS bias.
 MATCH_PATIENCE_S = 2.0
 MATCH_PATIENCE_SIGMAS = 3.0
+# The time between matches is the mean of about so many.
+MATCHES = 4
 # An error of the heading counts as that of a point so far ahead.
 LOOK_AHEAD_M = 10.0
 
@@ -125,7 +129,7 @@ class MatchCorrector:
                     memory, residual_of(memory), jacobian_of(memory), noise / share))
                 for memory in belief.memories),
             match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
-            match_way=None)
+            match_way=None, match_every_s=_every_s(belief))
         belief = changed(
             belief, match_doubt=self._doubt(event.observed, residual_of(belief), distance2))
         if observes_position:
@@ -169,6 +173,16 @@ class MatchCorrector:
             for passed, length in ((driven_m, self._errors.correlation_m),
                                    (passed_s, self._errors.correlation_s))]
         return min(1.0, max(shares))
+
+
+def _every_s(belief: Belief) -> float:
+    """The mean time between used matches, with the one at the belief's stamp."""
+    if belief.match_ns is None:
+        return math.inf
+    passed_s = (belief.stamp_ns - belief.match_ns) * 1e-9
+    if belief.match_every_s == math.inf:
+        return passed_s
+    return belief.match_every_s + (passed_s - belief.match_every_s) / MATCHES
 
 
 def _follow_distance(belief: Belief, stamp_ns: int, distance2: float) -> Belief:
