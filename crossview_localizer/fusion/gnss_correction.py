@@ -112,7 +112,7 @@ class GnssCorrector:
             return (restarted(belief, fix, noise, history, self._slow),
                     FilterUpdate(Outcome.USED, reason, distance2))
         if verdict is FixVerdict.REFUSE:
-            # A single fix is an outlier rather than a contradiction, unless a match will tell soon.
+            # One fix is an outlier rather than a contradiction, unless a match will tell soon.
             if not _is_matched(belief, seen.refused_ns) and (
                     matched or seen.refused_ns != fix.stamp_ns):
                 belief = changed(belief, doubt=self._doubt_of_refused(

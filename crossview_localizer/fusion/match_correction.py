@@ -97,7 +97,10 @@ class MatchCorrector:
             way = (belief.match_way or ResidualWay(np.zeros(3), np.zeros(3))).extended(
                 np.array([*residual[:2], ahead_m]))
             belief = changed(belief, match_way=way)
-            patient = event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.agrees
+            # While the vehicle stands, matches repeat each other: that they agree says nothing.
+            moved_m = max(belief.driven_m - belief.match_driven_m, way.growth_m)
+            patient = (event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.agrees
+                       and moved_m >= LEAST_M)
             doubtful = self._doubted(belief, residual, event, patient)
             doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
             agrees_with_fixes = belief.fixes.refused_ns is not None and doubtful_distance2 <= gate
