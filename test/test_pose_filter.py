@@ -1021,6 +1021,18 @@ def test_odometry_that_lies_as_matches_stop_widens_the_pose_from_the_first_fixes
     assert inside[2 if lie == 'turns the wrong way' else 0:].all()
 
 
+def test_a_fix_that_is_off_as_matches_miss_for_a_moment_hardly_doubts_the_heading():
+    pose_filter = straight(until_s=5.0, sigma_m=0.5, config=replace(CONFIG, gnss_bias_sigma_m=1.0))
+    for tick in range(37):
+        pose_filter.add_match(
+            match(tick / 10, tick, 0.0, np.diag([0.1, 0.1, np.inf])))
+    before = pose_filter.estimate_at(at(4.0)).covariance
+    update = pose_filter.add_gnss(gnss(4.0, 40.0, 3.0))
+    after = pose_filter.estimate_at(at(4.0)).covariance
+    assert update.outcome is Outcome.USED and after[1, 1] > 2.0 * before[1, 1]
+    assert before[2, 2] < after[2, 2] < before[2, 2] + (0.2 * 0.4) ** 2
+
+
 def test_odometry_that_is_off_by_a_share_of_the_distance_is_not_believed_for_a_while():
     _, honest = driven_with_lying_odometry(lambda step: step, 30.0)
     _, lying = driven_with_lying_odometry(LIES['stands still'], 30.0)

@@ -60,8 +60,8 @@ STEPPED_BIAS_SHARE, GROWN_BIAS_SHARE = 4.0, 0.25
 LARGEST_BIAS_M = 30.0
 # Matches have stopped where none was used for so many times the time between them.
 MATCHES_DUE = 2.5
-# An odometry that says nothing of it hides a vehicle of this speed.
-UNTOLD_MPS = 15.0
+# An odometry that says nothing of it hides a vehicle of this speed, and a turn at this rate.
+UNTOLD_MPS, UNTOLD_RADPS = 15.0, 0.2
 # The squared distance of fixes is averaged over this time.
 FIX_DISTANCE_S = 20.0
 
@@ -144,10 +144,8 @@ class GnssCorrector:
                 beyond(offset_m, memory_distance2, self._memory_limit),
                 belief.driven_m - belief.memories[0].driven_m))
         elif _have_matches_stopped(belief) and distance2 > self._memory_limit:
-            offset_m = shortened(
-                beyond(residual, distance2, self._memory_limit), _off_since_match_m(belief))
-            belief = changed(belief, doubt=_even_doubt(
-                offset_m, belief.driven_m - belief.match_driven_m))
+            belief = changed(belief, doubt=_doubt_since_match(
+                belief, beyond(residual, distance2, self._memory_limit)))
         if belief.match_doubt is not None:
             belief = changed(belief, match_doubt=narrowed(
                 belief.match_doubt, jacobian @ belief.covariance @ jacobian.T + noise))
@@ -266,6 +264,16 @@ def _off_since_match_m(belief: Belief) -> float:
         return math.inf
     passed_s = (belief.stamp_ns - belief.match_ns) * 1e-9
     return max(belief.driven_m - belief.match_driven_m, UNTOLD_MPS * passed_s)
+
+
+def _doubt_since_match(belief: Belief, residual_m: np.ndarray) -> np.ndarray | None:
+    """What a residual (2,) says against the pose if it has grown since the last match."""
+    offset_m = shortened(residual_m, _off_since_match_m(belief))
+    doubt = _even_doubt(offset_m, belief.driven_m - belief.match_driven_m)
+    if doubt is not None:
+        most_rad = UNTOLD_RADPS * (belief.stamp_ns - belief.match_ns) * 1e-9
+        doubt[YAW, YAW] = min(doubt[YAW, YAW], most_rad**2)
+    return doubt
 
 
 def _widened(belief: Belief, residual_m2: float, stepped: bool,
