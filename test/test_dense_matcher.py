@@ -79,6 +79,24 @@ def test_a_view_cut_from_the_raster_is_found_where_it_was_cut(yaw_rad, heading_r
     assert abs(best % places - expected_col) <= 0.51
 
 
+def test_a_centred_network_takes_no_notice_of_what_the_map_shows_everywhere():
+    generator = torch.Generator().manual_seed(5)
+    plain, centred = (random_network(replace(SMALL, centred=value), 0).eval()
+                      for value in (False, True))
+    rgb = np.random.default_rng(6).integers(0, 256, (240, 320, 3), np.uint8)
+    tensors = ground_tensors([views.lifted_view(rgb, CAMERA, SMALL)])
+    raster, yaws_rad = smooth_raster(SMALL.channels, 40, 7), torch.tensor([[0.1]])
+    everywhere = torch.randn(SMALL.channels, 1, 1, generator=generator)
+    moved_by = []
+    with torch.inference_mode():
+        for network in (plain, centred):
+            view, weight = network.ground(*tensors)
+            scores, others = (network.scores(view, weight, raster + added, yaws_rad, 0.1)
+                              for added in (0.0, everywhere))
+            moved_by.append(float((others - scores).abs().max() / scores.abs().max()))
+    assert moved_by[0] > 0.1 and moved_by[1] < 1e-4
+
+
 def test_correlation_equals_the_sum_over_cells():
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(2, 3, 4, 5, 5, generator=generator, dtype=torch.float64)

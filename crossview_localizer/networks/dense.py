@@ -10,7 +10,9 @@ is the weighted sum of cosines with the raster s beneath the turned view,
 
     S(p) = scale / (F L) * sum_c w_c < g_c, s(p * c) >
 
-so an image with much distinct content gives a sharper likelihood than one with little.
+so an image with much distinct content gives a sharper likelihood than one with little.  A network
+that is ``centred`` has g_c minus its mean over the view, weighted by w, in place of g_c: what the
+view shows everywhere says nothing about the pose, only where things lie does.
 
 Shape legend: B images, K headings, C descriptor length, N cells along a side of the satellite
 window, P cells along a side of the north-up patch that holds a turned bird's-eye view, F x L cells
@@ -60,6 +62,7 @@ class DenseConfig:
     margin_px: ClassVar[int] = 32   # twice as much changes a descriptor less than 8 bits do
     temperature: float = 1.0        # log-likelihood = score / temperature
     random_temperature: float = 1.0  # the temperature fitted for the random-init control
+    centred: bool = False           # whether a view's mean descriptor is subtracted from it
     # For the pose of a single image (``peak_pose`` and ``distance2_within``):
     sharpening: float = 1.0         # factor on log-likelihoods
     min_mass: float = 0.5           # an image with less probability at its peak is ambiguous
@@ -199,7 +202,11 @@ class GroundBranch(nn.Module):
             self.coarse(x), size=x.shape[2:], mode='bilinear', align_corners=False)
         x = self.exit(x)                                                # (B, C + 1, F, L)
         weight = torch.sigmoid(x[:, -1:]) * seen.amax(1, keepdim=True)  # (B, 1, F, L)
-        return F.normalize(x[:, :-1], dim=1) * weight, weight
+        view = F.normalize(x[:, :-1], dim=1) * weight                   # (B, C, F, L)
+        if self.config.centred:
+            area = weight.sum((2, 3), keepdim=True).clamp(min=1e-6)     # (B, 1, 1, 1)
+            view = view - view.sum((2, 3), keepdim=True) / area * weight
+        return view, weight
 
 
 class DenseNetwork(nn.Module):

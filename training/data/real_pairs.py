@@ -52,12 +52,16 @@ SMALL_TILE_PRIOR_M, LONDON_PRIOR_M, NUSCENES_PRIOR_M, CVUSA_PRIOR_M = 8.0, 12.0,
 # well that is known.  Dayton's names are of panoramas, all views of which share their error.
 MEASURED = {
     '2-6Pro9zN1qOxbFSTigfAg': (1.4, -1.75, 0.3), '__-DFIFxvZBCn1873qkqXA': (0.75, 2.1, 0.5),
+    'oricnn_sample': (1.5, 6.3, 0.5),
     'VAMM6sIEbYAY5E6ZD_RMKg': (0.0, -0.25, 0.5), 'pPfo7qQ1fP_24rXrJ2Uxog': (0.25, 0.4, 0.5),
     '0000025': (-3.0, -0.3, 0.7), '0000027': (0.5, 3.0, 0.7), '0000035': (-5.3, 5.3, 1.0),
     '0000037': (0.2, 2.1, 0.5), '0000039': (-1.5, -4.9, 0.7), '0000044': (-0.25, 0.5, 0.5),
     '-0n6gItL08Q522U_x0UKaA': (-1.75, -0.75, 0.5), '4AyrBfjG-6ZbAa_uD57LcQ': (-0.75, -0.75, 0.5),
     '3Jzl3r0yqwdVqN48Za6-Tw': (-3.5, -2.75, 0.7),
 }
+# Compass heading of the middle of panoramas that do not look north, measured in the same way: the
+# kerbs, the island and the lines of this junction lie over those of its tile if it looks east.
+HEADINGS_DEG = {'oricnn_sample': 90.0}
 
 DAYTON_COLUMNS = ('name', 'pano_id', 'heading_deg_cw', 'pitch_down_deg', 'cam_px_col',
                   'cam_px_row', 'ground_deg_per_px', 'pose_quality')
@@ -168,12 +172,15 @@ def read_views(folder: str | Path) -> list[View]:
 
 
 def read_cvact(folder: Path) -> Iterator[View]:
-    """Panoramas that look north; tiles of 256 pixels show 59 m, larger ones 73 m."""
+    """Panoramas that look north or as HEADINGS_DEG has it.
+
+    Tiles of 256 pixels show 59 m, larger ones 73 m.
+    """
     for name, ground, aerial in image_pairs(folder):
         rgb = read_rgb(aerial)
         tile_m = CVACT_TILE_M * (CVACT_ALIGNED_SHARE if rgb.shape[1] == 256 else 1.0)
         yield from views_all_round(
-            folder.name, name, Panorama.whole(read_rgb(ground), 0.0),
+            folder.name, name, Panorama.whole(read_rgb(ground), HEADINGS_DEG.get(name, 0.0)),
             Overhead(name, rgb, tile_m / rgb.shape[1]), CVACT_ACCURACY_M, SMALL_TILE_PRIOR_M)
 
 
