@@ -791,6 +791,17 @@ def test_a_match_far_away_is_refused_for_as_long_as_it_disagrees():
     assert pose_filter.estimate_at(at(5.0)).pose == before.pose
 
 
+def test_a_refused_match_widens_the_pose_but_not_the_prior_of_the_next_match():
+    pose_filter = straight(until_s=5.0, sigma_m=1.0)
+    before = pose_filter.estimate_at(at(5.0)).covariance
+    pose_filter.add_match(match(5.0, 50.0, 25.0, np.diag([1.0, 1.0, np.inf])))
+    after = pose_filter.estimate_at(at(5.0)).covariance
+    # All of the residual is doubted from four times the limit on.
+    assert math.sqrt(after[1, 1]) == pytest.approx(25.0, rel=0.1)
+    excess = after[0, 0] / before[0, 0]
+    assert np.allclose(pose_filter.prior_at(at(5.0)).covariance, excess * before, rtol=1e-6)
+
+
 def driven_with_gnss(gnss_y_m, until_s=40.0, matches_hz=0, config=CONFIG):
     """Along x at 10 m/s with fixes at 5 Hz that lie ``gnss_y_m(time_s)`` to the left.
 
