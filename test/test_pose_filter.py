@@ -1055,6 +1055,9 @@ def test_odometry_that_is_off_by_a_share_of_the_distance_is_not_believed_for_a_w
         after = pose_filter.estimate_at(later_ns)
         way_m = math.hypot(after.pose.x_m - before.pose.x_m, after.pose.y_m - before.pose.y_m)
         assert way_m >= moved_m and (moved_m > 0.0 or way_m < 0.01)
+        update = pose_filter.add_gnss(
+            GnssFix(later_ns, after.pose.x_m, after.pose.y_m, np.eye(2)))
+        assert ('not believed' in update.reason) == (moved_m > 0.0)  # told with each used fix
 
 
 def test_reflections_between_houses_do_not_speak_against_the_odometry():

@@ -12,7 +12,12 @@ from crossview_localizer.datatypes import GnssFix
 from crossview_localizer.fusion.belief import Belief
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.frozen import changed
-from crossview_localizer.fusion.gnss_integrity import FixHistory, LIE_SHARE, LIE_SIGMAS
+from crossview_localizer.fusion.gnss_integrity import (
+    FixHistory,
+    LIE_SHARE,
+    LIE_SIGMAS,
+    ODOMETRY_LIES,
+)
 from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import (
     BIAS,
@@ -104,6 +109,11 @@ def disbelieving_and_wider(belief: Belief, residual_m: np.ndarray) -> Belief:
     added[YAW], added[SPEED] = RESTART_YAW_SIGMA_RAD**2, RESTART_SPEED_SIGMA_MPS**2
     return _disbelieving(
         changed(belief, covariance=belief.covariance + np.diag(added)), belief.stamp_ns)
+
+
+def remark_on(belief: Belief) -> str:
+    """What is told with each used fix and match while the odometry is not believed, else ''."""
+    return ODOMETRY_LIES if belief.stamp_ns < belief.disbelieved_until_ns else ''
 
 
 def fails_again(belief: Belief, distance2: float) -> bool:

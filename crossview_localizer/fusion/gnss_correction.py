@@ -12,7 +12,12 @@ from scipy.special import chdtri
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import FilterUpdate, GnssFix, MatchErrors, Outcome
 from crossview_localizer.fusion.belief import Belief, HeldFix, Memory, PoseEkf
-from crossview_localizer.fusion.disbelief import disbelieving_and_wider, fails_again, restarted
+from crossview_localizer.fusion.disbelief import (
+    disbelieving_and_wider,
+    fails_again,
+    remark_on,
+    restarted,
+)
 from crossview_localizer.fusion.doubt import beyond, doubt_of, narrowed, shortened, turned_rad
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.frozen import changed
@@ -153,7 +158,7 @@ class GnssCorrector:
             belief = changed(belief, lean=Lean() if matched else belief.lean.followed(
                 residual, jacobian @ belief.covariance @ jacobian.T + noise, passed_s,
                 belief.mean[YAW]))
-            reason = reason or belief.lean.text
+            reason = reason or remark_on(belief) or belief.lean.text
         noise = noise * max(1.0, mean)
         belief = changed(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise),

@@ -18,6 +18,7 @@ from crossview_localizer.fusion.disbelief import (
     fails_again,
     is_share_of_distance,
     LEAST_M,
+    remark_on,
     restarted_at_match,
 )
 from crossview_localizer.fusion.doubt import beyond, doubt_of
@@ -137,7 +138,7 @@ class MatchCorrector:
             belief, match_doubt=self._doubt(event.observed, residual_of(belief), distance2))
         if observes_position:
             belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None)
-        return belief, FilterUpdate(Outcome.USED, '', distance2)
+        return belief, FilterUpdate(Outcome.USED, remark_on(belief), distance2)
 
     def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
         """The belief as wide as the fixes that contradict it, or these matches, would have it.
