@@ -977,8 +977,11 @@ def test_the_opening_after_a_jump_of_gnss_widens_the_pose_and_leaves_most_of_it_
 
 def driven_with_lying_odometry(
     change, seconds=40.0, matches_hz=0, curve_radps=0.1, matches_until_s=math.inf,
+    long_matches=False,
 ):
     """In a circle at 10 m/s; from second 20 on ``change`` makes another step of each of odometry.
+
+    After ``matches_until_s`` there are none, or such as are a kilometre long and lie at the pose.
 
     Returns [(time_s, true pose, estimate)] for each second from 21 on, and the filter.
     """
@@ -995,6 +998,12 @@ def driven_with_lying_odometry(
         if matches_hz and tick % round(10 / matches_hz) == 0 and time_s <= matches_until_s:
             noisy = truth.as_array() + (0.3, 0.3, 0.01) * rng.standard_normal(3)
             pose_filter.add_match(estimate(time_s, *noisy, 0.3, 0.01))
+        elif long_matches and time_s > matches_until_s and tick % 2 == 0:
+            prior = pose_filter.prior_at(at(time_s)).pose
+            turn = motion_model.rotation(prior.yaw_rad)
+            covariance = np.diag([0.0, 0.0, math.inf])
+            covariance[:2, :2] = turn @ np.diag([1e6, 1.0]) @ turn.T
+            pose_filter.add_match(PoseEstimate(at(time_s), prior, covariance))
         if time_s > 20.5 and tick % 10 == 0:
             found.append((time_s, truth, pose_filter.estimate_at(at(time_s))))
     return found, pose_filter
@@ -1024,9 +1033,12 @@ def test_odometry_that_lies_leaves_the_truth_inside_the_covariance(lie, matches_
     assert np.hypot(*errors[-20:, :2].T).max() < 10.0
 
 
+@pytest.mark.parametrize('long_matches', [False, True])
 @pytest.mark.parametrize('lie', LIES)
-def test_odometry_that_lies_as_matches_stop_widens_the_pose_from_the_first_fixes_on(lie):
-    found, _ = driven_with_lying_odometry(LIES[lie], 31.0, 2, matches_until_s=20.0)
+def test_odometry_that_lies_as_matches_stop_widens_the_pose_from_the_first_fixes_on(
+        lie, long_matches):
+    found, _ = driven_with_lying_odometry(
+        LIES[lie], 31.0, 2, matches_until_s=20.0, long_matches=long_matches)
     # 99.9 % of a chi-square of three degrees of freedom.  What turns wrongly is near at first.
     inside = nees_of(found) < 16.27
     assert inside[2 if lie == 'turns the wrong way' else 0:].all()

@@ -54,9 +54,12 @@ class Belief:
     increment_velocity: Velocity | None = None  # of the last increment, if none is missing since
     fixes: FixHistory = FixHistory()
     driven_m: float = 0.0
-    match_ns: int | None = None          # last used match
+    scene_ns: int | None = None          # last used match
+    scene_driven_m: float = 0.0          # distance driven by then
+    match_ns: int | None = None          # last used match that tells the place
     match_driven_m: float = 0.0          # distance driven by then
-    match_every_s: float = math.inf      # mean time between used matches
+    match_every_s: float = math.inf      # mean time between such matches
+    denied_ns: int = 0                   # last of them that contradicted fixes that are refused
     match_refused_ns: int | None = None  # since when matches have been refused without a break
     match_way: ResidualWay | None = None  # of the matches refused since
     match_doubt: np.ndarray | None = None  # as ``doubt``, by the last of them

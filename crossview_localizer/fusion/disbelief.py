@@ -125,7 +125,7 @@ def fails_again(belief: Belief, distance2: float) -> bool:
     return 0.0 <= since_s < DISBELIEF_MEMORY_S and distance2 > AGAIN_DISTANCE2
 
 
-# |r| > share * s + sigmas * sqrt(tr(W) / 2)      s: driven since the last used match
+# |r| > share * s + sigmas * sqrt(tr(W) / 2)      s: driven since the match before
 def is_share_of_distance(belief: Belief, residual, noise) -> bool:
     """Whether a match is farther off than sound odometry can be since the last one."""
     if belief.match_ns is None:

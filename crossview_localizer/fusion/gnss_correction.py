@@ -245,10 +245,10 @@ def _held(belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate | N
 def _is_matched(belief: Belief, refused_ns: int | None) -> bool:
     """Whether matches support the pose against fixes that have been refused since a stamp.
 
-    One was used lately and since then, and none has been refused after it.
+    One was used lately, none has been refused after it, and since then one contradicted a fix.
     """
     return (_was_matched(belief) and belief.match_refused_ns is None
-            and (refused_ns is None or belief.match_ns >= refused_ns))
+            and (refused_ns is None or belief.denied_ns >= refused_ns))
 
 
 def _was_matched(belief: Belief) -> bool:

@@ -36,7 +36,13 @@ from crossview_localizer.fusion.motion_model import (
     TURN_BIAS,
     YAW,
 )
-from crossview_localizer.fusion.weighting import followed_distance2, mahalanobis2, tail_weight
+from crossview_localizer.fusion.weighting import (
+    followed_distance2,
+    least_variance,
+    mahalanobis2,
+    squared_distance,
+    tail_weight,
+)
 from crossview_localizer.geometry import wrap_angle
 
 # Matches outside this share of the predicted distribution are refused.
@@ -52,6 +58,8 @@ MATCH_DISTANCE_S = 3.0
 # GNSS bias.
 MATCH_PATIENCE_S = 2.0
 MATCH_PATIENCE_SIGMAS = 3.0
+# A match tells the place if no principal sigma of its position is larger.
+PLACE_SIGMA_M = 10.0
 # The time between matches is the mean of about so many.
 MATCHES = 4
 # An error of the heading counts as that of a point so far ahead.
@@ -132,12 +140,16 @@ class MatchCorrector:
                 changed(memory, **self._ekf.corrected(
                     memory, residual_of(memory), jacobian_of(memory), noise / share))
                 for memory in belief.memories),
-            match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
-            match_way=None, match_every_s=_every_s(belief))
-        belief = changed(
-            belief, match_doubt=self._doubt(event.observed, residual_of(belief), distance2))
+            scene_ns=event.stamp_ns, scene_driven_m=belief.driven_m)
         if observes_position:
-            belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None)
+            belief = changed(belief, fixed_ns=event.stamp_ns)
+        if observes_position and _tells_the_place(noise):
+            if self._denies_fixes(belief, residual[:2], noise[POSITION, POSITION]):
+                belief = changed(belief, denied_ns=event.stamp_ns)
+            belief = changed(
+                belief, match_ns=event.stamp_ns, match_driven_m=belief.driven_m,
+                match_every_s=_every_s(belief), match_refused_ns=None, match_way=None, doubt=None,
+                match_doubt=self._doubt(event.observed, residual_of(belief), distance2))
         return belief, FilterUpdate(Outcome.USED, remark_on(belief), distance2)
 
     def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
@@ -160,6 +172,12 @@ class MatchCorrector:
             covariance += np.diag(added)
         return changed(belief, covariance=covariance)
 
+    def _denies_fixes(self, belief: Belief, residual_m, noise_m2) -> bool:
+        """Whether a match of a residual (2,) contradicts the last fix, which is refused."""
+        fixes = belief.fixes
+        return fixes.refused_ns is not None and squared_distance(
+            fixes.residual_m - residual_m, fixes.noise_m2 + noise_m2) > self._limits[1]
+
     def _doubt(self, observed, residual, distance2: float) -> np.ndarray | None:
         """What the residual (n,) that a match leaves says against the pose."""
         off = np.zeros(3)
@@ -168,10 +186,10 @@ class MatchCorrector:
 
     def _new_information(self, belief: Belief) -> float:
         """Share (0 to 1) of the information of a match that is not in the last used match."""
-        if belief.match_ns is None:
+        if belief.scene_ns is None:
             return 1.0
-        driven_m = belief.driven_m - belief.match_driven_m
-        passed_s = (belief.stamp_ns - belief.match_ns) * 1e-9
+        driven_m = belief.driven_m - belief.scene_driven_m
+        passed_s = (belief.stamp_ns - belief.scene_ns) * 1e-9
         shares = [
             passed / length if length > 0.0 else 1.0
             for passed, length in ((driven_m, self._errors.correlation_m),
@@ -179,8 +197,14 @@ class MatchCorrector:
         return min(1.0, max(shares))
 
 
+def _tells_the_place(noise: np.ndarray) -> bool:
+    """Whether a match speaks for the pose: one that is long says nothing along its axis."""
+    planar_m2 = noise[POSITION, POSITION]
+    return np.trace(planar_m2) - least_variance(planar_m2) <= PLACE_SIGMA_M**2
+
+
 def _every_s(belief: Belief) -> float:
-    """The mean time between used matches, with the one at the belief's stamp."""
+    """The mean time between matches, with the one at the belief's stamp."""
     if belief.match_ns is None:
         return math.inf
     passed_s = (belief.stamp_ns - belief.match_ns) * 1e-9
