@@ -18,6 +18,7 @@ from benchmarks.fusion import (
     peer_ekf,
     real_odometry,
     rendered,
+    tables,
     towns,
 )
 from benchmarks.fusion.estimates import AXES
@@ -290,3 +291,31 @@ def test_a_section_that_is_measured_apart_says_nothing_of_how_others_were(
     measured = result['measured']
     assert measured['lies']['seeds'] == [10, 11, 12] and measured['spoof']['seeds'] == [160, 161]
     assert measured['lies']['commit'] == fusion.commit()
+
+
+def test_the_tables_of_the_document_are_those_of_its_results():
+    page = (REPOSITORY / 'docs/fusion.md').read_text(encoding='utf-8')
+    found = json.loads((REPOSITORY / 'docs/results/fusion.json').read_text(encoding='utf-8'))
+    assert tables.filled(page, found) == page
+    assert all(f'<!-- table {name} -->' in page for name in tables.TABLES)
+
+
+def test_a_coverage_that_misses_its_goal_is_bold_and_a_table_that_is_not_known_is_named():
+    row = {'median_m': 1.0, 'p95_m': 2.0, 'coverage_95': 0.894, 'nees_mean': 3.0,
+           'filter_median_m': 1.5}
+    page = 'text\n<!-- table smoother -->\nold\n<!-- end -->\nmore'
+    found = tables.filled(page, {'smoother': {'ORB_gnss': row}})
+    assert '| ORB | GNSS | 1.50 | 1.00 | 2.00 | **0.89** | 3.0 |\n<!-- end -->\nmore' in found
+    assert found.startswith('text\n<!-- table smoother -->\n| odometry') and 'old' not in found
+    with pytest.raises(ValueError, match="'sofa' is none of summary"):
+        tables.filled(page.replace('smoother', 'sofa'), {})
+
+
+def test_worlds_can_be_rendered_without_a_measurement(tmp_path, monkeypatch, capsys):
+    seeds = []
+    monkeypatch.setattr(fusion, 'SECTIONS', {'rendered': fusion.Section(
+        lambda run: pytest.fail('measured'), range(500, 503), 10, True,
+        lambda run: seeds.extend(run.seeds))})
+    arguments = ['--data', str(tmp_path), '--out', str(tmp_path), '--sections', 'rendered']
+    assert fusion.main([*arguments, '--render', '--seed', '1']) == 0
+    assert seeds == [510, 511, 512] and not (tmp_path / 'fusion.json').exists()

@@ -166,12 +166,13 @@ def derivative(function, state, step=1e-6) -> np.ndarray:
 
 
 STATE = np.array(
-    [12.0, -7.0, 2.1, 9.0, 0.03, 0.004, 1.5, -2.5, 0.4, -0.2, 0.01, -0.3, 0.6])
-DECAY = np.array([1.0, 1.0, 1.0, 1.0, 0.98, 0.97, 0.9, 0.9] + 5 * [0.95])
+    [12.0, -7.0, 2.1, 9.0, 0.03, 0.004, 1.5, -2.5, 0.4, -0.2, 0.01, -0.3, 0.6, 0.08])
+DECAY = np.array([1.0, 1.0, 1.0, 1.0, 0.98, 0.97, 0.9, 0.9] + 6 * [0.95])
+STANDS = (0.0, 0.0, 0.0)
 
 
 def test_the_motion_jacobian_is_the_finite_difference_of_the_motion():
-    motion = (Pose2D(1.7, -0.4, 0.3), 0.2, DECAY)
+    motion = (Pose2D(1.7, -0.4, 0.3), 0.2, DECAY, (8.0, -1.0, 1.2), (7.0, -3.0, 1.9))
     expected = derivative(lambda state: propagate(state, *motion)[0], STATE)
     assert np.allclose(propagate(STATE, *motion)[1], expected, atol=1e-8)
 
@@ -193,12 +194,34 @@ def test_the_match_jacobian_is_the_finite_difference_of_the_prediction():
 
 
 def test_the_motion_composes_like_poses_with_the_scale_on_the_distance():
-    moved, _ = propagate(STATE, Pose2D(2.0, 0.5, 1.5), 0.25, np.ones(len(STATE)))
+    moved, _ = propagate(
+        STATE, Pose2D(2.0, 0.5, 1.5), 0.25, np.ones(len(STATE)), STANDS, STANDS)
     factor = math.exp(STATE[4])
     half = Pose2D(0.0, 0.0, -0.25 * STATE[5] / 2)
     expected = Pose2D(*STATE[:3]) @ half @ Pose2D(2.0 * factor, 0.5 * factor, 1.5) @ half
     assert np.allclose(moved[:3], expected.as_array())
     assert moved[3] == pytest.approx(8.0 * factor)
+
+
+def state_with(**values) -> np.ndarray:
+    state = np.zeros(motion_model.STATES)
+    for name, value in values.items():
+        state[getattr(motion_model, name)] = value
+    return state
+
+
+def test_stamps_that_are_early_show_where_the_velocity_changes():
+    on_time, early = state_with(YAW=0.3), state_with(YAW=0.3, EARLY=0.1)
+    decay = np.ones(len(early))
+    # On a steady circle they show in second order only.
+    circle = (Pose2D(0.8, 0.0, 0.05), 0.1, decay, (8.0, 0.0, 0.5), (8.0, 0.0, 0.5))
+    assert np.allclose(propagate(early, *circle)[0][:3], propagate(on_time, *circle)[0][:3],
+                       atol=0.1**2 * 0.5)
+    # What brakes from 10 to 6 m/s and stops turning is farther by 0.1 s of the difference.
+    brakes = (Pose2D(0.8, 0.0, 0.0), 0.1, decay, (10.0, 0.0, 0.0), (6.0, 0.0, -0.2))
+    way = propagate(early, *brakes)[0] - propagate(on_time, *brakes)[0]
+    assert way[:2] @ (math.cos(0.3), math.sin(0.3)) == pytest.approx(0.1 * 4.0, abs=1e-3)
+    assert way[2] == pytest.approx(0.1 * 0.2)
 
 
 def test_a_straight_drive_has_the_covariance_of_the_closed_form(monkeypatch):
@@ -426,6 +449,30 @@ def test_what_a_camera_adds_to_all_matches_is_found_in_turns():
     assert error @ np.linalg.solve(covariance, error) < 7.8
     unaware_error, unaware_covariance = biased_drive(CONFIG, WHITE, off)
     assert unaware_error @ np.linalg.solve(unaware_covariance, unaware_error) > 50.0
+
+
+@pytest.mark.parametrize('early_s', [-0.1, 0.0, 0.1])
+def test_by_how_much_the_stamps_of_the_odometry_are_early_is_found_in_turns(early_s):
+    path, pose = [], Pose2D(0.0, 0.0, 0.0)
+    for tick in range(6200):  # of 10 ms
+        path.append(pose)
+        pose = pose @ Pose2D(0.08, 0.0, 0.005 * math.sin(0.005 * tick))
+    rng, nees = np.random.default_rng(2), []
+    pose_filter = PoseFilter(CONFIG, WHITE)
+    pose_filter.set_pose(estimate(1.0, *path[100].as_array(), 0.3, 0.01))
+    for tick in range(100, 6100, 10):
+        pose_filter.add_odometry(
+            OdometrySample(at(tick / 100), path[tick + round(100 * early_s)]))
+        if tick % 100 == 0:
+            noisy = path[tick].as_array() + (0.3, 0.3, 0.01) * rng.standard_normal(3)
+            pose_filter.add_match(estimate(tick / 100, *noisy, 0.3, 0.01))
+            found = pose_filter.estimate_at(at(tick / 100))
+            error = error_of(found, path[tick])
+            nees.append(error @ np.linalg.solve(found.covariance, error))
+    known = pose_filter.history[0].beliefs[-1]
+    sigma_s = math.sqrt(known.covariance[motion_model.EARLY, motion_model.EARLY])
+    assert known.mean[motion_model.EARLY] == pytest.approx(early_s, abs=0.02) and sigma_s < 0.02
+    assert np.mean(np.array(nees) < 7.815) >= 0.9
 
 
 def test_a_shift_of_the_imagery_stays_in_the_pose_and_inside_its_covariance():
@@ -744,6 +791,17 @@ def test_a_match_far_away_is_refused_for_as_long_as_it_disagrees():
     assert pose_filter.estimate_at(at(5.0)).pose == before.pose
 
 
+def test_a_refused_match_widens_the_pose_but_not_the_prior_of_the_next_match():
+    pose_filter = straight(until_s=5.0, sigma_m=1.0)
+    before = pose_filter.estimate_at(at(5.0)).covariance
+    pose_filter.add_match(match(5.0, 50.0, 25.0, np.diag([1.0, 1.0, np.inf])))
+    after = pose_filter.estimate_at(at(5.0)).covariance
+    # All of the residual is doubted from four times the limit on.
+    assert math.sqrt(after[1, 1]) == pytest.approx(25.0, rel=0.1)
+    excess = after[0, 0] / before[0, 0]
+    assert np.allclose(pose_filter.prior_at(at(5.0)).covariance, excess * before, rtol=1e-6)
+
+
 def driven_with_gnss(gnss_y_m, until_s=40.0, matches_hz=0, config=CONFIG):
     """Along x at 10 m/s with fixes at 5 Hz that lie ``gnss_y_m(time_s)`` to the left.
 
@@ -879,9 +937,12 @@ def test_the_second_fix_that_is_refused_widens_the_pose_by_how_far_it_is_off():
     assert update.outcome is Outcome.GATED and after.pose == before.pose
     # 9.21 is the gate: 99 % of a chi-square of two degrees of freedom.
     beyond_m = 12.0 * min(1.0, 2.0 * (1.0 - math.sqrt(9.2103 / update.mahalanobis2)))
+    # The truth may be where the fix is, as uncertain as its distance says.
+    spread_m2 = 12.0**2 / update.mahalanobis2
+    share = beyond_m**2 / 12.0**2
     np.testing.assert_allclose(
-        after.covariance - before.covariance, np.diag([0.0, beyond_m**2, 0.0]), rtol=0.01,
-        atol=0.05)
+        after.covariance - before.covariance,
+        np.diag([share * spread_m2, beyond_m**2 + share * spread_m2, 0.0]), rtol=0.05, atol=0.05)
     pose_filter.add_odometry(odometry(4.5, 45.0))
     pose_filter.add_gnss(gnss(4.5, 45.0, 0.0))
     assert pose_filter.estimate_at(at(4.5)).covariance[1, 1] < after.covariance[1, 1]
@@ -914,8 +975,13 @@ def test_the_opening_after_a_jump_of_gnss_widens_the_pose_and_leaves_most_of_it_
         assert abs(later.pose.y_m) < sigma_m and abs(8.0 - later.pose.y_m) < sigma_m
 
 
-def driven_with_lying_odometry(change, seconds=40.0, matches_hz=0, curve_radps=0.1):
+def driven_with_lying_odometry(
+    change, seconds=40.0, matches_hz=0, curve_radps=0.1, matches_until_s=math.inf,
+    long_matches=False,
+):
     """In a circle at 10 m/s; from second 20 on ``change`` makes another step of each of odometry.
+
+    After ``matches_until_s`` there are none, or such as are a kilometre long and lie at the pose.
 
     Returns [(time_s, true pose, estimate)] for each second from 21 on, and the filter.
     """
@@ -929,12 +995,25 @@ def driven_with_lying_odometry(change, seconds=40.0, matches_hz=0, curve_radps=0
         if tick % 5 == 0:
             noise_m = 0.5 * rng.standard_normal(2)
             pose_filter.add_gnss(gnss(time_s, truth.x_m + noise_m[0], truth.y_m + noise_m[1]))
-        if matches_hz and tick % round(10 / matches_hz) == 0:
+        if matches_hz and tick % round(10 / matches_hz) == 0 and time_s <= matches_until_s:
             noisy = truth.as_array() + (0.3, 0.3, 0.01) * rng.standard_normal(3)
             pose_filter.add_match(estimate(time_s, *noisy, 0.3, 0.01))
+        elif long_matches and time_s > matches_until_s and tick % 2 == 0:
+            prior = pose_filter.prior_at(at(time_s)).pose
+            turn = motion_model.rotation(prior.yaw_rad)
+            covariance = np.diag([0.0, 0.0, math.inf])
+            covariance[:2, :2] = turn @ np.diag([1e6, 1.0]) @ turn.T
+            pose_filter.add_match(PoseEstimate(at(time_s), prior, covariance))
         if time_s > 20.5 and tick % 10 == 0:
             found.append((time_s, truth, pose_filter.estimate_at(at(time_s))))
     return found, pose_filter
+
+
+def nees_of(found) -> np.ndarray:
+    """The squared distance of the truth from each estimate, of [(time_s, truth, estimate)]."""
+    errors = [error_of(given, truth) for _, truth, given in found]
+    return np.array([error @ np.linalg.solve(given.covariance, error)
+                     for error, (_, _, given) in zip(errors, found)])
 
 
 LIES = {
@@ -949,13 +1028,32 @@ LIES = {
 @pytest.mark.parametrize('lie', LIES)
 def test_odometry_that_lies_leaves_the_truth_inside_the_covariance(lie, matches_hz):
     found, _ = driven_with_lying_odometry(LIES[lie], 80.0, matches_hz)
-    errors = np.array([
-        given.pose.as_array() - truth.as_array() for _, truth, given in found])
-    errors[:, 2] = wrap_angle(errors[:, 2])
-    covariances = np.array([given.covariance for _, _, given in found])
-    nees = np.einsum('ni,ni->n', errors, np.linalg.solve(covariances, errors[..., None])[..., 0])
-    assert np.mean(nees < 7.815) >= 0.9
+    errors = np.array([error_of(given, truth) for _, truth, given in found])
+    assert np.mean(nees_of(found) < 7.815) >= 0.9
     assert np.hypot(*errors[-20:, :2].T).max() < 10.0
+
+
+@pytest.mark.parametrize('long_matches', [False, True])
+@pytest.mark.parametrize('lie', LIES)
+def test_odometry_that_lies_as_matches_stop_widens_the_pose_from_the_first_fixes_on(
+        lie, long_matches):
+    found, _ = driven_with_lying_odometry(
+        LIES[lie], 31.0, 2, matches_until_s=20.0, long_matches=long_matches)
+    # 99.9 % of a chi-square of three degrees of freedom.  What turns wrongly is near at first.
+    inside = nees_of(found) < 16.27
+    assert inside[2 if lie == 'turns the wrong way' else 0:].all()
+
+
+def test_a_fix_that_is_off_as_matches_miss_for_a_moment_hardly_doubts_the_heading():
+    pose_filter = straight(until_s=5.0, sigma_m=0.5, config=replace(CONFIG, gnss_bias_sigma_m=1.0))
+    for tick in range(37):
+        pose_filter.add_match(
+            match(tick / 10, tick, 0.0, np.diag([0.1, 0.1, np.inf])))
+    before = pose_filter.estimate_at(at(4.0)).covariance
+    update = pose_filter.add_gnss(gnss(4.0, 40.0, 3.0))
+    after = pose_filter.estimate_at(at(4.0)).covariance
+    assert update.outcome is Outcome.USED and after[1, 1] > 2.0 * before[1, 1]
+    assert before[2, 2] < after[2, 2] < before[2, 2] + (0.2 * 0.4) ** 2
 
 
 def test_odometry_that_is_off_by_a_share_of_the_distance_is_not_believed_for_a_while():
@@ -969,6 +1067,9 @@ def test_odometry_that_is_off_by_a_share_of_the_distance_is_not_believed_for_a_w
         after = pose_filter.estimate_at(later_ns)
         way_m = math.hypot(after.pose.x_m - before.pose.x_m, after.pose.y_m - before.pose.y_m)
         assert way_m >= moved_m and (moved_m > 0.0 or way_m < 0.01)
+        update = pose_filter.add_gnss(
+            GnssFix(later_ns, after.pose.x_m, after.pose.y_m, np.eye(2)))
+        assert ('not believed' in update.reason) == (moved_m > 0.0)  # told with each used fix
 
 
 def test_reflections_between_houses_do_not_speak_against_the_odometry():

@@ -2,7 +2,7 @@
 
 docs/fusion.md says what is simulated, and how. Writes ``fusion.json``, which says of each result
 with which seeds, commit and weights it was measured, its pictures and ``frames.csv.gz``, one line
-per estimate.
+per estimate, and into docs/results also the tables of docs/fusion.md.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import subprocess
 import sys
 
 from benchmarks import REPOSITORY
+from benchmarks.fusion.demo_drives import DEMO_WORLDS_FROM, RATE_HZ, run_drives
 from benchmarks.fusion.demo_drives import DRIVE_S as DEMO_DRIVE_S
-from benchmarks.fusion.demo_drives import run_drives
 from benchmarks.fusion.estimates import EstimateLines
 from benchmarks.fusion.figures import draw
 from benchmarks.fusion.lies import run_lies
@@ -26,6 +26,8 @@ from benchmarks.fusion.real_odometry import run_husky, run_kitti_vo
 from benchmarks.fusion.rendered import DRIVE_S, run_towns
 from benchmarks.fusion.spoofing import run_spoofing
 from benchmarks.fusion.starts import run_starts
+from benchmarks.fusion.tables import fill
+from benchmarks.fusion.towns import render
 from crossview_localizer.networks.checkpoint import fingerprint_of, read_model_config
 from crossview_localizer.parameter_file import read_parameters
 
@@ -84,6 +86,18 @@ def _rendered(run: Run) -> dict:
     return found
 
 
+def _render_towns(run: Run) -> None:
+    for seed in run.seeds:
+        render(run.worlds / f'town_{seed}', seed, SMOKE_TOWN_S if run.args.smoke else DRIVE_S,
+               run.args.jobs)
+
+
+def _render_drives(run: Run) -> None:
+    for seed in run.seeds:
+        render(run.worlds / f'drive_{DEMO_WORLDS_FROM + seed}', DEMO_WORLDS_FROM + seed,
+               SMOKE_DRIVE_S if run.args.smoke else DEMO_DRIVE_S, run.args.jobs, RATE_HZ)
+
+
 def _demo_drives(run: Run) -> dict:
     return run_drives(
         run.worlds, run.seeds, SMOKE_DRIVE_S if run.args.smoke else DEMO_DRIVE_S,
@@ -102,6 +116,7 @@ class Section:
     seeds: range
     stride: int = 100
     uses_weights: bool = False
+    render: Callable[[Run], None] | None = None
 
 
 SECTIONS = {
@@ -113,8 +128,8 @@ SECTIONS = {
     'lies': Section(_lies, range(10, 13)),
     'real_odometry': Section(_real_odometry, range(1), uses_weights=True),
     'start': Section(_starts, range(1)),
-    'rendered': Section(_rendered, range(500, 503), 10, True),
-    'demo_drives': Section(_demo_drives, range(600, 610), 10, True),
+    'rendered': Section(_rendered, range(500, 503), 10, True, _render_towns),
+    'demo_drives': Section(_demo_drives, range(600, 610), 10, True, _render_drives),
 }
 
 
@@ -133,6 +148,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--seeds', type=int, help='so many seeds, or towns, in each section')
     parser.add_argument('--trials', type=int, default=50, help='starts, and wrong locks')
     parser.add_argument('--smoke', action='store_true', help='a few small runs of everything')
+    parser.add_argument('--render', action='store_true', help='only render towns and drives, for '
+                        'any weights')
     parser.add_argument('--outages', type=int, default=10, help='outages per town')
     parser.add_argument('--searches', type=int, default=17,
                         help='starts and wrong locks per town')
@@ -168,6 +185,10 @@ def measure(args, data: Path) -> dict:
     for name in args.sections:
         section, begin_s = SECTIONS[name], cpu_s()
         seeds = section_seeds(section, args)
+        if args.render:
+            if section.render:
+                section.render(Run(args, data, seeds, lines))
+            continue
         found = section.run(Run(args, data, seeds, lines))
         results.update(found)
         how = {'seeds': list(seeds), 'commit': commit(), 'smoke': args.smoke,
@@ -182,6 +203,7 @@ def measure(args, data: Path) -> dict:
     if lines.lines:
         lines.write(frames_path)
     draw(results, args.out)
+    fill(args.out.parent)
     return results
 
 

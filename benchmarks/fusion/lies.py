@@ -197,7 +197,7 @@ def _run(measurements: list, truth: Path2D) -> Estimates:
         while asked_ns and asked_ns[0] < measurement.stamp_ns:
             found.append(pose_filter.estimate_at(asked_ns.pop(0)))
         if isinstance(measurement, AskedMatch):
-            match = _match(pose_filter.estimate_at(measurement.stamp_ns), measurement)
+            match = _match(pose_filter.prior_at(measurement.stamp_ns), measurement)
             if match is not None:
                 pose_filter.add_match(match)
         else:

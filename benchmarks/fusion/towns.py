@@ -132,15 +132,12 @@ def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jo
     """
     from benchmarks.demo.stages import build_corridor_map, convert
     from crossview_localizer.networks.checkpoint import load_network
-    from training.simulation import make_world
 
     network = load_network(weights)
     made_by = network.fingerprint[:12]
     bag, map_path = folder / 'bag', folder / f'dense_{made_by}.map'
     if not map_path.exists():
-        [name] = make_world(
-            folder / 'world', seed, duration_s=duration_s, rate_hz=rate_hz,
-            image_size=IMAGE_SIZE_PX, ortho_px_m=ORTHO_PX_M, jobs=jobs)
+        name = render(folder, seed, duration_s, jobs, rate_hz)
         if bag.exists():
             shutil.rmtree(bag)
         convert(folder / 'world' / name, bag)
@@ -150,6 +147,19 @@ def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jo
     pitched = f'_pitch_{math.degrees(pitch_rad):.2f}' if pitch_rad else ''
     return town_from_bag(folder.name, bag, map_path, weights, NodeConfig(),
                          folder / f'views_{made_by}{pitched}.npz', pitch_rad)
+
+
+def render(folder: Path, seed: int, duration_s: float, jobs: int, rate_hz: float = RATE_HZ) -> str:
+    """Render what is missing of the town of a seed, and return the name of its drive.
+
+    It depends on no weights.
+    """
+    from training.simulation import make_world
+
+    [name] = make_world(
+        folder / 'world', seed, duration_s=duration_s, rate_hz=rate_hz, image_size=IMAGE_SIZE_PX,
+        ortho_px_m=ORTHO_PX_M, jobs=jobs)
+    return name
 
 
 def town_from_bag(name: str, bag: Path, map_path: Path, weights: Path, node_config: NodeConfig,

@@ -1,13 +1,14 @@
 """What the filter knows after an event, and the Kalman algebra that moves and corrects it."""
 
 from dataclasses import dataclass
+import math
 
 from filterpy.kalman import KalmanFilter
 import numpy as np
 
 from crossview_localizer.fusion.gnss_integrity import FixHistory, ResidualWay
 from crossview_localizer.fusion.lean import Lean
-from crossview_localizer.fusion.motion_model import STATES, YAW
+from crossview_localizer.fusion.motion_model import STATES, Velocity, YAW
 from crossview_localizer.fusion.receiver import Receiver
 from crossview_localizer.geometry import Pose2D, wrap_angle
 
@@ -16,7 +17,7 @@ from crossview_localizer.geometry import Pose2D, wrap_angle
 class Memory:
     """What the filter knew at ``taken_ns``, moved on since by odometry and matches but no fix.
 
-    ``mean`` (13,) and ``covariance`` (13, 13) are those of the state in ``motion_model``.
+    ``mean`` (14,) and ``covariance`` (14, 14) are those of the state in ``motion_model``.
     """
 
     taken_ns: int
@@ -42,19 +43,26 @@ class Belief:
     stamp_ns: int
     mean: np.ndarray
     covariance: np.ndarray
-    velocity: tuple[float, float, float]  # body-frame x, y (m/s) and turn (rad/s), from odometry
+    velocity: Velocity                    # from odometry
     moved_ns: int                         # odometry gives the motion up to here
     fixed_ns: int                         # last used fix or match
     receiver: Receiver
     memories: tuple[Memory, ...] = ()     # at most two, the older first
     behind: Pose2D = Pose2D(0.0, 0.0, 0.0)  # odometry that the memories have not been moved by yet
     behind_s: float = 0.0                 # and its time
+    behind_velocity: Velocity | None = None  # and the velocity before it
+    increment_velocity: Velocity | None = None  # of the last increment, if none is missing since
     fixes: FixHistory = FixHistory()
     driven_m: float = 0.0
-    match_ns: int | None = None          # last used match
+    scene_ns: int | None = None          # last used match
+    scene_driven_m: float = 0.0          # distance driven by then
+    match_ns: int | None = None          # last used match that tells the place
     match_driven_m: float = 0.0          # distance driven by then
+    match_every_s: float = math.inf      # mean time between such matches
+    denied_ns: int = 0                   # last of them that contradicted fixes that are refused
     match_refused_ns: int | None = None  # since when matches have been refused without a break
     match_way: ResidualWay | None = None  # of the matches refused since
+    match_doubt: np.ndarray | None = None  # as ``doubt``, by the last of them
     match_seen_ns: int | None = None     # last match, used or refused
     match_distance2: float = 1.0         # mean squared distance of matches for each coordinate
     course_ns: int | None = None         # last used course
@@ -75,13 +83,13 @@ class PoseEkf(KalmanFilter):
     def predicted(self, known: Belief | Memory, moved, noise) -> dict:
         """Predict with ``moved``, the state after the motion and its derivative by that before.
 
-        The derivative (13, 13) is kept as ``F``.
+        The derivative (14, 14) is kept as ``F``.
         """
         mean, self.F = moved
         return {'mean': mean, 'covariance': self.F @ known.covariance @ self.F.T + noise}
 
     def corrected(self, known: Belief | Memory, residual, jacobian, noise) -> dict:
-        """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 13)."""
+        """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 14)."""
         self.x, self.P = np.zeros(STATES), known.covariance
         self.update(residual, noise, jacobian)
         mean = known.mean + self.x

@@ -12,10 +12,16 @@ from crossview_localizer.datatypes import GnssFix
 from crossview_localizer.fusion.belief import Belief
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.frozen import changed
-from crossview_localizer.fusion.gnss_integrity import FixHistory, LIE_SHARE, LIE_SIGMAS
+from crossview_localizer.fusion.gnss_integrity import (
+    FixHistory,
+    LIE_SHARE,
+    LIE_SIGMAS,
+    ODOMETRY_LIES,
+)
 from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import (
     BIAS,
+    EARLY,
     MATCH_BIASES,
     match_jacobian,
     POSITION,
@@ -105,6 +111,11 @@ def disbelieving_and_wider(belief: Belief, residual_m: np.ndarray) -> Belief:
         changed(belief, covariance=belief.covariance + np.diag(added)), belief.stamp_ns)
 
 
+def remark_on(belief: Belief) -> str:
+    """What is told with each used fix and match while the odometry is not believed, else ''."""
+    return ODOMETRY_LIES if belief.stamp_ns < belief.disbelieved_until_ns else ''
+
+
 def fails_again(belief: Belief, distance2: float) -> bool:
     """Whether odometry that was not believed until lately is contradicted again.
 
@@ -114,7 +125,7 @@ def fails_again(belief: Belief, distance2: float) -> bool:
     return 0.0 <= since_s < DISBELIEF_MEMORY_S and distance2 > AGAIN_DISTANCE2
 
 
-# |r| > share * s + sigmas * sqrt(tr(W) / 2)      s: driven since the last used match
+# |r| > share * s + sigmas * sqrt(tr(W) / 2)      s: driven since the match before
 def is_share_of_distance(belief: Belief, residual, noise) -> bool:
     """Whether a match is farther off than sound odometry can be since the last one."""
     if belief.match_ns is None:
@@ -127,10 +138,10 @@ def is_share_of_distance(belief: Belief, residual, noise) -> bool:
 def _with_unknown_odometry(belief: Belief, slow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of a start that keeps nothing but the pose and what matches are off.
 
-    The pose is without a covariance; ``slow`` (13,) as in ``slow_sigmas``.
+    The pose is without a covariance; ``slow`` (14,) as in ``slow_sigmas``.
     """
     mean, covariance = belief.mean.copy(), np.diag(slow**2)
-    mean[SCALE] = mean[TURN_BIAS] = 0.0
+    mean[SCALE] = mean[TURN_BIAS] = mean[EARLY] = 0.0
     mean[BIAS] = 0.0
     covariance[MATCH_BIASES, MATCH_BIASES] = belief.covariance[MATCH_BIASES, MATCH_BIASES]
     return mean, covariance
@@ -143,7 +154,7 @@ def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
     disbelief_s = min(DISBELIEF_S * 2 ** (times - 1), LONGEST_DISBELIEF_S)
     return changed(
         belief, memories=(), fixed_ns=stamp_ns, velocity=(float(belief.mean[SPEED]), 0.0, 0.0),
+        increment_velocity=None,
         fixes=FixHistory(stamp_ns), fix_distance2=1.0, lean=Lean(), match_refused_ns=None,
-        match_way=None,
-        match_distance2=1.0, doubt=None, disbelieved_times=times,
+        match_way=None, match_doubt=None, match_distance2=1.0, doubt=None, disbelieved_times=times,
         disbelieved_until_ns=stamp_ns + round(disbelief_s * 1e9))

@@ -24,6 +24,12 @@ def beyond(residual_m: np.ndarray, distance2: float, limit: float) -> np.ndarray
     return residual_m * min(1.0, 2.0 * (1.0 - math.sqrt(limit / distance2)))
 
 
+def shortened(offset_m: np.ndarray, most_m: float) -> np.ndarray:
+    """An offset (2,) that is no longer than a length."""
+    length_m = math.hypot(*offset_m)
+    return offset_m if length_m <= most_m else offset_m * (most_m / length_m)
+
+
 # theta = 2 asin(growth / (2 distance))     the chord of a circle about the start
 def turned_rad(growth_m: float, noise_m: float, distance_m: float) -> float:
     """The error of the heading that explains how far a residual has grown over a distance."""
@@ -39,3 +45,14 @@ def doubt_of(offset_m: np.ndarray, yaw_rad: float = 0.0) -> np.ndarray | None:
     doubt[:2, :2] = np.outer(offset_m, offset_m)
     doubt[2, 2] = yaw_rad**2
     return doubt
+
+
+# D' = D s^2 / (s^2 + |d|^2)     s: sigma of the measurement along d
+def narrowed(doubt: np.ndarray, spread_m2: np.ndarray) -> np.ndarray:
+    """D (3, 3) after a measurement of spread (2, 2) that agrees with the pose."""
+    offset2 = doubt[0, 0] + doubt[1, 1]
+    along = doubt[:2, :2] * spread_m2
+    variance_m2 = along.sum() / offset2 if offset2 else 0.0
+    narrow = doubt.copy()
+    narrow[:2, :2] *= variance_m2 / (variance_m2 + offset2) if offset2 else 1.0
+    return narrow

@@ -12,12 +12,16 @@ from scipy.special import chdtri
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import FilterUpdate, GnssFix, MatchErrors, Outcome
 from crossview_localizer.fusion.belief import Belief, HeldFix, Memory, PoseEkf
-from crossview_localizer.fusion.disbelief import disbelieving_and_wider, fails_again, restarted
-from crossview_localizer.fusion.doubt import beyond, doubt_of, turned_rad
+from crossview_localizer.fusion.disbelief import (
+    disbelieving_and_wider,
+    fails_again,
+    remark_on,
+    restarted,
+)
+from crossview_localizer.fusion.doubt import beyond, doubt_of, narrowed, shortened, turned_rad
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.gnss_integrity import (
-    FixHistory,
     FixSeen,
     FixVerdict,
     GATE_PATIENCE_S,
@@ -42,6 +46,7 @@ from crossview_localizer.fusion.weighting import (
     followed_distance2,
     mahalanobis2,
     raised_to_floor,
+    squared_distance,
 )
 
 # A memory (see ``gnss_integrity``) is between once and twice this old.
@@ -58,6 +63,10 @@ HELD_RADIUS_M, HELD_M, HELD_SIGMAS = 0.5, 2.0, 3.0
 # by this share of it, up to LARGEST_BIAS_M.
 STEPPED_BIAS_SHARE, GROWN_BIAS_SHARE = 4.0, 0.25
 LARGEST_BIAS_M = 30.0
+# Matches have stopped where none was used for so many times the time between them.
+MATCHES_DUE = 2.5
+# An odometry that says nothing of it hides a vehicle of this speed, and a turn at this rate.
+UNTOLD_MPS, UNTOLD_RADPS = 15.0, 0.2
 # The squared distance of fixes is averaged over this time.
 FIX_DISTANCE_S = 20.0
 
@@ -88,9 +97,10 @@ class GnssCorrector:
 
     def _judged(self, belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate]:
         jacobian = gnss_jacobian(belief.mean, fix.base_from_antenna_m)
-        history, matched = belief.fixes, _is_matched(belief)
+        history, matched = belief.fixes, _is_matched(belief, belief.fixes.refused_ns)
         residual = _residual_m(belief, fix)
-        distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
+        spread_m2 = jacobian @ belief.covariance @ jacobian.T + noise
+        distance2 = squared_distance(residual, spread_m2)
         memory_distance2 = max((
             mahalanobis2(_residual_m(memory, fix), jacobian, memory.covariance, noise)
             for memory in belief.memories[:1]), default=0.0)
@@ -107,17 +117,19 @@ class GnssCorrector:
             return (restarted(belief, fix, noise, history, self._slow),
                     FilterUpdate(Outcome.USED, reason, distance2))
         if verdict is FixVerdict.REFUSE:
-            # A single fix is an outlier rather than a contradiction.
-            if not matched and seen.refused_ns != fix.stamp_ns:
+            # One fix is an outlier rather than a contradiction, unless a match will tell soon.
+            if not _is_matched(belief, seen.refused_ns) and (
+                    matched or seen.refused_ns != fix.stamp_ns):
                 belief = changed(belief, doubt=self._doubt_of_refused(
-                    seen, residual, distance2, doubt_before))
+                    belief, residual, spread_m2, distance2, doubt_before))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.GO_BACK:
             older = belief.memories[0]
             offset_m = beyond(_residual_m(older, fix), memory_distance2, self._gate)
             belief = changed(
                 belief, mean=older.mean, covariance=older.covariance, memories=(older,),
-                doubt=None if matched else _memory_doubt(older, offset_m, belief.driven_m))
+                doubt=None if matched else _even_doubt(
+                    offset_m, belief.driven_m - older.driven_m))
             return belief, FilterUpdate(Outcome.GATED, reason, distance2)
         if verdict is FixVerdict.USE and not matched and fails_again(belief, mean):
             belief = disbelieving_and_wider(belief, residual)
@@ -133,14 +145,20 @@ class GnssCorrector:
             reason = f'{widened} widened after {reason}'
         elif not matched and memory_distance2 > self._memory_limit:
             offset_m = (belief.memories[0].mean - belief.mean)[POSITION]
-            belief = changed(belief, doubt=_memory_doubt(
-                belief.memories[0], beyond(offset_m, memory_distance2, self._memory_limit),
-                belief.driven_m))
+            belief = changed(belief, doubt=_even_doubt(
+                beyond(offset_m, memory_distance2, self._memory_limit),
+                belief.driven_m - belief.memories[0].driven_m))
+        elif _have_matches_stopped(belief) and distance2 > self._memory_limit:
+            belief = changed(belief, doubt=_doubt_since_match(
+                belief, beyond(residual, distance2, self._memory_limit)))
+        if belief.match_doubt is not None:
+            belief = changed(belief, match_doubt=narrowed(
+                belief.match_doubt, jacobian @ belief.covariance @ jacobian.T + noise))
         if verdict is FixVerdict.USE and history.stamp_ns:
             belief = changed(belief, lean=Lean() if matched else belief.lean.followed(
                 residual, jacobian @ belief.covariance @ jacobian.T + noise, passed_s,
                 belief.mean[YAW]))
-            reason = reason or belief.lean.text
+            reason = reason or remark_on(belief) or belief.lean.text
         noise = noise * max(1.0, mean)
         belief = changed(
             belief, **self._ekf.corrected(belief, residual, jacobian, noise),
@@ -151,25 +169,31 @@ class GnssCorrector:
             belief = _remember(belief)
         return belief, FilterUpdate(Outcome.USED, reason, distance2)
 
-    def _doubt_of_refused(self, seen: FixHistory, residual, distance2: float,
+    def _doubt_of_refused(self, belief: Belief, residual, spread_m2, distance2: float,
                           doubt_before: np.ndarray | None) -> np.ndarray | None:
         """What a refused fix says against the pose.
 
-        After a jump of GNSS it is only what the residual has grown by since.  The heading stays
-        in doubt until a fix is used.
+        It is no more than the pose may be off by since the last match.  After a jump of GNSS it is
+        what the residual has grown by since, and for a while what of the jump may be one of the
+        odometry.  The heading stays in doubt until a fix is used.
         """
-        first = seen.first_refused
+        seen, first = belief.fixes, belief.fixes.first_refused
         growth_m = residual - first.residual_m
         noise_m = 2.0 * math.sqrt(np.trace(seen.noise_m2 + first.noise_m2) / 2.0)
         distance_m = max(seen.driven_m - first.driven_m,
                          float(np.linalg.norm(seen.position_m - first.position_m)))
-        offset_m = beyond(residual, distance2, self._gate)
+        offset_m = shortened(beyond(residual, distance2, self._gate), _off_since_match_m(belief))
         if seen.distrusted_ns is not None and seen.stepped:
             length_m = float(np.linalg.norm(growth_m))
             offset_m = growth_m * max(0.0, 1.0 - noise_m / max(length_m, 1e-9))
+            if seen.stamp_ns - seen.distrusted_ns < GATE_PATIENCE_S * 1e9:
+                offset_m = offset_m + shortened(first.residual_m, seen.stepped_way_m)
         before_rad = 0.0 if doubt_before is None else math.sqrt(doubt_before[2, 2])
-        return doubt_of(offset_m, max(before_rad, turned_rad(
+        doubt = doubt_of(offset_m, max(before_rad, turned_rad(
             float(np.linalg.norm(growth_m)), noise_m, distance_m)))
+        if doubt is not None:
+            doubt[POSITION, POSITION] += spread_m2 * (offset_m @ offset_m) / (residual @ residual)
+        return doubt
 
 
 def _residual_m(known: Belief | Memory, fix: GnssFix) -> np.ndarray:
@@ -194,10 +218,9 @@ def _believing(belief: Belief, receiver: Receiver) -> Belief:
 
 
 # theta = 2 |d| / s      a heading that goes wrong evenly over the distance s
-def _memory_doubt(memory: Memory, offset_m: np.ndarray, driven_m: float) -> np.ndarray | None:
-    """What the offset of the pose from a memory says against its position and heading."""
-    return doubt_of(offset_m, 2.0 * turned_rad(
-        math.hypot(*offset_m), 0.0, driven_m - memory.driven_m))
+def _even_doubt(offset_m: np.ndarray, distance_m: float) -> np.ndarray | None:
+    """What an offset that has grown over a distance says against position and heading."""
+    return doubt_of(offset_m, 2.0 * turned_rad(math.hypot(*offset_m), 0.0, distance_m))
 
 
 def _held(belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate | None]:
@@ -219,10 +242,43 @@ def _held(belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate | N
     return belief, FilterUpdate(Outcome.REPEATED, reason)
 
 
-def _is_matched(belief: Belief) -> bool:
-    """Whether matches support the pose: one was used lately, and none has been refused since."""
-    return (belief.match_ns is not None and belief.match_refused_ns is None
+def _is_matched(belief: Belief, refused_ns: int | None) -> bool:
+    """Whether matches support the pose against fixes that have been refused since a stamp.
+
+    One was used lately, none has been refused after it, and since then one contradicted a fix.
+    """
+    return (_was_matched(belief) and belief.match_refused_ns is None
+            and (refused_ns is None or belief.denied_ns >= refused_ns))
+
+
+def _was_matched(belief: Belief) -> bool:
+    """Whether a match was used lately."""
+    return (belief.match_ns is not None
             and belief.stamp_ns - belief.match_ns <= MATCH_SUPPORT_S * 1e9)
+
+
+def _have_matches_stopped(belief: Belief) -> bool:
+    """Whether matches were used lately, and have been due for a while."""
+    return _was_matched(belief) and (
+        belief.stamp_ns - belief.match_ns > MATCHES_DUE * belief.match_every_s * 1e9)
+
+
+def _off_since_match_m(belief: Belief) -> float:
+    """How far the pose may be off by the motion since the last match; inf without one."""
+    if not _was_matched(belief):
+        return math.inf
+    passed_s = (belief.stamp_ns - belief.match_ns) * 1e-9
+    return max(belief.driven_m - belief.match_driven_m, UNTOLD_MPS * passed_s)
+
+
+def _doubt_since_match(belief: Belief, residual_m: np.ndarray) -> np.ndarray | None:
+    """What a residual (2,) says against the pose if it has grown since the last match."""
+    offset_m = shortened(residual_m, _off_since_match_m(belief))
+    doubt = _even_doubt(offset_m, belief.driven_m - belief.match_driven_m)
+    if doubt is not None:
+        most_rad = UNTOLD_RADPS * (belief.stamp_ns - belief.match_ns) * 1e-9
+        doubt[YAW, YAW] = min(doubt[YAW, YAW], most_rad**2)
+    return doubt
 
 
 def _widened(belief: Belief, residual_m2: float, stepped: bool,

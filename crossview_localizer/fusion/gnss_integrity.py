@@ -122,6 +122,7 @@ class FixHistory:
     driven_m: float = 0.0
     refused_ns: int | None = None     # since when fixes have been refused without a break
     stepped: bool = False             # whether the residual stepped when that began
+    stepped_way_m: float = 0.0        # and how far the vehicle was driven in that step
     first_refused: 'FixHistory | None' = None  # the history of the first of these fixes
     way: ResidualWay | None = None    # that of the residuals since then
     distrusted_ns: int | None = None  # since when GNSS has been distrusted
@@ -182,6 +183,7 @@ class IntegrityMonitor:
             return self._judge_distrusted(seen, stamp_ns, inside, stepped_m > JUMP_M, patience_ns)
         if stepped_m > JUMP_M and not inside and seen.refused_ns is None:
             cause = f'GNSS jumped by {stepped_m:.0f} m against the odometry'
+            seen = changed(seen, stepped_way_m=fix.driven_m - history.driven_m)
             return FixVerdict.REFUSE, _distrusted(seen, cause, seen), cause
         if fix.memory_distance2 > self._alarm and inside:
             cause = 'GNSS drifts away from odometry and matches'

@@ -5,6 +5,8 @@ correlation length that has passed since.  Matches have heavy tails: the farther
 prediction, the less it counts (Student t), up to the gate.
 """
 
+import math
+
 import numpy as np
 from scipy.special import chdtri
 
@@ -16,8 +18,10 @@ from crossview_localizer.fusion.disbelief import (
     fails_again,
     is_share_of_distance,
     LEAST_M,
+    remark_on,
     restarted_at_match,
 )
+from crossview_localizer.fusion.doubt import beyond, doubt_of
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.gnss_integrity import ODOMETRY_LIES, ResidualWay
@@ -32,11 +36,19 @@ from crossview_localizer.fusion.motion_model import (
     TURN_BIAS,
     YAW,
 )
-from crossview_localizer.fusion.weighting import followed_distance2, mahalanobis2, tail_weight
+from crossview_localizer.fusion.weighting import (
+    followed_distance2,
+    least_variance,
+    mahalanobis2,
+    squared_distance,
+    tail_weight,
+)
 from crossview_localizer.geometry import wrap_angle
 
 # Matches outside this share of the predicted distribution are refused.
 MATCH_GATE_PROBABILITY = 0.99
+# What a match outside this share has not moved is in doubt.
+MATCH_DOUBT_PROBABILITY = 0.95
 # Degrees of freedom of the Student t distribution of the errors of matches.
 MATCH_TAIL_DOF = 4.0
 # The squared distance of matches is averaged over this time.  A mean above one for each coordinate
@@ -46,6 +58,10 @@ MATCH_DISTANCE_S = 3.0
 # GNSS bias.
 MATCH_PATIENCE_S = 2.0
 MATCH_PATIENCE_SIGMAS = 3.0
+# A match tells the place if no principal sigma of its position is larger.
+PLACE_SIGMA_M = 10.0
+# The time between matches is the mean of about so many.
+MATCHES = 4
 # An error of the heading counts as that of a point so far ahead.
 LOOK_AHEAD_M = 10.0
 
@@ -58,6 +74,7 @@ class MatchCorrector:
         self._slow = slow_sigmas(config, errors)
         self._ekf = PoseEkf()
         self._gates = [chdtri(dof, 1.0 - MATCH_GATE_PROBABILITY) for dof in (1, 2, 3)]
+        self._limits = [chdtri(dof, 1.0 - MATCH_DOUBT_PROBABILITY) for dof in (1, 2, 3)]
 
     def apply(self, belief: Belief, event: Event, bridge_m2) -> tuple[Belief, FilterUpdate]:
         noise = event.noise.copy()
@@ -89,7 +106,10 @@ class MatchCorrector:
             way = (belief.match_way or ResidualWay(np.zeros(3), np.zeros(3))).extended(
                 np.array([*residual[:2], ahead_m]))
             belief = changed(belief, match_way=way)
-            patient = event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.agrees
+            # While the vehicle stands, matches repeat each other: that they agree says nothing.
+            moved_m = max(belief.driven_m - belief.match_driven_m, way.growth_m)
+            patient = (event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.agrees
+                       and moved_m >= LEAST_M)
             doubtful = self._doubted(belief, residual, event, patient)
             doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
             agrees_with_fixes = belief.fixes.refused_ns is not None and doubtful_distance2 <= gate
@@ -105,7 +125,8 @@ class MatchCorrector:
             if belief.fixes.refused_ns is not None:
                 reason += '; GNSS is refused too'
             return (
-                changed(belief, match_refused_ns=since_ns),
+                changed(belief, match_refused_ns=since_ns,
+                        match_doubt=self._doubt(event.observed, residual, distance2)),
                 FilterUpdate(Outcome.GATED, reason, distance2))
         share = self._new_information(belief)
         if share == 0.0:
@@ -119,11 +140,17 @@ class MatchCorrector:
                 changed(memory, **self._ekf.corrected(
                     memory, residual_of(memory), jacobian_of(memory), noise / share))
                 for memory in belief.memories),
-            match_ns=event.stamp_ns, match_driven_m=belief.driven_m, match_refused_ns=None,
-            match_way=None)
+            scene_ns=event.stamp_ns, scene_driven_m=belief.driven_m)
         if observes_position:
-            belief = changed(belief, fixed_ns=event.stamp_ns, doubt=None)
-        return belief, FilterUpdate(Outcome.USED, '', distance2)
+            belief = changed(belief, fixed_ns=event.stamp_ns)
+        if observes_position and _tells_the_place(noise):
+            if self._denies_fixes(belief, residual[:2], noise[POSITION, POSITION]):
+                belief = changed(belief, denied_ns=event.stamp_ns)
+            belief = changed(
+                belief, match_ns=event.stamp_ns, match_driven_m=belief.driven_m,
+                match_every_s=_every_s(belief), match_refused_ns=None, match_way=None, doubt=None,
+                match_doubt=self._doubt(event.observed, residual_of(belief), distance2))
+        return belief, FilterUpdate(Outcome.USED, remark_on(belief), distance2)
 
     def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
         """The belief as wide as the fixes that contradict it, or these matches, would have it.
@@ -145,12 +172,24 @@ class MatchCorrector:
             covariance += np.diag(added)
         return changed(belief, covariance=covariance)
 
+    def _denies_fixes(self, belief: Belief, residual_m, noise_m2) -> bool:
+        """Whether a match of a residual (2,) contradicts the last fix, which is refused."""
+        fixes = belief.fixes
+        return fixes.refused_ns is not None and squared_distance(
+            fixes.residual_m - residual_m, fixes.noise_m2 + noise_m2) > self._limits[1]
+
+    def _doubt(self, observed, residual, distance2: float) -> np.ndarray | None:
+        """What the residual (n,) that a match leaves says against the pose."""
+        off = np.zeros(3)
+        off[observed] = beyond(residual, distance2, self._limits[len(observed) - 1])
+        return doubt_of(off[POSITION], off[YAW])
+
     def _new_information(self, belief: Belief) -> float:
         """Share (0 to 1) of the information of a match that is not in the last used match."""
-        if belief.match_ns is None:
+        if belief.scene_ns is None:
             return 1.0
-        driven_m = belief.driven_m - belief.match_driven_m
-        passed_s = (belief.stamp_ns - belief.match_ns) * 1e-9
+        driven_m = belief.driven_m - belief.scene_driven_m
+        passed_s = (belief.stamp_ns - belief.scene_ns) * 1e-9
         shares = [
             passed / length if length > 0.0 else 1.0
             for passed, length in ((driven_m, self._errors.correlation_m),
@@ -158,8 +197,25 @@ class MatchCorrector:
         return min(1.0, max(shares))
 
 
+def _tells_the_place(noise: np.ndarray) -> bool:
+    """Whether a match speaks for the pose: one that is long says nothing along its axis."""
+    planar_m2 = noise[POSITION, POSITION]
+    return np.trace(planar_m2) - least_variance(planar_m2) <= PLACE_SIGMA_M**2
+
+
+def _every_s(belief: Belief) -> float:
+    """The mean time between matches, with the one at the belief's stamp."""
+    if belief.match_ns is None:
+        return math.inf
+    passed_s = (belief.stamp_ns - belief.match_ns) * 1e-9
+    if belief.match_every_s == math.inf:
+        return passed_s
+    return belief.match_every_s + (passed_s - belief.match_every_s) / MATCHES
+
+
 def _follow_distance(belief: Belief, stamp_ns: int, distance2: float) -> Belief:
     """Update the mean squared distance of matches, used or refused; 1 is as their errors say."""
     since_s = (stamp_ns - (belief.match_seen_ns or stamp_ns)) * 1e-9
     mean = followed_distance2(belief.match_distance2, distance2, since_s, MATCH_DISTANCE_S)
     return changed(belief, match_distance2=mean, match_seen_ns=stamp_ns)
+

@@ -1,9 +1,9 @@
 """The equations of the Kalman filter, each above the function that computes it.
 
-State (13,): x_m, y_m, yaw_rad of base_link in ``map``; forward speed in m/s; log of the odometry
+State (14,): x_m, y_m, yaw_rad of base_link in ``map``; forward speed in m/s; log of the odometry
 scale; yaw-rate bias of the odometry in rad/s; GNSS bias x, y in metres; what all matches are off
 because of the camera, ahead and left in metres and yaw in rad; and because of the imagery, x, y in
-metres.
+metres; by how many seconds the stamps of the odometry are early: what is stamped t was at t + it.
 """
 
 import math
@@ -14,16 +14,23 @@ from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import MatchErrors, OdometrySample
 from crossview_localizer.geometry import interpolate_pose, Pose2D, wrap_angle
 
-STATES = 13
+# Speed ahead and to the left in m/s, and turn rate in rad/s.
+Velocity = tuple[float, float, float]
+
+STATES = 14
 YAW, SPEED, SCALE, TURN_BIAS = 2, 3, 4, 5
 POSE, POSITION, BIAS = slice(0, 3), slice(0, 2), slice(6, 8)
 CAMERA_BIAS, IMAGERY_BIAS, MATCH_BIASES = slice(8, 11), slice(11, 13), slice(8, 13)
+EARLY = 13
 
 BEYOND_SIGMAS = 3.0
 # Correlation times of the slowly varying states.
 ODOMETRY_SCALE_TAU_S = 600.0
 ODOMETRY_TURN_BIAS_TAU_S = 300.0
 MATCH_BIASES_TAU_S = 300.0
+ODOMETRY_STAMPS_TAU_S = 600.0
+# Sigma of the time by which the stamps of the odometry are early or late.
+ODOMETRY_STAMPS_SIGMA_S = 0.05
 # Sigma of the speed of an odometry increment.
 ODOMETRY_SPEED_NOISE_MPS = 0.2
 # A faster step or turn of the odometry is a jump: its increment is not used.
@@ -52,39 +59,58 @@ def rotation(yaw_rad: float) -> np.ndarray:
     return np.array([[cos, -sin], [sin, cos]])
 
 
+def turned(x: float, y: float, yaw_rad: float) -> tuple[float, float]:
+    """A vector, turned to the left."""
+    cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
+    return cos * x - sin * y, sin * x + cos * y
+
+
 def rotation_derivative(yaw_rad: float) -> np.ndarray:
     cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
     return np.array([[-sin, -cos], [cos, -sin]])
 
 
-# p' = p + exp(s) R(yaw - w dt / 2) d      d, turn: odometry increment in the old body frame
-# yaw' = yaw + turn - w dt
-# v' = exp(s) d_x / dt
-# s' = a_s s,  w' = a_w w,  b' = a_b b,  c' = a_c c,  m' = a_c m
+# Stamps that are early by e: T^-1 T' = Exp(e u) D Exp(-e u'), T(t + e) = T(t) Exp(e u) in linear
+# terms, with D the increment (d, turn) and u = (v, r), u' the velocities at its begin and end:
+# p' = p + e R(yaw) v + exp(s) R(yaw + e r - w dt / 2) d - e R(yaw') v'
+# yaw' = yaw + turn - w dt + e (r - r')
+# speed' = exp(s) d_x / dt
+# s' = a_s s,  w' = a_w w,  b' = a_b b,  c' = a_c c,  m' = a_c m,  e' = a_e e
 # with a = exp(-dt / tau), first-order Gauss-Markov
-# dp'/dyaw = exp(s) R'(.) d,  dp'/ds = exp(s) R(.) d,  dp'/dw = -dt / 2 dp'/dyaw,
-# dyaw'/dw = -dt,  dv'/ds = v'
 def propagate(
-    state, increment: Pose2D, time_s: float, decay: np.ndarray,
+    state, increment: Pose2D, time_s: float, decay: np.ndarray, begin: Velocity, end: Velocity,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Move the state (13,) by an odometry increment; with the derivative (13, 13) by the state.
+    """Move the state (14,) by an odometry increment; with the derivative (14, 14) by the state.
 
-    ``decay`` (13,) are the factors ``a``, 1 for what does not decay.
+    ``decay`` (14,) are the factors ``a``, 1 for what does not decay.  ``begin`` and ``end`` are
+    the velocities of the odometry before and after the increment.
     """
-    x_m, y_m, yaw_rad, _, log_scale, turn_bias_radps, *_ = state.tolist()
-    scale, middle_rad = math.exp(log_scale), yaw_rad - turn_bias_radps * time_s / 2
-    cos, sin = math.cos(middle_rad), math.sin(middle_rad)
+    x_m, y_m, yaw_rad, _, log_scale, turn_bias_radps, *_, early_s = state.tolist()
+    scale = math.exp(log_scale)
     ahead_m, left_m = scale * increment.x_m, scale * increment.y_m
-    east_m, north_m = cos * ahead_m - sin * left_m, sin * ahead_m + cos * left_m
+    middle_rad = yaw_rad + early_s * begin[2] - turn_bias_radps * time_s / 2
+    turned_rad = yaw_rad + increment.yaw_rad - turn_bias_radps * time_s + early_s * (
+        begin[2] - end[2])
+    east_m, north_m = turned(ahead_m, left_m, middle_rad)
+    begin_x_mps, begin_y_mps = turned(begin[0], begin[1], yaw_rad)
+    end_x_mps, end_y_mps = turned(end[0], end[1], turned_rad)
+    way_x_m = east_m + early_s * (begin_x_mps - end_x_mps)
+    way_y_m = north_m + early_s * (begin_y_mps - end_y_mps)
     moved = decay * state
-    moved[0], moved[1] = x_m + east_m, y_m + north_m
-    moved[YAW] = wrap_angle(yaw_rad + increment.yaw_rad - turn_bias_radps * time_s)
+    moved[0], moved[1] = x_m + way_x_m, y_m + way_y_m
+    moved[YAW] = wrap_angle(turned_rad)
     moved[SPEED] = ahead_m / time_s
     jacobian = np.diag(decay)
-    jacobian[0, YAW], jacobian[1, YAW] = -north_m, east_m
+    jacobian[0, YAW], jacobian[1, YAW] = -way_y_m, way_x_m
     jacobian[0, SCALE], jacobian[1, SCALE] = east_m, north_m
-    jacobian[0, TURN_BIAS], jacobian[1, TURN_BIAS] = time_s / 2 * north_m, -time_s / 2 * east_m
+    jacobian[0, TURN_BIAS] = time_s * (north_m / 2 - early_s * end_y_mps)
+    jacobian[1, TURN_BIAS] = -time_s * (east_m / 2 - early_s * end_x_mps)
     jacobian[YAW, TURN_BIAS] = -time_s
+    jacobian[YAW, EARLY] = turn_radps = begin[2] - end[2]
+    jacobian[0, EARLY] = (begin_x_mps - end_x_mps - begin[2] * north_m
+                          + early_s * turn_radps * end_y_mps)
+    jacobian[1, EARLY] = (begin_y_mps - end_y_mps + begin[2] * east_m
+                          - early_s * turn_radps * end_x_mps)
     jacobian[SPEED, SPEED] = 0.0
     jacobian[SPEED, SCALE] = ahead_m / time_s
     return moved, jacobian
@@ -95,7 +121,7 @@ def propagate(
 def coast(
     state, moving_s: float, turn_rad: float, decay: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Move the state (13,) at its own speed for ``moving_s``; with the derivative (13, 13)."""
+    """Move the state (14,) at its own speed for ``moving_s``; with the derivative (14, 14)."""
     x_m, y_m, yaw_rad, speed_mps, *_ = state.tolist()
     middle_rad = yaw_rad + turn_rad / 2
     cos, sin = moving_s * math.cos(middle_rad), moving_s * math.sin(middle_rad)
@@ -120,7 +146,7 @@ def gnss_prediction(state, base_from_antenna_m) -> np.ndarray:
 
 # dz/dp = I,  dz/dyaw = R'(yaw) l,  dz/db = I
 def gnss_jacobian(state, base_from_antenna_m) -> np.ndarray:
-    """Derivative (2, 13) of ``gnss_prediction`` by the state."""
+    """Derivative (2, 14) of ``gnss_prediction`` by the state."""
     ahead_m, left_m = base_from_antenna_m
     cos, sin = math.cos(state[YAW]), math.sin(state[YAW])
     jacobian = np.zeros((2, STATES))
@@ -142,7 +168,7 @@ def match_prediction(state) -> np.ndarray:
 
 # dz/dpose = I,  dz_p/dyaw = R'(yaw) c_p,  dz_p/dc_p = R(yaw),  dz_yaw/dc_yaw = 1,  dz_p/dm = I
 def match_jacobian(state) -> np.ndarray:
-    """Derivative (3, 13) of ``match_prediction`` by the state."""
+    """Derivative (3, 14) of ``match_prediction`` by the state."""
     ahead_m, left_m, *_ = state[CAMERA_BIAS].tolist()
     cos, sin = math.cos(state[YAW]), math.sin(state[YAW])
     jacobian = np.eye(3, STATES)
@@ -156,38 +182,40 @@ def match_jacobian(state) -> np.ndarray:
 
 
 def slow_sigmas(config: FilterConfig, errors: MatchErrors) -> np.ndarray:
-    """The sigma (13,) that each slowly varying state keeps in the long run; else 0."""
+    """The sigma (14,) that each slowly varying state keeps in the long run; else 0."""
     sigmas = np.zeros(STATES)
     sigmas[SCALE] = config.odometry_scale_sigma
     sigmas[TURN_BIAS] = config.odometry_turn_bias_sigma_radps
     sigmas[BIAS] = config.gnss_bias_sigma_m
     sigmas[CAMERA_BIAS] = errors.ahead_bias_m, errors.left_bias_m, errors.yaw_bias_rad
     sigmas[IMAGERY_BIAS] = config.match_sigma_floor_m
+    sigmas[EARLY] = ODOMETRY_STAMPS_SIGMA_S
     return sigmas
 
 
 # a = exp(-dt / tau)
 def decay_rates(config: FilterConfig) -> np.ndarray:
-    """1 / tau (13,) of each state in 1/s; 0 for states that do not decay."""
+    """1 / tau (14,) of each state in 1/s; 0 for states that do not decay."""
     rates = np.zeros(STATES)
     rates[SCALE] = 1.0 / ODOMETRY_SCALE_TAU_S
     rates[TURN_BIAS] = 1.0 / ODOMETRY_TURN_BIAS_TAU_S
     rates[BIAS] = 1.0 / config.gnss_bias_tau_s
     rates[MATCH_BIASES] = 1.0 / MATCH_BIASES_TAU_S
+    rates[EARLY] = 1.0 / ODOMETRY_STAMPS_TAU_S
     return rates
 
 
 # q = sigma^2 (1 - a^2) for a slow state;  i_p^2 dt and i_yaw^2 dt, moving or not
-# A scale or yaw-rate bias above BEYOND_SIGMAS sigma is of an odometry that has another sigma.
+# One of the odometry's above BEYOND_SIGMAS sigma is of an odometry that has another sigma.
 def idle_noise(
     config: FilterConfig, slow_variances: np.ndarray, time_s: float, decay: np.ndarray, state,
 ) -> np.ndarray:
-    """Process noise (13, 13) that grows with time alone.
+    """Process noise (14, 14) that grows with time alone.
 
-    ``slow_variances`` (13,) are those that each slowly varying state keeps in the long run.
+    ``slow_variances`` (14,) are those that each slowly varying state keeps in the long run.
     """
     variances = slow_variances * (1.0 - decay * decay)
-    for slow in (SCALE, TURN_BIAS):
+    for slow in (SCALE, TURN_BIAS, EARLY):
         beyond = float(state[slow]) ** 2 / BEYOND_SIGMAS**2
         if beyond > slow_variances[slow]:
             variances[slow] = beyond * (1.0 - decay[slow] ** 2)
@@ -202,7 +230,7 @@ def idle_noise(
 def add_motion_noise(
     noise: np.ndarray, config: FilterConfig, yaw_rad: float, increment: Pose2D,
 ) -> None:
-    """Add that of an odometry increment, which begins at a heading, to process noise (13, 13)."""
+    """Add that of an odometry increment, which begins at a heading, to process noise (14, 14)."""
     distance_m = math.hypot(increment.x_m, increment.y_m)
     position_m2 = config.odometry_position_noise**2 * distance_m
     yaw_rad2 = (
@@ -231,7 +259,7 @@ def add_coasting_noise(
     noise: np.ndarray, state, moving_s: float, turn_rad: float, begin_s: float, end_s: float,
     jump: bool, disbelieved: bool = False,
 ) -> None:
-    """Add that of motion without odometry from begin to end to process noise (13, 13).
+    """Add that of motion without odometry from begin to end to process noise (14, 14).
 
     Both times are since the last odometry, fix or match.  ``disbelieved``: there is odometry.
     """
@@ -275,14 +303,14 @@ def is_jump(before: OdometrySample, after: OdometrySample) -> bool:
     return is_impossible(body_velocity(before, after))
 
 
-def is_impossible(velocity: tuple[float, float, float]) -> bool:
+def is_impossible(velocity: Velocity) -> bool:
     """Whether a vehicle cannot have a velocity, see ``body_velocity``."""
     speed_x_mps, speed_y_mps, turn_radps = velocity
     return (math.hypot(speed_x_mps, speed_y_mps) > ODOMETRY_MAX_SPEED_MPS
             or abs(turn_radps) > ODOMETRY_MAX_TURN_RADPS)
 
 
-def body_velocity(before: OdometrySample, after: OdometrySample) -> tuple[float, float, float]:
+def body_velocity(before: OdometrySample, after: OdometrySample) -> Velocity:
     """Body-frame speed (m/s) and turn rate (rad/s) between two samples."""
     time_s = (after.stamp_ns - before.stamp_ns) * 1e-9
     step = increment_between(before.odom_from_base, after.odom_from_base)

@@ -247,9 +247,16 @@ class PoseFilter:
         ODOMETRY_MAX_GAP_S and then stays.  Its covariance grows all the time.  While fixes or
         matches contradict it, it is as wide as they are away.
         """
+        return self._estimate_at(stamp_ns)
+
+    def prior_at(self, stamp_ns: int) -> PoseEstimate | None:
+        """The prior of a match: the same estimate without what the last match says against it."""
+        return self._estimate_at(stamp_ns, match_doubt=None)
+
+    def _estimate_at(self, stamp_ns: int, **changes) -> PoseEstimate | None:
         if self._buffer is None or stamp_ns < self._buffer.base.stamp_ns:
             return None
-        known = changed(self._buffer.belief_at(stamp_ns), memories=())
+        known = changed(self._buffer.belief_at(stamp_ns), memories=(), **changes)
         belief = self._predictor.advance(known, stamp_ns, self._odometry)
         covariance = published_covariance(belief)
         covariance[POSITION, POSITION] += bridge_m2(belief, self._odometry)

@@ -28,6 +28,7 @@ from crossview_localizer.fusion.motion_model import (
     slow_sigmas,
     SPEED,
     STATES,
+    Velocity,
     YAW,
 )
 from crossview_localizer.geometry import Pose2D
@@ -72,7 +73,7 @@ class OdometryHistory:
         index = bisect_left(self._stamps_ns, stamp_ns)
         del self.samples[:index], self._stamps_ns[:index]
 
-    def velocity_at(self, stamp_ns: int) -> tuple[float, float, float]:
+    def velocity_at(self, stamp_ns: int) -> Velocity:
         """See ``body_velocity``; zero while odometry is silent."""
         index = bisect_right(self._stamps_ns, stamp_ns)
         index = min(index, len(self.samples) - 1)
@@ -147,7 +148,7 @@ class Predictor:
     def advance_with_jacobian(
         self, belief: Belief, stamp_ns: int, odometry: OdometryHistory,
     ) -> tuple[Belief, np.ndarray]:
-        """The same, and the derivative (13, 13) of the new state by the old one."""
+        """The same, and the derivative (14, 14) of the new state by the old one."""
         if stamp_ns == belief.stamp_ns:
             return belief, np.eye(STATES)
         before, after = odometry.around(belief.stamp_ns)
@@ -157,14 +158,18 @@ class Predictor:
             return self._coasted(self.catch_up(belief), stamp_ns, time_s, jump), self._ekf.F
         start = interpolated_pose(before, after, belief.stamp_ns)
         increment = increment_between(start, interpolated_pose(before, after, stamp_ns))
-        behind, behind_s = belief.behind, belief.behind_s
+        end = body_velocity(before, after)
+        begin = belief.increment_velocity or end
+        behind, behind_s, behind_velocity = (
+            belief.behind, belief.behind_s, belief.behind_velocity)
         if belief.memories:
+            behind_velocity = begin if behind_s == 0.0 else behind_velocity
             behind, behind_s = behind @ increment, behind_s + time_s
-        moved = self._moved(belief, increment, time_s, belief.receiver.wander_m2)
+        moved = self._moved(belief, increment, time_s, (begin, end), belief.receiver.wander_m2)
         jacobian = self._ekf.F
         belief = changed(
-            belief, **moved, stamp_ns=stamp_ns, velocity=body_velocity(before, after),
-            moved_ns=stamp_ns, behind=behind, behind_s=behind_s,
+            belief, **moved, stamp_ns=stamp_ns, velocity=end, increment_velocity=end,
+            moved_ns=stamp_ns, behind=behind, behind_s=behind_s, behind_velocity=behind_velocity,
             driven_m=belief.driven_m + math.hypot(increment.x_m, increment.y_m))
         return (self.catch_up(belief) if behind_s >= LONGEST_BEHIND_S else belief), jacobian
 
@@ -174,17 +179,18 @@ class Predictor:
             return belief
         return changed(belief, behind=Pose2D(0.0, 0.0, 0.0), behind_s=0.0, memories=tuple(
             changed(memory, **self._moved(
-                memory, belief.behind, belief.behind_s, belief.receiver.wander_m2))
+                memory, belief.behind, belief.behind_s, (belief.behind_velocity, belief.velocity),
+                belief.receiver.wander_m2))
             for memory in belief.memories))
 
     def _moved(self, known: Belief | Memory, increment: Pose2D, time_s: float,
-               wander_m2: float) -> dict:
+               velocities: tuple[Velocity, Velocity], wander_m2: float) -> dict:
         """Mean and covariance after an increment of the odometry."""
         decay = np.exp(-time_s * self._rates)
         noise = self._idle_noise(known.mean, time_s, decay, wander_m2)
         add_motion_noise(noise, self._config, known.mean[YAW], increment)
         return self._ekf.predicted(
-            known, propagate(known.mean, increment, time_s, decay), noise)
+            known, propagate(known.mean, increment, time_s, decay, *velocities), noise)
 
     def _coasted(self, belief: Belief, stamp_ns: int, time_s: float, jump: bool) -> Belief:
         """The belief after ``time_s`` at its own speed; ``jump``: the odometry jumps there."""
@@ -207,7 +213,7 @@ class Predictor:
         return changed(
             belief, **self._ekf.predicted(
                 belief, coast(belief.mean, moving_s, turn_rad, decay), noise),
-            stamp_ns=stamp_ns, memories=memories,
+            stamp_ns=stamp_ns, memories=memories, increment_velocity=None,
             driven_m=belief.driven_m + abs(belief.mean[SPEED]) * moving_s)
 
     def _idle_noise(self, state, time_s: float, decay: np.ndarray, wander_m2: float) -> np.ndarray:

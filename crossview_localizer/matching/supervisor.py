@@ -133,10 +133,10 @@ class MatchSupervisor:
 
     def pose_for_matching(self, stamp_ns: int) -> PoseEstimate | None:
         """The prior for the match of an image; while distrusted it is not the published pose."""
-        published = self.published.estimate_at(stamp_ns)
+        published = self.published.prior_at(stamp_ns)
         if published is None or self._trusts_matches:
             return published
-        tried = self._with_matches.estimate_at(stamp_ns)
+        tried = self._with_matches.prior_at(stamp_ns)
         if tried is None:
             self._with_matches = self._without_matches.copy()
         return tried or published
