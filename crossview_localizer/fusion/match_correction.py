@@ -218,4 +218,3 @@ def _follow_distance(belief: Belief, stamp_ns: int, distance2: float) -> Belief:
     since_s = (stamp_ns - (belief.match_seen_ns or stamp_ns)) * 1e-9
     mean = followed_distance2(belief.match_distance2, distance2, since_s, MATCH_DISTANCE_S)
     return changed(belief, match_distance2=mean, match_seen_ns=stamp_ns)
-
