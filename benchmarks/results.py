@@ -17,6 +17,8 @@ in `docs/results`. **Everything is simulation unless it says real**: rendered to
 never saw, on other days than the orthophoto's. All is of the shipped weights, but corruptions,
 which were measured at commit 45d2a5b, and what the fusion's section marks so. Single rendered
 images were measured at commit 6768fd4: an ambiguous one had the likeliest cell for its position.
+The demos and the adaptation were measured before the filter had the error of the odometry's
+stamps as a state.
 """
 
 
@@ -513,24 +515,37 @@ SECTIONS: dict[str, Callable[[dict], str]] = {
 }
 
 
-def main(arguments=None) -> int:
+def write(docs: Path) -> Path:
+    """Write ``results.md`` in a folder of documents from its results, and return its path."""
+    paths = {name: docs / 'results' / f'{name}.json' for name in SECTIONS}
+    results = {name: json.loads(path.read_text())
+               for name, path in paths.items() if path.is_file()}
+    parts = [INTRODUCTION, summary(results)]
+    parts += [SECTIONS[name](result) for name, result in results.items()]
+    page = docs / 'results.md'
+    page.write_text('\n'.join(parts))
+    return page
+
+
+def run_page_command(module: str, description: str, write_page: Callable[[Path], Path],
+                     arguments: list[str] | None) -> int:
+    """Run the command that writes a page in a folder of documents and prints its path."""
     parser = argparse.ArgumentParser(
-        prog='python -m benchmarks.results', description=__doc__,
-        epilog='example: python -m benchmarks.results')
+        prog=f'python -m {module}', description=description, epilog=f'example: python -m {module}')
     parser.add_argument('--docs', type=Path, default=DOCS)
     args = parser.parse_args(arguments)
     try:
-        paths = {name: args.docs / 'results' / f'{name}.json' for name in SECTIONS}
-        results = {name: json.loads(path.read_text())
-                   for name, path in paths.items() if path.is_file()}
-        parts = [INTRODUCTION, summary(results)]
-        parts += [SECTIONS[name](result) for name, result in results.items()]
-        (args.docs / 'results.md').write_text('\n'.join(parts))
+        page = write_page(args.docs)
     except (OSError, ValueError, KeyError) as error:
-        print(f'results: {error!r}', file=sys.stderr)
+        found = error if isinstance(error, OSError) else repr(error)   # the first names its file
+        print(f'{module.rpartition(".")[2]}: {found}', file=sys.stderr)
         return 2
-    print(args.docs / 'results.md')
+    print(page)
     return 0
+
+
+def main(arguments=None) -> int:
+    return run_page_command('benchmarks.results', __doc__, write, arguments)
 
 
 if __name__ == '__main__':

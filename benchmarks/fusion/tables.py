@@ -4,7 +4,6 @@ A table stands between the lines ``<!-- table NAME -->`` and ``<!-- end -->``.  
 goal is bold.
 """
 
-import argparse
 from collections.abc import Callable
 import json
 import math
@@ -13,7 +12,7 @@ import re
 import sys
 import textwrap
 
-from benchmarks.results import DOCS, markdown
+from benchmarks.results import markdown, run_page_command
 
 AXES = ('longitudinal', 'lateral', 'heading')
 COVERAGE = (0.90, 0.98)
@@ -60,6 +59,7 @@ def summary(found: dict) -> str:
                key=lambda text: int(text.split()[0]))
     noticed_s = [row['noticed_after_s'] or math.inf for row in found['wrong_images']]
     start, lock = found['search']['start'], found['search']['wrong_lock']
+
     def matches(row, key):
         return f'{row["match"][key]:.2f} m'
 
@@ -75,7 +75,7 @@ def summary(found: dict) -> str:
         f'**real** logs without matches: {comma["median_m"]:.2f} m (u-blox, CAN speed, gyro) and '
         f'{google["median_m"]:.2f} m (F9K, simulated odometry); the covariance is too wide there',
         f'spoofing (simulated sensors): a drag-off of 0.5 m/s and a jump of 50 m are told in '
-        f'{told} runs or more, without matches and with',
+        f'{told} runs at least, without matches and with',
         f'images of another place (simulation): noticed after {min(noticed_s):.0f} to '
         f'{max(noticed_s):.0f} s with the dense matcher, not at all with the tile matcher',
         f'a start without a heading (simulation): found in {part(start["success"], start["n"])} '
@@ -305,32 +305,16 @@ def filled(page: str, found: dict) -> str:
     return BLOCK.sub(table, page)
 
 
-def fill(docs: Path) -> Path | None:
-    """Fill in the tables of ``fusion.md`` in a folder, if it is there with its results."""
+def fill(docs: Path) -> Path:
+    """Fill in the tables of ``fusion.md`` in a folder of documents, and return its path."""
     page, results = docs / 'fusion.md', docs / 'results/fusion.json'
-    if not (page.is_file() and results.is_file()):
-        return None
     found = json.loads(results.read_text(encoding='utf-8'))
     page.write_text(filled(page.read_text(encoding='utf-8'), found), encoding='utf-8')
     return page
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(
-        prog='python -m benchmarks.fusion.tables', description=__doc__,
-        epilog='example: python -m benchmarks.fusion.tables')
-    parser.add_argument('--docs', type=Path, default=DOCS)
-    args = parser.parse_args(arguments)
-    try:
-        page = fill(args.docs)
-        if page is None:
-            raise FileNotFoundError(
-                f'{args.docs} lacks fusion.md or results/fusion.json; expected both')
-    except (OSError, ValueError, KeyError) as error:
-        print(f'tables: {error!r}', file=sys.stderr)
-        return 2
-    print(page)
-    return 0
+    return run_page_command('benchmarks.fusion.tables', __doc__, fill, arguments)
 
 
 if __name__ == '__main__':

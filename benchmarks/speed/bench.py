@@ -21,11 +21,12 @@ import time
 import torch
 
 from benchmarks import REPOSITORY
+from benchmarks.results import DOCS
 from benchmarks.ros_domain import keep_to_this_machine
 from benchmarks.speed import live_path, map_speed, node_cost, page, peers, training_speed
 from benchmarks.speed.world import BenchWorld, IMAGE_TOPIC, make_bench_world
 
-RESULT = REPOSITORY / 'docs/results/bench.json'
+RESULT = DOCS / 'results/bench.json'
 PACKAGES = ('torch', 'numpy', 'opencv-python-headless', 'onnxruntime', 'faiss-cpu', 'filterpy')
 DRIVE_S, SMOKE_DRIVE_S = 24.0, 8.0
 LONG = {'hour'}     # parts that are measured only if they are named
@@ -188,6 +189,6 @@ def _run(arguments: argparse.Namespace) -> int:
     for path in out.glob('part_*.json'):
         path.unlink()
     if arguments.json == RESULT:
-        page.write(RESULT)
+        page.write(DOCS)
     print(f'{arguments.json}: {time.perf_counter() - begin_s:.0f} s')
     return 0

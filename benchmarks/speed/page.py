@@ -1,6 +1,5 @@
 """Make docs/performance.md and its plots from docs/results/bench.json."""
 
-import argparse
 import json
 from pathlib import Path
 import sys
@@ -8,7 +7,7 @@ import sys
 import matplotlib
 from matplotlib import pyplot
 
-from benchmarks.results import DOCS, markdown
+from benchmarks.results import markdown, run_page_command
 from crossview_localizer.maps.embedding_map import CACHE_BYTES, PRELOAD_BYTES
 
 STORE_NAMES = {'dense': 'dense matcher', 'tiles': 'tile matcher'}
@@ -347,25 +346,17 @@ def draw(result: dict, path: Path) -> None:
     pyplot.close(figure)
 
 
-def write(path: Path, docs: Path = DOCS) -> None:
-    result = json.loads(path.read_text())
+def write(docs: Path) -> Path:
+    """Write ``performance.md`` and its plots in a folder of documents, and return its path."""
+    result = json.loads((docs / 'results/bench.json').read_text())
     draw(result, docs / 'results/bench.png')
-    (docs / 'performance.md').write_text(page(result))
+    written = docs / 'performance.md'
+    written.write_text(page(result))
+    return written
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog='python -m benchmarks.speed.page', description=__doc__,
-        epilog='example: python -m benchmarks.speed.page')
-    parser.add_argument('--docs', type=Path, default=DOCS)
-    arguments = parser.parse_args(argv)
-    try:
-        write(arguments.docs / 'results/bench.json', arguments.docs)
-    except (OSError, ValueError, KeyError) as error:
-        print(f'page: {error!r}', file=sys.stderr)
-        return 2
-    print(arguments.docs / 'performance.md')
-    return 0
+    return run_page_command('benchmarks.speed.page', __doc__, write, argv)
 
 
 if __name__ == '__main__':
