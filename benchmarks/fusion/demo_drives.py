@@ -18,7 +18,7 @@ from benchmarks.fusion.estimates import calibration, Estimates, pooled
 from benchmarks.fusion.fit_match_errors import RecordedDrive
 from benchmarks.fusion.peer_ekf import PeerEkf, PEERS, run_alternately
 from benchmarks.fusion.rendered import segments
-from benchmarks.fusion.towns import Town, town_from_seed
+from benchmarks.fusion.towns import render, Town, town_from_seed
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.datatypes import GnssFix, OdometrySample
 from crossview_localizer.evaluation import pose_metrics
@@ -86,10 +86,21 @@ def run_drives(folder: Path, seeds, duration_s: float, weights: Path, config: Lo
     return {'peer_ekf': _peer_row(found), 'lasting_errors': _lasting_rows(found)}
 
 
+def render_drives(folder: Path, seeds, duration_s: float, jobs: int) -> None:
+    """Render the drives of ``run_drives``, which depend on no weights."""
+    for seed in seeds:
+        town = DEMO_WORLDS_FROM + seed
+        render(drive_folder(folder, town), town, duration_s, jobs, RATE_HZ)
+
+
+def drive_folder(folder: Path, town: int) -> Path:
+    return folder / f'drive_{town}'
+
+
 def run_drive(task: DriveTask) -> DriveResult:
     """Make the drive if it is missing, and do all runs over it."""
     torch.set_num_threads(1)
-    folder = task.folder / f'drive_{task.seed}'
+    folder = drive_folder(task.folder, task.seed)
     town, town_off = (
         town_from_seed(folder, task.seed, task.duration_s, task.weights, jobs=1, rate_hz=RATE_HZ,
                        pitch_rad=pitch_rad) for pitch_rad in (0.0, PITCH_OFF_RAD))

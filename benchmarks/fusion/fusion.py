@@ -15,19 +15,19 @@ import subprocess
 import sys
 
 from benchmarks import REPOSITORY
-from benchmarks.fusion.demo_drives import DEMO_WORLDS_FROM, RATE_HZ, run_drives
 from benchmarks.fusion.demo_drives import DRIVE_S as DEMO_DRIVE_S
+from benchmarks.fusion.demo_drives import render_drives, run_drives
 from benchmarks.fusion.estimates import EstimateLines
 from benchmarks.fusion.figures import draw
 from benchmarks.fusion.lies import run_lies
 from benchmarks.fusion.matcher_replay import replay_matcher
 from benchmarks.fusion.real_logs import run_real_logs
 from benchmarks.fusion.real_odometry import run_husky, run_kitti_vo
-from benchmarks.fusion.rendered import DRIVE_S, run_towns
+from benchmarks.fusion.rendered import DRIVE_S, render_towns, run_towns
 from benchmarks.fusion.spoofing import run_spoofing
 from benchmarks.fusion.starts import run_starts
 from benchmarks.fusion.tables import fill
-from benchmarks.fusion.towns import render
+from benchmarks.results import DOCS
 from crossview_localizer.networks.checkpoint import fingerprint_of, read_model_config
 from crossview_localizer.parameter_file import read_parameters
 
@@ -49,6 +49,14 @@ class Run:
     @property
     def worlds(self) -> Path:
         return self.args.worlds / 'smoke' if self.args.smoke else self.args.worlds
+
+    @property
+    def town_s(self) -> float:
+        return SMOKE_TOWN_S if self.args.smoke else DRIVE_S
+
+    @property
+    def demo_drive_s(self) -> float:
+        return SMOKE_DRIVE_S if self.args.smoke else DEMO_DRIVE_S
 
     @property
     def config(self):
@@ -79,7 +87,7 @@ def _starts(run: Run) -> dict:
 def _rendered(run: Run) -> dict:
     few = run.args.smoke
     found, estimates = run_towns(
-        run.worlds, run.seeds, SMOKE_TOWN_S if few else DRIVE_S, 1 if few else run.args.outages,
+        run.worlds, run.seeds, run.town_s, 1 if few else run.args.outages,
         1 if few else run.args.searches, run.args.weights, run.config, run.args.jobs)
     for line in estimates:
         run.lines.add(*line)
@@ -87,21 +95,16 @@ def _rendered(run: Run) -> dict:
 
 
 def _render_towns(run: Run) -> None:
-    for seed in run.seeds:
-        render(run.worlds / f'town_{seed}', seed, SMOKE_TOWN_S if run.args.smoke else DRIVE_S,
-               run.args.jobs)
+    render_towns(run.worlds, run.seeds, run.town_s, run.args.jobs)
 
 
 def _render_drives(run: Run) -> None:
-    for seed in run.seeds:
-        render(run.worlds / f'drive_{DEMO_WORLDS_FROM + seed}', DEMO_WORLDS_FROM + seed,
-               SMOKE_DRIVE_S if run.args.smoke else DEMO_DRIVE_S, run.args.jobs, RATE_HZ)
+    render_drives(run.worlds, run.seeds, run.demo_drive_s, run.args.jobs)
 
 
 def _demo_drives(run: Run) -> dict:
-    return run_drives(
-        run.worlds, run.seeds, SMOKE_DRIVE_S if run.args.smoke else DEMO_DRIVE_S,
-        run.args.weights, run.config, run.args.jobs)
+    return run_drives(run.worlds, run.seeds, run.demo_drive_s, run.args.weights, run.config,
+                      run.args.jobs)
 
 
 @dataclass(frozen=True)
@@ -166,12 +169,22 @@ def main(arguments=None) -> int:
             raise FileNotFoundError(
                 f'folder {data} does not exist; give the one that holds oxford/, ccvpe_kitti/, '
                 'kitti_vo/, bags/, comma2k19/ and google_nmea/ with --data')
+        if args.render:
+            render_worlds(args, data)
+            return 0
         results = measure(args, data)
     except (ValueError, OSError) as error:
         print(f'fusion: {error}', file=sys.stderr)
         return 2
     print(json.dumps(results, indent=1))
     return 0
+
+
+def render_worlds(args, data: Path) -> None:
+    """Render the towns and drives of the given sections."""
+    for section in map(SECTIONS.get, args.sections):
+        if section.render:
+            section.render(Run(args, data, section_seeds(section, args), EstimateLines()))
 
 
 def measure(args, data: Path) -> dict:
@@ -185,10 +198,6 @@ def measure(args, data: Path) -> dict:
     for name in args.sections:
         section, begin_s = SECTIONS[name], cpu_s()
         seeds = section_seeds(section, args)
-        if args.render:
-            if section.render:
-                section.render(Run(args, data, seeds, lines))
-            continue
         found = section.run(Run(args, data, seeds, lines))
         results.update(found)
         how = {'seeds': list(seeds), 'commit': commit(), 'smoke': args.smoke,
@@ -203,7 +212,8 @@ def measure(args, data: Path) -> dict:
     if lines.lines:
         lines.write(frames_path)
     draw(results, args.out)
-    fill(args.out.parent)
+    if args.out.resolve() == DOCS / 'results':
+        fill(DOCS)
     return results
 
 

@@ -31,7 +31,7 @@ from benchmarks.fusion.town_runs import (
     run_wrong_images,
     SETTLED_S,
 )
-from benchmarks.fusion.towns import town_from_seed
+from benchmarks.fusion.towns import render, town_from_seed
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.files import write_atomically
 
@@ -55,7 +55,7 @@ class TownTask:
     def results_folder(self) -> Path:
         what = json.dumps([asdict(self.config), self.duration_s], sort_keys=True)
         key = hashlib.sha256(what.encode() + self.weights.read_bytes()).hexdigest()[:12]
-        return self.folder / f'town_{self.seed}' / key
+        return town_folder(self.folder, self.seed) / key
 
 
 def run_towns(folder: Path, seeds, duration_s: float, outages: int, trials: int, weights: Path,
@@ -111,11 +111,21 @@ def run_towns(folder: Path, seeds, duration_s: float, outages: int, trials: int,
     return results, lines
 
 
+def render_towns(folder: Path, seeds, duration_s: float, jobs: int) -> None:
+    """Render the towns of ``run_towns``, which depend on no weights."""
+    for seed in seeds:
+        render(town_folder(folder, seed), seed, duration_s, jobs)
+
+
+def town_folder(folder: Path, seed: int) -> Path:
+    return folder / f'town_{seed}'
+
+
 def run_town(task: TownTask) -> None:
     """Make the town and those of its runs that are missing."""
     torch.set_num_threads(1)
     town = town_from_seed(
-        task.folder / f'town_{task.seed}', task.seed, task.duration_s, task.weights,
+        town_folder(task.folder, task.seed), task.seed, task.duration_s, task.weights,
         jobs=1).thinned()
     task.results_folder.mkdir(parents=True, exist_ok=True)
     images = town.images
