@@ -51,8 +51,9 @@ def doubt_of(offset_m: np.ndarray, yaw_rad: float = 0.0) -> np.ndarray | None:
 def narrowed(doubt: np.ndarray, spread_m2: np.ndarray) -> np.ndarray:
     """D (3, 3) after a measurement of spread (2, 2) that agrees with the pose."""
     offset2 = doubt[0, 0] + doubt[1, 1]
-    along = doubt[:2, :2] * spread_m2
-    variance_m2 = along.sum() / offset2 if offset2 else 0.0
+    if not offset2:
+        return doubt
+    variance_m2 = (doubt[:2, :2] * spread_m2).sum() / offset2
     narrow = doubt.copy()
-    narrow[:2, :2] *= variance_m2 / (variance_m2 + offset2) if offset2 else 1.0
+    narrow[:2, :2] *= variance_m2 / (variance_m2 + offset2)
     return narrow

@@ -151,13 +151,12 @@ class GnssCorrector:
         elif _have_matches_stopped(belief) and distance2 > self._memory_limit:
             belief = changed(belief, doubt=_doubt_since_match(
                 belief, beyond(residual, distance2, self._memory_limit)))
+        spread_m2 = jacobian @ belief.covariance @ jacobian.T + noise    # of what is now believed
         if belief.match_doubt is not None:
-            belief = changed(belief, match_doubt=narrowed(
-                belief.match_doubt, jacobian @ belief.covariance @ jacobian.T + noise))
+            belief = changed(belief, match_doubt=narrowed(belief.match_doubt, spread_m2))
         if verdict is FixVerdict.USE and history.stamp_ns:
             belief = changed(belief, lean=Lean() if matched else belief.lean.followed(
-                residual, jacobian @ belief.covariance @ jacobian.T + noise, passed_s,
-                belief.mean[YAW]))
+                residual, spread_m2, passed_s, belief.mean[YAW]))
             reason = reason or remark_on(belief) or belief.lean.text
         noise = noise * max(1.0, mean)
         belief = changed(
