@@ -85,15 +85,19 @@ def resemblance(view: View, truth: Pose2D) -> float:
     return float(np.corrcoef(ground[used][:, :3].ravel(), seen[used].ravel())[0, 1])
 
 
-def write_cvact(folder: Path, plane: Plane) -> None:
-    """A native and an aligned pair, the camera in the middle of both."""
+def write_cvact(folder: Path, plane: Plane, name: str = 'a', heading_deg: float = 0.0,
+                x_m: float = 0.0, y_m: float = 0.0) -> None:
+    """A native and an aligned pair, the camera that far from the middle of both tiles.
+
+    The middle of its panorama looks to ``heading_deg``.
+    """
     for part, width, side_px, px_m in (('cvact_native', 1664, 1200, 0.0609),
                                        ('cvact_256', 512, 256, 0.0609 * 1200 / 256 * 206 / 256)):
-        save(folder / part / 'aerial/a.png', plane.overhead(side_px, px_m))
+        save(folder / part / f'aerial/{name}.png', plane.overhead(side_px, px_m))
         step_deg = 360.0 / width
-        save(folder / part / 'ground/a.png', plane.panorama(
-            degrees(width, step_deg, (width - 1) / 2),
-            degrees(width // 2, step_deg, (width // 2 - 1) / 2)))
+        save(folder / part / f'ground/{name}.png', plane.panorama(
+            heading_deg + degrees(width, step_deg, (width - 1) / 2),
+            degrees(width // 2, step_deg, (width // 2 - 1) / 2), x_m, y_m))
 
 
 def write_cvusa(folder: Path, plane: Plane) -> None:

@@ -56,6 +56,14 @@ def test_views_lie_on_the_overhead_picture_where_the_truth_says(folders, writer,
             assert resemblance(view, wrong) < here - 0.2, view.name
 
 
+def test_a_panorama_whose_label_was_measured_is_read_where_it_was_taken(tmp_path):
+    synthetic_pairs.write_cvact(tmp_path, Plane(0), 'oricnn_sample', 90.0, 1.5, 6.3)
+    views = read_views(tmp_path)
+    assert len(views) == 16
+    for view in views:
+        assert resemblance(view, view.truth) > 0.75, view.name
+
+
 def test_an_untrained_matcher_finds_a_camera_away_from_the_middle_of_the_tile(folders):
     views = read_views(folders['dayton'])
     network = GradientCorrelation(DenseConfig())

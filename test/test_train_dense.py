@@ -233,7 +233,8 @@ def test_a_run_begins_with_earlier_weights_of_the_same_model_only(tmp_path):
 
 
 def test_the_command_trains_and_fits_what_the_scores_claim(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_dense, 'DenseConfig', lambda: MODEL)
+    monkeypatch.setattr(
+        train_dense, 'DenseConfig', lambda **settings: replace(MODEL, **settings))
     monkeypatch.setattr(train_dense, 'PoseLikelihoodConfig', lambda **_: LIKELIHOOD)
     save_world(world, tmp_path / 'world.npz')
     out = tmp_path / 'weights.safetensors'
@@ -250,7 +251,8 @@ def test_the_command_trains_and_fits_what_the_scores_claim(world, tmp_path, monk
 
 def test_the_command_trains_on_places_and_worlds_and_keeps_some_places_for_validation(
         world, place, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_dense, 'DenseConfig', lambda: MODEL)
+    monkeypatch.setattr(
+        train_dense, 'DenseConfig', lambda **settings: replace(MODEL, **settings))
     monkeypatch.setattr(train_dense, 'PoseLikelihoodConfig', lambda **_: LIKELIHOOD)
     save_world(world, tmp_path / 'world.npz')
     out = tmp_path / 'weights.safetensors'
