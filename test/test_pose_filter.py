@@ -983,6 +983,16 @@ def test_a_match_decides_between_a_pose_and_the_fixes_that_contradict_it():
     assert found.pose.y_m == pytest.approx(28.0, abs=0.5) and found.covariance[1, 1] < 1.0
 
 
+def test_an_ambiguous_match_does_not_decide_for_the_fixes_that_contradict_a_pose():
+    pose_filter = straight(sigma_m=0.5)
+    for time_s in (3.8, 3.9):
+        pose_filter.add_gnss(gnss(time_s, 10.0 * time_s, 30.0))
+    update = pose_filter.add_match(match(4.0, 40.0, 28.0, np.diag([100.0**2, 0.1, np.inf])))
+    found = pose_filter.estimate_at(at(4.0))
+    assert update.outcome is Outcome.GATED and found.pose.y_m == pytest.approx(0.0, abs=0.1)
+    assert found.covariance[1, 1] > 20.0**2
+
+
 def test_the_opening_after_a_jump_of_gnss_widens_the_pose_and_leaves_most_of_it_to_the_bias():
     def pose_until(time_s):
         return last_pose(driven_with_gnss(lambda t: 8.0 if t > 20 else 0.0, time_s)[0])
