@@ -96,7 +96,7 @@ class ReceiverMonitor:
 
         A receiver claims its whole error.  Its wander is part of that and a state of the filter.
         """
-        variance_m2 = np.trace(claimed_m2) / 2.0
+        variance_m2 = (claimed_m2[0, 0] + claimed_m2[1, 1]) / 2.0
         white_m2 = max(WHITE_MARGIN * receiver.shown_white_m2, variance_m2 - receiver.wander_m2)
         return claimed_m2 if white_m2 >= variance_m2 else claimed_m2 * (white_m2 / variance_m2)
 
