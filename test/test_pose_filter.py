@@ -471,7 +471,7 @@ def test_by_how_much_the_stamps_of_the_odometry_are_early_is_found_in_turns(earl
             nees.append(error @ np.linalg.solve(found.covariance, error))
     known = pose_filter.history[0].beliefs[-1]
     sigma_s = math.sqrt(known.covariance[motion_model.EARLY, motion_model.EARLY])
-    assert known.mean[motion_model.EARLY] == pytest.approx(early_s, abs=0.02) and sigma_s < 0.02
+    assert known.mean[motion_model.EARLY] == pytest.approx(early_s, abs=0.01) and sigma_s < 0.01
     assert np.mean(np.array(nees) < 7.815) >= 0.9
 
 
@@ -780,6 +780,13 @@ def test_fixes_refused_before_an_outage_do_not_count_after_it():
     assert update.outcome is Outcome.GATED and update.reason == 'refused for 0.0 s'
 
 
+def test_a_step_before_an_outage_is_forgotten_after_it():
+    _, updates = driven_with_gnss(
+        lambda t: 0.0 if t < 20 or t > 40 else 12.0 if t < 21 else None, 45.0)
+    assert updates[99][1].outcome is Outcome.GATED
+    assert all(u.outcome is Outcome.USED and not u.reason for t, u in updates if t > 40)
+
+
 def test_a_match_far_away_is_refused_for_as_long_as_it_disagrees():
     pose_filter = straight(until_s=5.0, sigma_m=1.0)
     before = pose_filter.estimate_at(at(5.0))
@@ -881,6 +888,24 @@ def test_gnss_that_jumps_back_is_trusted_at_once():
     assert all(u.outcome is Outcome.USED for time_s, u in updates if time_s > again_s)
 
 
+def test_a_jump_and_back_that_the_claim_of_the_receiver_would_hide_does_not_move_the_pose():
+    rng = np.random.default_rng(4)
+    pose_filter, outcomes = straight(until_s=0.0), []
+    for tick in range(1, 900):
+        time_s = tick / 10
+        pose_filter.add_odometry(odometry(time_s, tick))
+        if tick % 2 == 0:
+            jumped = 75.0 < time_s < 83.0
+            off_m = 0.3 * rng.standard_normal(2) + (0.0, 6.0 if jumped else 0.0)
+            update = pose_filter.add_gnss(gnss(time_s, tick + off_m[0], off_m[1], 1.8))
+            outcomes.append((jumped, update.outcome))
+        if tick == 750:
+            before = last_pose(pose_filter)
+    assert all(outcome is (Outcome.GATED if jumped else Outcome.USED)
+               for jumped, outcome in outcomes)
+    assert abs(last_pose(pose_filter).pose.y_m - before.pose.y_m) < 0.5
+
+
 def test_gnss_that_comes_back_slowly_is_trusted_after_it_has_agreed_for_a_while():
     _, updates = driven_with_gnss(
         lambda t: 0.0 if t < 20 else max(25.0 - (t - 20.0), 0.0), 70.0)
@@ -956,6 +981,16 @@ def test_a_match_decides_between_a_pose_and_the_fixes_that_contradict_it():
     found = pose_filter.estimate_at(at(4.0))
     assert update.outcome is Outcome.USED
     assert found.pose.y_m == pytest.approx(28.0, abs=0.5) and found.covariance[1, 1] < 1.0
+
+
+def test_an_ambiguous_match_does_not_decide_for_the_fixes_that_contradict_a_pose():
+    pose_filter = straight(sigma_m=0.5)
+    for time_s in (3.8, 3.9):
+        pose_filter.add_gnss(gnss(time_s, 10.0 * time_s, 30.0))
+    update = pose_filter.add_match(match(4.0, 40.0, 28.0, np.diag([100.0**2, 0.1, np.inf])))
+    found = pose_filter.estimate_at(at(4.0))
+    assert update.outcome is Outcome.GATED and found.pose.y_m == pytest.approx(0.0, abs=0.1)
+    assert found.covariance[1, 1] > 20.0**2
 
 
 def test_the_opening_after_a_jump_of_gnss_widens_the_pose_and_leaves_most_of_it_to_the_bias():

@@ -1,5 +1,6 @@
 """What the filter learns of a GNSS receiver: a good one is believed, a boastful one is not."""
 
+from dataclasses import replace
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from crossview_localizer.fusion.receiver import (
     LEAST_WHITE_M,
     ReceiverMonitor,
     WANDER_PROBABILITY,
+    WHITE_MARGIN,
     WINDOW_S,
 )
 
@@ -56,6 +58,17 @@ def test_a_receiver_is_believed_no_better_than_it_claims():
     exact = np.zeros((400, 2))
     assert sigmas_m(driven(exact, 1.0)) == pytest.approx([1.0, 1.0], rel=0.3)
     assert sigmas_m(driven(exact[:200], 10.0)).min() > 2.5
+
+
+def test_the_white_part_of_a_claim_is_what_fixes_show_and_what_the_wander_leaves():
+    """Of 3 m the wander of the parameter explains all, of 5 m it leaves 4 m."""
+    monitor = ReceiverMonitor(CONFIG)
+    claimed_m2 = np.diag([3.6**2, math.sqrt(2 * 3.0**2 - 3.6**2) ** 2])
+    shown = replace(monitor.unknown(), shown_white_m2=0.5)
+    assert monitor.white_part(monitor.unknown(), claimed_m2) is claimed_m2
+    np.testing.assert_allclose(
+        monitor.white_part(shown, claimed_m2), claimed_m2 * WHITE_MARGIN * 0.5 / 3.0**2)
+    np.testing.assert_allclose(monitor.white_part(shown, 25.0 * np.eye(2)), 16.0 * np.eye(2))
 
 
 @pytest.mark.parametrize('seed', range(3))

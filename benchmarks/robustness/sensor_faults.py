@@ -177,7 +177,7 @@ RAW_FAULTS = [
     Fault('odometry turns the wrong way', 'odometry', WARN, 'is not believed for a while',
           honest=False, start=mirrored, end=tell_pose),
     Fault('odometry three times too fast', 'odometry', WARN, 'is not believed for a while',
-          honest=False, start=too_fast, end=tell_pose),
+          start=too_fast, end=tell_pose),
     Fault('two odometries on one topic', 'odometry', WARN, 'has 2 publishers',
           start=second_odometry, end=lambda trial: trial.stop_second()),
     Fault('odometry clock 10 s behind', 'gnss', WARN, 'for odometry of their time', {

@@ -85,7 +85,8 @@ class GnssCorrector:
     def apply(self, belief: Belief, event: Event, bridge_m2) -> tuple[Belief, FilterUpdate]:
         fix = event.measurement
         receiver = self._receivers.believed(belief.receiver, fix)
-        white_m2 = raised_to_floor(event.noise, math.sqrt(receiver.white_m2))
+        white_m2 = raised_to_floor(
+            self._receivers.white_part(receiver, event.noise), math.sqrt(receiver.white_m2))
         belief, repeated = _held(_believing(belief, receiver), fix, white_m2)
         if repeated is not None:
             return belief, repeated
@@ -134,8 +135,9 @@ class GnssCorrector:
         if verdict is FixVerdict.USE and not matched and fails_again(belief, mean):
             belief = disbelieving_and_wider(belief, residual)
         if verdict is FixVerdict.USE and history.refused_ns is not None and (
-                doubt_before is not None):
-            # The fixes that were refused may have been right: this one decides.
+                doubt_before is not None and not history.stepped):
+            # The fixes that were refused may have been right: this one decides.  Those of a
+            # receiver that jumped there and back were not.
             covariance = belief.covariance.copy()
             covariance[POSE, POSE] += doubt_before
             belief = changed(belief, covariance=covariance)

@@ -101,7 +101,7 @@ class MatchCorrector:
             distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         gate = self._gates[size - 1]
         since_ns = belief.match_refused_ns or event.stamp_ns
-        if distance2 > gate and observes_position:
+        if distance2 > gate and observes_position and _tells_the_place(noise):
             ahead_m = LOOK_AHEAD_M * residual[2] if size == 3 else 0.0
             way = (belief.match_way or ResidualWay(np.zeros(3), np.zeros(3))).extended(
                 np.array([*residual[:2], ahead_m]))

@@ -12,7 +12,7 @@ with w the sigma of the white noise and s that of the wander, on each axis.  u i
 the way of that time: an error of the heading moves the pose across it.  Of n such squares, the
 upper bound of s^2 is their sum over the 1 % point of a chi-square of n degrees of freedom.  An
 error that does not change shows in neither: the wander is believed no smaller than what the
-receiver claims.
+receiver claims.  What it claims is its whole error, so it is not all taken for white noise.
 """
 
 from dataclasses import dataclass
@@ -34,6 +34,8 @@ LEARNING_S = 240.0
 WANDER_PROBABILITY = 0.99
 # No receiver is believed to be better than this: its antenna and the map are placed no better.
 LEAST_WANDER_M, LEAST_WHITE_M = 0.25, 0.1
+# White noise may be this many times the variance that a receiver has shown.
+WHITE_MARGIN = 2.0
 # A window shows at most so many times the wander of the parameter.
 LARGEST_WANDER = 2.0
 
@@ -87,6 +89,16 @@ class ReceiverMonitor:
         white_m2 = max(LEAST_WHITE_M**2, receiver.shown_white_m2)
         return changed(receiver, wander_m2=min(self._wander_m2, float(wander_m2)),
                        white_m2=min(self._white_m2, white_m2))
+
+    # W = C min(1, max(m w^2, c^2 - s^2) / c^2)       c^2 = tr(C) / 2, m = WHITE_MARGIN
+    def white_part(self, receiver: Receiver, claimed_m2: np.ndarray) -> np.ndarray:
+        """The white noise (2, 2) in the covariance that a fix claims.
+
+        A receiver claims its whole error.  Its wander is part of that and a state of the filter.
+        """
+        variance_m2 = (claimed_m2[0, 0] + claimed_m2[1, 1]) / 2.0
+        white_m2 = max(WHITE_MARGIN * receiver.shown_white_m2, variance_m2 - receiver.wander_m2)
+        return claimed_m2 if white_m2 >= variance_m2 else claimed_m2 * (white_m2 / variance_m2)
 
     def followed(self, receiver: Receiver, fix: GnssFix, before_m: np.ndarray,
                  after_m: np.ndarray) -> Receiver:
