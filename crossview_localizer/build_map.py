@@ -9,6 +9,7 @@ import sys
 import torch
 
 from crossview_localizer.bags.route_file import read_route
+from crossview_localizer.command import run_command
 from crossview_localizer.geometry import LocalFrame
 from crossview_localizer.maps.builder import build_map, Inputs, Settings, working_path
 from crossview_localizer.maps.imagery import Imagery
@@ -57,14 +58,7 @@ def main(argv: list[str] | None = None) -> int:
                         help='refuse more (default 200000)')
     parser.add_argument('--max-crs-error', type=float, default=0.5, metavar='M', help='refuse '
                         'imagery whose CRS is known less well (default 0.5); inf takes all')
-    try:
-        return _run(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
-        print(f'build_map: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('build_map: interrupted; the same command goes on from here', file=sys.stderr)
-        return 130
+    return run_command(parser, argv, _run, 'interrupted; the same command goes on from here')
 
 
 @contextmanager
@@ -93,7 +87,7 @@ def _cluster(arguments: argparse.Namespace) -> Iterator:
             yield client
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if arguments.device == 'cuda' and not torch.cuda.is_available() and not arguments.dask:
         raise ValueError('no CUDA device was found; use --device cpu')
@@ -137,7 +131,6 @@ def _run(arguments: argparse.Namespace) -> int:
         f'{sum(path.stat().st_size for path in files) / 1e6:.1f} MB, origin '
         f'{imagery.frame.latitude_deg:.7f}, {imagery.frame.longitude_deg:.7f}, weights '
         f'{network.fingerprint[:12]}')
-    return 0
 
 
 def _absolute(path: str | Path) -> str:

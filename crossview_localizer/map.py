@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 
+from crossview_localizer.command import run_command
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.export import write_components, write_picture
 from crossview_localizer.maps.old_format import is_old_map
@@ -16,10 +17,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='map', description=__doc__, epilog='example: map export oxford.map --out oxford.tif')
     commands = parser.add_subparsers(dest='command', required=True)
-    for name, text in (
-            ('info', 'print what a map holds'),
-            ('export', 'write three principal components of the descriptors as a GeoTIFF'),
-            ('convert', 'write a map of the old format as one of the new')):
+    for name, work, text in (
+            ('info', _info, 'print what a map holds'),
+            ('export', _export,
+             'write three principal components of the descriptors as a GeoTIFF'),
+            ('convert', _convert, 'write a map of the old format as one of the new')):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument('map', help='a folder, a zip file, or an address')
         if name != 'info':
@@ -27,13 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         if name == 'export':
             command.add_argument('--picture', action='store_true',
                                  help='the picture of the area instead of the descriptors')
-    arguments = parser.parse_args(argv)
-    try:
-        {'info': _info, 'export': _export, 'convert': _convert}[arguments.command](arguments)
-    except (ValueError, OSError) as error:
-        print(f'map {arguments.command}: {error}', file=sys.stderr)
-        return 2
-    return 0
+        command.set_defaults(work=work)
+    return run_command(parser, argv, lambda arguments: arguments.work(arguments))
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ import json
 import math
 from pathlib import Path
 import shutil
-import sys
 import time
 
 import torch
@@ -34,7 +33,7 @@ from training.recipes.smoothed_drives import (
     OffsetConfig,
     SmoothedDriveRecipe,
 )
-from training.run_arguments import run
+from training.run_arguments import run_training
 
 CONFIG = TrainConfig(
     learning_rate=5e-4, trunk_learning_rate=1.25e-4, weight_decay=1e-4, warmup_steps=50,
@@ -190,6 +189,8 @@ def adapt_bags(args: argparse.Namespace, ranks: Ranks) -> None:
     from crossview_localizer.parameter_file import read_parameters
     from crossview_localizer.ros.localizer_holder import shipped_weights
 
+    if not args.hours > 0.0:
+        raise ValueError(f'--hours {args.hours}; expected more than 0')
     init = Path(shipped_weights()) if args.init is None else args.init
     places = tuple(sorted(args.mix.glob('place_*.npz'))) if args.mix else ()
     if args.mix and not places:
@@ -273,8 +274,4 @@ def main(arguments=None) -> int:
     parser.add_argument('--threads', type=int, default=1, metavar='N',
                         help='CPU threads of torch (more than there are free cores is far slower)')
     parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args(arguments)
-    if not args.hours > 0.0:
-        print(f'adapt: --hours {args.hours}; expected more than 0', file=sys.stderr)
-        return 2
-    return run('adapt', args, lambda ranks: adapt_bags(args, ranks))
+    return run_training(parser, arguments, adapt_bags)

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, prepare_torch
 from crossview_localizer.networks.dense import DENSE
 from training.data.benchmark_frames import Frames
@@ -171,17 +172,15 @@ def main(arguments=None) -> int:
     cvact.add_argument('--prepared', action='store_true', help='the root holds 616x112 PNGs')
     add_common(cvact, None)
 
-    args = parser.parse_args(arguments)
-    try:
-        if getattr(args, 'every', 1) < 1:
-            raise ValueError(f'--every {args.every}; expected at least 1')
-        if not 0.0 < getattr(args, 'heading_prior_deg', 180.0) <= 180.0:
-            raise ValueError(f'--heading-prior-deg {args.heading_prior_deg}; expected 0 to 180')
-        {'kitti': run_kitti, 'oxford': run_oxford, 'cvact': run_cvact}[args.benchmark](args)
-    except (ValueError, OSError) as error:
-        print(f'benchmarks {args.benchmark}: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, arguments, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if getattr(args, 'every', 1) < 1:
+        raise ValueError(f'--every {args.every}; expected at least 1')
+    if not 0.0 < getattr(args, 'heading_prior_deg', 180.0) <= 180.0:
+        raise ValueError(f'--heading-prior-deg {args.heading_prior_deg}; expected 0 to 180')
+    {'kitti': run_kitti, 'oxford': run_oxford, 'cvact': run_cvact}[args.benchmark](args)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,13 @@
-"""Arguments and error handling that the training commands share."""
+"""What the training commands share: arguments, and how they run."""
 
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-import sys
 
 import torch
 
+from crossview_localizer.command import run_command
 from training.distributed import joined_ranks, Ranks
 from training.initial import TRUNK_PACKAGE
 from training.loop import TrainConfig
@@ -48,17 +48,14 @@ def changed_settings(args: argparse.Namespace, config: TrainConfig) -> TrainConf
     return replace(config, **changes)
 
 
-def run(name: str, args: argparse.Namespace, work: Callable[[Ranks], None]) -> int:
-    """Call ``work`` with this process's rank; returns the exit code, with one line of error."""
-    torch.set_num_threads(args.threads)
-    try:
+def run_training(parser: argparse.ArgumentParser, argv: list[str] | None,
+                 work: Callable[[argparse.Namespace, Ranks], None]) -> int:
+    """Call ``work`` with the parsed arguments and this process's rank; return the exit code."""
+    def with_ranks(args: argparse.Namespace) -> None:
+        torch.set_num_threads(args.threads)
         with joined_ranks(args.device, args.mixed_precision) as ranks:
-            work(ranks)
-    except (ValueError, OSError) as error:
-        print(f'{name}: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f'{name}: interrupted; the same command goes on from the last validation',
-              file=sys.stderr)
-        return 130
-    return 0
+            work(args, ranks)
+
+    return run_command(
+        parser, argv, with_ranks,
+        'interrupted; the same command goes on from the last validation')

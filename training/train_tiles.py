@@ -16,7 +16,7 @@ from training.loop import train, TrainConfig
 from training.losses import CrossViewLoss, LossConfig
 from training.recipes.areas import AreaConfig, AreaRecipe
 from training.recipes.pairs import DropBlock, PairConfig, PairRecipe
-from training.run_arguments import add_run_arguments, changed_settings, run
+from training.run_arguments import add_run_arguments, changed_settings, run_training
 
 LITE = ModelConfig(channels=64, heads=8, hidden=0, ground_view='camera', margin_px=0,
                    px_m=OXFORD.px_m, view_px=OXFORD.view_px)
@@ -113,10 +113,10 @@ def main(arguments=None) -> int:
     settings.add_argument('--batch', type=int, metavar='N', help='pairs per step')
     settings.add_argument('--chunk', type=int, metavar='N', help='images per forward pass: the '
                           'same gradients in less memory and more time')
-    args = parser.parse_args(arguments)
     command = 'python -m training.train_tiles ' + ' '.join(
         sys.argv[1:] if arguments is None else arguments)
-    return run('train_tiles', args, lambda ranks: train_tiles(args, ranks, command))
+    return run_training(
+        parser, arguments, lambda args, ranks: train_tiles(args, ranks, command))
 
 
 if __name__ == '__main__':

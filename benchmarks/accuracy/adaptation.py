@@ -25,6 +25,7 @@ import torch
 from benchmarks import REPOSITORY
 from benchmarks.accuracy import real_pairs
 from benchmarks.accuracy.single_frames import WEIGHTS
+from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, save_network
 from training.adapt import (
     adapt,
@@ -333,6 +334,8 @@ def simulated(args: argparse.Namespace, weights: str) -> tuple[Iterator, dict]:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.bags and not args.orthophoto:
+        raise ValueError('--bags without --orthophoto; expected the imagery of the drives')
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -391,15 +394,7 @@ def main(arguments=None) -> int:
                         help='folder of drives, files and weights; weights are never shipped')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'docs/results',
                         help='folder of adapt.json')
-    args = parser.parse_args(arguments)
-    try:
-        if args.bags and not args.orthophoto:
-            raise ValueError('--bags without --orthophoto; expected the imagery of the drives')
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f'benchmarks.accuracy.adaptation: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, arguments, run)
 
 
 if __name__ == '__main__':

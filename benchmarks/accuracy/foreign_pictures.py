@@ -25,6 +25,7 @@ from benchmarks.accuracy.single_frames import WEIGHTS
 from benchmarks.fusion.drive_data import Path2D, simulated_gnss, simulated_odometry, stamp_ns
 from benchmarks.fusion.estimates import estimates_of
 from crossview_localizer.bags.replay import feed
+from crossview_localizer.command import run_command
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.datatypes import CameraImage, Outcome
 from crossview_localizer.geometry import LocalFrame, Pose2D
@@ -135,23 +136,21 @@ def main(arguments=None) -> int:
     parser.add_argument('--weights', type=Path, default=WEIGHTS, help='of the dense matcher')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/real',
                         help='folder of real.json, to which the drives are added')
-    args = parser.parse_args(arguments)
+    return run_command(parser, arguments, run)
+
+
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    try:
-        drives = run_drives(load_dense(args.weights), args.pairs.parent, views_by_set(args.pairs))
-    except (ValueError, OSError) as error:
-        print(f'benchmarks.accuracy.foreign_pictures: {error}', file=sys.stderr)
-        return 2
+    drives = run_drives(load_dense(args.weights), args.pairs.parent, views_by_set(args.pairs))
     if not drives:
         print(f'no drives: no overhead picture has {MIN_SIDE_M:.0f} m a side beside a set of '
               f'{MIN_VIEWS} views of elsewhere')
-        return 0
+        return
     for row in drives:
         print(', '.join(f'{key} {value:.2f}' if isinstance(value, float) else f'{key} {value}'
                         for key, value in row.items()))
     add_results(args.out, {'foreign_pictures': drives})
-    return 0
 
 
 if __name__ == '__main__':

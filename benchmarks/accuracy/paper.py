@@ -31,6 +31,7 @@ from scipy.spatial import cKDTree
 import torch
 
 from benchmarks import REPOSITORY
+from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, prepare_torch
 from crossview_localizer.networks.safa import ModelConfig, OXFORD
 from training.data.datasets import load_world, Places, places_of_world, World
@@ -530,32 +531,28 @@ def main(arguments=None) -> int:
     parser.add_argument('--weights', type=Path, default=SHIPPED, help='for --eval-only')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--threads', type=int, default=1, help='torch threads')
-    args = parser.parse_args(arguments)
-    try:
-        device, warning = prepare_torch(args.device, args.threads)
-        if warning:
-            print(warning)
-        args.out.mkdir(parents=True, exist_ok=True)
-        if args.eval_only:
-            result = evaluate_shipped(args.world_seed, args.weights, args.out, device)
-            (args.out / 'paper.json').write_text(json.dumps(result, indent=1) + '\n')
-            shown = args.out / 'paper.json'
-        else:
-            name = 'smoke' if args.smoke else args.plan
-            title = 'paper' if name in ('cpu', 'smoke') else f'paper_{name}'
-            folder = args.out if args.smoke else RESULTS
-            kept = folder / f'{title}.json', folder / f'{title}_frames.csv.gz'
-            result = run(name, args.seeds or list(PLANS[name].seeds), args.out, kept, device)
-            shown = kept[0]
-    except (ValueError, OSError) as error:
-        print(f'paper: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('paper: interrupted; the same command goes on', file=sys.stderr)
-        return 130
+    return run_command(
+        parser, arguments, _run, 'interrupted; the same command goes on from here')
+
+
+def _run(args: argparse.Namespace) -> None:
+    device, warning = prepare_torch(args.device, args.threads)
+    if warning:
+        print(warning)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.eval_only:
+        result = evaluate_shipped(args.world_seed, args.weights, args.out, device)
+        (args.out / 'paper.json').write_text(json.dumps(result, indent=1) + '\n')
+        shown = args.out / 'paper.json'
+    else:
+        name = 'smoke' if args.smoke else args.plan
+        title = 'paper' if name in ('cpu', 'smoke') else f'paper_{name}'
+        folder = args.out if args.smoke else RESULTS
+        kept = folder / f'{title}.json', folder / f'{title}_frames.csv.gz'
+        result = run(name, args.seeds or list(PLANS[name].seeds), args.out, kept, device)
+        shown = kept[0]
     print(table(result))
     print(shown)
-    return 0
 
 
 if __name__ == '__main__':

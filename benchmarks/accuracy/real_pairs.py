@@ -29,6 +29,7 @@ from tqdm import tqdm
 from benchmarks import REPOSITORY
 from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.camera.views import UNSEEN
+from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
 from crossview_localizer.networks.checkpoint import load_network
@@ -305,7 +306,7 @@ def add_results(folder: Path, found: dict) -> Path:
     return path
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     if args.every < 1:
         raise ValueError(f'--every {args.every}; expected at least 1')
     torch.set_num_threads(1)
@@ -331,7 +332,6 @@ def run(args: argparse.Namespace) -> int:
               'device': platform.processor() or platform.machine()}
     path = add_results(args.out, result)
     print(f'{path}, {args.out / "views.csv.gz"}')
-    return 0
 
 
 def main(arguments=None) -> int:
@@ -351,12 +351,7 @@ def main(arguments=None) -> int:
     parser.add_argument('--every', type=int, default=1, help='only each so manieth view')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/real',
                         help='folder of real.json and views.csv.gz')
-    args = parser.parse_args(arguments)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:
-        print(f'benchmarks.accuracy.real_pairs: {error}', file=sys.stderr)
-        return 2
+    return run_command(parser, arguments, run)
 
 
 if __name__ == '__main__':

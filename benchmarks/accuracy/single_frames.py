@@ -28,6 +28,7 @@ from benchmarks.accuracy.frame_estimates import (
     write_estimates,
 )
 from benchmarks.accuracy.frame_trials import PAPER_WEIGHTS, run_trials, WeightsFiles, world_part
+from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.parameter_file import read_parameters
@@ -116,12 +117,7 @@ def main(arguments=None) -> int:
                         help='folder of frames.csv.gz and dense.json')
     parser.add_argument('--keep', action='store_true',
                         help='add the parts of this run to docs/results too')
-    args = parser.parse_args(arguments)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:
-        print(f'single_frames: {error}', file=sys.stderr)
-        return 2
+    return run_command(parser, arguments, run)
 
 
 def render_layout(folder: Path, seed: int, jobs: int, out: Path) -> Path:
@@ -138,7 +134,7 @@ def render_layout(folder: Path, seed: int, jobs: int, out: Path) -> Path:
     return simulate(seed, own, (320, 240), 1.0, duration_s, 1, jobs, 0.25, folder)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from training.simulate import simulate
 
     if not (args.worlds or args.layouts or args.seeds or args.demos):
@@ -194,7 +190,6 @@ def run(args: argparse.Namespace) -> int:
     if args.keep:
         merge(args.out / 'dense.json', RESULT)
     print(f'\n{args.out / "dense.json"}, {args.out / "frames.csv.gz"}')
-    return 0
 
 
 if __name__ == '__main__':

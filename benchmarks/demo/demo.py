@@ -32,9 +32,10 @@ from benchmarks.demo.summary import (
     print_summary,
     write_json,
 )
-from crossview_localizer.parameter_file import read_parameters
+from crossview_localizer.command import run_command
 from crossview_localizer.evaluation import pose_metrics
 from crossview_localizer.evaluation.pose_metrics import Comparison
+from crossview_localizer.parameter_file import read_parameters
 from crossview_localizer.trajectory import TRUTH_MAX_GAP_S
 
 WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
@@ -300,27 +301,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    # SIGTERM must leave by way of the contexts that stop the ROS processes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return run_command(build_parser(), argv, _run, more_errors=(RosRunError, KeyError))
+
+
+def _run(arguments: argparse.Namespace) -> None:
     if arguments.duration_s is None:
         arguments.duration_s = QUICK_DRIVE_S if arguments.quick else DRIVE_S
     if not (0 <= arguments.seed < 10**9 and 10.0 <= arguments.duration_s <= 3600.0):
-        parser.error(f'--seed {arguments.seed} --duration-s {arguments.duration_s}; expected a '
-                     'seed of 0 to 999,999,999 and 10 to 3600 s')
-    # SIGTERM must leave by way of the contexts that stop the ROS processes.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        if arguments.pool:
-            print_pool(arguments.pool, arguments.json)
-        else:
-            run_demo(
-                arguments.out.resolve(), arguments.seed, arguments.duration_s,
-                stages.QUICK_CITY_M if arguments.quick else stages.CITY_M,
-                arguments.weights.resolve(), arguments.keep, arguments.controls)
-    except (RosRunError, ValueError, OSError, KeyError) as error:
-        print(f'demo: error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('demo: interrupted', file=sys.stderr)
-        return 130
-    return 0
+        raise ValueError(
+            f'--seed {arguments.seed} --duration-s {arguments.duration_s}; expected a seed of 0 '
+            'to 999,999,999 and 10 to 3600 s')
+    if arguments.pool:
+        print_pool(arguments.pool, arguments.json)
+        return
+    run_demo(
+        arguments.out.resolve(), arguments.seed, arguments.duration_s,
+        stages.QUICK_CITY_M if arguments.quick else stages.CITY_M,
+        arguments.weights.resolve(), arguments.keep, arguments.controls)

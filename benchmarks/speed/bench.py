@@ -15,7 +15,6 @@ import os
 from pathlib import Path
 import platform
 import statistics
-import sys
 import time
 
 import torch
@@ -25,6 +24,7 @@ from benchmarks.results import DOCS
 from benchmarks.ros_domain import keep_to_this_machine
 from benchmarks.speed import live_path, map_speed, node_cost, page, peers, training_speed
 from benchmarks.speed.world import BenchWorld, IMAGE_TOPIC, make_bench_world
+from crossview_localizer.command import run_command
 
 RESULT = DOCS / 'results/bench.json'
 PACKAGES = ('torch', 'numpy', 'opencv-python-headless', 'onnxruntime', 'faiss-cpu', 'filterpy')
@@ -131,18 +131,11 @@ def main(argv: list[str] | None = None) -> int:
                         help='maps up to this size are written in full (default 1)')
     parser.add_argument('--tiles-km2', type=float, default=100.0, metavar='KM2',
                         help='largest map of the tile network (default 100)')
-    arguments = parser.parse_args(argv)
-    try:
-        return _run(arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f'bench: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('bench: interrupted; --resume goes on from here', file=sys.stderr)
-        return 130
+    return run_command(parser, argv, _run, 'interrupted; --resume goes on from here',
+                       more_errors=(RuntimeError,))
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> None:
     if arguments.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('no CUDA device was found; use --device cpu')
     if arguments.repeats < 1:
@@ -191,4 +184,3 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json == RESULT:
         page.write(DOCS)
     print(f'{arguments.json}: {time.perf_counter() - begin_s:.0f} s')
-    return 0

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks import REPOSITORY
+from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
@@ -80,11 +81,13 @@ def main(argv: list[str] | None = None) -> int:
         epilog='example: python -m benchmarks.speed.gpu_check')
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
     parser.add_argument('--runs', type=int, default=300)
-    arguments = parser.parse_args(argv)
+    return run_command(parser, argv, _run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.device == 'cuda' and not torch.cuda.is_available():
-        print('gpu_check: no CUDA device was found; expected one, or --device cpu to try the '
-              'script itself', file=sys.stderr)
-        return 2
+        raise ValueError(
+            'no CUDA device was found; expected one, or --device cpu to try the script itself')
     found = measure(arguments.device, arguments.runs)
     if arguments.device == 'cuda':
         found['gpu'] = {'name': torch.cuda.get_device_name(),

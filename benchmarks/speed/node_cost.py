@@ -13,6 +13,7 @@ import sys
 import time
 
 from benchmarks import REPOSITORY
+from crossview_localizer.command import run_command
 
 WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 STEPS = ('window', 'resize', 'upload', 'forward', 'match', 'pose', 'whole')
@@ -116,18 +117,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--network', choices=('torch', 'onnx', 'both'), default='both')
     parser.add_argument('--seconds', type=float, default=60.0, metavar='S',
                         help='read so much of the bag (default 60)')
-    arguments = parser.parse_args(argv)
+    return run_command(parser, argv, _run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     inputs = arguments.map, arguments.bag, arguments.image_topic
     try:
         if arguments.network == 'both':
             found = measure(*inputs, arguments.seconds)
         else:
             found = cost(*inputs, arguments.network, arguments.seconds)
-        print(json.dumps(found))
-    except (ValueError, OSError, subprocess.CalledProcessError) as error:
-        print(f'node_cost: {getattr(error, "stderr", "") or error}', file=sys.stderr)
-        return 2
-    return 0
+    except subprocess.CalledProcessError as error:
+        raise ValueError(error.stderr or str(error)) from error
+    print(json.dumps(found))
 
 
 if __name__ == '__main__':

@@ -31,6 +31,7 @@ import numpy as np
 
 from crossview_localizer.bags import robotcar, robotcar_images, robotcar_tracks
 from crossview_localizer.camera.views import camera_view, CAMERA_VIEW_PX
+from crossview_localizer.command import run_command
 from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid, wrap_angle
 from training.data.datasets import Places, read_rgb, read_some, tile_around
@@ -440,27 +441,29 @@ def main(arguments=None) -> int:
         'georeference', help='satellite_map_new.png to a GeoTIFF in UTM 30N')
     georeference.add_argument('png', type=Path)
     georeference.add_argument('out', type=Path)
-    args = parser.parse_args(arguments)
-    try:
-        if args.command == 'georeference':
-            residual_px = georeference_stitched_map(args.png, args.out)
-            print(f'{args.out}: the control points fit within {residual_px:.2f} px')
-            return 0
-        parts = [read_split(path, split) for split in SPLITS for path in getattr(args, split)]
-        if not parts:
-            raise ValueError('no split file given; expected --train, --val or --test')
-        places = oxford_places(join(parts), args.root, imagery=args.imagery)
-        for split in SPLITS:
-            mine = places.split == split
-            print(f'{split}: {mine.sum()} places of {len(np.unique(places.drive[mine]))} drives, '
-                  f'{places.has_ground[mine].sum()} with a ground image')
-        for note in places.notes:
-            print(note)
-        print(f'{read_some(places, np.flatnonzero(places.has_ground))} pairs of images were read')
-    except (ValueError, OSError) as error:
-        print(f'oxford: {error}', file=sys.stderr)
-        return 2
-    return 0
+    check.set_defaults(work=check_splits)
+    georeference.set_defaults(work=georeference_map)
+    return run_command(parser, arguments, lambda args: args.work(args))
+
+
+def georeference_map(args: argparse.Namespace) -> None:
+    residual_px = georeference_stitched_map(args.png, args.out)
+    print(f'{args.out}: the control points fit within {residual_px:.2f} px')
+
+
+def check_splits(args: argparse.Namespace) -> None:
+    """Read the split files and some pairs of images, and print what is there."""
+    parts = [read_split(path, split) for split in SPLITS for path in getattr(args, split)]
+    if not parts:
+        raise ValueError('no split file given; expected --train, --val or --test')
+    places = oxford_places(join(parts), args.root, imagery=args.imagery)
+    for split in SPLITS:
+        mine = places.split == split
+        print(f'{split}: {mine.sum()} places of {len(np.unique(places.drive[mine]))} drives, '
+              f'{places.has_ground[mine].sum()} with a ground image')
+    for note in places.notes:
+        print(note)
+    print(f'{read_some(places, np.flatnonzero(places.has_ground))} pairs of images were read')
 
 
 if __name__ == '__main__':

@@ -4,6 +4,8 @@ import argparse
 import os
 import sys
 
+from crossview_localizer.command import run_command
+
 for _name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
     os.environ.setdefault(_name, '1')  # parallel over frames, not inside them
 
@@ -45,23 +47,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--route-m', type=float, default=0.0,
                         help='length of one route that all traversals drive (default: each its '
                         'own); give a duration that suffices')
-    arguments = vars(parser.parse_args(argv))
+    return run_command(
+        parser, argv, _simulate, 'interrupted; the same command goes on from here')
 
+
+def _simulate(arguments: argparse.Namespace) -> None:
     import cv2
 
     from . import make_world
 
     cv2.setNumThreads(1)
-    try:
-        names = make_world(arguments.pop('out'), arguments.pop('seed'), **arguments)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted; the same command goes on from here', file=sys.stderr)
-        return 130
+    options = vars(arguments)
+    names = make_world(options.pop('out'), options.pop('seed'), **options)
     print('simulated traversals: ' + ' '.join(names))
-    return 0
 
 
 if __name__ == '__main__':
