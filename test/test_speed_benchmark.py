@@ -175,7 +175,8 @@ def test_the_table_has_a_line_for_every_number():
 
 
 @pytest.mark.parametrize('arguments, says', [
-    (['--only', 'speed'], 'expected some of'), (['--json', '/dev/null/x/bench.json'], 'speed: error: ')])
+    (['--only', 'speed'], 'expected some of'),
+    (['--json', '/dev/null/x/bench.json'], 'speed: error: ')])
 def test_a_wrong_argument_ends_with_one_line(arguments, says, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, 'parts', lambda *_: {'peers': dict})
     assert bench.main([*arguments, '--out', str(tmp_path)]) == 2
