@@ -127,7 +127,7 @@ def test_the_page_says_which_goals_are_reached_and_which_are_missed(tmp_path):
     assert 'reached' in lines['opening any of the maps, s']
     assert 'missed' in lines['warm window at 30 m/s, p99 ms']                         # 9 of 5
     assert 'Nothing was measured on a GPU' in text
-    assert 'takes 2.50 times' in text
+    assert '2.50 times as long as the' in text
     assert '500.00' in lines['resident memory of the node, torch, 10 Hz, MB']
     assert 'missed' in lines['p50 of the live path, torch, 10 Hz, / bare forward pass']   # 4.44
     assert 'one run' in text
@@ -146,7 +146,7 @@ def test_of_several_rounds_the_page_shows_medians_and_how_far_they_spread(tmp_pa
     assert found['window']['warm'] == {'p50_ms': 1.0, 'p95_ms': 2.0, 'p99_ms': 4.5}
     text = page.page(found)
     [line] = [line for line in text.splitlines() if line.startswith('| warm window')]
-    assert '4.50 | 4, 6 | reached' in line and 'medians of 3 rounds' in text
+    assert '4.50 | 4.00 to 6.00 | reached' in line and 'medians of 3 rounds' in text
 
 
 def test_rounds_of_lists_texts_and_names_that_one_lacks_become_one():
