@@ -66,7 +66,8 @@ def calibration():
         width=made.WIDTH_PX, height=made.HEIGHT_PX, distortion_model='plumb_bob'), 0.0, 'camera')
     info.k = [120.0, 0.0, made.WIDTH_PX / 2, 0.0, 120.0, made.HEIGHT_PX / 2, 0.0, 0.0, 1.0]
     info.d = [0.0] * 5
-    return [('/tf_static', -1.0, made.static_transforms(ANTENNA_X_M)), ('/camera/camera_info', -1.0, info)]
+    return [('/tf_static', -1.0, made.static_transforms(ANTENNA_X_M)),
+            ('/camera/camera_info', -1.0, info)]
 
 
 @pytest.fixture
