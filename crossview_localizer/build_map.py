@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ValueError(f'{out} cannot be written; expected a map, or a new name, in a folder '
                          'that exists')
     if arguments.update and not out.is_dir():
-        raise ValueError(f'--update changes a map that is a folder; {out} is none')
+        raise ValueError(f'--update changes a map that is a folder; {out} is not one')
     frame = LocalFrame(*arguments.origin) if arguments.origin else None
     imagery = Imagery.open(arguments.imagery, frame)
     for line in (*imagery.crs_accuracy, *imagery.notes):
@@ -134,7 +134,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _absolute(path: str | Path) -> str:
-    """The same for workers in other folders; what is no file, as an address, stays as it is."""
+    """A path that also holds for workers in other folders; an address stays as it is."""
     return str(Path(path).resolve()) if Path(path).exists() else str(path)
 
 

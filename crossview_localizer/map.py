@@ -1,4 +1,4 @@
-"""Look into an embedding map, export it as a GeoTIFF, or convert one of the old format."""
+"""Look into an embedding map, export it as a GeoTIFF, or convert one in the old format."""
 
 import argparse
 from pathlib import Path
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
             ('info', _info, 'print what a map holds'),
             ('export', _export,
              'write three principal components of the descriptors as a GeoTIFF'),
-            ('convert', _convert, 'write a map of the old format as one of the new')):
+            ('convert', _convert, 'write a map in the old format as one in the new')):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument('map', help='a folder, a zip file, or an address')
         if name != 'info':
@@ -62,7 +62,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     if not is_old_map(Path(arguments.map)):
-        raise ValueError(f'{arguments.map} is no map of the old format')
+        raise ValueError(
+            f'{arguments.map} is not a map in the old format; only such maps are converted')
     found = EmbeddingMap.open(arguments.map)
     size = found.tiles.descriptors.shape[1]
     # The dense networks of the old format had 16 bands.
@@ -72,8 +73,8 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _opened(path: str) -> MapStore:
     if is_old_map(Path(path)):
-        raise ValueError(f'{path} is of the old format; make a new one of it: map convert '
-                         f'{path} --out NEW.map')
+        raise ValueError(f'{path} is in the old format; convert it first: map convert {path} '
+                         '--out NEW.map')
     return MapStore.open(path)
 
 

@@ -1,9 +1,9 @@
 """Adapt the dense matcher to drives of one's own, without precise truth.
 
 The drives are smoothed from GNSS and odometry (``data/own_drives``).  Training maximises the
-likelihood of the images over all places where the vehicle may have been, and finds a slow offset
-for each drive on the way (``recipes/smoothed_drives``).  The best weights on held-out stretches
-are kept if they are a gain there (``evaluation/held_out``); else there is no file.
+likelihood of the images over all places where the vehicle may have been, and meanwhile finds a
+slow offset for each drive (``recipes/smoothed_drives``).  The best weights on held-out stretches
+are written if they are better there than the first ones (``evaluation/held_out``).
 """
 
 import argparse
@@ -48,7 +48,7 @@ SCORING_SHARE = 0.6
 
 
 class NoGain(ValueError):
-    """The adapted weights are no gain; the message says why."""
+    """The adapted weights are not better; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Adaptation:
 def adapt(adaptation: Adaptation, ranks: Ranks = ALONE) -> dict[str, dict]:
     """Train, fit the confidence, and judge: the rows before and after, as ``summary`` gives them.
 
-    Raises NoGain where ``adaptation.weights`` are no gain on the held-out stretches.
+    Raises NoGain if ``adaptation.weights`` are not better on the held-out stretches.
     """
     network = network_to_begin_with(adaptation.init)
     recipe = SmoothedDriveRecipe(
@@ -100,8 +100,8 @@ def adapt(adaptation: Adaptation, ranks: Ranks = ALONE) -> dict[str, dict]:
         return {}
     recipe.finish(adaptation.weights)
     first, count = load_network(adaptation.init), adaptation.held_out_frames
-    # Where a held-out frame was is told by GNSS, odometry, and what the first weights see on the
-    # other stretches: neither by its own image nor by the weights that are to be judged.
+    # The pose of a held-out frame comes from GNSS, odometry, and the matches of the first weights
+    # on the other stretches: neither its own image nor the weights to be judged decide it.
     _, offsets = estimate_offsets(
         first, recipe.files, adaptation.offsets, first.config.match_errors, seen=1)
     held_out = CorrectedWorlds(recipe.files[1], *offsets)
@@ -131,7 +131,7 @@ def network_to_begin_with(init: Path) -> DenseNetwork:
 
 def planned_steps(adaptation: Adaptation, network: DenseNetwork, recipe: SmoothedDriveRecipe,
                   config: TrainConfig, ranks: Ranks) -> int:
-    """How many steps the run has, which a run that goes on takes over; prints the time."""
+    """Plan the number of steps and print the time, or take over the plan of a stopped run."""
     plan = adaptation.work / 'plan.json'
     if ranks.rank == 0 and not plan.is_file():
         step_s = seconds_per_step(network, recipe, config, ranks)
@@ -162,7 +162,7 @@ def planned_steps(adaptation: Adaptation, network: DenseNetwork, recipe: Smoothe
 
 
 def asked(adaptation: Adaptation) -> dict:
-    """The options with which a run that goes on was begun; others are checked where they act."""
+    """The options that a run must share with the stopped run that it continues."""
     return {'--steps': adaptation.steps, '--hours': adaptation.hours,
             '--init': fingerprint_of(adaptation.init),
             '--mix': [path.name for path in adaptation.places]}
@@ -255,7 +255,8 @@ def main(arguments=None) -> int:
                         help='weights to begin with (default: those shipped)')
     parser.add_argument('--hours', type=float, default=4.0,
                         help='time that training may take (default 4)')
-    parser.add_argument('--steps', type=int, default=0, help='so many steps, whatever they take')
+    parser.add_argument('--steps', type=int, default=0,
+                        help='number of training steps (default: as many as --hours allow)')
     parser.add_argument('--mix', type=Path, metavar='PLACES',
                         help='rendered places (training.render_places), against forgetting')
     parser.add_argument('--freeze', action='store_true',

@@ -102,7 +102,7 @@ def main(arguments=None) -> int:
     parser.add_argument('--pairs', type=Path, default=default_folder(),
                         help='folder of real pairs (default $CROSSVIEW_DATA/real_pairs)')
     parser.add_argument('--count', type=int, default=300, help='simulated frames')
-    parser.add_argument('--every', type=int, default=2, help='only each so manieth real view')
+    parser.add_argument('--every', type=int, default=2, help='score only every N-th real view')
     parser.add_argument('--out', type=Path, required=True, help='weights file to write')
     return run_command(parser, arguments, run)
 

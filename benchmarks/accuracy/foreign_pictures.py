@@ -113,7 +113,7 @@ def drive(network, embedding_map, views: list[View], seed: int) -> dict[str, flo
 
 
 def run_drives(network, data: Path, sets: dict[str, list[View]]) -> list[dict]:
-    """A drive for each overhead picture and each set whose pictures are of elsewhere."""
+    """A drive for each overhead picture and each set of pictures of other places."""
     plan = [(name, overhead, shown) for name, overhead in overheads(data, sets).items()
             for shown, views in sets.items()
             if views[0].overhead is not overhead and len(views) >= MIN_VIEWS]
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
     drives = run_drives(load_dense(args.weights), args.pairs.parent, views_by_set(args.pairs))
     if not drives:
         print(f'no drives: no overhead picture has {MIN_SIDE_M:.0f} m a side beside a set of '
-              f'{MIN_VIEWS} views of elsewhere')
+              f'{MIN_VIEWS} views of other places')
         return
     for row in drives:
         print(', '.join(f'{key} {value:.2f}' if isinstance(value, float) else f'{key} {value}'

@@ -40,7 +40,7 @@ from training.evaluation.overhead_raster import describe, RasterMatcher
 from training.evaluation.pose_benchmark import signed_errors
 from training.recipes.dense_groups import prior_about, uniform_window
 
-PRIORS = 3                 # a view
+PRIORS = 3                 # for each view
 SURE_AND_WRONG_M = 5.0     # an error above this and the label's accuracy
 NEAR_M = 2.0               # of the label, or within its accuracy where that is worse
 FLAT_SHARE = 0.05          # of answers that say nothing, as in evidence.frame_evidence_nats
@@ -61,7 +61,7 @@ class Answer:
     prior: PoseEstimate
     estimate: PoseEstimate
     ambiguous: bool
-    dof: float              # of the Student t that the estimate is said to err by
+    dof: float              # of the Student t distribution claimed for the error
     evidence_nats: float
 
 
@@ -130,7 +130,7 @@ def match_views(
 
 
 def exchanged(views: list[View]) -> list[View | None]:
-    """For each view one of the set's next place; None, for a grey one, if there is no other."""
+    """For each view a view of the next place of the set; None, for grey, if there is one place."""
     places: dict[int, list[View]] = {}
     for view in views:
         places.setdefault(id(view.overhead), []).append(view)
@@ -239,7 +239,7 @@ def old_network(path: Path | None):
                                   stdout=file, stderr=subprocess.DEVNULL, check=False)
         if done.returncode == 0:
             return load_dense(copy)
-    print(f'row weights_{OLD_COMMIT} is left out: this is no git clone with that commit')
+    print(f'row weights_{OLD_COMMIT} is left out: this is not a git clone with that commit')
     return None
 
 
@@ -348,7 +348,7 @@ def main(arguments=None) -> int:
                         help=f'of row weights_{OLD_COMMIT} (default: what git has)')
     parser.add_argument('--sets', nargs='+', help='only these')
     parser.add_argument('--rows', nargs='+', help='only these')
-    parser.add_argument('--every', type=int, default=1, help='only each so manieth view')
+    parser.add_argument('--every', type=int, default=1, help='score only every N-th view')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/real',
                         help='folder of real.json and views.csv.gz')
     return run_command(parser, arguments, run)

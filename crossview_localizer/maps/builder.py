@@ -380,7 +380,7 @@ def _put_in_place(folder: Path, out: Path) -> None:
         pack(folder, out)
         shutil.rmtree(folder)
         return
-    if out.is_file():                                  # a map of the old format
+    if out.is_file():                                  # a map in the old format
         out.unlink()
     with write_atomically(out) as writing:
         folder.rename(writing)

@@ -365,7 +365,7 @@ class EmbeddingMap:
         """Open a map; one with at most ``preload_bytes`` of descriptors is read as a whole.
 
         ``path`` is a folder, a zip file, an address that fsspec opens, or a file of the old
-        format. Raises OSError if it cannot be read, ValueError if it is no map, damaged, of
+        format. Raises OSError if it cannot be read, ValueError if it is not a map, damaged, of
         another version, or (if a fingerprint is given) made with other weights.
         """
         if '://' not in str(path) and is_old_map(Path(path)):
@@ -415,7 +415,7 @@ def _all_tiles(store: MapStore, device: str | torch.device) -> TilesInMemory:
 def read_orthophoto(path: str | Path) -> tuple[np.ndarray, MapGrid] | None:
     """The picture of a map, as from ``EmbeddingMap.orthophoto``; descriptors stay unread.
 
-    Raises OSError if the map cannot be read and ValueError if it is no map or damaged.
+    Raises OSError if the map cannot be read and ValueError if it is not a map or damaged.
     """
     if '://' not in str(path) and is_old_map(Path(path)):
         found = read_old_map(Path(path))

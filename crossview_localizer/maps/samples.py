@@ -28,7 +28,7 @@ FRINGE_DARK = 24
 
 
 class Lost(IntEnum):
-    """Why a pixel is no imagery."""
+    """Why a pixel shows no imagery."""
 
     OUTSIDE = -1
     NODATA = -2
@@ -94,7 +94,7 @@ class Samples:
         return self._pixels(values, lost), lost
 
     def _without_data(self, values: np.ndarray) -> np.ndarray:
-        """Where all colours have the nodata value, or one is no number."""
+        """Where all colours have the nodata value, or one is NaN."""
         found = np.zeros(values.shape[1:], bool)
         if all(value is not None for value in self.nodata):
             found = np.all([band == value for band, value in zip(values, self.nodata)], axis=0)
@@ -121,7 +121,7 @@ class Samples:
 def _collar(values: np.ndarray, value: float, side: int, lost: np.ndarray) -> np.ndarray:
     """Pixels (H, W) of squares of one value, and those beside them that are nearly black or white.
 
-    What lies outside the array, and what is no imagery anyway, counts as collar.
+    Pixels outside the array, and those that show no imagery anyway, count as collar.
     """
     def near(tolerance: float) -> np.ndarray:
         return (np.abs(values.astype(np.float32) - value) <= tolerance).all(0) | lost

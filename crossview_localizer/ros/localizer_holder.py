@@ -35,7 +35,7 @@ class LocalizerHolder:
         self.has_map = False
         self._node_config = node_config
         self._config = config
-        self._report = report  # is told what takes long
+        self._report = report  # prints what takes long
         self._device = ''
         self._values: dict[str, object] = {}
 

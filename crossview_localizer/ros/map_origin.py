@@ -8,7 +8,7 @@ from crossview_localizer.fusion.motion_model import ODOMETRY_MAX_SPEED_MPS
 from crossview_localizer.geometry import distance_on_earth_m
 
 FIXES_TO_AGREE = 3
-# Fixes agree that are no farther apart than this and the way of a fast vehicle between them.
+# Fixes agree if they are no farther apart than this, plus what a fast vehicle drives between them.
 AGREEMENT_M = 100.0
 
 LatLon = tuple[float, float]
