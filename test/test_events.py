@@ -185,7 +185,7 @@ def test_the_true_yaw_is_turned_by_the_convergence_of_the_grid():
     assert np.degrees(pose.yaw_rad) == pytest.approx(np.sin(np.radians(51.76)), abs=1e-3)
     assert pose.x_m == pytest.approx(69_000, rel=0.01)
     position.latitude = float('nan')
-    with pytest.raises(ValueError, match='no place'):
+    with pytest.raises(ValueError, match='not a position'):
         true_pose_from_msg(message, frame)
 
 
