@@ -39,11 +39,11 @@ CONFIG = TrainConfig(
     learning_rate=5e-4, trunk_learning_rate=1.25e-4, weight_decay=1e-4, warmup_steps=50,
     cosine=True, clip_norm=5.0, frozen_stages=2, average_steps=100)
 LIKELIHOOD = PoseLikelihoodConfig(world_share=0.7)
-ALL_STAGES = 99            # of the trunks: nothing but the heads is trained
+ALL_STAGES = 99            # more stages than a trunk has: only the heads are trained
 VALIDATIONS = 10
 FEWEST_STEPS, MOST_STEPS = 100, 6000
 HELD_OUT_FRAMES = 200      # for the table and the decision
-# Time of a frame that is only scored, in that of a frame of a training step.
+# Scoring a frame takes this share of the time of a frame in a training step.
 SCORING_SHARE = 0.6
 
 
@@ -157,7 +157,7 @@ def planned_steps(adaptation: Adaptation, network: DenseNetwork, recipe: Smoothe
              if planned['asked'][name] != value]
     if other:
         raise ValueError(f'{adaptation.work} is of a run with other {", ".join(other)}; expected '
-                         'the same, or delete the folder to begin anew')
+                         'the same, or delete the folder to start again')
     return int(planned['steps'])
 
 

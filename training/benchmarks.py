@@ -32,9 +32,8 @@ from training.evaluation.pose_benchmark import (
     table,
 )
 from training.evaluation.recall import recall
+from training.localize_drives import WEIGHTS
 
-WEIGHTS = (Path(__file__).resolve().parents[1]
-           / 'config/weights/crossview_dense_synthetic.safetensors')
 DEFAULT_ROWS = ('dense', 'prior_centre', 'image_blind')
 CVACT_RADIUS_M = 100.0
 # Recall at 1, 5, 10 and 1 % on CVACT_val: SAFA by its README, Sample4Geo by its paper.

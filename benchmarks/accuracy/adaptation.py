@@ -22,9 +22,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 import torch
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, REPOSITORY
 from benchmarks.accuracy import real_pairs
-from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, save_network
 from training.adapt import (
@@ -55,7 +54,7 @@ SOURCES = {'cvusa': ('cvusa_native', 'cvusa_crop256'), 'cvact': ('cvact_256', 'c
 REAL_ROWS = {'before': (), 'adapted': ('cvusa', 'cvact'), 'cvusa_only': ('cvusa',),
              'cvact_only': ('cvact',)}
 JUDGED_BY = ('dayton', 'london', 'nuscenes')   # how the names of their sets begin
-HELD_OUT_PLACES = 6             # of the real places every sixth is held out
+HELD_OUT_PLACES = 6             # every sixth of the real places is held out
 
 
 # --- simulation
@@ -372,7 +371,7 @@ def main(arguments=None) -> int:
                         help='only these rows of the simulation')
     parser.add_argument('--real-rows', nargs='+', choices=REAL_ROWS, default=list(REAL_ROWS),
                         help='only these rows of the real pictures')
-    parser.add_argument('--init', type=Path, default=WEIGHTS, help='weights to begin with')
+    parser.add_argument('--init', type=Path, default=DENSE_WEIGHTS, help='weights to begin with')
     parser.add_argument('--steps', type=int, default=0,
                         help='steps of each training (default: as many as --hours allow; 400 on '
                         'real pictures)')

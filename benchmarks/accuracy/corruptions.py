@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, REPOSITORY
 from benchmarks.accuracy.frame_estimates import FrameEstimate, summarize
 from benchmarks.accuracy.frame_scene import FrameScene
-from benchmarks.accuracy.single_frames import WEIGHTS
 from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import CameraImage
 from crossview_localizer.networks.checkpoint import load_network
@@ -129,7 +128,7 @@ def main(arguments=None) -> int:
         '--worlds runs/test/world_40*.npz')
     parser.add_argument('--worlds', nargs='+', type=Path, required=True,
                         help='prepared test worlds, as single_frames takes them')
-    parser.add_argument('--weights', type=Path, default=WEIGHTS)
+    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS)
     parser.add_argument('--frames', type=int, default=40, help='frames per world')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'docs/results',
                         help='folder of corruptions.json and corruptions.png')

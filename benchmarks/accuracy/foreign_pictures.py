@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, REPOSITORY
 from benchmarks.accuracy.real_pairs import (
     add_results,
     default_folder,
     load_dense,
     views_by_set,
 )
-from benchmarks.accuracy.single_frames import WEIGHTS
 from benchmarks.fusion.drive_data import Path2D, simulated_gnss, simulated_odometry, stamp_ns
 from benchmarks.fusion.estimates import estimates_of
 from crossview_localizer.bags.replay import feed
@@ -133,7 +132,7 @@ def main(arguments=None) -> int:
     parser.add_argument('--pairs', type=Path, default=default_folder(),
                         help='folder of pairs (default $CROSSVIEW_DATA/real_pairs); orthophotos '
                         'lie beside it')
-    parser.add_argument('--weights', type=Path, default=WEIGHTS, help='of the dense matcher')
+    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS, help='of the dense matcher')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/real',
                         help='folder of real.json, to which the drives are added')
     return run_command(parser, arguments, run)

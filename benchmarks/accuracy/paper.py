@@ -30,7 +30,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 import torch
 
-from benchmarks import REPOSITORY
+from benchmarks import REPOSITORY, TILE_WEIGHTS
 from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, prepare_torch
 from crossview_localizer.networks.safa import ModelConfig, OXFORD
@@ -62,10 +62,9 @@ from training.simulate import simulate
 from training.train_tiles import CVACT_LOSS, LITE
 
 RESULTS = REPOSITORY / 'docs/results'
-SHIPPED = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
 
-RATE_SEED = 1000     # of the short runs that choose a learning rate
-WIDE = ' within 100 m'     # the end of the names of such rows
+RATE_SEED = 1000           # seed of the short runs that choose a learning rate
+WIDE = ' within 100 m'     # ends the names of the rows with the prior of WIDE_M
 RADIUS_M, WIDE_M, TOLERANCE_M = 50.0, 100.0, 5.0
 GOAL_POINTS = 9.0
 TOWNS_APART_M = 10_000.0
@@ -528,7 +527,7 @@ def main(arguments=None) -> int:
                       help='test the shipped weights on a new town; written to --out only')
     parser.add_argument('--world-seed', type=int, default=710,
                         help='seed of that town (default 710)')
-    parser.add_argument('--weights', type=Path, default=SHIPPED, help='for --eval-only')
+    parser.add_argument('--weights', type=Path, default=TILE_WEIGHTS, help='for --eval-only')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--threads', type=int, default=1, help='torch threads')
     return run_command(

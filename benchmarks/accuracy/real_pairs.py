@@ -26,8 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import REPOSITORY
-from benchmarks.accuracy.single_frames import WEIGHTS
+from benchmarks import DENSE_WEIGHTS, REPOSITORY
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
@@ -231,9 +230,9 @@ def old_network(path: Path | None):
     """The network of OLD_COMMIT, from a file or from git; None if neither has it."""
     if path is not None:
         return load_dense(path)
-    name = WEIGHTS.relative_to(REPOSITORY).as_posix()
+    name = DENSE_WEIGHTS.relative_to(REPOSITORY).as_posix()
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / WEIGHTS.name
+        copy = Path(folder) / DENSE_WEIGHTS.name
         with open(copy, 'wb') as file:
             done = subprocess.run(['git', '-C', str(REPOSITORY), 'show', f'{OLD_COMMIT}:{name}'],
                                   stdout=file, stderr=subprocess.DEVNULL, check=False)
@@ -341,7 +340,7 @@ def main(arguments=None) -> int:
         '--rows dense prior_centre')
     parser.add_argument('--pairs', type=Path, default=default_folder(),
                         help='folder of pairs (default $CROSSVIEW_DATA/real_pairs)')
-    parser.add_argument('--weights', nargs='+', type=Path, default=[WEIGHTS],
+    parser.add_argument('--weights', nargs='+', type=Path, default=[DENSE_WEIGHTS],
                         help='of the dense matcher; the first are row "dense" and those of the '
                         'controls, each further file is a row of its own')
     parser.add_argument('--old-weights', type=Path,

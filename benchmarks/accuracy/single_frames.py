@@ -1,11 +1,11 @@
 """Errors of single frames of the dense matcher in simulated cities that it never saw.
 
-They stand beside those of the paper's matcher and of controls. Protocol: another day than the
-orthophoto's; a prior that is off by up to 18.5 m on each axis and 10 degrees; images of 231 x 154;
-frames at least 5 m apart. The paper's matcher has tiles 1.5 m apart and the temperature that was
-fitted on validation drives. ``shuffled_images`` is the dense matcher with the image of another
-frame at least 200 m away (in a short drive, the farthest one); ``blind_trained``, if its weights
-are given, is a network that was trained on grey images; ``image_blind`` is the better of the two.
+The table also has the paper's matcher and controls.  Protocol: images of 231 x 154 px, on another
+day than the orthophoto, at least 5 m apart; the prior is off by up to 18.5 m on each axis and by
+up to 10 degrees.  The paper's matcher has tiles 1.5 m apart and the temperature that was fitted on
+validation drives.  ``shuffled_images`` is the dense matcher with the image of a frame at least
+200 m away (in a short drive, of the farthest frame); ``blind_trained``, if its weights are given,
+is a network that was trained on grey images; ``image_blind`` is the better of the two.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sys
 import numpy as np
 import torch
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, REPOSITORY, TILE_WEIGHTS
 from benchmarks.accuracy.frame_estimates import (
     FrameEstimate,
     read_estimates,
@@ -27,17 +27,16 @@ from benchmarks.accuracy.frame_estimates import (
     with_image_blind,
     write_estimates,
 )
-from benchmarks.accuracy.frame_trials import PAPER_WEIGHTS, run_trials, WeightsFiles, world_part
+from benchmarks.accuracy.frame_trials import run_trials, WeightsFiles, world_part
 from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.parameter_file import read_parameters
 from training.data.datasets import load_world
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 RESULT = REPOSITORY / 'docs/results/dense.json'
-LAYOUT_S = 240.0              # of a real layout's trajectory are driven, or less,
-LAYOUT_SIDE_M = 1000.0        # if the town would be larger than this
+# A real layout is driven for LAYOUT_S, or less if its town would be wider than LAYOUT_SIDE_M.
+LAYOUT_S, LAYOUT_SIDE_M = 240.0, 1000.0
 WARPED_FRAMES = 60            # per world
 
 
@@ -106,8 +105,8 @@ def main(arguments=None) -> int:
                         help='render these worlds first, into OUT')
     parser.add_argument('--layout-seed', type=int, default=1,
                         help='seed of what a layout leaves open: heights, looks, days (default 1)')
-    parser.add_argument('--weights', type=Path, default=WEIGHTS)
-    parser.add_argument('--paper-weights', type=Path, default=PAPER_WEIGHTS)
+    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS)
+    parser.add_argument('--paper-weights', type=Path, default=TILE_WEIGHTS)
     parser.add_argument('--blind-weights', type=Path,
                         help='weights of training.train_dense --image-blind')
     parser.add_argument('--frames', type=int, help='at most so many frames per world')
@@ -163,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
             ('synthetic', worlds, None, args.frames), ('warped', worlds, 5, warped_count),
             ('real_layout', layouts, None, args.frames))}
     run_trials([world for part in parts.values() for world in part], files, args.jobs,
-                 args.threads)
+               args.threads)
     every, hashes = [], {}
     for part, found in parts.items():
         estimates = with_image_blind([

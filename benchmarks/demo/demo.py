@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, TILE_WEIGHTS
 from benchmarks.demo import ros_run, stages
 from benchmarks.demo.exchanged_images import exchange_images, far_images
 from benchmarks.demo.ros_run import finish_ros_run, RosRun, RosRunError, start_ros_run
@@ -38,9 +38,6 @@ from crossview_localizer.evaluation.pose_metrics import Comparison
 from crossview_localizer.parameter_file import read_parameters
 from crossview_localizer.trajectory import TRUTH_MAX_GAP_S
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
-# Raw correlation takes the tile size and the temperature of these weights.
-TILE_WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
 MARKER = 'demo.json'
 STAGE_OUTPUTS = (
     'world', 'bag', 'world_elsewhere', 'bag_elsewhere', 'bag_blind', 'maps', 'run', 'run_blind',
@@ -96,7 +93,7 @@ def localize_controls(
     from crossview_localizer.localizer import load_localizer
     from crossview_localizer.networks.checkpoint import load_network
 
-    rows = {}
+    rows = {}   # a control takes the tile size and the temperature of the weights ``like``
     for name, kind, like in (('raw_correlation', 'raw_correlation', TILE_WEIGHTS),
                              ('random_init', 'random_init:1', weights)):
         map_path = out / f'maps/{name}.map'
@@ -288,7 +285,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--controls', action='store_true', help='add the rows image_blind, raw_correlation and '
         'random_init, which take longer than all the rest')
     parser.add_argument(
-        '--weights', type=Path, default=WEIGHTS, help='network weights (default: those shipped)')
+        '--weights', type=Path, default=DENSE_WEIGHTS,
+        help='network weights (default: those shipped)')
     parser.add_argument(
         '--keep', action='store_true',
         help='use the simulated drive and bag of an earlier run with the same arguments again')

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import torch
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS
 from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
@@ -21,7 +21,6 @@ from crossview_localizer.matching.dense_matcher import DenseMatcher, HalfGround
 from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.networks.checkpoint import load_network
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 PRIOR = PoseEstimate(0, Pose2D(0.0, 0.0, 0.3), np.diag([4.0, 4.0, 4e-4]))
 SEARCH = SearchWindow(15.0, 0.07)
 # Largest difference of log-probabilities from the CPU's.
@@ -50,7 +49,7 @@ def measure(device: str, runs: int) -> dict[str, dict]:
     torch.set_num_threads(1)
     image, found, expected = random_image(), {}, None
     for name, place in (('cpu', 'cpu'), ('float32', device), ('half', device)):
-        network = load_network(WEIGHTS, place)
+        network = load_network(DENSE_WEIGHTS, place)
         matcher = DenseMatcher(network, place, HalfGround(network) if name == 'half' else None)
         window, times_ms = random_window(network.config, place), []
         for _ in range(runs + 3):

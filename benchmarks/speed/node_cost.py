@@ -12,10 +12,9 @@ import subprocess
 import sys
 import time
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, REPOSITORY
 from crossview_localizer.command import run_command
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 STEPS = ('window', 'resize', 'upload', 'forward', 'match', 'pose', 'whole')
 
 
@@ -76,7 +75,7 @@ def cost(map_path: Path, bag: Path, image_topic: str, way: str, seconds_s: float
     from crossview_localizer.ros.localizer_holder import return_free_memory
 
     localizer = load_localizer(
-        map_path, WEIGHTS, LocalizerConfig(), onnx_path=AUTO if way == 'onnx' else '',
+        map_path, DENSE_WEIGHTS, LocalizerConfig(), onnx_path=AUTO if way == 'onnx' else '',
         report=lambda text: None)
     return_free_memory()
     note('network and map')

@@ -7,7 +7,8 @@ import numpy as np
 from scipy.signal import fftconvolve
 import torch
 
-from benchmarks.speed.world import BenchWorld, percentiles_ms, repeated_s, TILE_WEIGHTS, WEIGHTS
+from benchmarks import DENSE_WEIGHTS, TILE_WEIGHTS
+from benchmarks.speed.world import BenchWorld, percentiles_ms, repeated_s
 from crossview_localizer.bags.drive import Drive, read_drive
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import GnssFix, Heatmap, OdometrySample, PoseEstimate
@@ -39,7 +40,7 @@ def measure(world: BenchWorld, device: str, smoke: bool) -> dict:
              'filter': kalman_filter}
     with torch.inference_mode():
         found = {name: part(device, runs) for name, part in parts.items()}
-    frame = EmbeddingMap.open(world.map, 'cpu', load_network(WEIGHTS).fingerprint).frame
+    frame = EmbeddingMap.open(world.map, 'cpu', load_network(DENSE_WEIGHTS).fingerprint).frame
     return found | {'drive': filter_drive(read_drive(world.bag, frame))}
 
 
@@ -55,7 +56,7 @@ def networks(device: str, runs: int) -> dict:
         return percentiles_ms(repeated_s(whole, runs, 2))
 
     found = {}
-    dense = load_network(WEIGHTS, device)
+    dense = load_network(DENSE_WEIGHTS, device)
     inputs = [x.to(device) for x in (
         torch.rand(1, 3, 128, 224, generator=generator), torch.rand(1, 4, 128, 128),
         torch.rand(1, len(dense.config.heights_m), 64, 64, 2) * 2.4 - 1.2)]
@@ -107,7 +108,7 @@ def tile_match(device: str, runs: int) -> dict:
 
 def dense_match(device: str, runs: int) -> dict:
     """The correlation of five turned views with a window of 15 m each way."""
-    network = load_network(WEIGHTS)
+    network = load_network(DENSE_WEIGHTS)
     config = network.config
     side = 61 + config.patch_cells - 1
     generator = torch.Generator().manual_seed(0)

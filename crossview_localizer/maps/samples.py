@@ -18,11 +18,11 @@ from rasterio.windows import Window
 SAMPLE_PX = 256         # side of a sample from overviews
 SPOTS = 5               # per side; without overviews so many spots of SPOT_PX are sampled
 SPOT_PX = 64
-CUT_PERCENT = 1.0       # of the values are cut at each end where they are not 8-bit
+CUT_PERCENT = 1.0       # share of values cut at each end when those of other types are stretched
 COLLAR_PX = 32          # a collar holds a square of this side, of one value
-COLLAR_SHARE = 0.1      # of the outline of a file: its collar is spoken of
-FRINGE_PX = 8           # beside a collar compression leaves values that are nearly its own
-DIM = 15                # 8-bit values that are all up to here are classes or bits, and stretched
+COLLAR_SHARE = 0.1      # a collar along this share of the outline of a file is reported
+FRINGE_PX = 8           # width of the band beside a collar that compression has changed a little
+DIM = 15                # 8-bit values of at most this are classes or bits, and are stretched
 DARK = 3                # 8-bit values up to here may be a black collar
 FRINGE_DARK = 24
 

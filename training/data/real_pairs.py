@@ -33,8 +33,8 @@ SUFFIXES = ('.png', '.jpg', '.jpeg')
 # Height of a Street View car's camera above the road: 2.7 to 2.9 m in CVACT and Dayton, whose
 # scales are known, by laying the flat-ground view over the overhead picture.
 STREET_VIEW_HEIGHT_M = 2.8
-CVACT_TILE_M = 1200 * 0.0609      # an original tile;
-CVACT_ALIGNED_SHARE = 206 / 256   # those of 256 pixels are aligned crops of it (Shi et al., 2022)
+CVACT_TILE_M = 1200 * 0.0609      # side of an original tile
+CVACT_ALIGNED_SHARE = 206 / 256   # tiles of 256 pixels are aligned crops (Shi et al., 2022)
 CVACT_ACCURACY_M = 2.0
 CVUSA_PX_M = 0.23                 # 0.2986 cos(latitude) with the latitude unknown: +-12 percent
 CVUSA_DEG_PER_PX = 360.0 / 1232
