@@ -533,7 +533,7 @@ def run_page_command(module: str, description: str, write_page: Callable[[Path],
     """Run the command that writes a page in a folder of documents and prints its path."""
     parser = argparse.ArgumentParser(
         prog=f'python -m {module}', description=description, epilog=f'example: python -m {module}')
-    parser.add_argument('--docs', type=Path, default=DOCS)
+    parser.add_argument('--docs', type=Path, default=DOCS, help='folder of the documents')
 
     def work(args: argparse.Namespace) -> None:
         try:

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
                        help='along this drive: a bag with a NavSatFix topic, a GPX, KML or '
                        'GeoJSON file, or a CSV '
                        'with latitude and longitude (as gps.csv, ins.csv and rtk.csv of RobotCar)')
-    where.add_argument('--area', action='store_true', help='all of the imagery')
+    where.add_argument('--area', action='store_true', help='over all of the imagery')
     parser.add_argument('--topic', help='NavSatFix topic of the bag, if it has several')
     parser.add_argument('--corridor-m', type=float, metavar='M', help='tiles whose centre is this '
                         'close to the route (default: 25, dense 60)')
@@ -44,10 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--update', action='store_true', help='change the map OUT only where the '
                         'imagery has changed; the other arguments are those it was built with')
     parser.add_argument('--float16', action='store_true',
-                        help='store descriptors in 16 bits, not 8; the map is twice as large')
+                        help='store descriptors in 16 bits, not 8: the map is twice as large')
     parser.add_argument('--batch', type=int, default=16, metavar='N',
                         help='tiles per forward pass (default 16)')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--threads', type=int, metavar='N', help='CPU threads of torch')
     parser.add_argument('--workers', type=int, default=1, metavar='N',
                         help='processes of this machine that share the work (default 1)')
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
                         'tcp://HOST:PORT of its scheduler, or a scheduler file; its workers see '
                         'the same paths')
     parser.add_argument('--max-tiles', type=int, default=200_000, metavar='N',
-                        help='refuse more (default 200000)')
+                        help='refuse a map of more tiles (default 200000)')
     parser.add_argument('--max-crs-error', type=float, default=0.5, metavar='M', help='refuse '
                         'imagery whose CRS is known less well (default 0.5); inf takes all')
     return run_command(parser, argv, _run, 'interrupted; the same command goes on from here')

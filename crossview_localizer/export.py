@@ -16,8 +16,10 @@ def main(argv: list[str] | None = None) -> int:
         "the node takes the ground branch's file.",
         epilog='example: export config/weights/WEIGHTS.safetensors --out exported')
     parser.add_argument('weights', type=Path, help='the network (.safetensors)')
-    parser.add_argument('--out', type=Path, required=True, metavar='FOLDER')
-    parser.add_argument('--branch', choices=('ground', 'satellite', 'both'), default='both')
+    parser.add_argument('--out', type=Path, required=True, metavar='FOLDER',
+                        help='folder to write to')
+    parser.add_argument('--branch', choices=('ground', 'satellite', 'both'), default='both',
+                        help='branches to write (default both)')
     return run_command(parser, argv, _export)
 
 

@@ -27,8 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--weights', type=Path, help='network weights (default: those that /diagnostics names)')
     parser.add_argument(
-        '--params-file', type=Path, metavar='YAML', help="the node's parameters, for its camera "
-        'and its search window (default: the defaults)')
+        '--params-file', type=Path, metavar='YAML', help='parameters of the node, for its camera '
+        'and its search window (default: their defaults)')
     parser.add_argument(
         '--at', type=float, nargs='+', default=[], metavar='S',
         help='seconds from the start (default: the frames with the best, median and worst peak)')

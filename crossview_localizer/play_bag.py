@@ -62,7 +62,7 @@ def play_bag(args: argparse.Namespace, node: Node, stop: Interrupt) -> Playback:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='play_bag',
-        description='Replays a bag (of ROS 2 or ROS 1, a folder or one file) into ROS 2. '
+        description='Replay a bag (of ROS 2 or ROS 1, a folder or one file) into ROS 2. '
                     'Topics are renamed as in any node: --ros-args --remap FROM:=TO.',
         epilog='example: ros2 run crossview_localizer play_bag drive_bag --clock --rate 2 '
                '--wait-subscribers /camera/image/compressed')
@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--wait-timeout', type=positive, default=60.0, metavar='S',
         help='give up waiting for subscribers after S seconds (default: 60)')
     parser.add_argument(
-        '--topics', nargs='+', default=[], metavar='TOPIC', help='play only these')
+        '--topics', nargs='+', default=[], metavar='TOPIC', help='play only these topics')
     parser.add_argument(
         '--image-reliability', choices=('recorded', 'reliable', 'best_effort'),
         default='recorded', help='QoS of image topics (default: as recorded)')

@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument('--topics', nargs='+', default=[], metavar='TOPIC', help='topics by name')
     which.add_argument('-e', '--regex', help='topics whose whole name matches this expression')
     which.add_argument('-a', '--all', action='store_true', help='every topic')
-    parser.add_argument('-s', '--storage', choices=['mcap'], default='mcap', help='always mcap')
+    parser.add_argument('-s', '--storage', choices=['mcap'], default='mcap',
+                        help='format of the bag: mcap')
     parser.add_argument(
         '--use-sim-time', action='store_true', help='stamp messages by /clock')
     return parser

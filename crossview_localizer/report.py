@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_imagery_argument(parser)
     parser.add_argument(
         '--params-file', type=Path, metavar='YAML',
-        help="the node's, for the smoothed trajectory (default: the defaults)")
+        help='parameters of the node, for the smoothed trajectory (default: their defaults)')
     parser.add_argument(
         '--out', type=Path, metavar='DIR', help='folder to write to (default: BAG_report)')
     return parser

@@ -269,10 +269,11 @@ def main(arguments=None) -> int:
     for name in ('image', 'camera_info', 'gnss', 'odometry', 'truth'):
         parser.add_argument(f'--{name.replace("_", "-")}-topic', default=getattr(Topics(), name),
                             metavar='TOPIC', help='default: %(default)s')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--mixed-precision', action='store_true',
                         help='compute in bfloat16 where that is safe')
     parser.add_argument('--threads', type=int, default=1, metavar='N',
                         help='CPU threads of torch (more than there are free cores is far slower)')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=int, default=0, help='seed of all random draws')
     return run_training(parser, arguments, adapt_bags)

@@ -126,13 +126,16 @@ def run_cvact(args: argparse.Namespace) -> None:
 def add_common(parser: argparse.ArgumentParser, weights: Path | None) -> None:
     parser.add_argument('--weights', type=Path, default=weights, required=weights is None,
                         help='' if weights is None else 'of the dense matcher (default: shipped)')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--threads', type=int, default=1, help='torch threads')
     parser.add_argument('--out', type=Path, default=Path('build/field'),
                         help='folder of the results (default %(default)s)')
     if weights is not None:
-        parser.add_argument('--rows', nargs='+', choices=ROWS, default=DEFAULT_ROWS)
-        parser.add_argument('--every', type=int, default=1, help='only every N-th image')
+        parser.add_argument('--rows', nargs='+', choices=ROWS, default=DEFAULT_ROWS,
+                            help='rows to score')
+        parser.add_argument('--every', type=int, default=1, metavar='N',
+                            help='score only every N-th image')
 
 
 def main(arguments=None) -> int:
@@ -147,7 +150,8 @@ def main(arguments=None) -> int:
     kitti.add_argument('--splits', type=Path, required=True,
                        help='folder of test1_files.txt and test2_files.txt (dataLoader/ of '
                        'YujiaoShi/HighlyAccurate)')
-    kitti.add_argument('--split', nargs='+', choices=SPLIT_FILES, default=('test1', 'test2'))
+    kitti.add_argument('--split', nargs='+', choices=SPLIT_FILES, default=('test1', 'test2'),
+                       help='splits to score (default both)')
     add_common(kitti, WEIGHTS)
 
     oxford = commands.add_parser('oxford', help="Oxford RobotCar in CCVPE's protocol")

@@ -450,7 +450,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--rate-hz', type=float, default=2.0,
                         help='requests per second (default 2)')
     parser.add_argument('--attempts', type=int, default=6, help='tries per tile (default 6)')
-    parser.add_argument('--timeout-s', type=float, default=30.0, help='for one answer')
+    parser.add_argument('--timeout-s', type=float, default=30.0,
+                        help='longest wait for an answer of the server (default 30)')
     parser.add_argument('--out', type=Path, required=True, help='GeoTIFF to write')
     parser.add_argument('--accept-terms', action='store_true',
                         help='say that you have read the terms that are shown and keep to them')

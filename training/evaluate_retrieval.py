@@ -244,7 +244,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--prior-sigma-m', type=float, default=0.0,
                         help='error of the centre of the prior, sigma on each axis (default 0)')
     parser.add_argument('--seed', type=int, default=0, help='seed of that error')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--threads', type=int, default=1, help='torch threads')
     parser.add_argument('--out', type=Path, required=True,
                         help='folder for queries.csv.gz and results.json')

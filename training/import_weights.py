@@ -169,7 +169,8 @@ def main(arguments=None) -> int:
         '--out runs/oxford.safetensors')
     parser.add_argument('source', type=Path, help='.npz, .pth, .pt, .safetensors, or the prefix '
                         'of a TensorFlow checkpoint (model.ckpt of model.ckpt.index)')
-    parser.add_argument('--model', choices=sorted(MODELS), required=True)
+    parser.add_argument('--model', choices=sorted(MODELS), required=True,
+                        help='network that the weights are of')
     parser.add_argument('--out', type=Path, required=True, help='.safetensors file to write')
     parser.add_argument('--heads', type=int, metavar='N',
                         help='heads of the aggregation (default: as many as in the file, else 8)')

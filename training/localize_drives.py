@@ -45,7 +45,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--weights', default=str(WEIGHTS),
                         help='checkpoint, raw_correlation or random_init:SEED')
     parser.add_argument('--like', type=Path, help='checkpoint whose sizes a control takes')
-    parser.add_argument('--params-file', type=Path, default=PARAMETERS)
+    parser.add_argument('--params-file', type=Path, default=PARAMETERS,
+                        help='parameter file of the node')
     parser.add_argument('--set', nargs='+', default=[], metavar='NAME=VALUE', dest='changes',
                         help="parameters other than the file's")
     return run_command(parser, arguments, localize_drives)

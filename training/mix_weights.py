@@ -45,7 +45,7 @@ def main(arguments=None) -> int:
         prog='python -m training.mix_weights', description=__doc__.splitlines()[0],
         epilog='example: python -m training.mix_weights runs/a.safetensors runs/b.safetensors '
         '--shares 0.8 0.2 --out runs/mixed.safetensors')
-    parser.add_argument('weights', nargs='+', type=Path)
+    parser.add_argument('weights', nargs='+', type=Path, help='weights files of the same model')
     parser.add_argument('--shares', nargs='+', type=float, required=True, help='one for each file')
     parser.add_argument('--out', type=Path, required=True, help='weights file to write')
     return run_command(

@@ -344,7 +344,8 @@ def main(arguments=None) -> int:
         command.add_argument('--label', default='Simulation',
                              help='what the data are, for the title (default: Simulation)')
         command.add_argument('--out', type=Path, required=True, help='picture to write (.png)')
-    heat.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    heat.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                      help='device of the network (default %(default)s)')
     heat.add_argument('--baseline', help='a second network, such as the global baseline')
     heat.add_argument('--names', nargs=2, default=('ours', 'baseline'), metavar='NAME',
                       help='names of the two in the panels (default: ours baseline)')

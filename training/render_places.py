@@ -64,10 +64,12 @@ def main(arguments=None) -> int:
     parser.add_argument('--seeds', nargs=2, type=int, required=True, metavar=('FIRST', 'END'),
                         help='places FIRST to END - 1')
     parser.add_argument('--out', type=Path, required=True, help='folder of the .npz files')
-    parser.add_argument('--aerials', type=int, default=2, help='pictures from above a place')
-    parser.add_argument('--shots', type=int, default=2, help='cameras and days a place')
-    parser.add_argument('--frames', type=int, default=6, help='frames a camera')
-    parser.add_argument('--jobs', type=int, default=2, help='processes')
+    parser.add_argument('--aerials', type=int, default=2,
+                        help='pictures from above per place (default 2)')
+    parser.add_argument('--shots', type=int, default=2,
+                        help='cameras and days per place (default 2)')
+    parser.add_argument('--frames', type=int, default=6, help='frames per camera (default 6)')
+    parser.add_argument('--jobs', type=int, default=2, help='processes (default 2)')
     return run_command(parser, arguments, render_places)
 
 

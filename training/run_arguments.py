@@ -21,20 +21,21 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
                        help='begin with these weights (see also training.import_weights)')
     begin.add_argument('--random-trunk', action='store_true',
                        help=f'begin with random weights in place of {TRUNK_PACKAGE} (a control)')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--mixed-precision', action='store_true',
                         help='compute in bfloat16 where that is safe')
     parser.add_argument('--threads', type=int, default=1, metavar='N',
                         help='CPU threads of torch (more than there are free cores is far slower)')
     parser.add_argument('--data-note', default='', metavar='TEXT',
-                        help='kept in the weights file: where the data come from')
+                        help='where the data come from; written into the weights file')
     settings = parser.add_argument_group("training (default: the configuration's)")
     settings.add_argument('--steps', type=int, metavar='N', help='optimizer steps')
     settings.add_argument('--learning-rate', type=float, metavar='RATE',
-                          help='of the heads; the rate of the trunks changes in proportion')
+                          help='rate of the heads; that of the trunks changes in proportion')
     settings.add_argument('--patience', type=int, metavar='N',
                           help='stop after this many validations without a gain')
-    settings.add_argument('--seed', type=int, metavar='N')
+    settings.add_argument('--seed', type=int, metavar='N', help='seed of all random draws')
     return settings
 
 

@@ -105,11 +105,12 @@ def main(arguments=None) -> int:
   torchrun --nproc-per-node 2 -m training.train_tiles --config oxford --train training.txt \\
     --val validation.txt --test test*.txt --root Oxford_5m_sampling --init vgg16.safetensors \\
     --mixed-precision --out runs/oxford.safetensors""")
-    parser.add_argument('--config', choices=list(CONFIGS), default='synthetic')
+    parser.add_argument('--config', choices=list(CONFIGS), default='synthetic',
+                        help='network, data and settings (default synthetic)')
     add_places_arguments(parser, "the config's; synthetic takes prepared worlds as --train, --val")
     settings = add_run_arguments(parser)
-    settings.add_argument('--loss', choices=CrossViewLoss.KINDS)
-    settings.add_argument('--heads', type=int, metavar='N', help='of the aggregation')
+    settings.add_argument('--loss', choices=CrossViewLoss.KINDS, help='kind of the loss')
+    settings.add_argument('--heads', type=int, metavar='N', help='heads of the aggregation')
     settings.add_argument('--batch', type=int, metavar='N', help='pairs per step')
     settings.add_argument('--chunk', type=int, metavar='N', help='images per forward pass: the '
                           'same gradients in less memory and more time')

@@ -365,32 +365,35 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.accuracy.adaptation', description=__doc__.splitlines()[0],
         epilog='example: python -m benchmarks.accuracy.adaptation --parts real --steps 150')
-    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS,
+                        help='measure only these parts')
     parser.add_argument('--rows', nargs='+', choices=['before', *CHANGES],
                         default=['before', *CHANGES],
-                        help='only these rows of the simulation')
+                        help='score only these rows of the simulation')
     parser.add_argument('--real-rows', nargs='+', choices=REAL_ROWS, default=list(REAL_ROWS),
-                        help='only these rows of the real pictures')
+                        help='score only these rows of the real pictures')
     parser.add_argument('--init', type=Path, default=DENSE_WEIGHTS, help='weights to begin with')
     parser.add_argument('--steps', type=int, default=0,
                         help='steps of each training (default: as many as --hours allow; 400 on '
                         'real pictures)')
-    parser.add_argument('--hours', type=float, default=1.8, help='of one adaptation')
+    parser.add_argument('--hours', type=float, default=1.8,
+                        help='longest time of one adaptation (default 1.8)')
     parser.add_argument('--scored-share', type=float, default=1.0,
-                        help='of the frames that are usually scored (default 1)')
-    parser.add_argument('--seed', type=int, default=9400, help='of the simulated town')
-    parser.add_argument('--duration-s', type=float, default=600.0, help='of each of three drives')
+                        help='score this share of the usual number of frames (default 1)')
+    parser.add_argument('--seed', type=int, default=9400, help='seed of the simulated town')
+    parser.add_argument('--duration-s', type=float, default=600.0,
+                        help='length of each of the three drives (default 600)')
     parser.add_argument('--jobs', type=int, default=1, help='rendering processes')
     parser.add_argument('--rate-hz', type=float, default=4.0, help='images a second of the drives')
     parser.add_argument('--bags', nargs='+', type=Path,
-                        help='drives with truth instead of simulated ones; the last is the test')
-    parser.add_argument('--orthophoto', type=Path, help='of these drives')
+                        help='drives with truth instead of simulated ones; the test is the last')
+    parser.add_argument('--orthophoto', type=Path, help='imagery of the drives of --bags')
     parser.add_argument('--pairs', type=Path, default=real_pairs.default_folder(),
                         help='folder of real pairs (docs/real_pairs.md)')
     parser.add_argument('--every', type=int, default=1,
-                        help='score every so many views of the real pictures')
+                        help='score only every N-th view of the real pictures')
     parser.add_argument('--work', type=Path, default=REPOSITORY / 'build/adapt',
-                        help='folder of drives, files and weights; weights are never shipped')
+                        help='folder of drives, prepared files and weights')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'docs/results',
                         help='folder of adapt.json')
     return run_command(parser, arguments, run)

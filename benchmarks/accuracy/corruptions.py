@@ -128,7 +128,8 @@ def main(arguments=None) -> int:
         '--worlds runs/test/world_40*.npz')
     parser.add_argument('--worlds', nargs='+', type=Path, required=True,
                         help='prepared test worlds, as single_frames takes them')
-    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS)
+    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS,
+                        help='weights of the dense matcher')
     parser.add_argument('--frames', type=int, default=40, help='frames per world')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'docs/results',
                         help='folder of corruptions.json and corruptions.png')

@@ -94,7 +94,7 @@ def main(arguments=None) -> int:
         prog='python -m benchmarks.accuracy.fit_confidence', description=__doc__.splitlines()[0],
         epilog='example: python -m benchmarks.accuracy.fit_confidence runs/dense.safetensors '
         '--places runs/val_places --out runs/fitted.safetensors')
-    parser.add_argument('weights', type=Path)
+    parser.add_argument('weights', type=Path, help='weights of the dense matcher')
     parser.add_argument('--worlds', nargs='+', type=Path, default=[], metavar='WORLD',
                         help='prepared worlds that the training did not see')
     parser.add_argument('--places', type=Path, metavar='FOLDER',

@@ -130,9 +130,10 @@ def main(arguments=None) -> int:
         prog='python -m benchmarks.accuracy.foreign_pictures', description=__doc__.splitlines()[0],
         epilog='example: python -m benchmarks.accuracy.foreign_pictures --out build/real')
     parser.add_argument('--pairs', type=Path, default=default_folder(),
-                        help='folder of pairs (default $CROSSVIEW_DATA/real_pairs); orthophotos '
-                        'lie beside it')
-    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS, help='of the dense matcher')
+                        help='folder of pairs, beside that of the orthophotos (default '
+                        '$CROSSVIEW_DATA/real_pairs)')
+    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS,
+                        help='weights of the dense matcher')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/real',
                         help='folder of real.json, to which the drives are added')
     return run_command(parser, arguments, run)

@@ -527,8 +527,10 @@ def main(arguments=None) -> int:
                       help='test the shipped weights on a new town; written to --out only')
     parser.add_argument('--world-seed', type=int, default=710,
                         help='seed of that town (default 710)')
-    parser.add_argument('--weights', type=Path, default=TILE_WEIGHTS, help='for --eval-only')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--weights', type=Path, default=TILE_WEIGHTS,
+                        help='weights for --eval-only')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--threads', type=int, default=1, help='torch threads')
     return run_command(
         parser, arguments, _run, 'interrupted; the same command goes on from here')

@@ -341,12 +341,12 @@ def main(arguments=None) -> int:
     parser.add_argument('--pairs', type=Path, default=default_folder(),
                         help='folder of pairs (default $CROSSVIEW_DATA/real_pairs)')
     parser.add_argument('--weights', nargs='+', type=Path, default=[DENSE_WEIGHTS],
-                        help='of the dense matcher; the first are row "dense" and those of the '
-                        'controls, each further file is a row of its own')
+                        help='weights of the dense matcher: the first file makes the row dense '
+                        'and the controls, each further file a row of its own')
     parser.add_argument('--old-weights', type=Path,
-                        help=f'of row weights_{OLD_COMMIT} (default: what git has)')
-    parser.add_argument('--sets', nargs='+', help='only these')
-    parser.add_argument('--rows', nargs='+', help='only these')
+                        help=f'weights of the row weights_{OLD_COMMIT} (default: those in git)')
+    parser.add_argument('--sets', nargs='+', help='score only these sets')
+    parser.add_argument('--rows', nargs='+', help='score only these rows')
     parser.add_argument('--every', type=int, default=1, help='score only every N-th view')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/real',
                         help='folder of real.json and views.csv.gz')

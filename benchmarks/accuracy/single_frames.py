@@ -105,8 +105,10 @@ def main(arguments=None) -> int:
                         help='render these worlds first, into OUT')
     parser.add_argument('--layout-seed', type=int, default=1,
                         help='seed of what a layout leaves open: heights, looks, days (default 1)')
-    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS)
-    parser.add_argument('--paper-weights', type=Path, default=TILE_WEIGHTS)
+    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS,
+                        help='weights of the dense matcher')
+    parser.add_argument('--paper-weights', type=Path, default=TILE_WEIGHTS,
+                        help='weights of the tile matcher')
     parser.add_argument('--blind-weights', type=Path,
                         help='weights of training.train_dense --image-blind')
     parser.add_argument('--frames', type=int, help='at most so many frames per world')

@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('bag', type=Path, help=f'recording of {SCENE}/...')
     parser.add_argument('--at', type=float, default=20.0, metavar='S',
                         help='seconds after the first heat map (default: %(default)g)')
-    parser.add_argument('--out', type=Path, required=True, metavar='PNG')
+    parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='picture to write')
     return run_command(
         parser, argv, lambda args: draw(read_scene(args.bag, args.at), args.out))
 

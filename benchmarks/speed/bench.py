@@ -115,8 +115,10 @@ def main(argv: list[str] | None = None) -> int:
         epilog='example: python -m benchmarks.speed --device cpu --only peers window')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/bench', metavar='FOLDER',
                         help='scratch files, 2 GB and --map-gb (default build/bench)')
-    parser.add_argument('--json', type=Path, default=RESULT, metavar='FILE')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--json', type=Path, default=RESULT, metavar='FILE',
+                        help='results, which are read and completed')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--smoke', action='store_true', help='seconds; the numbers mean nothing')
     parser.add_argument('--resume', action='store_true',
                         help='keep what an interrupted run has measured')

@@ -78,8 +78,9 @@ def main(argv: list[str] | None = None) -> int:
         prog='python -m benchmarks.speed.gpu_check', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: python -m benchmarks.speed.gpu_check')
-    parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
-    parser.add_argument('--runs', type=int, default=300)
+    parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda',
+                        help='device of the network (default %(default)s)')
+    parser.add_argument('--runs', type=int, default=300, help='timed runs (default 300)')
     return run_command(parser, argv, _run)
 
 

@@ -110,10 +110,12 @@ def main(argv: list[str] | None = None) -> int:
         prog='python -m benchmarks.speed.node_cost', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: python -m benchmarks.speed.node_cost demo/maps/trained.map demo/bag')
-    parser.add_argument('map', type=Path)
-    parser.add_argument('bag', type=Path)
-    parser.add_argument('--image-topic', default='/camera/image/compressed', metavar='TOPIC')
-    parser.add_argument('--network', choices=('torch', 'onnx', 'both'), default='both')
+    parser.add_argument('map', type=Path, help='embedding map')
+    parser.add_argument('bag', type=Path, help='bag of a drive in this map')
+    parser.add_argument('--image-topic', default='/camera/image/compressed', metavar='TOPIC',
+                        help='topic of the images')
+    parser.add_argument('--network', choices=('torch', 'onnx', 'both'), default='both',
+                        help='what runs the network (default both)')
     parser.add_argument('--seconds', type=float, default=60.0, metavar='S',
                         help='read so much of the bag (default 60)')
     return run_command(parser, argv, _run)

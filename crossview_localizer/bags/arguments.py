@@ -28,7 +28,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, topics: Sequence[str]) ->
     for name in topics:
         parser.add_argument(
             f'--{name}-topic', default=getattr(Topics(), name), metavar='TOPIC',
-            help='default: %(default)s')
+            help=f'topic of {name} (default: %(default)s)')
 
 
 def add_imagery_argument(parser: argparse.ArgumentParser) -> None:
@@ -61,13 +61,15 @@ def add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command takes that converts a raw recording to a bag."""
     parser.add_argument('--out', type=Path, required=True, help='the bag (a folder) to write')
     parser.add_argument(
-        '--start', type=seconds, default=0.0, metavar='S', help='seconds after the first image'
+        '--start', type=seconds, default=0.0, metavar='S',
+        help='begin S seconds after the first image'
     )
     parser.add_argument(
-        '--duration', type=seconds, default=math.inf, metavar='S', help='seconds (default: all)'
+        '--duration', type=seconds, default=math.inf, metavar='S',
+        help='convert S seconds (default: all)'
     )
     parser.add_argument(
-        '--every', type=positive_int, default=1, metavar='N', help='keep each N-th image'
+        '--every', type=positive_int, default=1, metavar='N', help='keep every N-th image'
     )
     parser.add_argument(
         '--compress', choices=('jpeg', 'none'), default='jpeg',

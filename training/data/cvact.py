@@ -198,7 +198,8 @@ def main(arguments=None) -> int:
         epilog='example: python -m training.data.cvact ACT_data.mat ANU_data_small ANU_data_test')
     parser.add_argument('mat', type=Path, help='ACT_data.mat')
     parser.add_argument('roots', nargs='+', type=Path, help='folders with streetview and more')
-    parser.add_argument('--split-rule', choices=SPLIT_RULES, default='papers')
+    parser.add_argument('--split-rule', choices=SPLIT_RULES, default='papers',
+                        help='hold out the boxes of the papers, or take the original splits')
     parser.add_argument('--prepared', action='store_true', help='the root holds 616x112 PNGs')
     return run_command(parser, arguments, check)
 

@@ -439,8 +439,8 @@ def main(arguments=None) -> int:
     check.add_argument('--imagery', nargs='+', type=Path, help='GeoTIFFs instead of tiles')
     georeference = commands.add_parser(
         'georeference', help='satellite_map_new.png to a GeoTIFF in UTM 30N')
-    georeference.add_argument('png', type=Path)
-    georeference.add_argument('out', type=Path)
+    georeference.add_argument('png', type=Path, help='satellite_map_new.png')
+    georeference.add_argument('out', type=Path, help='GeoTIFF to write')
     check.set_defaults(work=check_splits)
     georeference.set_defaults(work=georeference_map)
     return run_command(parser, arguments, lambda args: args.work(args))
