@@ -43,10 +43,10 @@ def test_the_sampler_is_timed_for_each_number_of_places():
 
 
 def test_the_peers_give_the_same_correlation_and_are_all_timed():
-    found = peers.dense_match('cpu', 2)
+    found = peers.dense_match(2)
     assert found['relative_difference'] < 1e-4
     assert {'correlation (ours)', 'scipy fftconvolve'} < set(found)
-    assert peers.kalman_filter('cpu', 2)['states'] >= 3
+    assert peers.kalman_filter(2)['states'] >= 3
 
 
 def test_a_plain_ekf_and_ours_follow_a_straight_drive():
