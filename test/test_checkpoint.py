@@ -24,7 +24,7 @@ from crossview_localizer.networks.safa import views_to_tensor
 
 SHIPPED = Path(__file__).resolve().parent.parent / 'config/weights'
 ERRORS = MatchErrors(correlation_m=7.0, correlation_s=3.0, inflation=0.5, sigma_floor_m=0.2)
-FINGERPRINT = 'a21b7d5babbe51fb7cc2be89b88c443d701e23a3643168a201f7cfbe0e8285f1'
+FINGERPRINT = 'f1566d2d07d7d3d102d2f71456b8fb607d9e6d716358946a403b3111e1a70d01'
 
 
 @pytest.fixture(scope='module')

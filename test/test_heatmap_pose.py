@@ -166,6 +166,12 @@ def test_a_single_frame_of_two_like_peaks_is_ambiguous_and_claims_the_window():
     assert not peak_pose(two_peaks(0.7), SHARP_PRIOR, 3.0, 0.6)[1]
 
 
+def test_sharpening_does_not_make_the_claim_of_an_ambiguous_frame_narrower():
+    plain, sharpened = (
+        peak_pose(two_peaks(0.7), SHARP_PRIOR, sharpening, 0.9)[0] for sharpening in (1.0, 3.0))
+    np.testing.assert_allclose(sharpened.covariance, plain.covariance)
+
+
 def test_an_ambiguous_frame_lies_amid_likely_places_and_in_the_middle_where_all_are_alike():
     grid = MapGrid(41, 41, 0.5, 90.0, 60.0)
     alone, amid, flat = np.full((41, 41), 1e-6), np.full((41, 41), 1e-6), np.full((41, 41), 1.0)

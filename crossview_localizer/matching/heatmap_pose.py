@@ -228,10 +228,10 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
 
     The pose has the mean of the peak, and its covariance times ``inflation``.  If less than
     ``min_mass`` of the probability lies at the peak, the image is ambiguous: the position is that
-    of ``best_surroundings`` and the covariance that of the whole window.  Log-probabilities are
-    multiplied by ``sharpening`` first, because a temperature that allows for wrong images makes
-    the peaks of right ones too wide.  Without headings in the heat map the heading is that of the
-    prior.
+    of ``best_surroundings`` and the covariance that of the whole window.  The mass and the
+    covariance of a peak are of log-probabilities times ``sharpening``, because a temperature that
+    allows for wrong images makes the peaks of right ones too wide.  Without headings in the heat
+    map the heading is that of the prior.
     """
     if heatmap.volume is None:
         yaws_rad, volume = np.array([prior.pose.yaw_rad]), heatmap.log_probability[None]
@@ -239,10 +239,11 @@ def peak_pose(heatmap: Heatmap, prior: PoseEstimate, sharpening: float = 1.0,
     else:
         yaws_rad, volume = finer_yaws(heatmap.yaws_rad, heatmap.volume, YAW_REFINE)
         yaw_variance = (yaws_rad[1] - yaws_rad[0]) ** 2 / 12.0
-    weight = np.exp(sharpening * (volume - volume.max()))                       # (K, R, C)
     x_m, y_m = heatmap.grid.cell_centres()
     peak = peak_of(heatmap, sharpening)
     ambiguous = peak.mass < min_mass
+    factor = 1.0 if ambiguous else sharpening
+    weight = np.exp(factor * (volume - volume.max()))                           # (K, R, C)
     best_m = np.array([x_m[peak.col], y_m[peak.row]])
     if ambiguous:
         best_m = best_surroundings(heatmap)
