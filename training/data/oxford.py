@@ -38,7 +38,8 @@ from training.data.datasets import Places, read_rgb, read_some, tile_around
 
 SPLITS = ('train', 'val', 'test')
 UTM_ZONE = '30U'
-TILE_M = 600 * 0.09240351462361521     # a published tile: 600 px of Google's zoom 20 at Oxford
+PX_M = 0.09240351462361521             # a pixel of Google's zoom 20 at Oxford
+TILE_M = 600 * PX_M                    # a published tile
 TILE_PX = 256                          # the side at which the network takes it
 SPACING_M = 5.0
 # A larger share of missing ground images means that the folder is the wrong one.
