@@ -13,7 +13,6 @@ from dataclasses import replace
 import json
 import math
 from pathlib import Path
-import platform
 import sys
 import time
 
@@ -22,7 +21,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 import torch
 
-from benchmarks import DENSE_WEIGHTS, REPOSITORY
+from benchmarks import cpu_name, DENSE_WEIGHTS, REPOSITORY
 from benchmarks.accuracy import real_pairs
 from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, save_network
@@ -353,7 +352,7 @@ def run(args: argparse.Namespace) -> None:
             print(row, json.dumps(values), flush=True)
             # Another process may have added its rows meanwhile.
             result = json.loads(path.read_text()) if path.is_file() else {}
-            result['device'] = platform.processor() or platform.machine()
+            result['device'] = cpu_name()
             store(result, part, row, values, made_with,
                   (time.monotonic() - started_s) / 3600.0)
             started_s = time.monotonic()

@@ -20,7 +20,6 @@ import argparse
 from dataclasses import replace
 import json
 from pathlib import Path
-import platform
 import re
 import sys
 import time
@@ -28,7 +27,7 @@ import time
 import numpy as np
 import torch
 
-from benchmarks import REPOSITORY, TILE_WEIGHTS
+from benchmarks import cpu_name, REPOSITORY, TILE_WEIGHTS
 from benchmarks.accuracy.paper_plans import (
     images_in_local_batch,
     LOSSES,
@@ -221,7 +220,7 @@ def median_of_runs(error_m: np.ndarray) -> float:
 
 def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == 'cuda' else (
-        f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)')
+        f'{cpu_name()}, {torch.get_num_threads()} thread(s)')
 
 
 def run(plan_name: str, seeds: list[int], out: Path, kept: tuple[Path, Path], device: str) -> dict:

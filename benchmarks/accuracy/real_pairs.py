@@ -15,7 +15,6 @@ import json
 import math
 import os
 from pathlib import Path
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import DENSE_WEIGHTS, REPOSITORY
+from benchmarks import cpu_name, DENSE_WEIGHTS, REPOSITORY
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
@@ -328,7 +327,7 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     write_answers(answers, args.out / 'views.csv.gz')
     result = {'sets': sets, 'weights': load_dense(args.weights[0]).fingerprint[:12],
-              'device': platform.processor() or platform.machine()}
+              'device': cpu_name()}
     path = add_results(args.out, result)
     print(f'{path}, {args.out / "views.csv.gz"}')
 

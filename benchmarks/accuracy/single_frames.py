@@ -12,13 +12,12 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
-import platform
 import sys
 
 import numpy as np
 import torch
 
-from benchmarks import DENSE_WEIGHTS, REPOSITORY, TILE_WEIGHTS
+from benchmarks import cpu_name, DENSE_WEIGHTS, REPOSITORY, TILE_WEIGHTS
 from benchmarks.accuracy.frame_estimates import (
     FrameEstimate,
     read_estimates,
@@ -152,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
     worlds = args.worlds + [
         simulate(seed, args.out, (320, 240), 1.0, 130.0, 2, args.jobs, 0.25)
         for seed in args.seeds]
-    result = {'device': platform.processor() or platform.machine(),
+    result = {'device': cpu_name(),
               'weights': fingerprints[:2], 'torch': torch.__version__, 'threads': args.threads}
     if args.blind_weights:
         result['blind_weights'] = fingerprints[2]

@@ -19,7 +19,7 @@ import time
 
 import torch
 
-from benchmarks import REPOSITORY
+from benchmarks import cpu_name, REPOSITORY
 from benchmarks.results import DOCS
 from benchmarks.ros_domain import keep_to_this_machine
 from benchmarks.speed import live_path, map_speed, node_cost, page, peers, training_speed
@@ -70,15 +70,6 @@ def machine(device: str) -> dict:
         'cores': os.cpu_count(), 'python': platform.python_version(), 'versions': versions,
         'load_before': round(os.getloadavg()[0], 2),
         'date': time.strftime('%Y-%m-%d', time.gmtime())}
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor()
 
 
 def rows(value, name: str = '') -> list[tuple[str, str]]:
