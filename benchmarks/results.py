@@ -7,6 +7,7 @@ from pathlib import Path
 import sys
 
 from benchmarks import REPOSITORY
+from crossview_localizer.command import run_command
 
 DOCS = REPOSITORY / 'docs'
 INTRODUCTION = """# Results
@@ -532,16 +533,16 @@ def run_page_command(module: str, description: str, write_page: Callable[[Path],
     """Run the command that writes a page in a folder of documents and prints its path."""
     parser = argparse.ArgumentParser(
         prog=f'python -m {module}', description=description, epilog=f'example: python -m {module}')
-    parser.add_argument('--docs', type=Path, default=DOCS)
-    args = parser.parse_args(arguments)
-    try:
-        page = write_page(args.docs)
-    except (OSError, ValueError, KeyError) as error:
-        found = error if isinstance(error, OSError) else repr(error)   # the first names its file
-        print(f'{module.rpartition(".")[2]}: {found}', file=sys.stderr)
-        return 2
-    print(page)
-    return 0
+    parser.add_argument('--docs', type=Path, default=DOCS, help='folder of the documents')
+
+    def work(args: argparse.Namespace) -> None:
+        try:
+            print(write_page(args.docs))
+        except KeyError as error:
+            raise ValueError(f'the results in {args.docs}/results lack {error}; measure those '
+                             'again with the command that the page names') from error
+
+    return run_command(parser, arguments, work)
 
 
 def main(arguments=None) -> int:

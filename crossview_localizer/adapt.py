@@ -1,7 +1,7 @@
 """Adapt the dense matcher to recorded drives, without precise truth.
 
-The work is that of ``training/adapt.py``.  The folder ``training`` is no part of this package: it
-lies beside it in the repository, and with the weights in an installation.
+``training/adapt.py`` does the work.  The folder ``training`` does not belong to this package: in
+the repository it is beside the package, in an installation beside the weights.
 """
 
 from importlib import import_module

@@ -9,6 +9,7 @@ import sys
 import torch
 
 from crossview_localizer.bags.route_file import read_route
+from crossview_localizer.command import run_command
 from crossview_localizer.geometry import LocalFrame
 from crossview_localizer.maps.builder import build_map, Inputs, Settings, working_path
 from crossview_localizer.maps.imagery import Imagery
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
                        help='along this drive: a bag with a NavSatFix topic, a GPX, KML or '
                        'GeoJSON file, or a CSV '
                        'with latitude and longitude (as gps.csv, ins.csv and rtk.csv of RobotCar)')
-    where.add_argument('--area', action='store_true', help='all of the imagery')
+    where.add_argument('--area', action='store_true', help='over all of the imagery')
     parser.add_argument('--topic', help='NavSatFix topic of the bag, if it has several')
     parser.add_argument('--corridor-m', type=float, metavar='M', help='tiles whose centre is this '
                         'close to the route (default: 25, dense 60)')
@@ -43,10 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--update', action='store_true', help='change the map OUT only where the '
                         'imagery has changed; the other arguments are those it was built with')
     parser.add_argument('--float16', action='store_true',
-                        help='store descriptors in 16 bits, not 8; the map is twice as large')
+                        help='store descriptors in 16 bits, not 8: the map is twice as large')
     parser.add_argument('--batch', type=int, default=16, metavar='N',
                         help='tiles per forward pass (default 16)')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--threads', type=int, metavar='N', help='CPU threads of torch')
     parser.add_argument('--workers', type=int, default=1, metavar='N',
                         help='processes of this machine that share the work (default 1)')
@@ -54,17 +56,10 @@ def main(argv: list[str] | None = None) -> int:
                         'tcp://HOST:PORT of its scheduler, or a scheduler file; its workers see '
                         'the same paths')
     parser.add_argument('--max-tiles', type=int, default=200_000, metavar='N',
-                        help='refuse more (default 200000)')
+                        help='refuse a map of more tiles (default 200000)')
     parser.add_argument('--max-crs-error', type=float, default=0.5, metavar='M', help='refuse '
                         'imagery whose CRS is known less well (default 0.5); inf takes all')
-    try:
-        return _run(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
-        print(f'build_map: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('build_map: interrupted; the same command goes on from here', file=sys.stderr)
-        return 130
+    return run_command(parser, argv, _run, 'interrupted; the same command goes on from here')
 
 
 @contextmanager
@@ -93,7 +88,7 @@ def _cluster(arguments: argparse.Namespace) -> Iterator:
             yield client
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if arguments.device == 'cuda' and not torch.cuda.is_available() and not arguments.dask:
         raise ValueError('no CUDA device was found; use --device cpu')
@@ -107,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError(f'{out} cannot be written; expected a map, or a new name, in a folder '
                          'that exists')
     if arguments.update and not out.is_dir():
-        raise ValueError(f'--update changes a map that is a folder; {out} is none')
+        raise ValueError(f'--update changes a map that is a folder; {out} is not one')
     frame = LocalFrame(*arguments.origin) if arguments.origin else None
     imagery = Imagery.open(arguments.imagery, frame)
     for line in (*imagery.crs_accuracy, *imagery.notes):
@@ -137,11 +132,10 @@ def _run(arguments: argparse.Namespace) -> int:
         f'{sum(path.stat().st_size for path in files) / 1e6:.1f} MB, origin '
         f'{imagery.frame.latitude_deg:.7f}, {imagery.frame.longitude_deg:.7f}, weights '
         f'{network.fingerprint[:12]}')
-    return 0
 
 
 def _absolute(path: str | Path) -> str:
-    """The same for workers in other folders; what is no file, as an address, stays as it is."""
+    """A path that also holds for workers in other folders; an address stays as it is."""
     return str(Path(path).resolve()) if Path(path).exists() else str(path)
 
 

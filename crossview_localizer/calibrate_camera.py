@@ -15,6 +15,7 @@ from crossview_localizer.bags.camera_calibration import (
     fitted_camera,
     summary,
 )
+from crossview_localizer.command import run_command
 from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.matching.imagery_offset import MIN_FRAMES
 from crossview_localizer.parameter_file import read_parameters
@@ -40,24 +41,22 @@ def main(arguments=None) -> int:
     parser.add_argument('--spacing-m', type=float, default=5.0,
                         help='smallest distance between two of these images (default 5)')
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
-    args = parser.parse_args(arguments)
-    try:
-        if args.frames < MIN_FRAMES:
-            raise ValueError(f'--frames {args.frames}; expected at least {MIN_FRAMES}')
-        if (args.map is None) != (args.weights is None):
-            raise ValueError('only one of --map and --weights is given; the offset needs both')
-        node_config, config = (read_parameters(args.params) if args.params
-                               else (NodeConfig(), LocalizerConfig()))
-        motion, offset = fit_motion(args.bag, node_config, config), None
-        if args.map:
-            fitted = replace(config, camera=fitted_camera(motion, config.camera))
-            offset = fit_offset_of_bag(args.bag, args.map, args.weights, node_config, fitted,
-                                       args.filtered, args.spacing_m, args.frames, args.device)
-    except (ValueError, OSError) as error:
-        print(f'calibrate_camera: {error}', file=sys.stderr)
-        return 2
+    return run_command(parser, arguments, _calibrate)
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    if args.frames < MIN_FRAMES:
+        raise ValueError(f'--frames {args.frames}; expected at least {MIN_FRAMES}')
+    if (args.map is None) != (args.weights is None):
+        raise ValueError('only one of --map and --weights is given; the offset needs both')
+    node_config, config = (read_parameters(args.params) if args.params
+                           else (NodeConfig(), LocalizerConfig()))
+    motion, offset = fit_motion(args.bag, node_config, config), None
+    if args.map:
+        fitted = replace(config, camera=fitted_camera(motion, config.camera))
+        offset = fit_offset_of_bag(args.bag, args.map, args.weights, node_config, fitted,
+                                   args.filtered, args.spacing_m, args.frames, args.device)
     print(summary(motion, offset, config.camera))
-    return 0
 
 
 if __name__ == '__main__':

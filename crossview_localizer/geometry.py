@@ -160,10 +160,6 @@ class LocalFrame:
             math.pi / 2 - math.radians(true_bearing_deg) + self.convergence_rad(x_m, y_m)
         )
 
-    def bearing_from_yaw(self, yaw_rad: float, x_m: float, y_m: float) -> float:
-        """``yaw_rad`` in map to the compass bearing at a point, degrees in [0, 360)."""
-        return math.degrees(math.pi / 2 - yaw_rad + self.convergence_rad(x_m, y_m)) % 360.0
-
 
 @dataclass(frozen=True)
 class MapGrid:

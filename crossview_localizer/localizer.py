@@ -220,7 +220,7 @@ def load_localizer(map_path: str | Path, weights: str | Path, config: LocalizerC
 
     ``weights`` is a weights file or the name of a control (see ``checkpoint.load_network``).  With
     ``onnx_path`` the ground branch runs in ONNX Runtime, on the CPU with ``threads`` threads;
-    ``auto`` finds or makes that file where it can, and ``report`` is told (see ``ground_file``).
+    ``auto`` finds or makes that file if it can, and calls ``report`` (see ``ground_file``).
     With ``precision`` half the trunk of the dense ground branch runs in half precision, for a GPU.
     Raises ValueError or OSError if map or weights are missing or broken, or if the map was made
     with other weights.

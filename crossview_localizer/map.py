@@ -1,4 +1,4 @@
-"""Look into an embedding map, export it as a GeoTIFF, or convert one of the old format."""
+"""Look into an embedding map, export it as a GeoTIFF, or convert one in the old format."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 
+from crossview_localizer.command import run_command
 from crossview_localizer.maps.embedding_map import EmbeddingMap
 from crossview_localizer.maps.export import write_components, write_picture
 from crossview_localizer.maps.old_format import is_old_map
@@ -16,10 +17,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='map', description=__doc__, epilog='example: map export oxford.map --out oxford.tif')
     commands = parser.add_subparsers(dest='command', required=True)
-    for name, text in (
-            ('info', 'print what a map holds'),
-            ('export', 'write three principal components of the descriptors as a GeoTIFF'),
-            ('convert', 'write a map of the old format as one of the new')):
+    for name, work, text in (
+            ('info', _info, 'print what a map holds'),
+            ('export', _export,
+             'write three principal components of the descriptors as a GeoTIFF'),
+            ('convert', _convert, 'write a map in the old format as one in the new')):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument('map', help='a folder, a zip file, or an address')
         if name != 'info':
@@ -27,13 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         if name == 'export':
             command.add_argument('--picture', action='store_true',
                                  help='the picture of the area instead of the descriptors')
-    arguments = parser.parse_args(argv)
-    try:
-        {'info': _info, 'export': _export, 'convert': _convert}[arguments.command](arguments)
-    except (ValueError, OSError) as error:
-        print(f'map {arguments.command}: {error}', file=sys.stderr)
-        return 2
-    return 0
+        command.set_defaults(work=work)
+    return run_command(parser, argv, lambda arguments: arguments.work(arguments))
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -65,7 +62,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     if not is_old_map(Path(arguments.map)):
-        raise ValueError(f'{arguments.map} is no map of the old format')
+        raise ValueError(
+            f'{arguments.map} is not a map in the old format; only such maps are converted')
     found = EmbeddingMap.open(arguments.map)
     size = found.tiles.descriptors.shape[1]
     # The dense networks of the old format had 16 bands.
@@ -75,8 +73,8 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _opened(path: str) -> MapStore:
     if is_old_map(Path(path)):
-        raise ValueError(f'{path} is of the old format; make a new one of it: map convert '
-                         f'{path} --out NEW.map')
+        raise ValueError(f'{path} is in the old format; convert it first: map convert {path} '
+                         '--out NEW.map')
     return MapStore.open(path)
 
 

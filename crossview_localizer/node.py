@@ -52,7 +52,7 @@ from crossview_localizer.ros.status import image_status, Level
 # times for the image thread.
 SWITCH_INTERVAL_S = 0.0005
 DIAGNOSTICS_PERIOD_S = 1.0
-# The lines of /diagnostics that are also said on the console; the others are where they arise.
+# The lines of /diagnostics that are also logged; the other parts log by themselves.
 CONSOLE_LINES = ('camera', 'gnss', 'gnss_velocity', 'odometry', 'matcher', 'filter')
 
 

@@ -10,6 +10,7 @@ import sys
 
 from crossview_localizer.bags.arguments import add_run_arguments, node_and_topics_from_arguments
 from crossview_localizer.bags.bag import BagError
+from crossview_localizer.command import run_command
 from crossview_localizer.config import LocalizerConfig, NodeConfig
 from crossview_localizer.evaluation.overlays import find_sources, write_overlays
 from crossview_localizer.localizer import load_localizer
@@ -26,8 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--weights', type=Path, help='network weights (default: those that /diagnostics names)')
     parser.add_argument(
-        '--params-file', type=Path, metavar='YAML', help="the node's parameters, for its camera "
-        'and its search window (default: the defaults)')
+        '--params-file', type=Path, metavar='YAML', help='parameters of the node, for its camera '
+        'and its search window (default: their defaults)')
     parser.add_argument(
         '--at', type=float, nargs='+', default=[], metavar='S',
         help='seconds from the start (default: the frames with the best, median and worst peak)')
@@ -37,33 +38,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = build_parser().parse_args(argv)
+    return run_command(build_parser(), argv, _draw)
+
+
+def _draw(arguments: argparse.Namespace) -> None:
     bag = arguments.bag
     out = arguments.out or bag.with_name(bag.resolve().name + '_overlays')
-    try:
-        node, topics = node_and_topics_from_arguments(arguments)
-        recorded = find_sources(bag, node)
-        map_path = arguments.map or recorded.get('map_path')
-        weights = arguments.weights or recorded.get('weights')
-        for name, value in (('map', map_path), ('weights', weights)):
-            if not value:
-                raise BagError(
-                    f'/diagnostics in {bag} has no {name}; give it with --{name}')
-        node_config, config = NodeConfig(), LocalizerConfig()
-        if arguments.params_file:
-            node_config, config = read_parameters(arguments.params_file)
-        paths = write_overlays(
+    node, topics = node_and_topics_from_arguments(arguments)
+    recorded = find_sources(bag, node)
+    map_path = arguments.map or recorded.get('map_path')
+    weights = arguments.weights or recorded.get('weights')
+    for name, value in (('map', map_path), ('weights', weights)):
+        if not value:
+            raise BagError(f'/diagnostics in {bag} has no {name}; give it with --{name}')
+    node_config, config = NodeConfig(), LocalizerConfig()
+    if arguments.params_file:
+        node_config, config = read_parameters(arguments.params_file)
+    for path in write_overlays(
             out, bag, arguments.input_bag or bag, load_localizer(map_path, weights, config),
-            node_config, arguments.at, topics, node, progress=True)
-    except (ValueError, OSError) as error:
-        print(f'overlay: error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('overlay: interrupted', file=sys.stderr)
-        return 130
-    for path in paths:
+            node_config, arguments.at, topics, node, progress=True):
         print(f'overlay: {path}')
-    return 0
 
 
 if __name__ == '__main__':

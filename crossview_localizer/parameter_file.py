@@ -45,9 +45,10 @@ def read_sections(path: str | Path) -> list[Section]:
             raise ValueError('ROS does not take aliases (*name)')
         sections = list(_sections(_loader()(text).get_single_data(), ''))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ValueError(f'{path} is no parameter file: {" ".join(str(error).split())}') from error
+        raise ValueError(
+            f'{path} is not a parameter file: {" ".join(str(error).split())}') from error
     if not sections:
-        raise ValueError(f'{path} is no parameter file: it has no ros__parameters; expected '
+        raise ValueError(f'{path} is not a parameter file: it has no ros__parameters; expected '
                          '/**: and below it ros__parameters:')
     return sections
 
@@ -140,7 +141,7 @@ def _loader():
 
 
 def _whole_number(text: str) -> int | float:
-    """A number as C reads it: 0x is hexadecimal, a leading 0 octal; 08 is none, and a double."""
+    """A number as C reads it: 0x is hexadecimal, a leading 0 octal; 08 is a double."""
     digits = text.lstrip('+-')
     octal = len(digits) > 1 and digits.isdigit() and digits.startswith('0')
     if octal and not set(digits) <= set('01234567'):

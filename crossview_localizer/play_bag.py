@@ -2,7 +2,7 @@
 
 The options are those of ``ros2 bag play``.  In contrast to that, latched messages from before the
 start offset are published too, and /tf_static is latched however it was recorded.  Every message
-is published as the bytes in the bag, in the bag's order and at the bag's pace. Its type must be
+is published as the bytes in the bag, in the bag's order and at the bag's pace.  Its type must be
 installed, but it is never decoded.
 """
 
@@ -11,13 +11,15 @@ import sys
 
 import rclpy
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from tqdm import tqdm
 
+from crossview_localizer.bags.arguments import positive, seconds
 from crossview_localizer.bags.bag import Bag, BagError
 from crossview_localizer.bags.player import BagPlayer, Playback
-from crossview_localizer.ros.interrupts import Interrupt, stop_on_interrupt
+from crossview_localizer.command import run_command
+from crossview_localizer.ros.interrupts import Interrupt
+from crossview_localizer.ros.process import ros_session
 
 DEFAULT_CLOCK_HZ = 100.0
 
@@ -60,7 +62,7 @@ def play_bag(args: argparse.Namespace, node: Node, stop: Interrupt) -> Playback:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='play_bag',
-        description='Replays a bag (of ROS 2 or ROS 1, a folder or one file) into ROS 2. '
+        description='Replay a bag (of ROS 2 or ROS 1, a folder or one file) into ROS 2. '
                     'Topics are renamed as in any node: --ros-args --remap FROM:=TO.',
         epilog='example: ros2 run crossview_localizer play_bag drive_bag --clock --rate 2 '
                '--wait-subscribers /camera/image/compressed')
@@ -70,14 +72,14 @@ def build_parser() -> argparse.ArgumentParser:
         help='publish /clock in bag time (default of HZ: %(const)g)')
     parser.add_argument('-r', '--rate', type=positive, default=1.0, help='speed (default: 1)')
     parser.add_argument(
-        '--start-offset', type=not_negative, default=0.0, metavar='S',
+        '--start-offset', type=seconds, default=0.0, metavar='S',
         help='start S seconds into the bag; latched messages from before are published too')
     parser.add_argument(
         '--playback-duration', '--duration', type=positive, metavar='S',
         help='play S seconds of the bag (default: to its end)')
     parser.add_argument('-l', '--loop', action='store_true', help='start again at the end')
     parser.add_argument(
-        '-d', '--delay', type=not_negative, default=0.0, metavar='S',
+        '-d', '--delay', type=seconds, default=0.0, metavar='S',
         help='wait S seconds before the first message')
     parser.add_argument(
         '--wait-subscribers', nargs='+', default=[], metavar='TOPIC',
@@ -86,44 +88,23 @@ def build_parser() -> argparse.ArgumentParser:
         '--wait-timeout', type=positive, default=60.0, metavar='S',
         help='give up waiting for subscribers after S seconds (default: 60)')
     parser.add_argument(
-        '--topics', nargs='+', default=[], metavar='TOPIC', help='play only these')
+        '--topics', nargs='+', default=[], metavar='TOPIC', help='play only these topics')
     parser.add_argument(
         '--image-reliability', choices=('recorded', 'reliable', 'best_effort'),
         default='recorded', help='QoS of image topics (default: as recorded)')
     return parser
 
 
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float('inf'):
-        raise argparse.ArgumentTypeError(f'expected a number above 0, found {text}')
-    return value
-
-
-def not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float('inf'):
-        raise argparse.ArgumentTypeError(f'expected a number of at least 0, found {text}')
-    return value
-
-
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(remove_ros_args(['', *argv])[1:])
-    stop = stop_on_interrupt()
-    # Arguments after --ros-args are rclpy's.
-    rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = rclpy.create_node('bag_player')
-        played = play_bag(args, node, stop)
+
+    def work(args: argparse.Namespace) -> None:
+        with ros_session(argv) as stop:
+            played = play_bag(args, rclpy.create_node('bag_player'), stop)
         print(f'play_bag: {played.published} messages played, at most '
               f'{played.max_lag_s * 1e3:.0f} ms late', flush=True)
-        return 0
-    except (BagError, OSError) as error:
-        print(f'play_bag: error: {error}', file=sys.stderr)
-        return 2
-    finally:
-        rclpy.try_shutdown()
+
+    return run_command(build_parser(), remove_ros_args(['', *argv])[1:], work)
 
 
 if __name__ == '__main__':

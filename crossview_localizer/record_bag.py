@@ -12,12 +12,12 @@ import sys
 
 import rclpy
 from rclpy.parameter import Parameter
-from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 
 from crossview_localizer.bags.recorder import record_until_stopped
-from crossview_localizer.ros.interrupts import stop_on_interrupt
+from crossview_localizer.command import run_command
+from crossview_localizer.ros.process import ros_session
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument('--topics', nargs='+', default=[], metavar='TOPIC', help='topics by name')
     which.add_argument('-e', '--regex', help='topics whose whole name matches this expression')
     which.add_argument('-a', '--all', action='store_true', help='every topic')
-    parser.add_argument('-s', '--storage', choices=['mcap'], default='mcap', help='always mcap')
+    parser.add_argument('-s', '--storage', choices=['mcap'], default='mcap',
+                        help='format of the bag: mcap')
     parser.add_argument(
         '--use-sim-time', action='store_true', help='stamp messages by /clock')
     return parser
@@ -47,25 +48,21 @@ def chooser(args: argparse.Namespace) -> Callable[[str], bool]:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(remove_ros_args(['', *argv])[1:])
-    stop = stop_on_interrupt()
-    # Arguments after --ros-args are rclpy's.
-    rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        node = rclpy.create_node('bag_recorder', parameter_overrides=[
-            Parameter('use_sim_time', value=args.use_sim_time)])
-        with Writer(
-            Path(args.output), version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP,
-        ) as writer:
-            recorder = record_until_stopped(node, writer, chooser(args), stop)
+
+    def work(args: argparse.Namespace) -> None:
+        with ros_session(argv) as stop:
+            node = rclpy.create_node('bag_recorder', parameter_overrides=[
+                Parameter('use_sim_time', value=args.use_sim_time)])
+            with Writer(
+                Path(args.output), version=Writer.VERSION_LATEST,
+                storage_plugin=StoragePlugin.MCAP,
+            ) as writer:
+                recorder = record_until_stopped(node, writer, chooser(args), stop)
         print(f'record_bag: {recorder.message_count} messages of {len(recorder.topics)} topics '
               f'in {args.output}', flush=True)
-        return 0
-    except (WriterError, OSError, re.error) as error:
-        print(f'record_bag: error: {error}', file=sys.stderr)
-        return 2
-    finally:
-        rclpy.try_shutdown()
+
+    return run_command(build_parser(), remove_ros_args(['', *argv])[1:], work,
+                       more_errors=(WriterError, re.error))
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from crossview_localizer.bags.arguments import (
     add_run_arguments,
     node_and_topics_from_arguments,
 )
+from crossview_localizer.command import run_command
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.evaluation.run_report import write_report
 from crossview_localizer.parameter_file import read_parameters
@@ -29,31 +30,25 @@ def build_parser() -> argparse.ArgumentParser:
     add_imagery_argument(parser)
     parser.add_argument(
         '--params-file', type=Path, metavar='YAML',
-        help="the node's, for the smoothed trajectory (default: the defaults)")
+        help='parameters of the node, for the smoothed trajectory (default: their defaults)')
     parser.add_argument(
         '--out', type=Path, metavar='DIR', help='folder to write to (default: BAG_report)')
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = build_parser().parse_args(argv)
+    return run_command(build_parser(), argv, _report)
+
+
+def _report(arguments: argparse.Namespace) -> None:
     out = arguments.out or arguments.bag.with_name(arguments.bag.resolve().name + '_report')
-    try:
-        _, config = (read_parameters(arguments.params_file) if arguments.params_file
-                     else (None, LocalizerConfig()))
-        node, topics = node_and_topics_from_arguments(arguments)
-        page = write_report(
-            out, arguments.bag, input_bag=arguments.input_bag, map_path=arguments.map,
-            imagery=arguments.imagery, topics=topics, node=node, config=config.filter,
-            progress=True)
-    except (ValueError, OSError) as error:
-        print(f'report: error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('report: interrupted', file=sys.stderr)
-        return 130
+    _, config = (read_parameters(arguments.params_file) if arguments.params_file
+                 else (None, LocalizerConfig()))
+    node, topics = node_and_topics_from_arguments(arguments)
+    page = write_report(
+        out, arguments.bag, input_bag=arguments.input_bag, map_path=arguments.map,
+        imagery=arguments.imagery, topics=topics, node=node, config=config.filter, progress=True)
     print(f'report: {page}')
-    return 0
 
 
 if __name__ == '__main__':

@@ -37,8 +37,8 @@ LOCALIZER = 'crossview_localizer'
 TRAILS = ('gnss', 'prior', 'refined', 'ground_truth')
 # At most so many images wait for their poses.
 WAITING_IMAGES = 8
-# RViz drops all markers when it is reset, which it does not always tell: so often it gets the
-# coarse ground.
+# RViz drops all markers when it is reset, and does not always say so: therefore the coarse ground
+# is published again and again.
 COARSE_GROUND_PERIOD_S = 5.0
 BEST_EFFORT = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
 

@@ -19,6 +19,7 @@ from crossview_localizer.bags.arguments import (
 )
 from crossview_localizer.bags.recorded_run import read_run
 from crossview_localizer.bags.viewer_file import write_viewer_file
+from crossview_localizer.command import run_command
 from crossview_localizer.evaluation.background import find_background
 
 
@@ -36,27 +37,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = build_parser().parse_args(argv)
+    return run_command(build_parser(), argv, _join, more_errors=(WriterError,))
+
+
+def _join(arguments: argparse.Namespace) -> None:
     bag = arguments.bag
     out = arguments.out or bag.with_name(bag.resolve().name + '_viewer.mcap')
-    try:
-        node, topics = node_and_topics_from_arguments(arguments)
-        run = read_run(bag, arguments.input_bag, topics=topics, node=node, progress=True)
-        recorded_map = run.diagnostics.values.get('map', {}).get('map_path', '')
-        ground, notes = find_background(
-            run.frame, arguments.map, arguments.imagery, recorded_map)
-        write_viewer_file(
-            out, run, ground.orthophoto, bag, arguments.input_bag, topics, progress=True)
-    except (WriterError, ValueError, OSError) as error:
-        print(f'viewer_bag: error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('viewer_bag: interrupted', file=sys.stderr)
-        return 130
+    node, topics = node_and_topics_from_arguments(arguments)
+    run = read_run(bag, arguments.input_bag, topics=topics, node=node, progress=True)
+    recorded_map = run.diagnostics.values.get('map', {}).get('map_path', '')
+    ground, notes = find_background(run.frame, arguments.map, arguments.imagery, recorded_map)
+    write_viewer_file(
+        out, run, ground.orthophoto, bag, arguments.input_bag, topics, progress=True)
     for note in (*run.notes, *notes):
         print(f'viewer_bag: {note}')
     print(f'viewer_bag: {out}')
-    return 0
 
 
 if __name__ == '__main__':

@@ -120,6 +120,30 @@ def shipped_weights() -> list[Path]:
     return paths
 
 
+class StoppedClock:
+    """Shows ``now_s``, which a test moves."""
+
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> StoppedClock:
+    return StoppedClock()
+
+
+@pytest.fixture
+def one_thread():
+    """One thread of torch: its sums are then the same in every run."""
+    import torch
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope='session')
 def wait_until():
     """wait_until(condition, deadline_s=60): poll until the condition is true, else fail."""

@@ -2,6 +2,7 @@
 
 from array import array
 import math
+from pathlib import Path
 
 import cv2
 from diagnostic_msgs.msg import DiagnosticArray
@@ -129,8 +130,8 @@ def odometry_messages(seconds: float):
         yield '/odometry', time_s, odometry
 
 
-def input_messages(seconds: float, rate_hz: float = 4.0):
-    """Static transforms, pictures with their camera_info, and fixes with an outage."""
+def static_transforms(antenna_x_m: float = 0.0) -> TFMessage:
+    """A camera at base_link that looks ahead, and a GNSS antenna on its x axis."""
     camera, antenna = TransformStamped(), TransformStamped()
     for transform, child in ((camera, 'camera'), (antenna, 'gnss')):
         transform.header.frame_id, transform.child_frame_id = 'base_link', child
@@ -138,7 +139,13 @@ def input_messages(seconds: float, rate_hz: float = 4.0):
     # The optical frame: z ahead, x right, y down.
     rotation = camera.transform.rotation
     rotation.x, rotation.y, rotation.z, rotation.w = -0.5, 0.5, -0.5, 0.5
-    yield '/tf_static', 0.0, TFMessage(transforms=[camera, antenna])
+    antenna.transform.translation.x = antenna_x_m
+    return TFMessage(transforms=[camera, antenna])
+
+
+def input_messages(seconds: float, rate_hz: float = 4.0):
+    """Static transforms, pictures with their camera_info, and fixes with an outage."""
+    yield '/tf_static', 0.0, static_transforms()
     info = CameraInfo(width=WIDTH_PX, height=HEIGHT_PX, distortion_model='plumb_bob')
     info.k = [FOCAL_PX, 0.0, WIDTH_PX / 2, 0.0, FOCAL_PX, HEIGHT_PX / 2, 0.0, 0.0, 1.0]
     info.d = [0.0] * 5
@@ -165,6 +172,17 @@ def input_messages(seconds: float, rate_hz: float = 4.0):
         fix.latitude, fix.longitude = FRAME.latlon_from_xy(pose.x_m + 4.0, pose.y_m)
         fix.position_covariance = np.diag([4.0, 4.0, 9.0]).ravel()
         yield '/gnss/fix', time_s, fix
+
+
+def write_bags(folder, seconds: float) -> dict[str, Path]:
+    """A recording with truth ('run'), the same without ('bare'), and the input bag ('input')."""
+    outputs = list(output_messages(
+        seconds, gated={10}, unmatched={0, 1, 30}, distrusted={20, 21}))
+    return {
+        'run': write_bag(folder / 'run', [*outputs, *truth_messages(seconds)]),
+        'bare': write_bag(folder / 'bare', outputs),
+        'input': write_bag(
+            folder / 'input', [*input_messages(seconds), *odometry_messages(seconds)])}
 
 
 def write_bag(path, messages, bag_delay_s: float = 0.0):

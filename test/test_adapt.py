@@ -294,7 +294,7 @@ def adapt(recording, tmp_path, monkeypatch, capsys):
 
 def test_a_drive_that_hardly_moves_is_refused_in_one_line(adapt, tmp_path):
     code, printed = adapt('short')
-    assert code == 2 and printed.err == 'adapt: no drive is left to learn from\n'
+    assert code == 2 and printed.err == 'adapt: error: no drive is left to learn from\n'
     assert 'short moves 9' in printed.out and 'expected at least 200 m' in printed.out
     assert not (tmp_path / 'mine.safetensors').exists()
 

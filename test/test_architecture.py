@@ -13,7 +13,8 @@ PACKAGE = 'crossview_localizer'
 
 # Folders and top-level files: each line may import itself and the lines above it.
 ORDER = [
-    ['config', 'datatypes', 'files', 'geometry', 'parameter_file', 'trajectory'],  # vocabulary
+    # vocabulary
+    ['command', 'config', 'datatypes', 'files', 'geometry', 'parameter_file', 'trajectory'],
     ['fusion', 'camera', 'networks', 'maps'],
     ['matching'],
     ['localizer'],

@@ -453,7 +453,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 def test_missing_weights_are_refused(orthophoto, route_csv, tmp_path, capsys):
     assert command(orthophoto, route_csv, tmp_path / 'a.map') == 2
-    assert capsys.readouterr().err.startswith('build_map: no weights at w')
+    assert capsys.readouterr().err.startswith('build_map: error: no weights at w')
 
 
 def test_without_weights_the_shipped_dense_ones_are_used(

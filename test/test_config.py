@@ -114,5 +114,5 @@ def test_the_parameter_file_of_the_node_gives_both_configs(tmp_path):
     with pytest.raises(ValueError, match=r'filter\.bufer_s'):
         read_parameters(path)
     path.write_text('localizer: {}\n')
-    with pytest.raises(ValueError, match='no parameter file'):
+    with pytest.raises(ValueError, match='not a parameter file'):
         read_parameters(path)

@@ -174,9 +174,9 @@ def test_no_process_outlives_its_run(tmp_path):
 def test_bad_arguments_end_with_one_line_and_no_traceback(tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     assert demo.main(['--pool', str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith('demo: error: ')
-    with pytest.raises(SystemExit, match='2'):
-        demo.main(['--duration-s', '1'])
+    assert demo.main(['--duration-s', '1']) == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert line.startswith('python -m benchmarks.demo: error: ')
 
 
 def test_a_pool_prints_the_table_over_the_frames_of_all_drives(tmp_path, capsys):

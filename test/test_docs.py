@@ -118,7 +118,7 @@ def test_every_tool_of_the_repository_is_described_and_has_an_example(ros):
                 if f'python -m {name} ' not in ' '.join(docs_check.help_of(name).split())]
 
 
-def test_something_is_executed():
+def test_some_commands_of_the_documents_are_executed():
     executed = [block for path in documents() for block in blocks(path) if block.tag == 'run']
     assert len(executed) >= 2
 

@@ -150,11 +150,11 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(tmp_path):
     bad = tmp_path / 'bad.map'
     for content in (b'', b'text', b'PK' * 4000, data[:100], data[:-30]):
         bad.write_bytes(content)
-        with pytest.raises(ValueError, match='bad.map is no embedding map') as error:
+        with pytest.raises(ValueError, match='bad.map is not an embedding map') as error:
             EmbeddingMap.open(bad)
         assert '\n' not in str(error.value)
     save_file({'weights': torch.zeros(3)}, bad)
-    with pytest.raises(ValueError, match='bad.map is no embedding map'):
+    with pytest.raises(ValueError, match='bad.map is not an embedding map'):
         EmbeddingMap.open(bad)
     for absent in (tmp_path / 'none.map', tmp_path):
         with pytest.raises(OSError, match='does not exist'):
@@ -181,7 +181,7 @@ CHANGES = {
 
 
 def old_map(path, version: int):
-    """``some_map`` in one of the old formats; returns it."""
+    """``some_map`` in an old format; returns it."""
     expected = some_map()
     index = expected.tiles.index.astype(np.int32)
     tensors = {'descriptors': expected.tiles.descriptors,

@@ -13,7 +13,6 @@ pytest.importorskip('rclpy', reason='no ROS 2')
 from nav_msgs.msg import Odometry
 import recorded_drive as made
 from sensor_msgs.msg import CameraInfo, CompressedImage, NavSatFix
-from tf2_msgs.msg import TFMessage
 
 from crossview_localizer.bags.events import (
     read_events,
@@ -28,6 +27,7 @@ from crossview_localizer.geometry import LocalFrame
 from crossview_localizer.ros.conversions import stamp_msg_from_ns
 
 ODOMETRY, IMAGE, FIX = '/odometry', '/camera/image/compressed', '/gnss/fix'
+ANTENNA_X_M = -1.5
 NAMES = {
     GnssFix: 'fix', GnssCourse: 'course', OdometrySample: 'odometry', CameraImage: 'image',
     TruePose: 'truth', Unusable: 'unusable',
@@ -61,23 +61,13 @@ def image(time_s: float, level=200) -> CompressedImage:
     return msg
 
 
-def static_transforms(*more: TransformStamped) -> TFMessage:
-    camera, antenna = TransformStamped(), TransformStamped()
-    for transform, child in ((camera, 'camera'), (antenna, 'gnss')):
-        transform.header.frame_id, transform.child_frame_id = 'base_link', child
-        transform.transform.rotation.w = 1.0
-    rotation = camera.transform.rotation
-    rotation.x, rotation.y, rotation.z, rotation.w = -0.5, 0.5, -0.5, 0.5
-    antenna.transform.translation.x = -1.5
-    return TFMessage(transforms=[camera, antenna, *more])
-
-
 def calibration():
     info = stamped(CameraInfo(
         width=made.WIDTH_PX, height=made.HEIGHT_PX, distortion_model='plumb_bob'), 0.0, 'camera')
     info.k = [120.0, 0.0, made.WIDTH_PX / 2, 0.0, 120.0, made.HEIGHT_PX / 2, 0.0, 0.0, 1.0]
     info.d = [0.0] * 5
-    return [('/tf_static', -1.0, static_transforms()), ('/camera/camera_info', -1.0, info)]
+    return [('/tf_static', -1.0, made.static_transforms(ANTENNA_X_M)),
+            ('/camera/camera_info', -1.0, info)]
 
 
 @pytest.fixture
@@ -163,7 +153,7 @@ def test_a_topic_without_a_name_is_not_read(events_of):
 
 def test_a_fix_carries_the_lever_arm_of_the_antenna(events_of):
     [found] = events_of([(FIX, 0.0, fix(0.0))])
-    assert found.base_from_antenna_m == (-1.5, 0.0)
+    assert found.base_from_antenna_m == (ANTENNA_X_M, 0.0)
     assert (found.x_m, found.y_m) == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
@@ -174,7 +164,7 @@ def test_the_velocity_of_a_receiver_becomes_a_course(events_of, kind):
     linear.x, linear.y = 3.0, 4.0
     [found] = events_of([('/gnss/velocity', 0.0, msg)])
     assert found.course_rad == pytest.approx(np.arctan2(4.0, 3.0), abs=1e-4)
-    assert found.base_from_antenna_m == (-1.5, 0.0)
+    assert found.base_from_antenna_m == (ANTENNA_X_M, 0.0)
 
 
 def test_the_truth_is_an_event_of_its_own(events_of):
@@ -195,7 +185,7 @@ def test_the_true_yaw_is_turned_by_the_convergence_of_the_grid():
     assert np.degrees(pose.yaw_rad) == pytest.approx(np.sin(np.radians(51.76)), abs=1e-3)
     assert pose.x_m == pytest.approx(69_000, rel=0.01)
     position.latitude = float('nan')
-    with pytest.raises(ValueError, match='no place'):
+    with pytest.raises(ValueError, match='not a position'):
         true_pose_from_msg(message, frame)
 
 
@@ -210,8 +200,10 @@ def test_a_bad_transform_is_reported_and_the_drive_goes_on(events_of):
     broken = TransformStamped(child_frame_id='lidar')  # its rotation is no rotation
     broken.transform.rotation.w = 0.0
     broken.header.frame_id = 'base_link'
+    mixed = made.static_transforms(ANTENNA_X_M)
+    mixed.transforms = [*mixed.transforms, broken]
     found = events_of([
-        ('/tf_static', 0.0, static_transforms(broken)), (FIX, 0.1, fix(0.1)),
+        ('/tf_static', 0.0, mixed), (FIX, 0.1, fix(0.1)),
         (ODOMETRY, 0.2, odometry(0.2))])
     assert [event.topic for event in unusable(found)] == ['/tf_static']
     assert 'lidar' in unusable(found)[0].reason

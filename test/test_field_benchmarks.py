@@ -393,7 +393,7 @@ def test_a_tile_network_is_refused_for_poses(kitti, tmp_path, capsys):
     assert 'expected weights of the dense matcher' in capsys.readouterr().err
 
 
-def test_frames_end():
+def test_frames_end_after_the_last_one_and_a_subset_counts_anew():
     with pytest.raises(IndexError):
         Frames('none', 2, lambda number: number)[2]
     assert list(Frames('some', 5, lambda number: number).subset('odd', [1, 3])) == [1, 3]

@@ -11,18 +11,6 @@ from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 SECOND_NS = 10**9
 
 
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def timeline(clock):
     return OdometryTimeline(FilterConfig(), clock)

@@ -19,18 +19,6 @@ def sample(time_s: float) -> OdometrySample:
     return OdometrySample(stamp_ns(time_s), Pose2D(0.0, 0.0, 0.0))
 
 
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def timeline(clock):
     """Odometry has come up to second 0."""

@@ -323,4 +323,4 @@ def test_the_check_command_counts_and_reports_in_one_line(release, capsys):
     assert 'train: 4 places of 1 drives, 4 with a ground image' in capsys.readouterr().out
     assert oxford.main([*good[:3], '--test', str(folder / 'none.txt')]) == 2
     error = capsys.readouterr().err
-    assert error.startswith('oxford: ') and error.count('\n') == 1
+    assert error.startswith('python -m training.data.oxford: error: ') and error.count('\n') == 1

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import paper
+from benchmarks.accuracy import paper, paper_plans
 from crossview_localizer.datatypes import CameraModel
 from crossview_localizer.geometry import MapGrid
 from training.data.datasets import World
@@ -77,9 +77,9 @@ def test_the_difference_of_two_losses_is_that_of_their_hits_and_medians():
 
 
 def test_both_losses_differ_in_loss_sampler_and_rate_alone():
-    plan = paper.PLANS['cpu']
+    plan = paper_plans.PLANS['cpu']
     (local, training), (other, other_training) = (
-        paper.settings_of_run(plan, kind, 1e-3, 4, 10) for kind in ('local', 'global'))
+        paper_plans.settings_of_run(plan, kind, 1e-3, 4, 10) for kind in ('local', 'global'))
     assert local.sampler == 'local' and other.sampler == 'random'
     assert replace(other, sampler='local', loss=local.loss) == local
     assert training == other_training
@@ -89,18 +89,18 @@ def test_both_losses_differ_in_loss_sampler_and_rate_alone():
 
 
 def test_the_workshop_papers_loss_has_its_weights_mask_and_batches():
-    pairs, _ = paper.settings_of_run(paper.PLANS['towns'], 'eccvw', 1e-3, 0, 10)
+    pairs, _ = paper_plans.settings_of_run(paper_plans.PLANS['towns'], 'eccvw', 1e-3, 0, 10)
     loss = pairs.loss
     assert (loss.kind, loss.sigma_m, loss.distance_power, loss.hole_m, loss.radius_m) == (
         'local', 25.0, 2, 0.0, 100.0)
     assert (pairs.sampler, pairs.radius_m, pairs.positive_m, pairs.batch) == (
-        'local', 100.0, 0.0, paper.PLANS['towns'].pairs.batch)
+        'local', 100.0, 0.0, paper_plans.PLANS['towns'].pairs.batch)
 
 
 def test_towns_lie_side_by_side_and_each_place_keeps_its_pictures(town):
-    plan = replace(paper.PLANS['smoke'], towns=2)
+    plan = replace(paper_plans.PLANS['smoke'], towns=2)
     other = replace(town, name='other', images=255 - town.images, imagery=255 - town.imagery)
-    alone, both = paper.places_of(plan, [town]), paper.places_of(plan, [town, other])
+    alone, both = paper_plans.places_of(plan, [town]), paper_plans.places_of(plan, [town, other])
     assert len(both) == 2 * len(alone) == 48
     for place in (0, 23):
         for side in ('read_ground', 'read_satellite'):
@@ -111,15 +111,15 @@ def test_towns_lie_side_by_side_and_each_place_keeps_its_pictures(town):
                                   np.tile([10_000.0, 0.0], (24, 1)))
     # Eight training images 12 m apart, in each town: 4 to 8 of them within 50 m of each.
     within = sum(abs(i - j) * 12.0 <= 50.0 for i in range(8) for j in range(8) if i != j) / 8
-    assert paper.neighbours_in_random_batch(both, 4) == pytest.approx(within * 3 / 15)
+    assert paper_plans.neighbours_in_random_batch(both, 4) == pytest.approx(within * 3 / 15)
 
 
 @pytest.fixture
 def town(monkeypatch):
     """Three days of noise in place of the rendered town of the smallest plan."""
     rng = np.random.default_rng(0)
-    plan = replace(paper.PLANS['smoke'], rates=(1e-3,))
-    monkeypatch.setitem(paper.PLANS, 'smoke', plan)
+    plan = replace(paper_plans.PLANS['smoke'], rates=(1e-3,))
+    monkeypatch.setitem(paper_plans.PLANS, 'smoke', plan)
     along_m = np.tile(np.arange(8) * 12.0, 3)
     world = World(
         'town', rng.integers(0, 255, (200, 500, 3), dtype=np.uint8),

@@ -162,4 +162,5 @@ def test_the_commands_write_pictures_and_refuse_in_one_line(world, network, tmp_
         call_wrong = ['overlays', *call, *wrong, '--out', str(tmp_path / 'x.png')]
         assert paper_figures.main(call_wrong) == 2
         error = capsys.readouterr().err
-        assert error.startswith('paper_figures: ') and error.count('\n') == 1
+        assert error.startswith('python -m training.paper_figures: error: ')
+        assert error.count('\n') == 1

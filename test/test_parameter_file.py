@@ -85,7 +85,7 @@ def test_scalars_are_those_of_ros(tmp_path, text, value):
     ('/**: {ros__parameters: {a: &x 1, b: *x}}', 'aliases'),
     ('/**: {ros__parameters: [1, 2]}', 'expected names and values'),
     ('/**: 3', 'ros__parameters'), ('[1, 2]', 'names of nodes'), ('a: {}', 'no ros__parameters'),
-    ('a: b: c', 'no parameter file')])
+    ('a: b: c', 'not a parameter file')])
 def test_what_ros_refuses_is_refused_with_the_reason(tmp_path, text, said):
     with pytest.raises(ValueError, match=said):
         read_sections(write(tmp_path, text))

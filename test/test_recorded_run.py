@@ -17,15 +17,7 @@ SECONDS = 20.0
 
 @pytest.fixture(scope='module')
 def bags(ros, tmp_path_factory):
-    """A recording with truth, the same without, and the input bag."""
-    folder = tmp_path_factory.mktemp('bags')
-    outputs = list(drive.output_messages(
-        SECONDS, gated={10}, unmatched={0, 1, 30}, distrusted={20, 21}))
-    return {
-        'run': drive.write_bag(folder / 'run', [*outputs, *drive.truth_messages(SECONDS)]),
-        'bare': drive.write_bag(folder / 'bare', outputs),
-        'input': drive.write_bag(folder / 'input', drive.input_messages(SECONDS)),
-    }
+    return drive.write_bags(tmp_path_factory.mktemp('bags'), SECONDS)
 
 
 @pytest.fixture(scope='module')

@@ -232,7 +232,7 @@ def test_fixes_without_satellites_or_sigmas_say_so(spoiled, tmp_path, capsys):
     _, poor, unknown, *_ = (message for _, message in read_bag(tmp_path / 'bag')[0][GNSS_TOPIC])
     assert poor.status.status == poor.status.STATUS_NO_FIX
     assert unknown.position_covariance_type == unknown.COVARIANCE_TYPE_UNKNOWN
-    assert '1 of 12 rows are no fix' in capsys.readouterr().out
+    assert '1 of 12 rows are not a fix' in capsys.readouterr().out
 
 
 # --- images

@@ -20,18 +20,12 @@ from training.recipes.pairs import DropBlock, GROUND, SATELLITE
 from training.samplers import LocalGroupSampler
 from training.train_tiles import CONFIGS, main
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
 
 @pytest.fixture(scope='module')
 def world():
     return tile_world()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_the_weights_carry_recipe_temperatures_and_validation(world, tmp_path):

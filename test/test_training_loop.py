@@ -22,15 +22,8 @@ from training.loop import (
     TrainConfig,
 )
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 RECIPES = {'areas': AREAS, 'pairs': PAIRS, 'likelihood': LIKELIHOOD}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(recipe_config, out, config=TRAINING, **options):

@@ -9,17 +9,12 @@ import pytest
 
 pytest.importorskip('rclpy', reason='no ROS 2')
 
-from nav_msgs.msg import Odometry  # noqa: E402
 import rasterio  # noqa: E402
 import recorded_drive as drive  # noqa: E402
 from rosbags.highlevel import AnyReader  # noqa: E402
 
 from crossview_localizer import viewer_bag  # noqa: E402
 from crossview_localizer.bags.viewer_file import ellipse_points, transform_msg  # noqa: E402
-from crossview_localizer.ros.conversions import (  # noqa: E402
-    quaternion_msg_from_yaw,
-    stamp_msg_from_ns,
-)
 
 SECONDS = 6.0
 LAYOUT = Path(__file__).resolve().parent.parent / 'config/viewer_layout.json'
@@ -30,18 +25,6 @@ DRAWN = {
 }
 
 
-def odometry_messages(seconds: float):
-    for number in range(int(seconds * 10.0)):
-        time_s = number / 10.0
-        pose = drive.true_pose(time_s)
-        msg = Odometry(child_frame_id='base_link')
-        msg.header.frame_id = 'odom'
-        msg.header.stamp = stamp_msg_from_ns(drive.START_NS + round(time_s * 1e9))
-        msg.pose.pose.position.x, msg.pose.pose.position.y = pose.x_m, pose.y_m
-        msg.pose.pose.orientation = quaternion_msg_from_yaw(pose.yaw_rad)
-        yield '/odometry', time_s, msg
-
-
 @pytest.fixture(scope='module')
 def recorded(ros, tmp_path_factory):
     """A folder with a recorded run, and the arguments that show it."""
@@ -50,7 +33,7 @@ def recorded(ros, tmp_path_factory):
         folder / 'run', [*drive.output_messages(SECONDS), *drive.truth_messages(SECONDS)],
         bag_delay_s=3e8)
     played = drive.write_bag(
-        folder / 'input', [*drive.input_messages(SECONDS), *odometry_messages(SECONDS)])
+        folder / 'input', [*drive.input_messages(SECONDS), *drive.odometry_messages(SECONDS)])
     # Imagery in the map's own plane: bright in the west, dark in the east.
     pixels = np.full((3, 150, 150), 51, np.uint8)
     pixels[:, :, :75] = 204
@@ -185,7 +168,7 @@ def test_a_run_in_a_namespace_is_found_and_a_recorded_transform_is_not_added_aga
             yield topic if topic in ('/tf_static', '/diagnostics') else f'/car{topic}', time_s, msg
 
     recorded = list(in_namespace([
-        *drive.output_messages(SECONDS), *odometry_messages(SECONDS)]))
+        *drive.output_messages(SECONDS), *drive.odometry_messages(SECONDS)]))
     transforms = [('/tf', time_s, transform_msg(msg)) for topic, time_s, msg in recorded
                   if topic == '/car/odometry']
     run = drive.write_bag(tmp_path / 'run', [*recorded, *transforms])

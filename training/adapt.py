@@ -1,9 +1,9 @@
 """Adapt the dense matcher to drives of one's own, without precise truth.
 
 The drives are smoothed from GNSS and odometry (``data/own_drives``).  Training maximises the
-likelihood of the images over all places where the vehicle may have been, and finds a slow offset
-for each drive on the way (``recipes/smoothed_drives``).  The best weights on held-out stretches
-are kept if they are a gain there (``evaluation/held_out``); else there is no file.
+likelihood of the images over all places where the vehicle may have been, and meanwhile finds a
+slow offset for each drive (``recipes/smoothed_drives``).  The best weights on held-out stretches
+are written if they are better there than the first ones (``evaluation/held_out``).
 """
 
 import argparse
@@ -12,7 +12,6 @@ import json
 import math
 from pathlib import Path
 import shutil
-import sys
 import time
 
 import torch
@@ -34,22 +33,22 @@ from training.recipes.smoothed_drives import (
     OffsetConfig,
     SmoothedDriveRecipe,
 )
-from training.run_arguments import run
+from training.run_arguments import run_training
 
 CONFIG = TrainConfig(
     learning_rate=5e-4, trunk_learning_rate=1.25e-4, weight_decay=1e-4, warmup_steps=50,
     cosine=True, clip_norm=5.0, frozen_stages=2, average_steps=100)
 LIKELIHOOD = PoseLikelihoodConfig(world_share=0.7)
-ALL_STAGES = 99            # of the trunks: nothing but the heads is trained
+ALL_STAGES = 99            # more stages than a trunk has: only the heads are trained
 VALIDATIONS = 10
 FEWEST_STEPS, MOST_STEPS = 100, 6000
 HELD_OUT_FRAMES = 200      # for the table and the decision
-# Time of a frame that is only scored, in that of a frame of a training step.
+# Scoring a frame takes this share of the time of a frame in a training step.
 SCORING_SHARE = 0.6
 
 
 class NoGain(ValueError):
-    """The adapted weights are no gain; the message says why."""
+    """The adapted weights are not better; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Adaptation:
 def adapt(adaptation: Adaptation, ranks: Ranks = ALONE) -> dict[str, dict]:
     """Train, fit the confidence, and judge: the rows before and after, as ``summary`` gives them.
 
-    Raises NoGain where ``adaptation.weights`` are no gain on the held-out stretches.
+    Raises NoGain if ``adaptation.weights`` are not better on the held-out stretches.
     """
     network = network_to_begin_with(adaptation.init)
     recipe = SmoothedDriveRecipe(
@@ -101,8 +100,8 @@ def adapt(adaptation: Adaptation, ranks: Ranks = ALONE) -> dict[str, dict]:
         return {}
     recipe.finish(adaptation.weights)
     first, count = load_network(adaptation.init), adaptation.held_out_frames
-    # Where a held-out frame was is told by GNSS, odometry, and what the first weights see on the
-    # other stretches: neither by its own image nor by the weights that are to be judged.
+    # The pose of a held-out frame comes from GNSS, odometry, and the matches of the first weights
+    # on the other stretches: neither its own image nor the weights to be judged decide it.
     _, offsets = estimate_offsets(
         first, recipe.files, adaptation.offsets, first.config.match_errors, seen=1)
     held_out = CorrectedWorlds(recipe.files[1], *offsets)
@@ -132,7 +131,7 @@ def network_to_begin_with(init: Path) -> DenseNetwork:
 
 def planned_steps(adaptation: Adaptation, network: DenseNetwork, recipe: SmoothedDriveRecipe,
                   config: TrainConfig, ranks: Ranks) -> int:
-    """How many steps the run has, which a run that goes on takes over; prints the time."""
+    """Plan the number of steps and print the time, or take over the plan of a stopped run."""
     plan = adaptation.work / 'plan.json'
     if ranks.rank == 0 and not plan.is_file():
         step_s = seconds_per_step(network, recipe, config, ranks)
@@ -158,12 +157,12 @@ def planned_steps(adaptation: Adaptation, network: DenseNetwork, recipe: Smoothe
              if planned['asked'][name] != value]
     if other:
         raise ValueError(f'{adaptation.work} is of a run with other {", ".join(other)}; expected '
-                         'the same, or delete the folder to begin anew')
+                         'the same, or delete the folder to start again')
     return int(planned['steps'])
 
 
 def asked(adaptation: Adaptation) -> dict:
-    """The options with which a run that goes on was begun; others are checked where they act."""
+    """The options that a run must share with the stopped run that it continues."""
     return {'--steps': adaptation.steps, '--hours': adaptation.hours,
             '--init': fingerprint_of(adaptation.init),
             '--mix': [path.name for path in adaptation.places]}
@@ -190,6 +189,8 @@ def adapt_bags(args: argparse.Namespace, ranks: Ranks) -> None:
     from crossview_localizer.parameter_file import read_parameters
     from crossview_localizer.ros.localizer_holder import shipped_weights
 
+    if not args.hours > 0.0:
+        raise ValueError(f'--hours {args.hours}; expected more than 0')
     init = Path(shipped_weights()) if args.init is None else args.init
     places = tuple(sorted(args.mix.glob('place_*.npz'))) if args.mix else ()
     if args.mix and not places:
@@ -254,7 +255,8 @@ def main(arguments=None) -> int:
                         help='weights to begin with (default: those shipped)')
     parser.add_argument('--hours', type=float, default=4.0,
                         help='time that training may take (default 4)')
-    parser.add_argument('--steps', type=int, default=0, help='so many steps, whatever they take')
+    parser.add_argument('--steps', type=int, default=0,
+                        help='number of training steps (default: as many as --hours allow)')
     parser.add_argument('--mix', type=Path, metavar='PLACES',
                         help='rendered places (training.render_places), against forgetting')
     parser.add_argument('--freeze', action='store_true',
@@ -267,14 +269,11 @@ def main(arguments=None) -> int:
     for name in ('image', 'camera_info', 'gnss', 'odometry', 'truth'):
         parser.add_argument(f'--{name.replace("_", "-")}-topic', default=getattr(Topics(), name),
                             metavar='TOPIC', help='default: %(default)s')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--mixed-precision', action='store_true',
                         help='compute in bfloat16 where that is safe')
     parser.add_argument('--threads', type=int, default=1, metavar='N',
                         help='CPU threads of torch (more than there are free cores is far slower)')
-    parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args(arguments)
-    if not args.hours > 0.0:
-        print(f'adapt: --hours {args.hours}; expected more than 0', file=sys.stderr)
-        return 2
-    return run('adapt', args, lambda ranks: adapt_bags(args, ranks))
+    parser.add_argument('--seed', type=int, default=0, help='seed of all random draws')
+    return run_training(parser, arguments, adapt_bags)

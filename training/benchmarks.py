@@ -13,6 +13,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, prepare_torch
 from crossview_localizer.networks.dense import DENSE
 from training.data.benchmark_frames import Frames
@@ -31,9 +32,8 @@ from training.evaluation.pose_benchmark import (
     table,
 )
 from training.evaluation.recall import recall
+from training.localize_drives import WEIGHTS
 
-WEIGHTS = (Path(__file__).resolve().parents[1]
-           / 'config/weights/crossview_dense_synthetic.safetensors')
 DEFAULT_ROWS = ('dense', 'prior_centre', 'image_blind')
 CVACT_RADIUS_M = 100.0
 # Recall at 1, 5, 10 and 1 % on CVACT_val: SAFA by its README, Sample4Geo by its paper.
@@ -126,13 +126,16 @@ def run_cvact(args: argparse.Namespace) -> None:
 def add_common(parser: argparse.ArgumentParser, weights: Path | None) -> None:
     parser.add_argument('--weights', type=Path, default=weights, required=weights is None,
                         help='' if weights is None else 'of the dense matcher (default: shipped)')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--threads', type=int, default=1, help='torch threads')
     parser.add_argument('--out', type=Path, default=Path('build/field'),
                         help='folder of the results (default %(default)s)')
     if weights is not None:
-        parser.add_argument('--rows', nargs='+', choices=ROWS, default=DEFAULT_ROWS)
-        parser.add_argument('--every', type=int, default=1, help='only every N-th image')
+        parser.add_argument('--rows', nargs='+', choices=ROWS, default=DEFAULT_ROWS,
+                            help='rows to score')
+        parser.add_argument('--every', type=int, default=1, metavar='N',
+                            help='score only every N-th image')
 
 
 def main(arguments=None) -> int:
@@ -147,7 +150,8 @@ def main(arguments=None) -> int:
     kitti.add_argument('--splits', type=Path, required=True,
                        help='folder of test1_files.txt and test2_files.txt (dataLoader/ of '
                        'YujiaoShi/HighlyAccurate)')
-    kitti.add_argument('--split', nargs='+', choices=SPLIT_FILES, default=('test1', 'test2'))
+    kitti.add_argument('--split', nargs='+', choices=SPLIT_FILES, default=('test1', 'test2'),
+                       help='splits to score (default both)')
     add_common(kitti, WEIGHTS)
 
     oxford = commands.add_parser('oxford', help="Oxford RobotCar in CCVPE's protocol")
@@ -171,17 +175,15 @@ def main(arguments=None) -> int:
     cvact.add_argument('--prepared', action='store_true', help='the root holds 616x112 PNGs')
     add_common(cvact, None)
 
-    args = parser.parse_args(arguments)
-    try:
-        if getattr(args, 'every', 1) < 1:
-            raise ValueError(f'--every {args.every}; expected at least 1')
-        if not 0.0 < getattr(args, 'heading_prior_deg', 180.0) <= 180.0:
-            raise ValueError(f'--heading-prior-deg {args.heading_prior_deg}; expected 0 to 180')
-        {'kitti': run_kitti, 'oxford': run_oxford, 'cvact': run_cvact}[args.benchmark](args)
-    except (ValueError, OSError) as error:
-        print(f'benchmarks {args.benchmark}: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, arguments, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if getattr(args, 'every', 1) < 1:
+        raise ValueError(f'--every {args.every}; expected at least 1')
+    if not 0.0 < getattr(args, 'heading_prior_deg', 180.0) <= 180.0:
+        raise ValueError(f'--heading-prior-deg {args.heading_prior_deg}; expected 0 to 180')
+    {'kitti': run_kitti, 'oxford': run_oxford, 'cvact': run_cvact}[args.benchmark](args)
 
 
 if __name__ == '__main__':

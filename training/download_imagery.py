@@ -28,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from crossview_localizer.bags.route_file import read_route
+from crossview_localizer.command import run_command
 from crossview_localizer.files import write_atomically
 
 # Half the circumference of Web Mercator's sphere, m (EPSG:3857).
@@ -449,24 +450,17 @@ def main(arguments=None) -> int:
     parser.add_argument('--rate-hz', type=float, default=2.0,
                         help='requests per second (default 2)')
     parser.add_argument('--attempts', type=int, default=6, help='tries per tile (default 6)')
-    parser.add_argument('--timeout-s', type=float, default=30.0, help='for one answer')
+    parser.add_argument('--timeout-s', type=float, default=30.0,
+                        help='longest wait for an answer of the server (default 30)')
     parser.add_argument('--out', type=Path, required=True, help='GeoTIFF to write')
     parser.add_argument('--accept-terms', action='store_true',
                         help='say that you have read the terms that are shown and keep to them')
     parser.add_argument('--keep-tiles', action='store_true', help='do not delete OUT.tiles')
-    args = parser.parse_args(arguments)
-    try:
-        return _run(args)
-    except (ValueError, OSError) as error:
-        print(f'download_imagery: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('download_imagery: interrupted; the same command goes on where it stopped',
-              file=sys.stderr)
-        return 2
+    return run_command(
+        parser, arguments, _run, 'interrupted; the same command goes on where it stopped')
 
 
-def _run(args) -> int:
+def _run(args: argparse.Namespace) -> None:
     if not (0.0 < args.rate_hz <= 50.0 and args.attempts >= 1 and args.timeout_s > 0.0):
         raise ValueError(
             f'rate {args.rate_hz} Hz, {args.attempts} attempts, timeout {args.timeout_s} s; '
@@ -508,7 +502,6 @@ def _run(args) -> int:
         shutil.rmtree(folder)
     missing = f'; {empty} of {len(tiles)} tiles have no imagery' if empty else ''
     print(f'{args.out}: {source.attribution}{missing}')
-    return 0
 
 
 if __name__ == '__main__':

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, prepare_torch
 from training.data.datasets import Places
 from training.data.places_arguments import add_places_arguments, read_places
@@ -243,29 +244,29 @@ def main(arguments=None) -> int:
     parser.add_argument('--prior-sigma-m', type=float, default=0.0,
                         help='error of the centre of the prior, sigma on each axis (default 0)')
     parser.add_argument('--seed', type=int, default=0, help='seed of that error')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--threads', type=int, default=1, help='torch threads')
     parser.add_argument('--out', type=Path, required=True,
                         help='folder for queries.csv.gz and results.json')
-    args = parser.parse_args(arguments)
-    try:
-        if args.radius_m <= 0.0 or args.tolerance_m < 0.0 or args.prior_sigma_m < 0.0:
-            raise ValueError(
-                f'radius {args.radius_m} m, tolerance {args.tolerance_m} m, sigma '
-                f'{args.prior_sigma_m} m; expected a positive radius, the others not below 0')
-        device, warning = prepare_torch(args.device, args.threads)
-        if warning:
-            print(warning)
-        network = load_network(args.weights, device, args.like)
-        places = read_places(args, network.config)
-        queries, rows = evaluate(network, places, args.split, args.radius_m, args.tolerance_m,
-                                 args.prior_sigma_m, args.seed, device)
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_queries(args.out / 'queries.csv.gz', queries, rows)
-        lines = results(*read_queries(args.out / 'queries.csv.gz'))
-    except (ValueError, OSError) as error:
-        print(f'evaluate_retrieval: {error}', file=sys.stderr)
-        return 2
+    return run_command(parser, arguments, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.radius_m <= 0.0 or args.tolerance_m < 0.0 or args.prior_sigma_m < 0.0:
+        raise ValueError(
+            f'radius {args.radius_m} m, tolerance {args.tolerance_m} m, sigma '
+            f'{args.prior_sigma_m} m; expected a positive radius, the others not below 0')
+    device, warning = prepare_torch(args.device, args.threads)
+    if warning:
+        print(warning)
+    network = load_network(args.weights, device, args.like)
+    places = read_places(args, network.config)
+    queries, rows = evaluate(network, places, args.split, args.radius_m, args.tolerance_m,
+                             args.prior_sigma_m, args.seed, device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_queries(args.out / 'queries.csv.gz', queries, rows)
+    lines = results(*read_queries(args.out / 'queries.csv.gz'))
     (args.out / 'results.json').write_text(json.dumps({
         'data': places.name, 'split': args.split, 'weights': str(args.weights),
         'fingerprint': network.fingerprint, 'radius_m': args.radius_m,
@@ -274,7 +275,6 @@ def main(arguments=None) -> int:
         'results': lines}, indent=1) + '\n')
     print(table(lines['all']))
     print(f'{len(queries.place)} queries, {len(places)} tiles; {args.out}/results.json')
-    return 0
 
 
 if __name__ == '__main__':

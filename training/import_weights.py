@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 import torch
 
+from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import save_network
 from crossview_localizer.networks.controls import random_network
 from crossview_localizer.networks.safa import CVACT, OXFORD, SafaNetwork
@@ -168,7 +169,8 @@ def main(arguments=None) -> int:
         '--out runs/oxford.safetensors')
     parser.add_argument('source', type=Path, help='.npz, .pth, .pt, .safetensors, or the prefix '
                         'of a TensorFlow checkpoint (model.ckpt of model.ckpt.index)')
-    parser.add_argument('--model', choices=sorted(MODELS), required=True)
+    parser.add_argument('--model', choices=sorted(MODELS), required=True,
+                        help='network that the weights are of')
     parser.add_argument('--out', type=Path, required=True, help='.safetensors file to write')
     parser.add_argument('--heads', type=int, metavar='N',
                         help='heads of the aggregation (default: as many as in the file, else 8)')
@@ -177,24 +179,22 @@ def main(arguments=None) -> int:
     parser.add_argument('--seed', type=int, default=0, help='seed of what is random (default 0)')
     parser.add_argument('--temperature', type=float, default=0.1, help='divides distances to give '
                         'log-likelihoods in the node; fit it on validation drives (default 0.1)')
-    args = parser.parse_args(arguments)
-    try:
-        if args.heads is not None and args.heads < 1:
-            raise ValueError(f'--heads is {args.heads}; expected 1 or more')
-        if not args.temperature > 0.0:
-            raise ValueError(f'--temperature is {args.temperature}; expected more than 0')
-        network, provenance = import_weights(
-            args.source, args.model, args.heads, args.trunk_only, args.seed)
-        network.config = replace(network.config, temperature=args.temperature)
-        # Full precision: float16 would move descriptors by about 1e-4.
-        save_network(network, args.out, provenance, torch.float32)
-    except (ValueError, OSError) as error:
-        print(f'import_weights: {error}', file=sys.stderr)
-        return 2
+    return run_command(parser, arguments, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.heads is not None and args.heads < 1:
+        raise ValueError(f'--heads is {args.heads}; expected 1 or more')
+    if not args.temperature > 0.0:
+        raise ValueError(f'--temperature is {args.temperature}; expected more than 0')
+    network, provenance = import_weights(
+        args.source, args.model, args.heads, args.trunk_only, args.seed)
+    network.config = replace(network.config, temperature=args.temperature)
+    # Full precision: float16 would move descriptors by about 1e-4.
+    save_network(network, args.out, provenance, torch.float32)
     for key, value in provenance.items():
         print(f'{key}: {value}')
     print(f'{args.out}: {sum(p.numel() for p in network.parameters())} parameters')
-    return 0
 
 
 if __name__ == '__main__':

@@ -6,6 +6,8 @@ import sys
 
 import yaml
 
+from crossview_localizer.command import run_command
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARAMETERS = REPOSITORY / 'config/robotcar.yaml'
 WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
@@ -43,33 +45,32 @@ def main(arguments=None) -> int:
     parser.add_argument('--weights', default=str(WEIGHTS),
                         help='checkpoint, raw_correlation or random_init:SEED')
     parser.add_argument('--like', type=Path, help='checkpoint whose sizes a control takes')
-    parser.add_argument('--params-file', type=Path, default=PARAMETERS)
+    parser.add_argument('--params-file', type=Path, default=PARAMETERS,
+                        help='parameter file of the node')
     parser.add_argument('--set', nargs='+', default=[], metavar='NAME=VALUE', dest='changes',
                         help="parameters other than the file's")
-    args = parser.parse_args(arguments)
-    try:
-        from crossview_localizer.config import config_from_flat, flatten, LocalizerConfig
-        from crossview_localizer.evaluation import pose_metrics
-        from crossview_localizer.parameter_file import read_parameters
+    return run_command(parser, arguments, localize_drives)
 
-        if len(args.bag) != len(args.map):
-            raise ValueError(
-                f'{len(args.bag)} bags and {len(args.map)} maps; expected a map for each bag')
-        node_config, config = read_parameters(args.params_file)
-        changes = dict(change.split('=', 1) for change in args.changes)
-        config = config_from_flat(LocalizerConfig, flatten(config) | {
-            name: yaml.safe_load(value) for name, value in changes.items()})
-        drives = [localize_drive(bag, map_path, args.weights, args.like, node_config, config)
-                  for bag, map_path in zip(args.bag, args.map)]
-    except (ValueError, OSError) as error:
-        print(f'localize_drives: {error}', file=sys.stderr)
-        return 2
-    pooled = pose_metrics.pool(drives)
+
+def localize_drives(args: argparse.Namespace) -> None:
+    from crossview_localizer.config import config_from_flat, flatten, LocalizerConfig
+    from crossview_localizer.evaluation import pose_metrics
+    from crossview_localizer.parameter_file import read_parameters
+
+    if len(args.bag) != len(args.map):
+        raise ValueError(
+            f'{len(args.bag)} bags and {len(args.map)} maps; expected a map for each bag')
+    node_config, config = read_parameters(args.params_file)
+    changes = dict(change.split('=', 1) for change in args.changes)
+    config = config_from_flat(LocalizerConfig, flatten(config) | {
+        name: yaml.safe_load(value) for name, value in changes.items()})
+    pooled = pose_metrics.pool([
+        localize_drive(bag, map_path, args.weights, args.like, node_config, config)
+        for bag, map_path in zip(args.bag, args.map)])
     print(pose_metrics.table(pose_metrics.metrics_by_row(pooled)))
     outcomes = pooled.outcomes['refined']
     print('outcomes: ' + ', '.join(
         f'{name} {outcomes.count(name)}' for name in sorted(set(outcomes))))
-    return 0
 
 
 if __name__ == '__main__':

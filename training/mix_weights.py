@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 import sys
 
+from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 
 
@@ -44,16 +45,11 @@ def main(arguments=None) -> int:
         prog='python -m training.mix_weights', description=__doc__.splitlines()[0],
         epilog='example: python -m training.mix_weights runs/a.safetensors runs/b.safetensors '
         '--shares 0.8 0.2 --out runs/mixed.safetensors')
-    parser.add_argument('weights', nargs='+', type=Path)
+    parser.add_argument('weights', nargs='+', type=Path, help='weights files of the same model')
     parser.add_argument('--shares', nargs='+', type=float, required=True, help='one for each file')
     parser.add_argument('--out', type=Path, required=True, help='weights file to write')
-    args = parser.parse_args(arguments)
-    try:
-        mix(args.weights, args.shares, args.out)
-    except (ValueError, OSError) as error:
-        print(f'mix_weights: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        parser, arguments, lambda args: mix(args.weights, args.shares, args.out))
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from crossview_localizer.camera import views  # noqa: E402
+from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import CameraModel  # noqa: E402
 from crossview_localizer.geometry import MapGrid  # noqa: E402
 from crossview_localizer.networks.checkpoint import load_network, prepare_torch  # noqa: E402
@@ -343,7 +344,8 @@ def main(arguments=None) -> int:
         command.add_argument('--label', default='Simulation',
                              help='what the data are, for the title (default: Simulation)')
         command.add_argument('--out', type=Path, required=True, help='picture to write (.png)')
-    heat.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    heat.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                      help='device of the network (default %(default)s)')
     heat.add_argument('--baseline', help='a second network, such as the global baseline')
     heat.add_argument('--names', nargs=2, default=('ours', 'baseline'), metavar='NAME',
                       help='names of the two in the panels (default: ours baseline)')
@@ -351,38 +353,36 @@ def main(arguments=None) -> int:
                       help='sides of the squares (default: 100 1000)')
     heat.add_argument('--spacing-m', type=float, default=5.0, help='distance between tiles, for '
                       'networks that describe tile by tile (default 5)')
-    args = parser.parse_args(arguments)
+    return run_command(parser, arguments, draw_figure)
+
+
+def draw_figure(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    try:
-        world = load_world(args.world)
-        images = args.images or np.linspace(0, len(world.poses), 5).astype(int)[1:4].tolist()
-        if min(images) < 0 or max(images) >= len(world.poses):
+    world = load_world(args.world)
+    images = args.images or np.linspace(0, len(world.poses), 5).astype(int)[1:4].tolist()
+    if min(images) < 0 or max(images) >= len(world.poses):
+        raise ValueError(
+            f'images {images}; expected numbers from 0 to {len(world.poses) - 1}')
+    if args.command == 'overlays':
+        figure = overlays(
+            load_network(args.weights, like=args.like), world, images, args.label)
+    else:
+        if min(args.sizes_m) < 10.0 or args.spacing_m <= 0.0:
             raise ValueError(
-                f'images {images}; expected numbers from 0 to {len(world.poses) - 1}')
-        if args.command == 'overlays':
-            figure = overlays(
-                load_network(args.weights, like=args.like), world, images, args.label)
-        else:
-            if min(args.sizes_m) < 10.0 or args.spacing_m <= 0.0:
-                raise ValueError(
-                    f'sizes {args.sizes_m} m, spacing {args.spacing_m} m; expected at least 10 m '
-                    'and more than 0')
-            device, warning = prepare_torch(args.device, 1)
-            if warning:
-                print(warning)
-            networks = {args.names[0]: load_network(args.weights, device, args.like)}
-            if args.baseline:
-                like = args.like or (args.weights if Path(args.weights).exists() else None)
-                networks[args.names[1]] = load_network(args.baseline, device, like)
-            figure = heatmaps(networks, [(world, image) for image in images], args.sizes_m,
-                              args.spacing_m, args.label, device)
-        figure.savefig(args.out, dpi=DPI)
-        plt.close(figure)
-    except (ValueError, OSError) as error:
-        print(f'paper_figures: {error}', file=sys.stderr)
-        return 2
+                f'sizes {args.sizes_m} m, spacing {args.spacing_m} m; expected at least 10 m '
+                'and more than 0')
+        device, warning = prepare_torch(args.device, 1)
+        if warning:
+            print(warning)
+        networks = {args.names[0]: load_network(args.weights, device, args.like)}
+        if args.baseline:
+            like = args.like or (args.weights if Path(args.weights).exists() else None)
+            networks[args.names[1]] = load_network(args.baseline, device, like)
+        figure = heatmaps(networks, [(world, image) for image in images], args.sizes_m,
+                          args.spacing_m, args.label, device)
+    figure.savefig(args.out, dpi=DPI)
+    plt.close(figure)
     print(args.out)
-    return 0
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from crossview_localizer.camera.views import sampling_image
+from crossview_localizer.command import run_command
 from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid
 from crossview_localizer.networks.safa import ModelConfig
@@ -77,16 +78,14 @@ def main(arguments=None) -> int:
                         help='metres per pixel of the imagery (default: that of the network)')
     parser.add_argument('--spacing-m', type=float, default=2.0,
                         help='smallest distance between two images of a drive')
-    args = parser.parse_args(arguments)
-    try:
-        world = prepare(args.bags, args.imagery, args.out.stem, args.px_m, args.spacing_m)
-        with write_atomically(args.out) as partial:
-            save_world(world, partial)
-    except (ValueError, OSError) as error:
-        print(f'prepare: {error}', file=sys.stderr)
-        return 2
+    return run_command(parser, arguments, _run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    world = prepare(args.bags, args.imagery, args.out.stem, args.px_m, args.spacing_m)
+    with write_atomically(args.out) as partial:
+        save_world(world, partial)
     print(f'{args.out}: {len(world.images)} images, imagery {world.grid.rows} x {world.grid.cols}')
-    return 0
 
 
 if __name__ == '__main__':

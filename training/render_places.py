@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from crossview_localizer.command import run_command
 from crossview_localizer.geometry import MapGrid
 from training.data.rendered_places import encode_jpeg, RenderedPlace, save_place, Shot
 
@@ -63,23 +64,23 @@ def main(arguments=None) -> int:
     parser.add_argument('--seeds', nargs=2, type=int, required=True, metavar=('FIRST', 'END'),
                         help='places FIRST to END - 1')
     parser.add_argument('--out', type=Path, required=True, help='folder of the .npz files')
-    parser.add_argument('--aerials', type=int, default=2, help='pictures from above a place')
-    parser.add_argument('--shots', type=int, default=2, help='cameras and days a place')
-    parser.add_argument('--frames', type=int, default=6, help='frames a camera')
-    parser.add_argument('--jobs', type=int, default=2, help='processes')
-    args = parser.parse_args(arguments)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn'),
-                                 _initialise) as pool:
-            tasks = [pool.submit(render_place, seed, args.out, args.aerials, args.shots,
-                                 args.frames) for seed in range(*args.seeds)]
-            for task in tqdm(as_completed(tasks), total=len(tasks), desc='places'):
-                task.result()
-    except (ValueError, OSError) as error:
-        print(f'render_places: {error}', file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument('--aerials', type=int, default=2,
+                        help='pictures from above per place (default 2)')
+    parser.add_argument('--shots', type=int, default=2,
+                        help='cameras and days per place (default 2)')
+    parser.add_argument('--frames', type=int, default=6, help='frames per camera (default 6)')
+    parser.add_argument('--jobs', type=int, default=2, help='processes (default 2)')
+    return run_command(parser, arguments, render_places)
+
+
+def render_places(args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn'),
+                             _initialise) as pool:
+        tasks = [pool.submit(render_place, seed, args.out, args.aerials, args.shots,
+                             args.frames) for seed in range(*args.seeds)]
+        for task in tqdm(as_completed(tasks), total=len(tasks), desc='places'):
+            task.result()
 
 
 if __name__ == '__main__':

@@ -1,13 +1,13 @@
-"""Arguments and error handling that the training commands share."""
+"""What the training commands share: arguments, and how they run."""
 
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-import sys
 
 import torch
 
+from crossview_localizer.command import run_command
 from training.distributed import joined_ranks, Ranks
 from training.initial import TRUNK_PACKAGE
 from training.loop import TrainConfig
@@ -21,20 +21,21 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
                        help='begin with these weights (see also training.import_weights)')
     begin.add_argument('--random-trunk', action='store_true',
                        help=f'begin with random weights in place of {TRUNK_PACKAGE} (a control)')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--mixed-precision', action='store_true',
                         help='compute in bfloat16 where that is safe')
     parser.add_argument('--threads', type=int, default=1, metavar='N',
                         help='CPU threads of torch (more than there are free cores is far slower)')
     parser.add_argument('--data-note', default='', metavar='TEXT',
-                        help='kept in the weights file: where the data come from')
+                        help='where the data come from; written into the weights file')
     settings = parser.add_argument_group("training (default: the configuration's)")
     settings.add_argument('--steps', type=int, metavar='N', help='optimizer steps')
     settings.add_argument('--learning-rate', type=float, metavar='RATE',
-                          help='of the heads; the rate of the trunks changes in proportion')
+                          help='rate of the heads; that of the trunks changes in proportion')
     settings.add_argument('--patience', type=int, metavar='N',
                           help='stop after this many validations without a gain')
-    settings.add_argument('--seed', type=int, metavar='N')
+    settings.add_argument('--seed', type=int, metavar='N', help='seed of all random draws')
     return settings
 
 
@@ -48,17 +49,14 @@ def changed_settings(args: argparse.Namespace, config: TrainConfig) -> TrainConf
     return replace(config, **changes)
 
 
-def run(name: str, args: argparse.Namespace, work: Callable[[Ranks], None]) -> int:
-    """Call ``work`` with this process's rank; returns the exit code, with one line of error."""
-    torch.set_num_threads(args.threads)
-    try:
+def run_training(parser: argparse.ArgumentParser, argv: list[str] | None,
+                 work: Callable[[argparse.Namespace, Ranks], None]) -> int:
+    """Call ``work`` with the parsed arguments and this process's rank; return the exit code."""
+    def with_ranks(args: argparse.Namespace) -> None:
+        torch.set_num_threads(args.threads)
         with joined_ranks(args.device, args.mixed_precision) as ranks:
-            work(ranks)
-    except (ValueError, OSError) as error:
-        print(f'{name}: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f'{name}: interrupted; the same command goes on from the last validation',
-              file=sys.stderr)
-        return 130
-    return 0
+            work(args, ranks)
+
+    return run_command(
+        parser, argv, with_ranks,
+        'interrupted; the same command goes on from the last validation')

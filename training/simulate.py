@@ -9,6 +9,7 @@ from pathlib import Path
 import shutil
 import sys
 
+from crossview_localizer.command import run_command
 from training.data.datasets import save_world
 
 
@@ -60,17 +61,15 @@ def main(arguments=None) -> int:
     parser.add_argument('--layout', type=Path,
                         help='folder of a land-cover raster and a trajectory, as for '
                              'training.simulation; towns differ in all that it leaves open')
-    args = parser.parse_args(arguments)
-    try:
-        width, _, height = args.image_size.partition('x')
-        args.out.mkdir(parents=True, exist_ok=True)
-        for seed in range(*args.seeds):
-            simulate(seed, args.out, (int(width), int(height)), args.rate_hz, args.duration_s,
-                     args.traversals, args.jobs, args.px_m, args.layout)
-    except (ValueError, OSError) as error:
-        print(f'simulate: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, arguments, simulate_worlds)
+
+
+def simulate_worlds(args: argparse.Namespace) -> None:
+    width, _, height = args.image_size.partition('x')
+    args.out.mkdir(parents=True, exist_ok=True)
+    for seed in range(*args.seeds):
+        simulate(seed, args.out, (int(width), int(height)), args.rate_hz, args.duration_s,
+                 args.traversals, args.jobs, args.px_m, args.layout)
 
 
 if __name__ == '__main__':

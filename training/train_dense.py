@@ -18,7 +18,7 @@ from training.distributed import Ranks
 from training.initial import initial_network
 from training.loop import train, TrainConfig
 from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoodRecipe
-from training.run_arguments import add_run_arguments, changed_settings, run
+from training.run_arguments import add_run_arguments, changed_settings, run_training
 
 CONFIG = TrainConfig(
     steps=2400, validate_steps=200, learning_rate=2e-3, trunk_learning_rate=5e-4,
@@ -78,8 +78,7 @@ def main(arguments=None) -> int:
     parser.add_argument('--no-changes', action='store_true',
                         help='and change no colours, sharpness or extent either (an ablation)')
     add_run_arguments(parser)
-    args = parser.parse_args(arguments)
-    return run('train_dense', args, lambda ranks: train_dense(args, ranks))
+    return run_training(parser, arguments, train_dense)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from training.loop import train, TrainConfig
 from training.losses import CrossViewLoss, LossConfig
 from training.recipes.areas import AreaConfig, AreaRecipe
 from training.recipes.pairs import DropBlock, PairConfig, PairRecipe
-from training.run_arguments import add_run_arguments, changed_settings, run
+from training.run_arguments import add_run_arguments, changed_settings, run_training
 
 LITE = ModelConfig(channels=64, heads=8, hidden=0, ground_view='camera', margin_px=0,
                    px_m=OXFORD.px_m, view_px=OXFORD.view_px)
@@ -105,18 +105,19 @@ def main(arguments=None) -> int:
   torchrun --nproc-per-node 2 -m training.train_tiles --config oxford --train training.txt \\
     --val validation.txt --test test*.txt --root Oxford_5m_sampling --init vgg16.safetensors \\
     --mixed-precision --out runs/oxford.safetensors""")
-    parser.add_argument('--config', choices=list(CONFIGS), default='synthetic')
+    parser.add_argument('--config', choices=list(CONFIGS), default='synthetic',
+                        help='network, data and settings (default synthetic)')
     add_places_arguments(parser, "the config's; synthetic takes prepared worlds as --train, --val")
     settings = add_run_arguments(parser)
-    settings.add_argument('--loss', choices=CrossViewLoss.KINDS)
-    settings.add_argument('--heads', type=int, metavar='N', help='of the aggregation')
+    settings.add_argument('--loss', choices=CrossViewLoss.KINDS, help='kind of the loss')
+    settings.add_argument('--heads', type=int, metavar='N', help='heads of the aggregation')
     settings.add_argument('--batch', type=int, metavar='N', help='pairs per step')
     settings.add_argument('--chunk', type=int, metavar='N', help='images per forward pass: the '
                           'same gradients in less memory and more time')
-    args = parser.parse_args(arguments)
     command = 'python -m training.train_tiles ' + ' '.join(
         sys.argv[1:] if arguments is None else arguments)
-    return run('train_tiles', args, lambda ranks: train_tiles(args, ranks, command))
+    return run_training(
+        parser, arguments, lambda args, ranks: train_tiles(args, ranks, command))
 
 
 if __name__ == '__main__':

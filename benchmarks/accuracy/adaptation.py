@@ -13,7 +13,6 @@ from dataclasses import replace
 import json
 import math
 from pathlib import Path
-import platform
 import sys
 import time
 
@@ -22,9 +21,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 import torch
 
-from benchmarks import REPOSITORY
+from benchmarks import cpu_name, DENSE_WEIGHTS, REPOSITORY
 from benchmarks.accuracy import real_pairs
-from benchmarks.accuracy.single_frames import WEIGHTS
+from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, save_network
 from training.adapt import (
     adapt,
@@ -54,7 +53,7 @@ SOURCES = {'cvusa': ('cvusa_native', 'cvusa_crop256'), 'cvact': ('cvact_256', 'c
 REAL_ROWS = {'before': (), 'adapted': ('cvusa', 'cvact'), 'cvusa_only': ('cvusa',),
              'cvact_only': ('cvact',)}
 JUDGED_BY = ('dayton', 'london', 'nuscenes')   # how the names of their sets begin
-HELD_OUT_PLACES = 6             # of the real places every sixth is held out
+HELD_OUT_PLACES = 6             # every sixth of the real places is held out
 
 
 # --- simulation
@@ -333,6 +332,8 @@ def simulated(args: argparse.Namespace, weights: str) -> tuple[Iterator, dict]:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.bags and not args.orthophoto:
+        raise ValueError('--bags without --orthophoto; expected the imagery of the drives')
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -351,7 +352,7 @@ def run(args: argparse.Namespace) -> None:
             print(row, json.dumps(values), flush=True)
             # Another process may have added its rows meanwhile.
             result = json.loads(path.read_text()) if path.is_file() else {}
-            result['device'] = platform.processor() or platform.machine()
+            result['device'] = cpu_name()
             store(result, part, row, values, made_with,
                   (time.monotonic() - started_s) / 3600.0)
             started_s = time.monotonic()
@@ -363,43 +364,38 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.accuracy.adaptation', description=__doc__.splitlines()[0],
         epilog='example: python -m benchmarks.accuracy.adaptation --parts real --steps 150')
-    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS,
+                        help='measure only these parts')
     parser.add_argument('--rows', nargs='+', choices=['before', *CHANGES],
                         default=['before', *CHANGES],
-                        help='only these rows of the simulation')
+                        help='score only these rows of the simulation')
     parser.add_argument('--real-rows', nargs='+', choices=REAL_ROWS, default=list(REAL_ROWS),
-                        help='only these rows of the real pictures')
-    parser.add_argument('--init', type=Path, default=WEIGHTS, help='weights to begin with')
+                        help='score only these rows of the real pictures')
+    parser.add_argument('--init', type=Path, default=DENSE_WEIGHTS, help='weights to begin with')
     parser.add_argument('--steps', type=int, default=0,
                         help='steps of each training (default: as many as --hours allow; 400 on '
                         'real pictures)')
-    parser.add_argument('--hours', type=float, default=1.8, help='of one adaptation')
+    parser.add_argument('--hours', type=float, default=1.8,
+                        help='longest time of one adaptation (default 1.8)')
     parser.add_argument('--scored-share', type=float, default=1.0,
-                        help='of the frames that are usually scored (default 1)')
-    parser.add_argument('--seed', type=int, default=9400, help='of the simulated town')
-    parser.add_argument('--duration-s', type=float, default=600.0, help='of each of three drives')
+                        help='score this share of the usual number of frames (default 1)')
+    parser.add_argument('--seed', type=int, default=9400, help='seed of the simulated town')
+    parser.add_argument('--duration-s', type=float, default=600.0,
+                        help='length of each of the three drives (default 600)')
     parser.add_argument('--jobs', type=int, default=1, help='rendering processes')
     parser.add_argument('--rate-hz', type=float, default=4.0, help='images a second of the drives')
     parser.add_argument('--bags', nargs='+', type=Path,
-                        help='drives with truth instead of simulated ones; the last is the test')
-    parser.add_argument('--orthophoto', type=Path, help='of these drives')
+                        help='drives with truth instead of simulated ones; the test is the last')
+    parser.add_argument('--orthophoto', type=Path, help='imagery of the drives of --bags')
     parser.add_argument('--pairs', type=Path, default=real_pairs.default_folder(),
                         help='folder of real pairs (docs/real_pairs.md)')
     parser.add_argument('--every', type=int, default=1,
-                        help='score every so many views of the real pictures')
+                        help='score only every N-th view of the real pictures')
     parser.add_argument('--work', type=Path, default=REPOSITORY / 'build/adapt',
-                        help='folder of drives, files and weights; weights are never shipped')
+                        help='folder of drives, prepared files and weights')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'docs/results',
                         help='folder of adapt.json')
-    args = parser.parse_args(arguments)
-    try:
-        if args.bags and not args.orthophoto:
-            raise ValueError('--bags without --orthophoto; expected the imagery of the drives')
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f'benchmarks.accuracy.adaptation: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, arguments, run)
 
 
 if __name__ == '__main__':

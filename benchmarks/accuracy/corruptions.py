@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, REPOSITORY
 from benchmarks.accuracy.frame_estimates import FrameEstimate, summarize
 from benchmarks.accuracy.frame_scene import FrameScene
-from benchmarks.accuracy.single_frames import WEIGHTS
+from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import CameraImage
 from crossview_localizer.networks.checkpoint import load_network
 from training.data.datasets import load_world
@@ -128,37 +128,36 @@ def main(arguments=None) -> int:
         '--worlds runs/test/world_40*.npz')
     parser.add_argument('--worlds', nargs='+', type=Path, required=True,
                         help='prepared test worlds, as single_frames takes them')
-    parser.add_argument('--weights', type=Path, default=WEIGHTS)
+    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS,
+                        help='weights of the dense matcher')
     parser.add_argument('--frames', type=int, default=40, help='frames per world')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'docs/results',
                         help='folder of corruptions.json and corruptions.png')
-    args = parser.parse_args(arguments)
-    try:
-        torch.set_num_threads(1)
-        network = load_network(args.weights)
-        scenes = [FrameScene(load_world(path), network) for path in args.worlds]
-        result = {'weights': network.fingerprint[:12], 'worlds': [p.stem for p in args.worlds]}
-        runs = [(None, 0), *((name, step) for name in CORRUPTIONS for step in SEVERITIES)]
-        for name, step in tqdm(runs, desc='corruptions', unit=' runs'):
-            frames = []
-            for number, scene in enumerate(scenes):
-                indices = np.random.default_rng(number).permutation(len(scene.world.poses))
-                frames += estimate_frames(scene, indices[:args.frames], name, step)
-            row = summarize(frames)['dense']
-            if name is None:
-                result['clean'] = row
-            else:
-                result.setdefault(name, []).append(row)
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / 'corruptions.json').write_text(json.dumps(result, indent=1) + '\n')
-        draw(result, args.out / 'corruptions.png')
-    except (ValueError, OSError) as error:
-        print(f'corruptions: {error}', file=sys.stderr)
-        return 2
+    return run_command(parser, arguments, run)
+
+
+def run(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    network = load_network(args.weights)
+    scenes = [FrameScene(load_world(path), network) for path in args.worlds]
+    result = {'weights': network.fingerprint[:12], 'worlds': [p.stem for p in args.worlds]}
+    runs = [(None, 0), *((name, step) for name in CORRUPTIONS for step in SEVERITIES)]
+    for name, step in tqdm(runs, desc='corruptions', unit=' runs'):
+        frames = []
+        for number, scene in enumerate(scenes):
+            indices = np.random.default_rng(number).permutation(len(scene.world.poses))
+            frames += estimate_frames(scene, indices[:args.frames], name, step)
+        row = summarize(frames)['dense']
+        if name is None:
+            result['clean'] = row
+        else:
+            result.setdefault(name, []).append(row)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / 'corruptions.json').write_text(json.dumps(result, indent=1) + '\n')
+    draw(result, args.out / 'corruptions.png')
     for name in CORRUPTIONS:
         print(f'{name:10}' + ''.join(f'{row["median_m"]:8.2f}' for row in result[name]))
     print(args.out / 'corruptions.json')
-    return 0
 
 
 if __name__ == '__main__':

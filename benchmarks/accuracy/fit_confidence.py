@@ -24,6 +24,7 @@ from benchmarks.accuracy.real_pairs import (
     score,
     SURE_AND_WRONG_M,
 )
+from crossview_localizer.command import run_command
 from crossview_localizer.matching.heatmap_pose import peak_of
 from training.data.datasets import load_world, World
 from training.data.rendered_places import load_place
@@ -93,7 +94,7 @@ def main(arguments=None) -> int:
         prog='python -m benchmarks.accuracy.fit_confidence', description=__doc__.splitlines()[0],
         epilog='example: python -m benchmarks.accuracy.fit_confidence runs/dense.safetensors '
         '--places runs/val_places --out runs/fitted.safetensors')
-    parser.add_argument('weights', type=Path)
+    parser.add_argument('weights', type=Path, help='weights of the dense matcher')
     parser.add_argument('--worlds', nargs='+', type=Path, default=[], metavar='WORLD',
                         help='prepared worlds that the training did not see')
     parser.add_argument('--places', type=Path, metavar='FOLDER',
@@ -101,27 +102,25 @@ def main(arguments=None) -> int:
     parser.add_argument('--pairs', type=Path, default=default_folder(),
                         help='folder of real pairs (default $CROSSVIEW_DATA/real_pairs)')
     parser.add_argument('--count', type=int, default=300, help='simulated frames')
-    parser.add_argument('--every', type=int, default=2, help='only each so manieth real view')
+    parser.add_argument('--every', type=int, default=2, help='score only every N-th real view')
     parser.add_argument('--out', type=Path, required=True, help='weights file to write')
-    args = parser.parse_args(arguments)
+    return run_command(parser, arguments, run)
+
+
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    try:
-        places = sorted(args.places.glob('place_*.npz')) if args.places else []
-        worlds = [load_world(path) for path in args.worlds] + [
-            load_place(path).world(number) for number, path in enumerate(places)]
-        if not worlds:
-            raise ValueError('no simulated frames: give --worlds or --places')
-        fit(args.weights, args.out, worlds, args.pairs, args.count, args.every)
-        for name, found in score(args.out, folder=args.pairs).items():
-            print(f'{name:22}' + '  '.join(
-                f'{key} {found[key]:.2f}' for key in
-                ('median_m', 'evidence_nats', 'ambiguous', 'sure_and_wrong', 'coverage_95')
-                if found[key] is not None))
-    except (ValueError, OSError) as error:
-        print(f'fit_confidence: {error}', file=sys.stderr)
-        return 2
-    return 0
+    places = sorted(args.places.glob('place_*.npz')) if args.places else []
+    worlds = [load_world(path) for path in args.worlds] + [
+        load_place(path).world(number) for number, path in enumerate(places)]
+    if not worlds:
+        raise ValueError('no simulated frames: give --worlds or --places')
+    fit(args.weights, args.out, worlds, args.pairs, args.count, args.every)
+    for name, found in score(args.out, folder=args.pairs).items():
+        print(f'{name:22}' + '  '.join(
+            f'{key} {found[key]:.2f}' for key in
+            ('median_m', 'evidence_nats', 'ambiguous', 'sure_and_wrong', 'coverage_95')
+            if found[key] is not None))
 
 
 if __name__ == '__main__':

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, REPOSITORY
 from benchmarks.accuracy.real_pairs import (
     add_results,
     default_folder,
     load_dense,
     views_by_set,
 )
-from benchmarks.accuracy.single_frames import WEIGHTS
 from benchmarks.fusion.drive_data import Path2D, simulated_gnss, simulated_odometry, stamp_ns
 from benchmarks.fusion.estimates import estimates_of
 from crossview_localizer.bags.replay import feed
+from crossview_localizer.command import run_command
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.datatypes import CameraImage, Outcome
 from crossview_localizer.geometry import LocalFrame, Pose2D
@@ -112,7 +112,7 @@ def drive(network, embedding_map, views: list[View], seed: int) -> dict[str, flo
 
 
 def run_drives(network, data: Path, sets: dict[str, list[View]]) -> list[dict]:
-    """A drive for each overhead picture and each set whose pictures are of elsewhere."""
+    """A drive for each overhead picture and each set of pictures of other places."""
     plan = [(name, overhead, shown) for name, overhead in overheads(data, sets).items()
             for shown, views in sets.items()
             if views[0].overhead is not overhead and len(views) >= MIN_VIEWS]
@@ -130,28 +130,27 @@ def main(arguments=None) -> int:
         prog='python -m benchmarks.accuracy.foreign_pictures', description=__doc__.splitlines()[0],
         epilog='example: python -m benchmarks.accuracy.foreign_pictures --out build/real')
     parser.add_argument('--pairs', type=Path, default=default_folder(),
-                        help='folder of pairs (default $CROSSVIEW_DATA/real_pairs); orthophotos '
-                        'lie beside it')
-    parser.add_argument('--weights', type=Path, default=WEIGHTS, help='of the dense matcher')
+                        help='folder of pairs, beside that of the orthophotos (default '
+                        '$CROSSVIEW_DATA/real_pairs)')
+    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS,
+                        help='weights of the dense matcher')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/real',
                         help='folder of real.json, to which the drives are added')
-    args = parser.parse_args(arguments)
+    return run_command(parser, arguments, run)
+
+
+def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    try:
-        drives = run_drives(load_dense(args.weights), args.pairs.parent, views_by_set(args.pairs))
-    except (ValueError, OSError) as error:
-        print(f'benchmarks.accuracy.foreign_pictures: {error}', file=sys.stderr)
-        return 2
+    drives = run_drives(load_dense(args.weights), args.pairs.parent, views_by_set(args.pairs))
     if not drives:
         print(f'no drives: no overhead picture has {MIN_SIDE_M:.0f} m a side beside a set of '
-              f'{MIN_VIEWS} views of elsewhere')
-        return 0
+              f'{MIN_VIEWS} views of other places')
+        return
     for row in drives:
         print(', '.join(f'{key} {value:.2f}' if isinstance(value, float) else f'{key} {value}'
                         for key, value in row.items()))
     add_results(args.out, {'foreign_pictures': drives})
-    return 0
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import REPOSITORY
+from benchmarks import REPOSITORY, TILE_WEIGHTS
 from benchmarks.accuracy.frame_estimates import FrameEstimate, write_estimates
 from benchmarks.accuracy.frame_scene import FrameScene, true_pose
 from benchmarks.fusion.towns import elsewhere
@@ -25,20 +25,18 @@ from crossview_localizer.networks.controls import RAW_CORRELATION
 from training.data.datasets import load_world, World
 from training.recipes.dense_groups import prior_about, PRIOR_M, uniform_window
 
-PAPER_WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
 WIDE_PRIOR_M = 50.0
 SPACING_M = 5.0
-FULL_CIRCLE_EVERY = 10        # slow methods get every tenth frame,
-WIDE_EVERY = 4                # every fourth,
-TILES_EVERY = 3               # or every third
+# Slow methods are given only every so many frames.
+FULL_CIRCLE_EVERY, WIDE_EVERY, TILES_EVERY = 10, 4, 3
 CHUNK = 25                    # trials that one process runs at a time
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A frame with its priors, and another frame whose image the blind method gets.
+    """A frame with its priors, and another frame (``blind``) whose image the blind method gets.
 
-    ``number`` counts the trials of a world; ``far_prior`` is that of the wide search, if any.
+    ``number`` counts the trials of a world; ``far_prior`` is the prior of the wide search, if any.
     """
 
     number: int
@@ -166,7 +164,8 @@ def world_part(part: str, path: Path, number: int, warp_seed: int | None, count:
     return WorldPart(part, path, warp_seed, tuple(found), done)
 
 
-_networks, _scene, _scene_of = None, None, None  # of this process; the scene is of its last world
+# What this process holds: the networks, and the scene of the world of its last task.
+_networks, _scene, _scene_of = None, None, None
 
 
 def _load_networks(files: WeightsFiles, threads: int) -> None:
@@ -175,7 +174,7 @@ def _load_networks(files: WeightsFiles, threads: int) -> None:
     cv2.setNumThreads(threads)
     _networks = {
         'dense': load_network(files.dense), 'paper': load_network(files.paper),
-        'raw': load_network(RAW_CORRELATION, like=PAPER_WEIGHTS),
+        'raw': load_network(RAW_CORRELATION, like=TILE_WEIGHTS),
         'random_init': load_network('random_init:1', like=files.dense),
         'blind_trained': load_network(files.blind) if files.blind else None}
 
@@ -186,7 +185,7 @@ def _run_chunk(world: WorldPart, file: Path, chunk: tuple[Trial, ...]) -> int:
     if _scene_of != world.done:
         _scene, _scene_of = None, None
         _scene = FrameScene(load_world(world.path), _networks['dense'], _networks['paper'],
-                       world.warp_seed, _networks['raw'])
+                            world.warp_seed, _networks['raw'])
         others = ('blind_trained',) if world.part == 'warped' else ('random_init', 'blind_trained')
         for name in others:
             if _networks[name] is not None:

@@ -15,7 +15,6 @@ import json
 import math
 import os
 from pathlib import Path
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,9 +25,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import REPOSITORY
-from benchmarks.accuracy.single_frames import WEIGHTS
+from benchmarks import cpu_name, DENSE_WEIGHTS, REPOSITORY
 from crossview_localizer.camera.views import UNSEEN
+from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
 from crossview_localizer.networks.checkpoint import load_network
@@ -39,7 +38,7 @@ from training.evaluation.overhead_raster import describe, RasterMatcher
 from training.evaluation.pose_benchmark import signed_errors
 from training.recipes.dense_groups import prior_about, uniform_window
 
-PRIORS = 3                 # a view
+PRIORS = 3                 # for each view
 SURE_AND_WRONG_M = 5.0     # an error above this and the label's accuracy
 NEAR_M = 2.0               # of the label, or within its accuracy where that is worse
 FLAT_SHARE = 0.05          # of answers that say nothing, as in evidence.frame_evidence_nats
@@ -60,7 +59,7 @@ class Answer:
     prior: PoseEstimate
     estimate: PoseEstimate
     ambiguous: bool
-    dof: float              # of the Student t that the estimate is said to err by
+    dof: float              # of the Student t distribution claimed for the error
     evidence_nats: float
 
 
@@ -129,7 +128,7 @@ def match_views(
 
 
 def exchanged(views: list[View]) -> list[View | None]:
-    """For each view one of the set's next place; None, for a grey one, if there is no other."""
+    """For each view a view of the next place of the set; None, for grey, if there is one place."""
     places: dict[int, list[View]] = {}
     for view in views:
         places.setdefault(id(view.overhead), []).append(view)
@@ -230,15 +229,15 @@ def old_network(path: Path | None):
     """The network of OLD_COMMIT, from a file or from git; None if neither has it."""
     if path is not None:
         return load_dense(path)
-    name = WEIGHTS.relative_to(REPOSITORY).as_posix()
+    name = DENSE_WEIGHTS.relative_to(REPOSITORY).as_posix()
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / WEIGHTS.name
+        copy = Path(folder) / DENSE_WEIGHTS.name
         with open(copy, 'wb') as file:
             done = subprocess.run(['git', '-C', str(REPOSITORY), 'show', f'{OLD_COMMIT}:{name}'],
                                   stdout=file, stderr=subprocess.DEVNULL, check=False)
         if done.returncode == 0:
             return load_dense(copy)
-    print(f'row weights_{OLD_COMMIT} is left out: this is no git clone with that commit')
+    print(f'row weights_{OLD_COMMIT} is left out: this is not a git clone with that commit')
     return None
 
 
@@ -305,7 +304,7 @@ def add_results(folder: Path, found: dict) -> Path:
     return path
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     if args.every < 1:
         raise ValueError(f'--every {args.every}; expected at least 1')
     torch.set_num_threads(1)
@@ -328,10 +327,9 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     write_answers(answers, args.out / 'views.csv.gz')
     result = {'sets': sets, 'weights': load_dense(args.weights[0]).fingerprint[:12],
-              'device': platform.processor() or platform.machine()}
+              'device': cpu_name()}
     path = add_results(args.out, result)
     print(f'{path}, {args.out / "views.csv.gz"}')
-    return 0
 
 
 def main(arguments=None) -> int:
@@ -341,22 +339,17 @@ def main(arguments=None) -> int:
         '--rows dense prior_centre')
     parser.add_argument('--pairs', type=Path, default=default_folder(),
                         help='folder of pairs (default $CROSSVIEW_DATA/real_pairs)')
-    parser.add_argument('--weights', nargs='+', type=Path, default=[WEIGHTS],
-                        help='of the dense matcher; the first are row "dense" and those of the '
-                        'controls, each further file is a row of its own')
+    parser.add_argument('--weights', nargs='+', type=Path, default=[DENSE_WEIGHTS],
+                        help='weights of the dense matcher: the first file makes the row dense '
+                        'and the controls, each further file a row of its own')
     parser.add_argument('--old-weights', type=Path,
-                        help=f'of row weights_{OLD_COMMIT} (default: what git has)')
-    parser.add_argument('--sets', nargs='+', help='only these')
-    parser.add_argument('--rows', nargs='+', help='only these')
-    parser.add_argument('--every', type=int, default=1, help='only each so manieth view')
+                        help=f'weights of the row weights_{OLD_COMMIT} (default: those in git)')
+    parser.add_argument('--sets', nargs='+', help='score only these sets')
+    parser.add_argument('--rows', nargs='+', help='score only these rows')
+    parser.add_argument('--every', type=int, default=1, help='score only every N-th view')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/real',
                         help='folder of real.json and views.csv.gz')
-    args = parser.parse_args(arguments)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:
-        print(f'benchmarks.accuracy.real_pairs: {error}', file=sys.stderr)
-        return 2
+    return run_command(parser, arguments, run)
 
 
 if __name__ == '__main__':

@@ -1,24 +1,23 @@
 """Errors of single frames of the dense matcher in simulated cities that it never saw.
 
-They stand beside those of the paper's matcher and of controls. Protocol: another day than the
-orthophoto's; a prior that is off by up to 18.5 m on each axis and 10 degrees; images of 231 x 154;
-frames at least 5 m apart. The paper's matcher has tiles 1.5 m apart and the temperature that was
-fitted on validation drives. ``shuffled_images`` is the dense matcher with the image of another
-frame at least 200 m away (in a short drive, the farthest one); ``blind_trained``, if its weights
-are given, is a network that was trained on grey images; ``image_blind`` is the better of the two.
+The table also has the paper's matcher and controls.  Protocol: images of 231 x 154 px, on another
+day than the orthophoto, at least 5 m apart; the prior is off by up to 18.5 m on each axis and by
+up to 10 degrees.  The paper's matcher has tiles 1.5 m apart and the temperature that was fitted on
+validation drives.  ``shuffled_images`` is the dense matcher with the image of a frame at least
+200 m away (in a short drive, of the farthest frame); ``blind_trained``, if its weights are given,
+is a network that was trained on grey images; ``image_blind`` is the better of the two.
 """
 
 import argparse
 import hashlib
 import json
 from pathlib import Path
-import platform
 import sys
 
 import numpy as np
 import torch
 
-from benchmarks import REPOSITORY
+from benchmarks import cpu_name, DENSE_WEIGHTS, REPOSITORY, TILE_WEIGHTS
 from benchmarks.accuracy.frame_estimates import (
     FrameEstimate,
     read_estimates,
@@ -27,16 +26,16 @@ from benchmarks.accuracy.frame_estimates import (
     with_image_blind,
     write_estimates,
 )
-from benchmarks.accuracy.frame_trials import PAPER_WEIGHTS, run_trials, WeightsFiles, world_part
+from benchmarks.accuracy.frame_trials import run_trials, WeightsFiles, world_part
+from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import PoseEstimate
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.parameter_file import read_parameters
 from training.data.datasets import load_world
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 RESULT = REPOSITORY / 'docs/results/dense.json'
-LAYOUT_S = 240.0              # of a real layout's trajectory are driven, or less,
-LAYOUT_SIDE_M = 1000.0        # if the town would be larger than this
+# A real layout is driven for LAYOUT_S, or less if its town would be wider than LAYOUT_SIDE_M.
+LAYOUT_S, LAYOUT_SIDE_M = 240.0, 1000.0
 WARPED_FRAMES = 60            # per world
 
 
@@ -105,8 +104,10 @@ def main(arguments=None) -> int:
                         help='render these worlds first, into OUT')
     parser.add_argument('--layout-seed', type=int, default=1,
                         help='seed of what a layout leaves open: heights, looks, days (default 1)')
-    parser.add_argument('--weights', type=Path, default=WEIGHTS)
-    parser.add_argument('--paper-weights', type=Path, default=PAPER_WEIGHTS)
+    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS,
+                        help='weights of the dense matcher')
+    parser.add_argument('--paper-weights', type=Path, default=TILE_WEIGHTS,
+                        help='weights of the tile matcher')
     parser.add_argument('--blind-weights', type=Path,
                         help='weights of training.train_dense --image-blind')
     parser.add_argument('--frames', type=int, help='at most so many frames per world')
@@ -116,12 +117,7 @@ def main(arguments=None) -> int:
                         help='folder of frames.csv.gz and dense.json')
     parser.add_argument('--keep', action='store_true',
                         help='add the parts of this run to docs/results too')
-    args = parser.parse_args(arguments)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:
-        print(f'single_frames: {error}', file=sys.stderr)
-        return 2
+    return run_command(parser, arguments, run)
 
 
 def render_layout(folder: Path, seed: int, jobs: int, out: Path) -> Path:
@@ -138,7 +134,7 @@ def render_layout(folder: Path, seed: int, jobs: int, out: Path) -> Path:
     return simulate(seed, own, (320, 240), 1.0, duration_s, 1, jobs, 0.25, folder)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from training.simulate import simulate
 
     if not (args.worlds or args.layouts or args.seeds or args.demos):
@@ -155,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     worlds = args.worlds + [
         simulate(seed, args.out, (320, 240), 1.0, 130.0, 2, args.jobs, 0.25)
         for seed in args.seeds]
-    result = {'device': platform.processor() or platform.machine(),
+    result = {'device': cpu_name(),
               'weights': fingerprints[:2], 'torch': torch.__version__, 'threads': args.threads}
     if args.blind_weights:
         result['blind_weights'] = fingerprints[2]
@@ -167,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
             ('synthetic', worlds, None, args.frames), ('warped', worlds, 5, warped_count),
             ('real_layout', layouts, None, args.frames))}
     run_trials([world for part in parts.values() for world in part], files, args.jobs,
-                 args.threads)
+               args.threads)
     every, hashes = [], {}
     for part, found in parts.items():
         estimates = with_image_blind([
@@ -194,7 +190,6 @@ def run(args: argparse.Namespace) -> int:
     if args.keep:
         merge(args.out / 'dense.json', RESULT)
     print(f'\n{args.out / "dense.json"}, {args.out / "frames.csv.gz"}')
-    return 0
 
 
 if __name__ == '__main__':

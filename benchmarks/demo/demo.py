@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, TILE_WEIGHTS
 from benchmarks.demo import ros_run, stages
 from benchmarks.demo.exchanged_images import exchange_images, far_images
 from benchmarks.demo.ros_run import finish_ros_run, RosRun, RosRunError, start_ros_run
@@ -32,14 +32,12 @@ from benchmarks.demo.summary import (
     print_summary,
     write_json,
 )
-from crossview_localizer.parameter_file import read_parameters
+from crossview_localizer.command import run_command
 from crossview_localizer.evaluation import pose_metrics
 from crossview_localizer.evaluation.pose_metrics import Comparison
+from crossview_localizer.parameter_file import read_parameters
 from crossview_localizer.trajectory import TRUTH_MAX_GAP_S
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
-# Raw correlation takes the tile size and the temperature of these weights.
-TILE_WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
 MARKER = 'demo.json'
 STAGE_OUTPUTS = (
     'world', 'bag', 'world_elsewhere', 'bag_elsewhere', 'bag_blind', 'maps', 'run', 'run_blind',
@@ -95,7 +93,7 @@ def localize_controls(
     from crossview_localizer.localizer import load_localizer
     from crossview_localizer.networks.checkpoint import load_network
 
-    rows = {}
+    rows = {}   # a control takes the tile size and the temperature of the weights ``like``
     for name, kind, like in (('raw_correlation', 'raw_correlation', TILE_WEIGHTS),
                              ('random_init', 'random_init:1', weights)):
         map_path = out / f'maps/{name}.map'
@@ -287,7 +285,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--controls', action='store_true', help='add the rows image_blind, raw_correlation and '
         'random_init, which take longer than all the rest')
     parser.add_argument(
-        '--weights', type=Path, default=WEIGHTS, help='network weights (default: those shipped)')
+        '--weights', type=Path, default=DENSE_WEIGHTS,
+        help='network weights (default: those shipped)')
     parser.add_argument(
         '--keep', action='store_true',
         help='use the simulated drive and bag of an earlier run with the same arguments again')
@@ -300,27 +299,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    # SIGTERM must leave by way of the contexts that stop the ROS processes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return run_command(build_parser(), argv, _run, more_errors=(RosRunError, KeyError))
+
+
+def _run(arguments: argparse.Namespace) -> None:
     if arguments.duration_s is None:
         arguments.duration_s = QUICK_DRIVE_S if arguments.quick else DRIVE_S
     if not (0 <= arguments.seed < 10**9 and 10.0 <= arguments.duration_s <= 3600.0):
-        parser.error(f'--seed {arguments.seed} --duration-s {arguments.duration_s}; expected a '
-                     'seed of 0 to 999,999,999 and 10 to 3600 s')
-    # SIGTERM must leave by way of the contexts that stop the ROS processes.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        if arguments.pool:
-            print_pool(arguments.pool, arguments.json)
-        else:
-            run_demo(
-                arguments.out.resolve(), arguments.seed, arguments.duration_s,
-                stages.QUICK_CITY_M if arguments.quick else stages.CITY_M,
-                arguments.weights.resolve(), arguments.keep, arguments.controls)
-    except (RosRunError, ValueError, OSError, KeyError) as error:
-        print(f'demo: error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('demo: interrupted', file=sys.stderr)
-        return 130
-    return 0
+        raise ValueError(
+            f'--seed {arguments.seed} --duration-s {arguments.duration_s}; expected a seed of 0 '
+            'to 999,999,999 and 10 to 3600 s')
+    if arguments.pool:
+        print_pool(arguments.pool, arguments.json)
+        return
+    run_demo(
+        arguments.out.resolve(), arguments.seed, arguments.duration_s,
+        stages.QUICK_CITY_M if arguments.quick else stages.CITY_M,
+        arguments.weights.resolve(), arguments.keep, arguments.controls)

@@ -16,6 +16,8 @@ matplotlib.use('Agg')
 from matplotlib.patches import Ellipse
 import matplotlib.pyplot as plt
 
+from crossview_localizer.command import run_command
+
 SCENE = '/crossview_scene'
 PATH_COLOURS = {
     'ground_truth': '#ffffff', 'gnss': '#ed333b', 'prior': '#ffa348', 'refined': '#2ec27e'}
@@ -117,19 +119,16 @@ def _rgb(msg) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog='python -m benchmarks.demo.draw_scene', description='Draw a recording of the RViz scene.',
-        epilog='example: python -m benchmarks.demo.draw_scene scene_bag --at 20 --out docs/scene.png')
+        prog='python -m benchmarks.demo.draw_scene',
+        description='Draw a recording of the RViz scene.',
+        epilog='example: python -m benchmarks.demo.draw_scene scene_bag --at 20 '
+        '--out docs/scene.png')
     parser.add_argument('bag', type=Path, help=f'recording of {SCENE}/...')
     parser.add_argument('--at', type=float, default=20.0, metavar='S',
                         help='seconds after the first heat map (default: %(default)g)')
-    parser.add_argument('--out', type=Path, required=True, metavar='PNG')
-    args = parser.parse_args(argv)
-    try:
-        draw(read_scene(args.bag, args.at), args.out)
-    except (ValueError, OSError) as error:
-        print(f'draw_scene: error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='picture to write')
+    return run_command(
+        parser, argv, lambda args: draw(read_scene(args.bag, args.at), args.out))
 
 
 if __name__ == '__main__':

@@ -47,11 +47,11 @@ def convert(traversal: Path, bag: Path) -> None:
 
 def build_corridor_map(world: Path, route: Path, network, path: Path) -> None:
     """Write the map of the corridor along a route, the widest that ``MAX_TILES`` allows."""
-    from crossview_localizer.maps.builder import build_map, Settings
-    from crossview_localizer.networks.dense import DENSE
-    from crossview_localizer.maps.imagery import Imagery
     from crossview_localizer.bags.route_file import read_route
+    from crossview_localizer.maps.builder import build_map, Settings
+    from crossview_localizer.maps.imagery import Imagery
     from crossview_localizer.maps.route import corridor
+    from crossview_localizer.networks.dense import DENSE
 
     imagery = Imagery.open([world / 'orthophoto.tif'])
     route_latlon_deg = read_route(route)

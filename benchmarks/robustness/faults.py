@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         description='Try every fault on a node process and write what it reported and published.',
         epilog='example: python -m benchmarks.robustness.faults --only GNSS --out faults.json')
     parser.add_argument(
-        '--out', type=Path, default=REPOSITORY / 'docs/results/faults.json', metavar='FILE')
+        '--out', type=Path, default=REPOSITORY / 'docs/results/faults.json', metavar='FILE',
+        help='file to write (default docs/results/faults.json)')
     parser.add_argument(
         '--only', default='', metavar='REGEX',
         help='only faults whose name matches this; no file is written')

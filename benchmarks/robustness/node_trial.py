@@ -38,9 +38,9 @@ SETTLE_S = 0.6           # poses of images taken before the fault have been publ
 FAULT_S = 1.5            # a fault lasts at least this long
 DEADLINE_S = 120.0
 START_DEADLINE_S = 240.0
-# On a busy machine the vehicle waits for the node if it is this far ahead of it,
-MAX_AHEAD_S = 0.3
-MAX_SILENCE_S = 0.5      # unless the node has been silent for so long
+# On a busy machine the vehicle waits for a node that is MAX_AHEAD_S behind, unless it has been
+# silent for MAX_SILENCE_S.
+MAX_AHEAD_S, MAX_SILENCE_S = 0.3, 0.5
 
 
 class FaultError(AssertionError):

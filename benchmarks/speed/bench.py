@@ -15,16 +15,16 @@ import os
 from pathlib import Path
 import platform
 import statistics
-import sys
 import time
 
 import torch
 
-from benchmarks import REPOSITORY
+from benchmarks import cpu_name, REPOSITORY
 from benchmarks.results import DOCS
 from benchmarks.ros_domain import keep_to_this_machine
 from benchmarks.speed import live_path, map_speed, node_cost, page, peers, training_speed
 from benchmarks.speed.world import BenchWorld, IMAGE_TOPIC, make_bench_world
+from crossview_localizer.command import run_command
 
 RESULT = DOCS / 'results/bench.json'
 PACKAGES = ('torch', 'numpy', 'opencv-python-headless', 'onnxruntime', 'faiss-cpu', 'filterpy')
@@ -72,15 +72,6 @@ def machine(device: str) -> dict:
         'date': time.strftime('%Y-%m-%d', time.gmtime())}
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor()
-
-
 def rows(value, name: str = '') -> list[tuple[str, str]]:
     """Every number of a result with its name, for the table."""
     if isinstance(value, dict):
@@ -115,8 +106,10 @@ def main(argv: list[str] | None = None) -> int:
         epilog='example: python -m benchmarks.speed --device cpu --only peers window')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'build/bench', metavar='FOLDER',
                         help='scratch files, 2 GB and --map-gb (default build/bench)')
-    parser.add_argument('--json', type=Path, default=RESULT, metavar='FILE')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--json', type=Path, default=RESULT, metavar='FILE',
+                        help='results, which are read and completed')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu',
+                        help='device of the network (default %(default)s)')
     parser.add_argument('--smoke', action='store_true', help='seconds; the numbers mean nothing')
     parser.add_argument('--resume', action='store_true',
                         help='keep what an interrupted run has measured')
@@ -131,18 +124,11 @@ def main(argv: list[str] | None = None) -> int:
                         help='maps up to this size are written in full (default 1)')
     parser.add_argument('--tiles-km2', type=float, default=100.0, metavar='KM2',
                         help='largest map of the tile network (default 100)')
-    arguments = parser.parse_args(argv)
-    try:
-        return _run(arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f'bench: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('bench: interrupted; --resume goes on from here', file=sys.stderr)
-        return 130
+    return run_command(parser, argv, _run, 'interrupted; --resume goes on from here',
+                       more_errors=(RuntimeError,))
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> None:
     if arguments.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('no CUDA device was found; use --device cpu')
     if arguments.repeats < 1:
@@ -191,4 +177,3 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json == RESULT:
         page.write(DOCS)
     print(f'{arguments.json}: {time.perf_counter() - begin_s:.0f} s')
-    return 0

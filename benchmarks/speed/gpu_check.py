@@ -12,7 +12,8 @@ import time
 import numpy as np
 import torch
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS
+from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import CameraImage, CameraModel, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.maps.embedding_map import MapWindow
@@ -20,7 +21,6 @@ from crossview_localizer.matching.dense_matcher import DenseMatcher, HalfGround
 from crossview_localizer.matching.matcher import SearchWindow
 from crossview_localizer.networks.checkpoint import load_network
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 PRIOR = PoseEstimate(0, Pose2D(0.0, 0.0, 0.3), np.diag([4.0, 4.0, 4e-4]))
 SEARCH = SearchWindow(15.0, 0.07)
 # Largest difference of log-probabilities from the CPU's.
@@ -49,7 +49,7 @@ def measure(device: str, runs: int) -> dict[str, dict]:
     torch.set_num_threads(1)
     image, found, expected = random_image(), {}, None
     for name, place in (('cpu', 'cpu'), ('float32', device), ('half', device)):
-        network = load_network(WEIGHTS, place)
+        network = load_network(DENSE_WEIGHTS, place)
         matcher = DenseMatcher(network, place, HalfGround(network) if name == 'half' else None)
         window, times_ms = random_window(network.config, place), []
         for _ in range(runs + 3):
@@ -78,13 +78,16 @@ def main(argv: list[str] | None = None) -> int:
         prog='python -m benchmarks.speed.gpu_check', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: python -m benchmarks.speed.gpu_check')
-    parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
-    parser.add_argument('--runs', type=int, default=300)
-    arguments = parser.parse_args(argv)
+    parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda',
+                        help='device of the network (default %(default)s)')
+    parser.add_argument('--runs', type=int, default=300, help='timed runs (default 300)')
+    return run_command(parser, argv, _run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.device == 'cuda' and not torch.cuda.is_available():
-        print('gpu_check: no CUDA device was found; expected one, or --device cpu to try the '
-              'script itself', file=sys.stderr)
-        return 2
+        raise ValueError(
+            'no CUDA device was found; expected one, or --device cpu to try the script itself')
     found = measure(arguments.device, arguments.runs)
     if arguments.device == 'cuda':
         found['gpu'] = {'name': torch.cuda.get_device_name(),

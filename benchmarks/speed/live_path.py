@@ -5,9 +5,10 @@ import json
 import numpy as np
 import torch
 
+from benchmarks import DENSE_WEIGHTS
 from benchmarks.demo.ros_run import PARAMETERS, REMAPS, RosRun, STARTUP_S
 from benchmarks.speed.node_cost import resident_mb
-from benchmarks.speed.world import BenchWorld, IMAGE_TOPIC, percentiles_ms, repeated_s, WEIGHTS
+from benchmarks.speed.world import BenchWorld, IMAGE_TOPIC, percentiles_ms, repeated_s
 from crossview_localizer.matching.dense_matcher import ground_tensors, HalfGround
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.onnx import OnnxBranch
@@ -22,7 +23,7 @@ def play(world: BenchWorld, name: str, rate: float, device: str, seconds_s: floa
     logs = world.folder / 'logs'
     spans_path = logs / f'{name}.json'
     parameters = {
-        'map_path': world.map, 'weights_path': WEIGHTS, 'device': device,
+        'map_path': world.map, 'weights_path': DENSE_WEIGHTS, 'device': device,
         'image_transport': 'raw', 'onnx_path': world.ground_onnx if onnx else "''",
         'precision': precision, 'last_pose_path': "''"}
     with RosRun(name, logs) as run:
@@ -72,7 +73,7 @@ def time_forward(world: BenchWorld, device: str, runs: int, with_compile: bool) 
     from crossview_localizer.camera import views
     from crossview_localizer.datatypes import CameraModel
 
-    network = load_network(WEIGHTS, device)
+    network = load_network(DENSE_WEIGHTS, device)
     mounted = np.array([[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0],
                         [0.0, 0.0, 0.0, 1.0]])
     # The focal length of the RobotCar's narrow left camera.

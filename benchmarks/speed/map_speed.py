@@ -11,12 +11,11 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from benchmarks import DENSE_WEIGHTS, TILE_WEIGHTS
 from benchmarks.speed.world import (
     BenchWorld,
     percentiles_ms,
     run_watched,
-    TILE_WEIGHTS,
-    WEIGHTS,
 )
 from crossview_localizer.bags.route_file import read_route
 from crossview_localizer.datatypes import PoseEstimate
@@ -68,7 +67,7 @@ def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
     route = read_route(world.traversal / 'gps/gps.csv')
     parts = []
     for where in (None, route):
-        network = TimedNetwork(load_network(WEIGHTS, device), device)
+        network = TimedNetwork(load_network(DENSE_WEIGHTS, device), device)
         begin_s = time.perf_counter()
         found = build_map(imagery, network, route_latlon_deg=where, device=device)
         wall_s = time.perf_counter() - begin_s
@@ -89,9 +88,9 @@ def measure_build(world: BenchWorld, device: str, smoke: bool) -> dict:
     for workers in (1, 2):
         out = world.folder / f'workers{workers}.map'
         wall_s, quarters_mb = run_watched(
-            ['crossview_localizer.build_map', str(world.orthophoto), '--weights', str(WEIGHTS),
-             '--area', '--out', str(out), '--device', device, '--threads', '1', '--workers',
-             str(workers)])
+            ['crossview_localizer.build_map', str(world.orthophoto), '--weights',
+             str(DENSE_WEIGHTS), '--area', '--out', str(out), '--device', device, '--threads', '1',
+             '--workers', str(workers)])
         result['workers'][str(workers)] = {
             'wall_s': round(wall_s, 2), 'peak_mb': round(max(quarters_mb))}
         outputs.append({file.relative_to(out): file.read_bytes() for file in files_of(out)})
@@ -112,7 +111,7 @@ def tile_store() -> tuple[float, int]:
 
 def dense_store() -> tuple[float, int]:
     """Spacing, and numbers per block, of a map of the shipped dense network."""
-    network = load_network(WEIGHTS)
+    network = load_network(DENSE_WEIGHTS)
     return network.lattice_spacing_m, network.config.channels * network.config.block_cells ** 2
 
 

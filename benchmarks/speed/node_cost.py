@@ -12,9 +12,9 @@ import subprocess
 import sys
 import time
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, REPOSITORY
+from crossview_localizer.command import run_command
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 STEPS = ('window', 'resize', 'upload', 'forward', 'match', 'pose', 'whole')
 
 
@@ -75,7 +75,7 @@ def cost(map_path: Path, bag: Path, image_topic: str, way: str, seconds_s: float
     from crossview_localizer.ros.localizer_holder import return_free_memory
 
     localizer = load_localizer(
-        map_path, WEIGHTS, LocalizerConfig(), onnx_path=AUTO if way == 'onnx' else '',
+        map_path, DENSE_WEIGHTS, LocalizerConfig(), onnx_path=AUTO if way == 'onnx' else '',
         report=lambda text: None)
     return_free_memory()
     note('network and map')
@@ -110,24 +110,27 @@ def main(argv: list[str] | None = None) -> int:
         prog='python -m benchmarks.speed.node_cost', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: python -m benchmarks.speed.node_cost demo/maps/trained.map demo/bag')
-    parser.add_argument('map', type=Path)
-    parser.add_argument('bag', type=Path)
-    parser.add_argument('--image-topic', default='/camera/image/compressed', metavar='TOPIC')
-    parser.add_argument('--network', choices=('torch', 'onnx', 'both'), default='both')
+    parser.add_argument('map', type=Path, help='embedding map')
+    parser.add_argument('bag', type=Path, help='bag of a drive in this map')
+    parser.add_argument('--image-topic', default='/camera/image/compressed', metavar='TOPIC',
+                        help='topic of the images')
+    parser.add_argument('--network', choices=('torch', 'onnx', 'both'), default='both',
+                        help='what runs the network (default both)')
     parser.add_argument('--seconds', type=float, default=60.0, metavar='S',
                         help='read so much of the bag (default 60)')
-    arguments = parser.parse_args(argv)
+    return run_command(parser, argv, _run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     inputs = arguments.map, arguments.bag, arguments.image_topic
     try:
         if arguments.network == 'both':
             found = measure(*inputs, arguments.seconds)
         else:
             found = cost(*inputs, arguments.network, arguments.seconds)
-        print(json.dumps(found))
-    except (ValueError, OSError, subprocess.CalledProcessError) as error:
-        print(f'node_cost: {getattr(error, "stderr", "") or error}', file=sys.stderr)
-        return 2
-    return 0
+    except subprocess.CalledProcessError as error:
+        raise ValueError(error.stderr or str(error)) from error
+    print(json.dumps(found))
 
 
 if __name__ == '__main__':

@@ -38,14 +38,14 @@ def live(name: str, part: dict) -> str:
 {about(part)} Stages of the run "{part['quoted']}":
 
 {markdown(head, stages)}
-`wait` is the time until the image before is done, and from the end of the forward pass until the
-odometry has reached the stamp of the image. `decode` ends with an rgb image that was checked for
-blindness, `publish` with the last `publish()`.
+`wait` is the time until the previous image is done, plus the time from the end of the forward
+pass until odometry has reached the stamp of the image. `decode` includes the check for blind
+images; `publish` ends with the last `publish()`.
 
 {markdown(['network, images', 'frames/s', 'p50 ms', 'p95 ms', 'p99 ms', 'used', 'MB'], runs)}
-Memory of the node in the run above: {memory['own']:.0f} MB of its own, {memory['files']:.0f} MB of
-libraries and other files, which the system shares and drops as it needs, {memory['shared']:.0f} MB
-of shared memory of DDS.
+Memory of the node in that run: {memory['own']:.0f} MB of its own, {memory['files']:.0f} MB of
+libraries and other files, which the system shares between processes and can drop, and
+{memory['shared']:.0f} MB of shared memory of DDS.
 
 The network alone, while nothing else runs:
 
@@ -53,41 +53,39 @@ The network alone, while nothing else runs:
 
 
 def cost(result: dict) -> str:
-    """CPU time and memory of the node by part; an earlier version beside it, where one is kept."""
+    """CPU time and memory of the node by part."""
     if 'cost' not in result:
         return ''
-    part, before = result['cost'], result.get('cost_before')
+    part = result['cost']
     steps = [[f'**{step}**' if step == 'whole' else step,
-              *([before['torch']['cpu_ms'][step]] if before else []),
               part['torch']['cpu_ms'][step], part['onnx']['cpu_ms'][step]]
              for step in part['torch']['cpu_ms']]
-    head = ['CPU ms, p50', *(['torch, before'] if before else []), 'torch', 'ONNX Runtime']
     memory = [[f'**{name}**' if name == 'all' else name, f'{mb:.0f}',
                f'{part["onnx"]["memory_mb"][name]:.0f}']
               for name, mb in part['torch']['memory_mb'].items()]
-    note = f'{before["note"]} ' if before else ''
     return f"""### What an image costs
 
-{about(part)} CPU time, which other work on the machine changes little, of an image in the offline
-`Localizer` ({part.get('images_are', '1280 x 960 px')}). {note}`match` is the correlation, `pose`
-the pose of the heat map.
+{about(part)} CPU time of an image of {part.get('images_are', '1280 x 960 px')} in the offline
+`Localizer`; other work on the machine hardly changes it. `match` is the correlation, `pose` turns
+the heat map into a pose.
 
-{markdown(head, steps)}
-The whole takes {part['onnx']['cpu_ms']['whole'] / part['onnx']['cpu_ms']['forward']:.2f} times the
-forward pass with ONNX Runtime (goal: at most 1.8),
-{part['torch']['cpu_ms']['whole'] / part['torch']['cpu_ms']['forward']:.2f} times with torch.
+{markdown(['CPU ms, p50', 'torch', 'ONNX Runtime'], steps)}
+With ONNX Runtime, all steps together take
+{part['onnx']['cpu_ms']['whole'] / part['onnx']['cpu_ms']['forward']:.2f} times as long as the
+forward pass (goal: at most 1.8); with torch,
+{part['torch']['cpu_ms']['whole'] / part['torch']['cpu_ms']['forward']:.2f} times.
 
 {markdown(['MB of memory', 'torch', 'ONNX Runtime'], memory)}
-This process also reads the bag. The goal of 350 MB would need a node without torch, which holds
-the map and matches; a limit on the arenas of the C library saved nothing.
+This process also reads the bag. torch holds the map and computes the matches: the goal of 350 MB
+needs a node without it. A limit on the arenas of the C library saved nothing.
 """
 
 
 def goals(result: dict) -> str:
-    """The goals: the median of all rounds, and the least and the largest where they differ."""
+    """The goals: the median of all rounds, and the range of the rounds where they differ."""
     rows = zip(*(goal_rows(result | result.get(key, {})) for key in ('', 'low', 'high')))
-    return markdown(['goal', 'wanted', 'measured', 'from, to', ''], [
-        [*row, '' if low[2] == high[2] else f'{low[2]:g}, {high[2]:g}',
+    return markdown(['goal', 'wanted', 'measured', 'range of the rounds', ''], [
+        [*row, '' if low[2] == high[2] else '{:.2f} to {:.2f}'.format(*sorted((low[2], high[2]))),
          '' if reached is None else 'reached' if reached else '**missed**']
         for (*row, reached), low, high in rows])
 
@@ -200,11 +198,11 @@ full rates: the longest drive has {longest['vo/vo.csv']} steps of visual odometr
 
 def building(build: dict) -> str:
     """The cost of the parts of a map."""
-    rows = [[name, part['km2'], part['km2_per_s'] * 1e6, part['ratio_to_bare'],
+    rows = [[name, part['km2'], round(part['km2_per_s'] * 1e6), part['ratio_to_bare'],
              part['pixels_per_block_pixel'], part['ratio_to_each_pixel_once']]
             for name, part in (('area', build), ('corridor', build['corridor']))]
     return markdown(
-        ['', 'km2', 'm2/s', 'time / forward passes', 'pixels per kept pixel',
+        ['map of', 'km2', 'm2/s', 'time / forward passes', 'pixels per kept pixel',
          'time / forward passes without overlap'], rows)
 
 
@@ -224,10 +222,15 @@ def page(result: dict) -> str:
         'in full.\n')
     return f"""# Performance
 
-Look up here how long each step takes, and how the time grows with map, image rate and cores. `make
-bench` measures it again ([bench.json](results/bench.json)), on one machine: {rounds}.
-**Simulation**: a rendered town; images of 320 x 240 are enlarged to 1280 x 960, which costs the
-node as much time as real ones of that size.
+Look up here how long each step takes, and how the time grows with map, image rate and cores. To
+make the node faster, most effective first: install ONNX Runtime (`pip install onnx onnxruntime`;
+the node then uses it on a CPU), use one thread if there are few cores, and set `image_transport:
+raw` if the camera is on the same machine.
+
+`make bench` measures everything again and writes [bench.json](results/bench.json). These numbers
+are of one machine: {rounds}.
+**Simulation**: a rendered town, with images of 320 x 240 enlarged to 1280 x 960, which cost the
+node as much time as real images of that size.
 
 ## Goals
 
@@ -241,28 +244,23 @@ last `publish()` has returned, with batch 1.
 {lives}
 {cost(result)}
 {no_gpu}
-What makes the node faster, most effective first: ONNX Runtime (`pip install onnx onnxruntime`; the
-node then uses it on a CPU); one thread if there are few cores; `image_transport: raw` on the same
-machine.
-
 ## Maps
 
 {building(build)}
-Each part of a map passes the network together with the context around it, which its neighbours
-compute again: "pixels per kept pixel" counts that. The last column compares with forward passes in
-which every pixel is computed once. The context of the dense network is 8 m. With 16 m, as until
-November 2026, 1 - cosine of a descriptor differs by 2.7e-5 in the mean (storing in 8 bits:
-4.0e-5), and the log-probability of the true pose by less than 0.001 (45 frames of three simulated
-drives).
-With `--workers`, wall time and memory of all processes: {workers or '-'}; the maps are
-{'identical' if build.get('same_bytes') else 'not compared'}. On a town this small, starting the
+Each part of a map passes the network together with 8 m of context, which its neighbours compute
+again: "pixels per kept pixel" counts that. The last column compares with forward passes that
+compute every pixel once. With twice the context, 1 - cosine of a descriptor changes by 2.7e-5 on
+average, less than by storing it in 8 bits (4.0e-5), and the log-probability of the true pose by
+less than 0.001 (45 frames of three simulated drives).
+
+Wall time and memory of all processes, by number of `--workers`: {workers or '-'}; the maps are
+{'identical' if build.get('same_bytes') else 'not compared'}. In a town this small, starting the
 processes takes as long as their work.
 
 {sizes(result)}
-Opening a map reads its header; descriptors are read as the vehicle comes near. Sparse maps hold
-only the tiles about their middle, and say that they hold all. Maps up to
+Opening a map reads its header; descriptors are read as the vehicle comes near. Maps up to
 {PRELOAD_BYTES >> 20} MB are read as a whole; of larger ones at most {CACHE_BYTES >> 20} MB stay in
-memory.
+memory. A sparse map of this table claims to hold all tiles, but holds only those about its middle.
 
 Windows at {window['speed_mps']:g} m/s, {window['hz']:g} per second, map of {window['map_gb']} GB:
 cold {window['cold_ms']} ms, then p50 {window['warm']['p50_ms']},
@@ -284,28 +282,22 @@ One drive is three times as long as the other: memory must not grow.
 {hour(result)}
 ## The demo
 
-The demo prints the time of each stage and the CPU time of all its processes. Beside other work
-(load 14, 2026-11-29), CPU time:
-
-| | seconds |
-|---|---|
-| `make demo QUICK=1`, whole | 62 |
-| of that: rendering, report, replay | 33, 13, 10 |
-| `make demo`, rendering | 116 |
-| the same before (640 x 480 px for 480 x 360, orthophoto of 0.2 m for 0.25) | 176 |
-
-From these, two free cores need about 230 s for `make demo` (138 s are the replay in real time) and
-80 s for `QUICK=1`. No run on free cores was timed. The smaller images change nothing that the
-network sees, which takes 240 px: the offline median of drive 9301 is 0.174 m, before 0.178 m.
+The demo prints the time of each stage. By the CPU time of its processes, two free cores need about
+230 s for `make demo` (138 s are the replay in real time) and 80 s for `QUICK=1`; no run on free
+cores was timed.
 
 ## Peers
 
 {peers(result)}
-`networks` is the ground branch on one frame; `tile match` one descriptor against a window of
-{result['peers']['tile_match']['tiles']} tiles, with FAISS's flat index; `dense match` five
-headings in a window of 15 m each way; `filter` one odometry increment of 0.02 s, against bare
-matrices of the same size; `drive` each message of the GNSS and odometry of a drive, without
-images. The ratio is that of the p50 to the first way of the step.
+The ratio compares the p50 with that of the first way of the step.
+
+| step | what is timed |
+|---|---|
+| networks | the ground branch on one frame |
+| tile match | one descriptor against a window of {result['peers']['tile_match']['tiles']} tiles |
+| dense match | five headings in a window of 15 m each way |
+| filter | one odometry increment of 0.02 s, against bare matrices of the same size |
+| drive | each GNSS and odometry message of a drive without images |
 
 ## Not measured
 

@@ -1,4 +1,4 @@
-"""The same steps by other libraries, on the same device in the same run."""
+"""The same steps by other libraries, in the same run; the networks on the chosen device."""
 
 import time
 
@@ -7,7 +7,8 @@ import numpy as np
 from scipy.signal import fftconvolve
 import torch
 
-from benchmarks.speed.world import BenchWorld, percentiles_ms, repeated_s, TILE_WEIGHTS, WEIGHTS
+from benchmarks import DENSE_WEIGHTS, TILE_WEIGHTS
+from benchmarks.speed.world import BenchWorld, percentiles_ms, repeated_s
 from crossview_localizer.bags.drive import Drive, read_drive
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import GnssFix, Heatmap, OdometrySample, PoseEstimate
@@ -35,11 +36,10 @@ def measure(world: BenchWorld, device: str, smoke: bool) -> dict:
     """Milliseconds of each of our steps and of its peer."""
     torch.set_num_threads(1)
     runs = 3 if smoke else 40
-    parts = {'networks': networks, 'tile_match': tile_match, 'dense_match': dense_match,
-             'filter': kalman_filter}
     with torch.inference_mode():
-        found = {name: part(device, runs) for name, part in parts.items()}
-    frame = EmbeddingMap.open(world.map, 'cpu', load_network(WEIGHTS).fingerprint).frame
+        found = {'networks': networks(device, runs), 'tile_match': tile_match(runs),
+                 'dense_match': dense_match(runs), 'filter': kalman_filter(runs)}
+    frame = EmbeddingMap.open(world.map, 'cpu', load_network(DENSE_WEIGHTS).fingerprint).frame
     return found | {'drive': filter_drive(read_drive(world.bag, frame))}
 
 
@@ -55,7 +55,7 @@ def networks(device: str, runs: int) -> dict:
         return percentiles_ms(repeated_s(whole, runs, 2))
 
     found = {}
-    dense = load_network(WEIGHTS, device)
+    dense = load_network(DENSE_WEIGHTS, device)
     inputs = [x.to(device) for x in (
         torch.rand(1, 3, 128, 224, generator=generator), torch.rand(1, 4, 128, 128),
         torch.rand(1, len(dense.config.heights_m), 64, 64, 2) * 2.4 - 1.2)]
@@ -70,7 +70,7 @@ def networks(device: str, runs: int) -> dict:
     return found
 
 
-def tile_match(device: str, runs: int) -> dict:
+def tile_match(runs: int) -> dict:
     """One descriptor against the tiles of a window of 60 m each way, 3 m apart."""
     network = load_network(TILE_WEIGHTS)
     side, size = 41, None
@@ -105,9 +105,9 @@ def tile_match(device: str, runs: int) -> dict:
     return found
 
 
-def dense_match(device: str, runs: int) -> dict:
+def dense_match(runs: int) -> dict:
     """The correlation of five turned views with a window of 15 m each way."""
-    network = load_network(WEIGHTS)
+    network = load_network(DENSE_WEIGHTS)
     config = network.config
     side = 61 + config.patch_cells - 1
     generator = torch.Generator().manual_seed(0)
@@ -141,7 +141,7 @@ def dense_match(device: str, runs: int) -> dict:
         'relative_difference': float(f'{difference:.2g}')}
 
 
-def kalman_filter(device: str, runs: int) -> dict:
+def kalman_filter(runs: int) -> dict:
     """One odometry increment, against filterpy's predict with matrices of the same size."""
     ours = PoseFilter(FilterConfig())
     ours.add_odometry(OdometrySample(10**9, Pose2D(0.0, 0.0, 0.0)))

@@ -15,10 +15,8 @@ import cv2
 import numpy as np
 import psutil
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, REPOSITORY
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
-TILE_WEIGHTS = REPOSITORY / 'config/weights/crossview_safa_synthetic.safetensors'
 SEED = 8100
 RATE_HZ = 10.0
 RENDERED_PX = (320, 240)
@@ -82,18 +80,18 @@ def make_bench_world(folder: Path, duration_s: float, jobs: int) -> BenchWorld:
                    folder / 'bench.npz')
         shutil.rmtree(small)
         (folder / 'bag_partial').rename(folder / 'bag')
-    made = folder / load_network(WEIGHTS).fingerprint[:12]
+    made = folder / load_network(DENSE_WEIGHTS).fingerprint[:12]
     made.mkdir(exist_ok=True)
     found = BenchWorld(
         folder, traversal, folder / 'bag', made / 'drive.map',
-        made / f'{WEIGHTS.stem}.ground.onnx', len(list(traversal.glob('stereo/centre/*.png'))),
-        seconds)
+        made / f'{DENSE_WEIGHTS.stem}.ground.onnx',
+        len(list(traversal.glob('stereo/centre/*.png'))), seconds)
     if not found.map.exists() and build_map.main([str(value) for value in (
-            found.orthophoto, '--weights', WEIGHTS, '--area', '--out', found.map,
+            found.orthophoto, '--weights', DENSE_WEIGHTS, '--area', '--out', found.map,
             '--threads', 1)]):
         raise ValueError('the map of the benchmark could not be built')
     if not found.ground_onnx.exists() and export.main(
-            [str(WEIGHTS), '--out', str(made), '--branch', 'ground']):
+            [str(DENSE_WEIGHTS), '--out', str(made), '--branch', 'ground']):
         raise ValueError('the network could not be exported')
     return found
 

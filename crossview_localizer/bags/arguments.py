@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 import math
 from pathlib import Path
-import sys
 
 from crossview_localizer.bags.bag import Bag
 from crossview_localizer.bags.drive_writer import JPEG_QUALITY
 from crossview_localizer.bags.recorded_run import find_node
 from crossview_localizer.bags.topics import Topics
+from crossview_localizer.command import run_command
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, topics: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, topics: Sequence[str]) ->
     for name in topics:
         parser.add_argument(
             f'--{name}-topic', default=getattr(Topics(), name), metavar='TOPIC',
-            help='default: %(default)s')
+            help=f'topic of {name} (default: %(default)s)')
 
 
 def add_imagery_argument(parser: argparse.ArgumentParser) -> None:
@@ -61,13 +61,15 @@ def add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command takes that converts a raw recording to a bag."""
     parser.add_argument('--out', type=Path, required=True, help='the bag (a folder) to write')
     parser.add_argument(
-        '--start', type=seconds, default=0.0, metavar='S', help='seconds after the first image'
+        '--start', type=seconds, default=0.0, metavar='S',
+        help='begin S seconds after the first image'
     )
     parser.add_argument(
-        '--duration', type=seconds, default=math.inf, metavar='S', help='seconds (default: all)'
+        '--duration', type=seconds, default=math.inf, metavar='S',
+        help='convert S seconds (default: all)'
     )
     parser.add_argument(
-        '--every', type=positive_int, default=1, metavar='N', help='keep each N-th image'
+        '--every', type=positive_int, default=1, metavar='N', help='keep every N-th image'
     )
     parser.add_argument(
         '--compress', choices=('jpeg', 'none'), default='jpeg',
@@ -78,31 +80,33 @@ def add_conversion_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_conversion(parser: argparse.ArgumentParser, argv: list[str] | None,
                    convert: Callable[..., None]) -> int:
-    """Convert what the arguments say; returns the exit code, with one line where it failed.
+    """Call ``convert`` with the arguments of a converting command; return the exit code.
 
-    The arguments are those of ``add_conversion_arguments`` and the command's own.
+    They are those of ``add_conversion_arguments`` and the command's own.
     """
-    arguments = vars(parser.parse_args(argv))
-    try:
-        convert(start_s=arguments.pop('start'), duration_s=arguments.pop('duration'), **arguments)
-    except (ValueError, OSError) as error:
-        print(f'{parser.prog}: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f'{parser.prog}: interrupted, nothing written', file=sys.stderr)
-        return 130
-    return 0
+    def work(arguments: argparse.Namespace) -> None:
+        options = vars(arguments)
+        convert(start_s=options.pop('start'), duration_s=options.pop('duration'), **options)
+
+    return run_command(parser, argv, work, 'interrupted, nothing written')
 
 
 def seconds(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f'{text} is not a number of seconds from 0')
+        raise argparse.ArgumentTypeError(f'expected 0 or more seconds, found {text}')
+    return value
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f'expected a number above 0, found {text}')
     return value
 
 
 def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not a whole number from 1')
+        raise argparse.ArgumentTypeError(f'expected a whole number from 1 on, found {text}')
     return value

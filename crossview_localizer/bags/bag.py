@@ -24,10 +24,10 @@ from crossview_localizer.bags.typestore import typestore_with_geographic_msgs
 class Bag:
     """A recording (a folder, or one .mcap, .db3 or ROS 1 .bag file) that is open for reading.
 
-    One that its recorder could not finish is read as far as it goes; ``notes`` says what it lacks,
-    and the log says it once.  Messages of ROS 1 are given as those of ROS 2.
+    A bag that its recorder could not finish is read as far as it goes; ``notes`` and, once, the
+    log say what it lacks.  Messages of ROS 1 are converted to those of ROS 2.
 
-    Raises FileNotFoundError where there is none, and BagError where nothing of it can be read.
+    Raises FileNotFoundError if the bag does not exist, and BagError if nothing of it can be read.
     The types of topics that are not decoded need not be known.
     """
 
@@ -115,9 +115,9 @@ def read_messages(
 def read_messages_stamped(
     path: str | Path, topic: str, stamps_ns: Iterable[int],
 ) -> dict[int, object]:
-    """Stamp to message, for those of a topic's messages with these stamps that are there.
+    """The messages of a topic with these stamps, by stamp; those that do not exist are left out.
 
-    Only they are decoded; damaged ones are left out.  Raises BagError or OSError where the bag
+    No other message is decoded; damaged ones are left out.  Raises BagError or OSError if the bag
     cannot be read.
     """
     wanted, found = set(stamps_ns), {}
@@ -159,7 +159,7 @@ class RefusedMessages:
 
 @contextmanager
 def refused_messages(path: str | Path) -> Iterator[RefusedMessages]:
-    """Those of a bag that is being read; the log names them, once, when the reading ends."""
+    """Collect the unusable messages of a bag; the log names them, once, when the block ends."""
     refused = RefusedMessages()
     try:
         yield refused
@@ -178,7 +178,7 @@ def header_stamp_ns(data: bytes) -> int:
 
 
 def _definitions(connection: Connection) -> dict:
-    """The recorded definition of a type with its parts, or all known ones where it has none."""
+    """The recorded definition of a type with its parts; without one, all known definitions."""
     if connection.msgdef.format == MessageDefinitionFormat.MSG:
         return get_types_from_msg(connection.msgdef.data, connection.msgtype)
     return typestore_with_geographic_msgs().fielddefs

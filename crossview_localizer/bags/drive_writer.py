@@ -100,7 +100,7 @@ class DriveConversion:
     ``image_ns`` (n,) are the stamps of the images that ``read_image(number)`` returns as BGR of
     ``size_px`` (width, height), or raises ValueError or OSError for; ``k`` (3, 3) and
     ``distortion`` (5,) are their intrinsics.  ``frames`` are the static transforms, child frame to
-    base_from_child (4, 4).  ``gnss``, ``odometry`` and ``truth`` are None where there is none.
+    base_from_child (4, 4).  ``gnss``, ``odometry`` and ``truth`` are None if absent.
     """
 
     image_ns: np.ndarray
@@ -237,7 +237,7 @@ def topic_qos(topic: str) -> Qos:
 def write_drive(drive: DriveConversion, out: Path, progress: bool = True) -> dict[str, int]:
     """Write the bag and print what was done; returns topic to number of messages.
 
-    The bag appears when it is whole.  Raises ValueError where there is no room for it.
+    The bag appears when it is complete.  Raises ValueError if the disk has no room for it.
     """
     width_px, height_px = drive.size_px
     predicted = drive.predicted_bytes()

@@ -203,11 +203,12 @@ class _WaitingImage:
 
 
 def true_pose_from_msg(msg, frame: LocalFrame) -> Pose2D:
-    """GeoPoseStamped, yaw from true east, to a pose in ``map``; ValueError if it is none."""
+    """GeoPoseStamped, yaw from true east, to a pose in ``map``; ValueError if it is not valid."""
     position = msg.pose.position
     x_m, y_m = frame.xy_from_latlon(position.latitude, position.longitude)
     if not (math.isfinite(x_m) and math.isfinite(y_m)):
-        raise ValueError(f'({position.latitude}, {position.longitude}) is no place on the map')
+        raise ValueError(
+            f'({position.latitude}, {position.longitude}) is not a position on the map')
     enu_yaw_rad = conversions.yaw_from_quaternion(msg.pose.orientation)
     yaw_rad = wrap_angle(enu_yaw_rad + frame.convergence_rad(x_m, y_m))
     return Pose2D(float(x_m), float(y_m), float(yaw_rad))

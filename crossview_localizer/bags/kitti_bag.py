@@ -103,7 +103,7 @@ class Conversion(DriveConversion):
         path = self.paths[number]
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None or image.shape[1::-1] != self.size_px:
-            raise ValueError(f'{path} is no image of {self.size_px[0]}x{self.size_px[1]}')
+            raise ValueError(f'{path} is not an image of {self.size_px[0]}x{self.size_px[1]}')
         return image
 
     def summary(self) -> str:

@@ -194,7 +194,7 @@ def _read_outputs(bag: Path, node: str, progress: bool) -> _Outputs:
 
 
 def image_status_from_msg(msg) -> ImageStatus:
-    """The node's DiagnosticStatus of one image; ValueError where it is none."""
+    """From the DiagnosticStatus of one image; raises ValueError if it is something else."""
     values = {pair.key: pair.value for pair in msg.values}
     stamp = re.fullmatch(r'(\d+)\.(\d{9})', values.get('stamp', ''))
     if stamp is None or 'outcome' not in values:

@@ -28,10 +28,9 @@ SUBSCRIPTION_DEPTH = 100
 DISCOVERY_PERIOD_S = 0.1
 # A recorder that is killed loses no more than this.
 SAVE_PERIOD_S = 1.0
-# After an interrupt, messages under way are still recorded until none has come for this long ...
-QUIET_S = 0.3
-# ... and for no longer than this.
-MAX_DRAIN_S = 3.0
+# After an interrupt, messages under way are still recorded until none has come for QUIET_S, and
+# for MAX_DRAIN_S at most.
+QUIET_S, MAX_DRAIN_S = 0.3, 3.0
 
 
 def bag_qos(info: TopicEndpointInfo) -> Qos:

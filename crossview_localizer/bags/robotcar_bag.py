@@ -167,7 +167,7 @@ class Conversion(DriveConversion):
         rows = table.rows[self._within(table.rows['timestamp'] * robotcar.NS_PER_US)]
         no_fix = sum(not has_fix(row) for row in rows)
         if no_fix:
-            self.notes.append(f'gps.csv: {no_fix:,} of {len(rows):,} rows are no fix')
+            self.notes.append(f'gps.csv: {no_fix:,} of {len(rows):,} rows are not a fix')
         if not len(rows):
             self.notes.append('gps.csv: no row in the time of the images')
         return [Fix(

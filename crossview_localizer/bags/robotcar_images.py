@@ -228,7 +228,7 @@ class ImagePipeline:
         )
 
     def read(self, path: Path) -> np.ndarray:
-        """(height, width, 3) BGR uint8; ValueError or OSError if the file is no such image."""
+        """(height, width, 3) BGR uint8; ValueError or OSError if the file is not such an image."""
         image = read_bayer_image(path)
         if image.shape[1::-1] != self.raw_size:
             raise ValueError(f'{path} is {image.shape[1]}x{image.shape[0]}; the others are not')

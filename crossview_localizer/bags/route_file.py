@@ -46,8 +46,8 @@ def read_route(path: str | Path, topic: str | None = None) -> np.ndarray:
             'longitude of a drive in degrees')
     if not good.all():
         logging.getLogger(__name__).warning(
-            f'{path}: {np.count_nonzero(~good)} of {len(route)} fixes are no positions in degrees '
-            f'and left out, the first is {route[~good][0].tolist()}')
+            f'{path}: {np.count_nonzero(~good)} of {len(route)} fixes are not positions in '
+            f'degrees and are left out, the first is {route[~good][0].tolist()}')
     route = route[good]
     turned = np.abs(route[:, 1]) > 180.0
     route[turned, 1] -= np.copysign(360.0, route[turned, 1])
@@ -92,7 +92,7 @@ def _degrees(text: str, letters: str) -> float:
     """Degrees from a number with a point or comma, or degrees, minutes and seconds.
 
     ``letters`` are those of the positive and the negative hemisphere, which may stand before or
-    after. What says that there is no value is NaN.
+    after. A text that stands for a missing value (NO_VALUE) is NaN.
     """
     plain = text.strip().upper().replace(',', '.').replace('\N{MINUS SIGN}', '-')
     if plain in NO_VALUE:
@@ -102,7 +102,7 @@ def _degrees(text: str, letters: str) -> float:
     parts = re.split(r'[\s°º\'′’"″”:]+', number.strip(' °º\'′’"″”'))
     values = [float(part) for part in parts]
     if len(values) > 3 or (before and after) or not all(0 <= value < 60 for value in values[1:]):
-        raise ValueError(f'{text.strip()!r} is no angle')
+        raise ValueError(f'{text.strip()!r} is not an angle')
     if (before or after) and parts[0].startswith('-'):
         raise ValueError(f'{text.strip()!r} has a sign and a letter')
     size = sum(abs(value) / 60 ** k for k, value in enumerate(values))

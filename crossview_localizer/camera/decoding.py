@@ -43,7 +43,7 @@ JPEG_END = 0xd9
 class BitDepth:
     """How many of the 16 bits of its pixels a camera uses: 10, 12, 14 or 16.
 
-    It is told by the largest value so far: a sensor of 12 bits fills the lower ones.
+    It is estimated from the largest value so far: a sensor of 12 bits fills the lower ones.
     """
 
     def __init__(self):

@@ -34,11 +34,11 @@ from crossview_localizer.maps.tiles import MAX_INVALID, SingleTiles, square_poin
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.dense import DENSE
 
-SPACING_M = 3.0                # of tiles, where the network has no spacing of its own
-CORRIDOR_M = 25.0              # and the corridor about a route
-ORTHOPHOTO_CELL_M = 0.5        # of the picture kept for display, coarser where it would be
-ORTHOPHOTO_MAX_PX = 4096       # larger than this
-NOT_WANTED = 1                 # in place of a hash, where a square has no tile
+# Spacing of tiles and half width of the corridor for a network that has none of its own.
+SPACING_M, CORRIDOR_M = 3.0, 25.0
+# The picture kept for display has this cell, or a larger one that keeps its sides below the limit.
+ORTHOPHOTO_CELL_M, ORTHOPHOTO_MAX_PX = 0.5, 4096
+NOT_WANTED = 1                 # stands for a hash at points of a square without a tile
 
 
 @dataclass(frozen=True)
@@ -380,7 +380,7 @@ def _put_in_place(folder: Path, out: Path) -> None:
         pack(folder, out)
         shutil.rmtree(folder)
         return
-    if out.is_file():                                  # a map of the old format
+    if out.is_file():                                  # a map in the old format
         out.unlink()
     with write_atomically(out) as writing:
         folder.rename(writing)

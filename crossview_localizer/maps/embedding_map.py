@@ -1,8 +1,8 @@
 """The embedding map: one satellite descriptor per tile, on a lattice in ``map``.
 
-``maps/store.py`` says how it lies on the disk. A map of at most ``PRELOAD_BYTES`` is loaded to the
-device as a whole. Of a larger map the device holds the chunks used last, and a thread reads those
-ahead of the vehicle before they are needed.
+``maps/store.py`` describes its format. A map of at most ``PRELOAD_BYTES`` is loaded to the device
+as a whole. Of a larger map the device holds the chunks used last, and a thread reads those ahead
+of the vehicle before they are needed.
 """
 
 from collections import OrderedDict
@@ -32,10 +32,10 @@ from crossview_localizer.maps.store import (
     UNKNOWN_DATE,
 )
 
-PRELOAD_BYTES = 64 * 2**20      # of descriptors; a larger map is read while driving
-PRELOAD_POINTS = 2**24          # of the lattice
-CACHE_BYTES = 256 * 2**20       # of a larger map's descriptors that stay in memory
-READ_BYTES = 2**20              # at a time, so that a window never waits long for the prefetch
+# A map with more descriptors or lattice points than this is read while driving.
+PRELOAD_BYTES, PRELOAD_POINTS = 64 * 2**20, 2**24
+CACHE_BYTES = 256 * 2**20       # descriptors of such a map that stay in memory
+READ_BYTES = 2**20              # read at a time, so that a window never waits long for a prefetch
 PREFETCH_S = (0.5, 1.0, 2.0, 3.0)   # how far ahead of the vehicle, at its speed
 SQUARE = 16                     # lattice points per side that ``save`` writes at once
 SCALES = {torch.int8: INT8_SCALE, torch.float16: 1.0}
@@ -365,7 +365,7 @@ class EmbeddingMap:
         """Open a map; one with at most ``preload_bytes`` of descriptors is read as a whole.
 
         ``path`` is a folder, a zip file, an address that fsspec opens, or a file of the old
-        format. Raises OSError if it cannot be read, ValueError if it is no map, damaged, of
+        format. Raises OSError if it cannot be read, ValueError if it is not a map, damaged, of
         another version, or (if a fingerprint is given) made with other weights.
         """
         if '://' not in str(path) and is_old_map(Path(path)):
@@ -415,7 +415,7 @@ def _all_tiles(store: MapStore, device: str | torch.device) -> TilesInMemory:
 def read_orthophoto(path: str | Path) -> tuple[np.ndarray, MapGrid] | None:
     """The picture of a map, as from ``EmbeddingMap.orthophoto``; descriptors stay unread.
 
-    Raises OSError if the map cannot be read and ValueError if it is no map or damaged.
+    Raises OSError if the map cannot be read and ValueError if it is not a map or damaged.
     """
     if '://' not in str(path) and is_old_map(Path(path)):
         found = read_old_map(Path(path))

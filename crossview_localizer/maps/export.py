@@ -13,7 +13,7 @@ from crossview_localizer.geometry import LocalFrame, MapGrid
 from crossview_localizer.maps.store import MapStore
 
 SAMPLES = 20_000                # cells from which the principal components are taken
-CUT_PERCENT = 2.0               # of their values at each end have the darkest or brightest colour
+CUT_PERCENT = 2.0               # share of values at each end in the darkest or brightest colour
 
 
 def write_picture(store: MapStore, path: Path) -> None:

@@ -58,7 +58,7 @@ def read_old_map(path: Path) -> dict:
     except (SafetensorError, KeyError, TypeError, ValueError, IndexError, cv2.error) as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f'{path} is no embedding map, or is damaged ({reason}); {REBUILD}') from error
+            f'{path} is not an embedding map, or is damaged ({reason}); {REBUILD}') from error
 
 
 def _index(chunks: np.ndarray, cells: np.ndarray, grid: MapGrid) -> np.ndarray:

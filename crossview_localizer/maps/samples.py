@@ -18,17 +18,17 @@ from rasterio.windows import Window
 SAMPLE_PX = 256         # side of a sample from overviews
 SPOTS = 5               # per side; without overviews so many spots of SPOT_PX are sampled
 SPOT_PX = 64
-CUT_PERCENT = 1.0       # of the values are cut at each end where they are not 8-bit
+CUT_PERCENT = 1.0       # share of values cut at each end when those of other types are stretched
 COLLAR_PX = 32          # a collar holds a square of this side, of one value
-COLLAR_SHARE = 0.1      # of the outline of a file: its collar is spoken of
-FRINGE_PX = 8           # beside a collar compression leaves values that are nearly its own
-DIM = 15                # 8-bit values that are all up to here are classes or bits, and stretched
+COLLAR_SHARE = 0.1      # a collar along this share of the outline of a file is reported
+FRINGE_PX = 8           # width of the band beside a collar that compression has changed a little
+DIM = 15                # 8-bit values of at most this are classes or bits, and are stretched
 DARK = 3                # 8-bit values up to here may be a black collar
 FRINGE_DARK = 24
 
 
 class Lost(IntEnum):
-    """Why a pixel is no imagery."""
+    """Why a pixel shows no imagery."""
 
     OUTSIDE = -1
     NODATA = -2
@@ -94,7 +94,7 @@ class Samples:
         return self._pixels(values, lost), lost
 
     def _without_data(self, values: np.ndarray) -> np.ndarray:
-        """Where all colours have the nodata value, or one is no number."""
+        """Where all colours have the nodata value, or one is NaN."""
         found = np.zeros(values.shape[1:], bool)
         if all(value is not None for value in self.nodata):
             found = np.all([band == value for band, value in zip(values, self.nodata)], axis=0)
@@ -121,7 +121,7 @@ class Samples:
 def _collar(values: np.ndarray, value: float, side: int, lost: np.ndarray) -> np.ndarray:
     """Pixels (H, W) of squares of one value, and those beside them that are nearly black or white.
 
-    What lies outside the array, and what is no imagery anyway, counts as collar.
+    Pixels outside the array, and those that show no imagery anyway, count as collar.
     """
     def near(tolerance: float) -> np.ndarray:
         return (np.abs(values.astype(np.float32) - value) <= tolerance).all(0) | lost

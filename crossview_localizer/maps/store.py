@@ -168,7 +168,7 @@ class MapStore:
 
     @classmethod
     def open(cls, path: str | Path, mode: str = 'r') -> 'MapStore':
-        """Open a finished map, or with 'r+' any; OSError or ValueError for what is none."""
+        """Open a finished map, or with 'r+' any; OSError or ValueError for anything else."""
         import zarr
 
         try:
@@ -179,14 +179,14 @@ class MapStore:
             return cls(group, Layout.from_attributes(found))
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f'map {path} does not exist or is no map; expected one from build_map') from error
+                f'map {path} does not exist or is not a map; expected one of build_map') from error
         except OSError:
             raise
         # What a damaged file raises depends on where the damage is.
         except Exception as error:
             reason = ' '.join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f'{path} is no embedding map, or is damaged ({reason}); {REBUILD}') from error
+                f'{path} is not an embedding map, or is damaged ({reason}); {REBUILD}') from error
 
     @property
     def notes(self) -> dict:

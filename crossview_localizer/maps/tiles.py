@@ -15,9 +15,9 @@ from crossview_localizer.geometry import MapGrid
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.networks.dense import DENSE
 
-MAX_INVALID = 0.1              # share of a tile without imagery, above which it is left out
+MAX_INVALID = 0.1              # a tile with a larger share without imagery is left out
 AREA_TILES = 24                # lattice points per side that are embedded at once, at most
-TRUNK_PX = 32                  # the sides of what a trunk is given are multiples of this
+TRUNK_PX = 32                  # the sides of the input of a trunk are multiples of this
 
 
 class SingleTiles:

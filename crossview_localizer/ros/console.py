@@ -1,18 +1,18 @@
-"""What the node says on its console about the lines of /diagnostics."""
+"""Logs the lines of /diagnostics on the console of the node when they change."""
 
 from collections.abc import Callable, Iterable
 import re
 
 from crossview_localizer.ros.status import Level, Status
 
-# A line is worth a word once it has been the same for so many reports, of one a second.
+# A line is logged once it has been the same for this many reports (one a second).
 REPORTS = 3
 
 
 class ConsoleLog:
-    """Says each cause once when a line is not OK, and once when it is again.
+    """Logs each cause once when a line is not OK, and once when the line is OK again.
 
-    What changes from report to report within a cause, such as an age, are its numbers.
+    Two texts have the same cause if they differ in their numbers only, such as an age.
     """
 
     def __init__(self, names: Iterable[str], warn: Callable[[str], None],

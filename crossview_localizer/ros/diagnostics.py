@@ -1,4 +1,4 @@
-"""What /diagnostics says of the node: one line about each part, kept and worded without ROS."""
+"""The lines of /diagnostics about the node, one for each part, without ROS types."""
 
 from collections import Counter, deque
 from collections.abc import Callable
@@ -18,14 +18,11 @@ from crossview_localizer.ros.status import Level, Status
 # The shares of matched and gated images are those of this many last images.
 OUTCOME_WINDOW = 50
 LATENCY_WINDOW = 1000
-# GNSS that the gate refuses for this long, with no match used either, puts the pose in doubt.
+# The pose is in doubt if the gate refuses GNSS for this long and no match is used either.
 CONTRADICTED_S = 3.0
-# Fixes farther than this from the map are remarked on.
-MAP_DISTANCE_WARN_M = 1000.0
-# Fixes later than this are remarked on.
-GNSS_LATE_WARN_S = 0.5
-# Fixes that claim a larger horizontal sigma are remarked on.
-GNSS_SIGMA_WARN_M = 30.0
+# Fixes are warned of if they are farther than this from the map, come later than this, or claim a
+# larger horizontal sigma.
+MAP_DISTANCE_WARN_M, GNSS_LATE_WARN_S, GNSS_SIGMA_WARN_M = 1000.0, 0.5, 30.0
 # Squared Mahalanobis radius of the ellipse that holds 95 % of a normal distribution in the plane.
 CHI2_95_PLANE = 5.991
 
@@ -44,7 +41,7 @@ class MatcherMonitor:
     def add_image(
         self, localization: Localization, latency_ms: float | None, now_s: float,
     ) -> None:
-        """Enter what an image gave; the latency is that of its pose, None where there is none."""
+        """Enter the result of an image, and the latency of its pose (None without a pose)."""
         self._localization, self._localized_s = localization, now_s
         if latency_ms is not None:
             self._latencies_ms.append(latency_ms)
@@ -104,7 +101,7 @@ class PoseMonitor:
         self.start_reason = ''  # why the filter has not started with the last fix
 
     def reset(self) -> None:
-        """Forget what GNSS said of the pose before a restart."""
+        """Forget whether GNSS contradicted the pose before a restart."""
         self._gnss_gated_since_s = None
 
     def add_fix(self, outcome: Outcome, now_s: float) -> None:
@@ -266,7 +263,7 @@ class Diagnostics:
         self, update: FilterUpdate, fix: GnssFix, is_covariance_known: bool,
         map_distance_m: float = 0.0, position_fault: str = '', late_s: float = 0.0,
     ) -> None:
-        """Enter what the filter did with a fix, and what is to be remarked on it.
+        """Enter what the filter did with a fix, and warn of what is wrong with it.
 
         ``map_distance_m`` is the distance of the fix from the map, 0 inside; ``position_fault``
         is what may be wrong with one that is far away.  ``late_s`` is how long after the odometry
@@ -292,7 +289,7 @@ class Diagnostics:
         self.gnss.add_update(update, remark, remedies.GNSS)
 
     def warn_of_odometry(self, reason: str) -> None:
-        """Enter why a fix or match was used, which may be that the odometry lies."""
+        """Warn if the reason of an update says that the odometry is not believed."""
         if reason == ODOMETRY_LIES:
             self.odometry.add_refused(reason, remedy=remedies.CONTRADICTION)
 

@@ -1,4 +1,4 @@
-"""The way of GNSS messages to the Localizer: fixes, and the optional velocities."""
+"""Passes GNSS messages on to the Localizer: fixes, and the optional velocities."""
 
 from collections import deque
 from collections.abc import Callable
@@ -19,20 +19,20 @@ from crossview_localizer.ros.saved_pose import PoseKeeper
 from crossview_localizer.ros.sensor_rig import SensorRig, UnknownCalibration
 from crossview_localizer.ros.status import Level
 
-# Without a map the origin is moved, before the filter has started, where fixes agree on a place
+# Without a map, and before the filter has started, the origin is moved if fixes agree on a place
 # farther from it than this.  A map is seldom larger.
 REPLACED_ORIGIN_M = 20e3
-# What all of so many last fixes are late by is no accident.
+# Fixes count as late by the smallest delay among this many last ones.
 LATE_FIXES = 10
 
 Velocity = TwistWithCovarianceStamped | TwistStamped
 
 
 class GnssInput:
-    """Gives each message to the Localizer once it is due, and enters what became of it.
+    """Gives each message to the Localizer once it is due, and reports the outcome.
 
-    Fixes that agree also place the map frame where there is no map, and the first one starts the
-    filter at the pose of a node that was killed.
+    Without a map, fixes that agree also place the map frame.  After the node was killed, the first
+    fix starts the filter at the last pose of that node.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class GnssInput:
         monitor.add_update(update)
 
     def _place_map_frame(self, msg: NavSatFix) -> None:
-        """Without a map, `map` is a plane about fixes that agree or, where near, the saved origin.
+        """Without a map file, place the frame `map` about fixes that agree.
 
-        It is placed anew while the filter has not started and fixes agree on a place far away.
-        Raises ValueError while there is none.
+        The saved origin is used instead if it is near.  Until the filter has started, the frame is
+        moved if fixes agree on a place far away.  Raises ValueError while there is no frame.
         """
         localizer = self._holder.localizer
         if self._holder.has_map or localizer is not None and localizer.filter.started:

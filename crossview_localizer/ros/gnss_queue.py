@@ -1,7 +1,7 @@
 """GNSS messages that wait for the odometry of their time.
 
-A node that was busy finds a queue of each topic.  Fixes that are used ahead of the odometry before
-them would be computed anew with each sample of it, and the node would never catch up.
+A node that was busy finds a queue of messages on each topic.  If it used the fixes first, each
+odometry sample from before them would make the filter replay them, and it would never catch up.
 """
 
 from collections import deque
@@ -10,8 +10,8 @@ import time
 
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 
-# A receiver's messages come with the odometry of their time, or after it.  One that waits longer
-# than this for it has the stamp of another clock.
+# A receiver's messages arrive with the odometry of their time, or after it.  If one waits longer
+# than this for odometry, it was stamped by another clock.
 MAX_WAIT_S = 2.0
 
 

@@ -7,9 +7,9 @@ import time
 
 from crossview_localizer.datatypes import OdometrySample, Outcome
 
-# An image whose odometry has come waits so long for GNSS of the same instant.
+# After its odometry has come, an image waits this long for GNSS of the same instant.
 SETTLE_S = 0.005
-# A patient image waits no longer than this.
+# The longest wait of a patient image.
 PATIENCE_S = 5.0
 
 
@@ -29,14 +29,14 @@ SUPERSEDED = Unprocessed(Outcome.SUPERSEDED, 'the node was reset before the imag
 class ImageWorker:
     """Calls ``process(image, newest_odometry, wait_until_due)`` for one image at a time.
 
-    It is called in a thread of its own, as soon as the image before is done.  What needs no
-    odometry is done first; ``wait_until_due()`` then returns once the image is due, or False once
-    it is no longer wanted: the result does not count then.
+    ``process`` runs in a thread of its own, as soon as the previous image is done.  It first does
+    what needs no odometry and then calls ``wait_until_due()``, which returns True once the image
+    is due, or False once it is no longer wanted; the result is then ignored.
 
-    An image is due when odometry has reached its stamp and ``settle_s`` more have passed, for GNSS
-    of the same instant; ``odometry_wait_s`` after its arrival it is due in any case. One that is
-    patient waits on, up to PATIENCE_S, until no odometry has been taken for ``odometry_wait_s``.
-    While one image waits for odometry or is processed, the newest other one is kept.
+    An image is due ``settle_s`` after odometry has reached its stamp (GNSS of the same instant may
+    still come), and at the latest ``odometry_wait_s`` after its arrival.  A patient image waits
+    longer, up to PATIENCE_S, until no odometry has been taken for ``odometry_wait_s``.  While one
+    image waits for odometry or is processed, only the newest other one is kept.
     :meth:`take_finished` returns each image that was offered; ``notify`` is called, in either
     thread, when there is one to take.
     """
@@ -64,8 +64,8 @@ class ImageWorker:
     def offer(self, stamp_ns: int, image: object, is_patient: bool = False) -> None:
         """Offer an image for processing; an older one that waits is dropped.
 
-        In a busy node odometry of the image's time may not have been taken yet: then it is worth
-        being patient.
+        Make it patient if the node is busy: odometry of its time may have arrived, but not been
+        taken yet.
         """
         offered_s = time.monotonic()
         with self._changed:
@@ -101,7 +101,7 @@ class ImageWorker:
         """The images that are finished, and the result of each.
 
         A result is what ``process`` returned, the exception that it raised, or an
-        :class:`Unprocessed`. Images offered before a reset have no other result than Unprocessed.
+        :class:`Unprocessed`.  Images offered before a reset are always Unprocessed.
         """
         with self._changed:
             finished, self._finished = self._finished, []

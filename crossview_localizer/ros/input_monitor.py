@@ -1,4 +1,4 @@
-"""The lines of /diagnostics about the inputs, kept and worded without ROS."""
+"""The lines of /diagnostics about the inputs, without ROS types."""
 
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -12,10 +12,9 @@ from crossview_localizer.ros.status import Level, Status
 
 # Rate, loss and gate statistics are those of this many last messages.
 WINDOW = 50
-# Best effort may lose a message now and then: from this share of lost messages on it is a problem.
-LOST_SHARE_TO_WARN = 0.2
-# A gate refuses some good measurements by design: from this share on it is a problem.
-GATED_SHARE_TO_WARN = 0.2
+# Best effort loses a message now and then, and a gate refuses some good measurements by design:
+# only these shares of lost and of refused messages are problems.
+LOST_SHARE_TO_WARN, GATED_SHARE_TO_WARN = 0.2, 0.2
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from crossview_localizer.localizer import load_localizer, Localizer
 from crossview_localizer.ros import remedies
 from crossview_localizer.ros.status import Level, Status
 
-# What torch and ONNX Runtime write where the GPU is out of memory, or lost to the process.
+# Errors of torch and ONNX Runtime if the GPU is out of memory, or lost to the process.
 GPU_FAILURE = re.compile(
     r'CUDA (error|failure|driver error|out of memory)|CU(DNN|BLAS|SOLVER|FFT)_STATUS')
 GPU_FAILURE_TYPES = ('OutOfMemoryError', 'AcceleratorError')  # of torch, which may be missing
@@ -25,8 +25,8 @@ NO_MAP_FRAME = 'waiting for GNSS fixes that agree, to place the map frame'
 class LocalizerHolder:
     """Makes the Localizer and holds it as ``localizer``; None until a map or fixes place it.
 
-    ``has_map`` says whether the map places the frame `map`.
-    What it does with the map gives the line of /diagnostics about the map.
+    ``has_map`` says whether the map places the frame `map`.  Methods that load the map return the
+    line of /diagnostics about it.
     """
 
     def __init__(self, node_config: NodeConfig, config: LocalizerConfig,
@@ -35,12 +35,12 @@ class LocalizerHolder:
         self.has_map = False
         self._node_config = node_config
         self._config = config
-        self._report = report  # is told what takes long
+        self._report = report  # prints what takes long
         self._device = ''
         self._values: dict[str, object] = {}
 
     def load_map(self) -> Status:
-        """Open map and network; where they cannot be had there is no Localizer yet."""
+        """Open map and network; if that fails there is no Localizer yet."""
         if not self._node_config.map_path:
             return Status(
                 'map', Level.WARN, 'no map_path is set: the prior alone is published',
@@ -67,7 +67,7 @@ class LocalizerHolder:
         return Status('map', Level.OK, 'loaded', self._values)
 
     def make_without_map(self, origin_deg: tuple[float, float]) -> None:
-        """Make a Localizer of the prior alone; `map` is a plane about this latitude, longitude."""
+        """Make a Localizer without a matcher; `map` is a plane about this latitude, longitude."""
         self.localizer = Localizer(self._config, LocalFrame(*origin_deg))
 
     def distance_from_map_m(self, x_m: float, y_m: float) -> float:
@@ -111,7 +111,7 @@ class LocalizerHolder:
 
 
 def return_free_memory() -> None:
-    """Give the system what loading needed for a moment (30 MB), where the C library can."""
+    """Return to the system the memory that only loading needed (30 MB), if the C library can."""
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
     if trim is not None:
         trim(0)

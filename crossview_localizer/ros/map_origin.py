@@ -1,4 +1,4 @@
-"""Where the map frame begins without a map: the fixes that agree, never a single one.
+"""Finds the origin of the map frame if there is no map: fixes that agree, never a single one.
 
 After a cold start the first fix is often the last place of the day before, or hundreds of
 kilometres off.
@@ -8,20 +8,20 @@ from crossview_localizer.fusion.motion_model import ODOMETRY_MAX_SPEED_MPS
 from crossview_localizer.geometry import distance_on_earth_m
 
 FIXES_TO_AGREE = 3
-# Fixes agree that are no farther apart than this and the way of a fast vehicle between them.
+# Fixes agree if they are no farther apart than this, plus what a fast vehicle drives between them.
 AGREEMENT_M = 100.0
 
 LatLon = tuple[float, float]
 
 
 class OriginFinder:
-    """Collects fixes in a row that agree; a repeated position is no news."""
+    """Collects successive fixes that agree; a repeated position does not count."""
 
     def __init__(self):
         self._fixes: list[tuple[int, LatLon]] = []
 
     def add(self, stamp_ns: int, latlon_deg: LatLon) -> LatLon | None:
-        """The first of FIXES_TO_AGREE fixes that agree; None while there are not so many."""
+        """The first of FIXES_TO_AGREE fixes that agree; None while there are fewer."""
         if self._fixes and self._fixes[-1][1] == latlon_deg:
             return None
         if self._fixes and not _agree(self._fixes[-1], (stamp_ns, latlon_deg)):

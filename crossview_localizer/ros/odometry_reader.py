@@ -8,15 +8,15 @@ from crossview_localizer.fusion.dead_reckoning import DeadReckoner
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.ros import conversions, remedies
 
-# A pose that has moved less than a tenth of the distance that its twist has covered stands still.
-STANDS_AFTER_M = 5.0
-STANDS_SHARE = 0.1
-# Slower than this is what the twist of a parked vehicle may say.
+# The pose is said to stand still if it has moved less than STANDS_SHARE of the distance that the
+# twist has covered, and that is at least STANDS_AFTER_M.
+STANDS_AFTER_M, STANDS_SHARE = 5.0, 0.1
+# The twist of a parked vehicle may be up to this.
 MIN_SPEED_MPS = 0.3
 
 
 class WrongFrame(ValueError):
-    """Odometry whose frames are not those of odometry of the vehicle; it has a ``remedy``."""
+    """The frames of a message are not those of odometry of the vehicle; has a ``remedy``."""
 
     def __init__(self, text: str, remedy: str):
         super().__init__(text)
@@ -26,7 +26,7 @@ class WrongFrame(ValueError):
 class OdometryReader:
     """Reads the pose of each message or, with ``odometry_from_twist``, integrates its twist.
 
-    After each message ``remark`` says what is odd about it, or is empty.
+    After each message ``remark`` says what is wrong with it, or is empty.
     """
 
     def __init__(self, config: NodeConfig):
@@ -34,7 +34,7 @@ class OdometryReader:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: the stamps of the messages have gone back."""
+        """Forget all messages: the stamps have gone back."""
         self.remark = ''
         self._reckoner = DeadReckoner()
         self._first: Pose2D | None = None  # the pose since which the distance of the twist counts
@@ -54,7 +54,7 @@ class OdometryReader:
         return sample
 
     def check_frames(self, msg) -> None:
-        """Raise WrongFrame where the frames are not those of odometry of the vehicle."""
+        """Raise WrongFrame if the frames are not those of odometry of the vehicle."""
         base_frame, map_frame = self._config.base_frame, self._config.map_frame
         if msg.child_frame_id.lstrip('/') not in ('', base_frame):
             raise WrongFrame(

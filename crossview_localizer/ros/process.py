@@ -1,7 +1,8 @@
-"""The main function of a process that is one ROS node."""
+"""Processes that run a ROS node."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 import re
 import sys
 
@@ -10,7 +11,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from crossview_localizer.ros.interrupts import stop_on_interrupt
+from crossview_localizer.ros.interrupts import Interrupt, stop_on_interrupt
 
 
 def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Callable[[], Node],
@@ -30,7 +31,7 @@ def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Ca
         initialize_ros(args)
         node = create()
     except (ValueError, OSError) as error:
-        print(f'{parser.prog}: {error}', file=sys.stderr)
+        print(f'{parser.prog}: error: {error}', file=sys.stderr)
         rclpy.try_shutdown()
         return 2
     executor = SingleThreadedExecutor()
@@ -47,6 +48,20 @@ def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Ca
     node.destroy_node()
     rclpy.try_shutdown()
     return 0
+
+
+@contextmanager
+def ros_session(args: list[str] | None) -> Iterator[Interrupt]:
+    """Initialize rclpy with the arguments after --ros-args and shut it down at the end.
+
+    Yields the flag that SIGINT and SIGTERM set.
+    """
+    stop = stop_on_interrupt()
+    initialize_ros(args)
+    try:
+        yield stop
+    finally:
+        rclpy.try_shutdown()
 
 
 def initialize_ros(args: list[str] | None) -> None:

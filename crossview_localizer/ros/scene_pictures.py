@@ -19,10 +19,10 @@ from crossview_localizer.geometry import MapGrid, Pose2D
 # Small enough for the DDS defaults of a machine without the profile for large images.
 CAMERA_WIDTH_PX = 400
 VIEW_PX = 200
-VIEW_AHEAD_PX = 150                     # of these, ahead of base_link
+VIEW_AHEAD_PX = 150                     # rows of the view ahead of base_link
 VIEW_PX_M = 0.24
 CAPTION_PX = 18
-MARKS_M = (5.0, 10.0, 20.0, 40.0)       # from base_link
+MARKS_M = (5.0, 10.0, 20.0, 40.0)       # distances ahead of base_link
 MARK_HALF_WIDTH_M = 3.0
 NEAR_M = 0.5                            # nothing nearer to the camera is drawn
 MARK_RGB = (255, 220, 60)

@@ -23,13 +23,13 @@ class UnknownCalibration(ValueError):
 
 
 class NoCameraInfo(UnknownCalibration):
-    """No camera_info has come (yet)."""
+    """No camera_info has been received (yet)."""
 
 
 class StaticTransforms:
     """The tree of /tf_static.
 
-    tf2_ros is not used: it has no wheel, and frames that never move need none of its history.
+    tf2_ros is not used: PyPI has no wheel of it, and frames that never move need no history.
     """
 
     def __init__(self):
@@ -85,7 +85,7 @@ class SensorRig:
         self._rectifier: tuple[tuple, ImageRectifier] | None = None
 
     def gnss_fix(self, msg, frame: LocalFrame) -> GnssFix:
-        """A NavSatFix with its lever arm.
+        """Convert a NavSatFix, with the lever arm of its antenna.
 
         Raises UnknownCalibration, or ValueError if the message is not valid.
         """
@@ -110,7 +110,7 @@ class SensorRig:
             GNSS_VELOCITY_UNKNOWN_SIGMA_MPS)
 
     def camera_image(self, msg, odom_from_base: Pose2D | None = None) -> CameraImage:
-        """An Image or CompressedImage; the newest odometry tells whether the camera is frozen.
+        """Convert an Image or CompressedImage; the newest odometry helps to find a frozen camera.
 
         Raises UnknownCalibration, BlindImage, or ValueError if not valid.
         """

@@ -18,6 +18,7 @@ import scipy.io
 import torch
 
 from crossview_localizer.camera.views import panorama_view, POLAR_VIEW_PX
+from crossview_localizer.command import run_command
 from crossview_localizer.networks.safa import polar_tiles
 from training.data.datasets import Places, read_rgb, read_some
 
@@ -197,20 +198,20 @@ def main(arguments=None) -> int:
         epilog='example: python -m training.data.cvact ACT_data.mat ANU_data_small ANU_data_test')
     parser.add_argument('mat', type=Path, help='ACT_data.mat')
     parser.add_argument('roots', nargs='+', type=Path, help='folders with streetview and more')
-    parser.add_argument('--split-rule', choices=SPLIT_RULES, default='papers')
+    parser.add_argument('--split-rule', choices=SPLIT_RULES, default='papers',
+                        help='hold out the boxes of the papers, or take the original splits')
     parser.add_argument('--prepared', action='store_true', help='the root holds 616x112 PNGs')
-    args = parser.parse_args(arguments)
-    try:
-        places = cvact_places(args.mat, args.roots, args.split_rule, args.prepared)
-        for split in ('train', 'val', 'test'):
-            print(f'{split}: {(places.split == split).sum()} places')
-        for note in places.notes:
-            print(note)
-        print(f'{read_some(places, np.arange(len(places)))} pairs of images were read')
-    except (ValueError, OSError) as error:
-        print(f'cvact: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, arguments, check)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Read the splits and some pairs of images, and print what is there."""
+    places = cvact_places(args.mat, args.roots, args.split_rule, args.prepared)
+    for split in ('train', 'val', 'test'):
+        print(f'{split}: {(places.split == split).sum()} places')
+    for note in places.notes:
+        print(note)
+    print(f'{read_some(places, np.arange(len(places)))} pairs of images were read')
 
 
 if __name__ == '__main__':

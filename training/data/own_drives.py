@@ -1,9 +1,9 @@
 """Recorded drives without precise truth, as prepared files: smoothed poses, images, imagery.
 
-A drive is smoothed from its fixes and odometry, with covariance.  Its frames are sorted into
-squares of the map.  A file holds the frames of one drive in one square, and the imagery around it:
-so that many drives are a folder of files that training reads as it needs them.  Whole squares are
-held out, for all drives, and training frames near them are left out.
+Fixes and odometry give the smoothed poses of a drive, with covariances.  Its frames are sorted
+into squares of the map.  A file holds the frames of one drive in one square, and the imagery
+around it; training reads the files as it needs them.  Whole squares are held out, for all drives,
+and training frames near them are left out.
 """
 
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ from training.data.datasets import save_world, World
 
 SPACING_M = 1.5            # smallest distance between two frames of a drive
 SQUARE_M = 100.0           # side of the squares
-MARGIN_M = 90.0            # of imagery around a square
-AHEAD_M = 16.0             # the middle of what a camera sees, and half of its width
+MARGIN_M = 90.0            # width of the imagery around a square
+AHEAD_M = 16.0             # distance to the middle of the ground in view, and half of its width
 GUARD_M = 25.0             # training frames are at least this far from held-out ones
-HELD_OUT_SHARE = 0.2       # of all frames, at least
-SPLITS = 30
+HELD_OUT_SHARE = 0.2       # smallest share of all frames that is held out
+SPLITS = 30                # draws of the held-out squares, of which the best is taken
 MAX_SIGMA_M = 8.0          # poses that are less certain are not used
-IMAGERY_SIGMA_M = 1.0      # of the shift of the imagery
-LEAST_GREY = 35.0          # images whose mean is below show too little light
-MIN_LENGTH_M = 200.0       # of a drive
-MIN_SHARE = 0.5            # of a drive's frames with imagery, and with light
+IMAGERY_SIGMA_M = 1.0      # sigma of the shift of the imagery
+LEAST_GREY = 35.0          # images with a darker mean are left out
+MIN_LENGTH_M = 200.0       # a shorter drive is left out
+MIN_SHARE = 0.5            # smallest share of the frames of a drive with imagery, and with light
 MIN_TRAIN_FRAMES, MIN_HELD_OUT_FRAMES = 60, 20
 MIN_FILE_FRAMES = 3
 
@@ -54,7 +54,7 @@ class SmoothedDrive:
 
 
 def smooth_bag(bag: Path, imagery, node_config, config, topics) -> SmoothedDrive:
-    """Smooth a drive from its fixes and odometry and choose frames; Refused where it is no use."""
+    """Compute the smoothed poses of a drive and choose frames; raises Refused if it is no use."""
     from crossview_localizer.bags.drive import read_drive
     from crossview_localizer.datatypes import OdometrySample
     from crossview_localizer.fusion.smoother import smooth_drive
@@ -102,8 +102,8 @@ def _covered_share(imagery, pose: np.ndarray) -> float:
 def split_by_place(drives: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
     """For each drive's positions (N, 2) 1 for training, 2 for held out, 0 for neither.
 
-    Squares are drawn until they hold HELD_OUT_SHARE of all frames; of SPLITS such draws the one
-    that leaves the most frames for training counts.  Raises Refused where it leaves too few.
+    Squares are drawn until they hold HELD_OUT_SHARE of all frames.  This is done SPLITS times; the
+    draw that leaves the most frames for training is taken.  Raises Refused if these are too few.
     """
     positions_m = np.concatenate(drives)
     _, square = np.unique(square_of(positions_m), axis=0, return_inverse=True)
@@ -196,9 +196,9 @@ def prepare_drives(bags: Sequence[Path], imagery_paths: Sequence[Path], folder: 
                    node_config, config, topics, seed: int = 0) -> tuple[list[Path], list[Path]]:
     """Files for training and of held-out stretches, from bags and imagery.
 
-    Drives that are no use are left out, each with one line.  What an earlier call with the same
-    inputs wrote is used again.  Raises ValueError where too little is left, or ``folder`` is of
-    other inputs.
+    Drives that cannot be used are left out, each with one line.  Files of an earlier call with the
+    same inputs are used again.  Raises ValueError if too little is left, or if ``folder`` was made
+    from other inputs.
     """
     from crossview_localizer.maps.imagery import Imagery
 
@@ -211,7 +211,7 @@ def prepare_drives(bags: Sequence[Path], imagery_paths: Sequence[Path], folder: 
         found = json.loads(manifest.read_text())
         if other := [name for name, value in inputs.items() if found.get(name) != value]:
             raise ValueError(f'{folder} was prepared with other {", ".join(other)}; expected the '
-                             f'same, or delete {folder.parent} to begin anew')
+                             f'same, or delete {folder.parent} to start again')
     else:
         imagery = Imagery.open(list(imagery_paths))
         smoothed = []

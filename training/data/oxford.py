@@ -31,13 +31,15 @@ import numpy as np
 
 from crossview_localizer.bags import robotcar, robotcar_images, robotcar_tracks
 from crossview_localizer.camera.views import camera_view, CAMERA_VIEW_PX
+from crossview_localizer.command import run_command
 from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid, wrap_angle
 from training.data.datasets import Places, read_rgb, read_some, tile_around
 
 SPLITS = ('train', 'val', 'test')
 UTM_ZONE = '30U'
-TILE_M = 600 * 0.09240351462361521     # a published tile: 600 px of Google's zoom 20 at Oxford
+PX_M = 0.09240351462361521             # a pixel of Google's zoom 20 at Oxford
+TILE_M = 600 * PX_M                    # a published tile
 TILE_PX = 256                          # the side at which the network takes it
 SPACING_M = 5.0
 # A larger share of missing ground images means that the folder is the wrong one.
@@ -438,29 +440,31 @@ def main(arguments=None) -> int:
     check.add_argument('--imagery', nargs='+', type=Path, help='GeoTIFFs instead of tiles')
     georeference = commands.add_parser(
         'georeference', help='satellite_map_new.png to a GeoTIFF in UTM 30N')
-    georeference.add_argument('png', type=Path)
-    georeference.add_argument('out', type=Path)
-    args = parser.parse_args(arguments)
-    try:
-        if args.command == 'georeference':
-            residual_px = georeference_stitched_map(args.png, args.out)
-            print(f'{args.out}: the control points fit within {residual_px:.2f} px')
-            return 0
-        parts = [read_split(path, split) for split in SPLITS for path in getattr(args, split)]
-        if not parts:
-            raise ValueError('no split file given; expected --train, --val or --test')
-        places = oxford_places(join(parts), args.root, imagery=args.imagery)
-        for split in SPLITS:
-            mine = places.split == split
-            print(f'{split}: {mine.sum()} places of {len(np.unique(places.drive[mine]))} drives, '
-                  f'{places.has_ground[mine].sum()} with a ground image')
-        for note in places.notes:
-            print(note)
-        print(f'{read_some(places, np.flatnonzero(places.has_ground))} pairs of images were read')
-    except (ValueError, OSError) as error:
-        print(f'oxford: {error}', file=sys.stderr)
-        return 2
-    return 0
+    georeference.add_argument('png', type=Path, help='satellite_map_new.png')
+    georeference.add_argument('out', type=Path, help='GeoTIFF to write')
+    check.set_defaults(work=check_splits)
+    georeference.set_defaults(work=georeference_map)
+    return run_command(parser, arguments, lambda args: args.work(args))
+
+
+def georeference_map(args: argparse.Namespace) -> None:
+    residual_px = georeference_stitched_map(args.png, args.out)
+    print(f'{args.out}: the control points fit within {residual_px:.2f} px')
+
+
+def check_splits(args: argparse.Namespace) -> None:
+    """Read the split files and some pairs of images, and print what is there."""
+    parts = [read_split(path, split) for split in SPLITS for path in getattr(args, split)]
+    if not parts:
+        raise ValueError('no split file given; expected --train, --val or --test')
+    places = oxford_places(join(parts), args.root, imagery=args.imagery)
+    for split in SPLITS:
+        mine = places.split == split
+        print(f'{split}: {mine.sum()} places of {len(np.unique(places.drive[mine]))} drives, '
+              f'{places.has_ground[mine].sum()} with a ground image')
+    for note in places.notes:
+        print(note)
+    print(f'{read_some(places, np.flatnonzero(places.has_ground))} pairs of images were read')
 
 
 if __name__ == '__main__':

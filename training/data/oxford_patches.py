@@ -27,10 +27,9 @@ from crossview_localizer.datatypes import CameraImage, CameraModel
 from crossview_localizer.geometry import Pose2D, wrap_angle
 from crossview_localizer.matching.matcher import SearchWindow
 from training.data.benchmark_frames import BenchmarkFrame, Frames, uniform_prior
-from training.data.oxford import Entries, stitched_map_transform
+from training.data.oxford import Entries, PX_M, stitched_map_transform
 from training.data.real_pairs import LEVEL, mounting, Overhead, read_rgb, View
 
-PX_M = 0.09240351462361521
 PATCH_PX, STEP_PX = 800, 400
 CAMERA_IN_INS = Pose2D(1.7132, 0.1181, 0.0)   # from the data set's extrinsics/ins.txt
 CAMERA_HEIGHT_M = 1.52

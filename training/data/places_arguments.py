@@ -24,7 +24,7 @@ def add_places_arguments(parser: argparse.ArgumentParser, default: str | None = 
     data.add_argument('--val', nargs='+', type=Path, default=[], metavar='FILE',
                       help='oxford: split files; oxford_raw: traversals')
     data.add_argument('--test', nargs='+', type=Path, default=[], metavar='FILE',
-                      help='the same; training uses their tiles as negatives and nothing else')
+                      help='as for --val; training uses their tiles as negatives and nothing else')
     for split in ('train', 'val', 'test'):
         data.add_argument(f'--{split}-lookup', type=Path, metavar='FILE',
                           help=f'oxford: frame times of all lines of {split} '

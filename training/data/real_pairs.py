@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from crossview_localizer.datatypes import CameraImage, CameraModel
 from crossview_localizer.geometry import Pose2D, wrap_angle
@@ -33,8 +34,8 @@ SUFFIXES = ('.png', '.jpg', '.jpeg')
 # Height of a Street View car's camera above the road: 2.7 to 2.9 m in CVACT and Dayton, whose
 # scales are known, by laying the flat-ground view over the overhead picture.
 STREET_VIEW_HEIGHT_M = 2.8
-CVACT_TILE_M = 1200 * 0.0609      # an original tile;
-CVACT_ALIGNED_SHARE = 206 / 256   # those of 256 pixels are aligned crops of it (Shi et al., 2022)
+CVACT_TILE_M = 1200 * 0.0609      # side of an original tile
+CVACT_ALIGNED_SHARE = 206 / 256   # tiles of 256 pixels are aligned crops (Shi et al., 2022)
 CVACT_ACCURACY_M = 2.0
 CVUSA_PX_M = 0.23                 # 0.2986 cos(latitude) with the latitude unknown: +-12 percent
 CVUSA_DEG_PER_PX = 360.0 / 1232
@@ -281,7 +282,8 @@ def read_nuscenes(folder: Path) -> Iterator[View]:
             rgb = read_rgb(path)
             camera = CameraModel(
                 rgb.shape[1], rgb.shape[0], fx_px, fy_px, cx_px, cy_px,
-                mounting(turned(-turn_rad) @ vehicle_from_camera, height_m), height_m)
+                mounting(Rotation.from_euler('z', -turn_rad).as_matrix() @ vehicle_from_camera,
+                         height_m), height_m)
             yield View(
                 folder.name, path.name.split('__')[1], CameraImage(0, rgb, camera), overhead,
                 vehicle @ Pose2D(x_m, y_m, turn_rad), NUSCENES_ACCURACY_M, NUSCENES_PRIOR_M)
@@ -305,13 +307,14 @@ def read_neutral(table: Path) -> Iterator[View]:
             overheads[key] = Overhead(key[0], read_rgb(table.parent / key[0]), key[1])
         overhead = overheads[key]
         rgb = read_rgb(table.parent / line['image'])
-        pitch, roll = (math.radians(number(line, column, 0.0))
-                       for column in ('pitch_down_deg', 'roll_right_deg'))
+        tilt = Rotation.from_euler('YX', [
+            number(line, column, 0.0) for column in ('pitch_down_deg', 'roll_right_deg')],
+            degrees=True)
         height_m = number(line, 'height_m')
         camera = CameraModel(
             rgb.shape[1], rgb.shape[0],
             *(number(line, column) for column in ('fx_px', 'fy_px', 'cx_px', 'cy_px')),
-            mounting(pitched(pitch) @ rolled(roll) @ LEVEL, height_m), height_m)
+            mounting(tilt.as_matrix() @ LEVEL, height_m), height_m)
         x_m, y_m = overhead.xy_from_col_row(number(line, 'col_px'), number(line, 'row_px'))
         yaw_rad = yaw_from_heading(number(line, 'heading_deg'), number(line, 'up_deg', 0.0))
         yield View(line['set'], line['name'], CameraImage(0, rgb, camera), overhead,
@@ -413,26 +416,8 @@ def mounting(base_from_camera: np.ndarray, height_m: float) -> np.ndarray:
 
 def rotation(quaternion) -> np.ndarray:
     """The matrix of a unit quaternion w, x, y, z."""
-    w, x, y, z = quaternion
-    return np.array([
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]])
-
-
-def turned(angle_rad: float) -> np.ndarray:
-    """About z: to the left."""
-    return rotation((math.cos(angle_rad / 2), 0.0, 0.0, math.sin(angle_rad / 2)))
-
-
-def pitched(angle_rad: float) -> np.ndarray:
-    """About y: nose down."""
-    return rotation((math.cos(angle_rad / 2), 0.0, math.sin(angle_rad / 2), 0.0))
-
-
-def rolled(angle_rad: float) -> np.ndarray:
-    """About x: right side down."""
-    return rotation((math.cos(angle_rad / 2), math.sin(angle_rad / 2), 0.0, 0.0))
+    w, *xyz = quaternion
+    return Rotation.from_quat([*xyz, w]).as_matrix()
 
 
 def yaw_of(matrix: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from crossview_localizer.datatypes import CameraModel
+from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid
 from training.data.datasets import World
 
@@ -62,19 +63,18 @@ def save_place(place: RenderedPlace, path: Path) -> None:
     """Write a place whole or not at all."""
     pictures = [*place.aerials, *(frame for shot in place.shots for frame in shot.frames)]
     grid = place.grid
-    partial = path.with_name(f'.{path.name}.partial.npz')
-    np.savez(
-        partial, name=place.name, region=place.region,
-        grid=np.array([grid.rows, grid.cols, grid.cell_m, grid.x0_m, grid.y0_m]),
-        aerials=len(place.aerials), lengths=np.array([len(p) for p in pictures]),
-        bytes=np.concatenate(pictures),
-        cameras=np.array([
-            [c.width_px, c.height_px, c.fx_px, c.fy_px, c.cx_px, c.cy_px, c.height_m]
-            for c in (shot.camera for shot in place.shots)]),
-        mountings=np.stack([shot.camera.base_from_camera for shot in place.shots]),
-        counts=np.array([len(shot.frames) for shot in place.shots]),
-        poses=np.concatenate([shot.poses for shot in place.shots]))
-    partial.replace(path)
+    with write_atomically(path) as writing:
+        np.savez(
+            writing, name=place.name, region=place.region,
+            grid=np.array([grid.rows, grid.cols, grid.cell_m, grid.x0_m, grid.y0_m]),
+            aerials=len(place.aerials), lengths=np.array([len(p) for p in pictures]),
+            bytes=np.concatenate(pictures),
+            cameras=np.array([
+                [c.width_px, c.height_px, c.fx_px, c.fy_px, c.cx_px, c.cy_px, c.height_m]
+                for c in (shot.camera for shot in place.shots)]),
+            mountings=np.stack([shot.camera.base_from_camera for shot in place.shots]),
+            counts=np.array([len(shot.frames) for shot in place.shots]),
+            poses=np.concatenate([shot.poses for shot in place.shots]))
 
 
 def load_place(path: Path) -> RenderedPlace:

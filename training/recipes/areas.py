@@ -25,7 +25,7 @@ from training.distributed import Ranks
 from training.losses import CrossViewLoss, LossConfig
 from training.samplers import LocalGroup, LocalGroupSampler
 
-VALIDATION_AREA_PX = 320  # the search of +-24 m
+VALIDATION_AREA_PX = 320  # holds the search window of +-24 m
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class AreaConfig:
     group_size: int = 12           # ground images per group
     group_half_width_m: float = 20.0
     area_px: int = 320             # satellite area of a group: 17 x 17 tiles
-    jitter_m: float = 10.0         # of the area's centre about its first image
+    jitter_m: float = 10.0         # how far the centre of the area is from its first image
     yaw_noise_deg: float = 2.0
     pitch_noise_deg: float = 0.4
     validation_images: int = 240

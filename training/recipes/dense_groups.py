@@ -26,16 +26,16 @@ from training.data.rendered_places import decode_jpeg, RenderedPlace
 from training.recipes.augment import changed
 
 PRIOR_M, PRIOR_DEG = 18.5, 10.0  # the truth lies within these of the prior, on each axis
-NARROW_PRIOR = 0.45   # half of the groups have a prior of this share of PRIOR_M
-UNSURE_M = 2.5        # but none whose places have a larger sigma on each axis
+# Half of the groups have a prior of NARROW_PRIOR of PRIOR_M, but none whose places have a larger
+# sigma than UNSURE_M on each axis.
+NARROW_PRIOR, UNSURE_M = 0.45, 2.5
 OWN_PRIOR_M = 4.0     # the frames of a group have priors that differ by up to this
 EDGE_M = 1.5          # the score volume reaches this far beyond the prior
-NEAR_M = 18.0         # companions of a frame lie within this of it
-NEAR_YAW_RAD = 0.2    # and head the same way
+NEAR_M, NEAR_YAW_RAD = 18.0, 0.2  # companions of a frame are this near to it, in place and heading
 IMAGERY_CELLS = 32    # the imagery has a multiple of these cells along a side
 IMAGERY_BLUR_PX, IMAGE_BLUR_PX = 1.6, 1.2  # largest sigma of the random blur
-# Sigmas of what is believed of the camera and the map, of which a group draws one each: height of
-# the camera and size of a pixel of the imagery (shares), pitch of the camera.
+# How wrong the camera and the map are made: each group draws one of these sigmas for the height of
+# the camera, the size of a pixel of the imagery (both as shares), and the pitch of the camera.
 HEIGHT_ERRORS, PITCH_ERRORS_DEG = (0.02, 0.05), (0.4,)
 PLACE_HEIGHT_ERRORS, PLACE_PITCH_ERRORS_DEG = (0.02, 0.05, 0.1), (0.4, 0.4, 1.0)
 PLACE_SCALE_ERRORS = (0.0, 0.0, 0.02, 0.07)

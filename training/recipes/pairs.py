@@ -35,11 +35,11 @@ GROUND, SATELLITE = 0, 1
 class PairConfig:
     """What a step sees; lengths in metres."""
 
-    sampler: str = 'local'       # or random, the global baseline's
+    sampler: str = 'local'       # or 'random', as for the global baseline
     batch: int = 64
-    radius_m: float = 50.0       # of the local sampler, and of the prior in validation
+    radius_m: float = 50.0       # radius of a local batch, and of the prior in validation
     positive_m: float = 5.0      # tiles this near to a ground image are right; 0: only its own
-    correct_m: float = 5.0       # the same, in validation
+    correct_m: float = 5.0       # the same as positive_m, in validation
     chunk: int = 0               # images per forward pass; 0: all of the batch
     turns: str = 'tile'          # quarter turns of each tile, of the scene (all images), or none
     colours: bool = False        # vary gain, gamma and offset of every image

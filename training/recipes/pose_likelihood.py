@@ -28,10 +28,10 @@ from training.recipes.dense_groups import DenseGroup, place_group, world_group
 class PoseLikelihoodConfig:
     groups: int = 2                # per step
     group_size: int = 6            # frames per group, at most
-    world_share: float = 0.25      # of the groups, where there are both worlds and places
+    world_share: float = 0.25      # share of groups from worlds, if there are also places
     augment: bool = True           # change colours, sharpness and extent of both views
-    rough: bool = True             # cameras and imagery of places are not quite as they are said
-    image_blind: bool = False      # grey images: a control that knows the map alone
+    rough: bool = True             # cameras and imagery of places differ a little from the claims
+    image_blind: bool = False      # grey images: a control that sees only the map
     validation_groups: int = 60
 
 

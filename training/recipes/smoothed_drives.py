@@ -29,10 +29,10 @@ from training.recipes.pose_likelihood import PoseLikelihoodConfig, PoseLikelihoo
 
 @dataclass(frozen=True)
 class OffsetConfig:
-    """How the slow offset of a drive behaves, and how much is computed to find it."""
+    """How the slow offset of a drive changes, and how many frames are scored to find it."""
 
-    tau_s: float = 60.0        # it forgets itself with this time
-    frames: int = 150          # per drive, at most, evenly over the drive
+    tau_s: float = 60.0        # correlation time of the offset
+    frames: int = 150          # largest number per drive, evenly over the drive
     confidence_frames: int = 300
 
 

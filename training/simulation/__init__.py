@@ -31,8 +31,8 @@ from .robotcar_writer import (
     OrthophotoWriter,
     traversal_name,
     world_text,
-    write_atomically,
     write_extrinsics,
+    write_file,
     write_models,
     write_png,
     write_traversal,
@@ -111,7 +111,7 @@ def make_world(
     for name, start_us, d, motion in zip(names, starts, days, drives, strict=True):
         facts = write_traversal(out, name, start_us, motion, seed, d.number, rate_hz)
         world['traversals'].append(facts | {'day': d.summary()})
-    write_atomically(out / 'world.json', world_text(world))
+    write_file(out / 'world.json', world_text(world))
 
     path = out / 'orthophoto.tif'
     if not path.exists():

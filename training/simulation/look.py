@@ -209,7 +209,7 @@ def _ground_colours(place: Place, look: Look, rng) -> np.ndarray:
     keep = rng.uniform(0.3, 1.0)
     shade *= 1.0 + (place.stain.astype(np.float32) / 128.0 - 1.0) * np.float32(keep)
     _add_rows(place, look, shade)
-    _add_stains(place, rng, shade)
+    _add_stains(rng, shade)
     rgb = look.albedo[place.kind]
     paint = (place.kind == Ground.WHITE) | (place.kind == Ground.YELLOW)
     if paint.any():  # worn paint lets the road through
@@ -247,7 +247,7 @@ def _add_rows(place: Place, look: Look, shade) -> None:
     shade[crop] *= 1.0 + 0.3 * np.sin(across * (2 * np.pi / look.row_m)).astype(np.float32)
 
 
-def _add_stains(place: Place, rng, shade) -> None:
+def _add_stains(rng, shade) -> None:
     """Dark or light spots and leaves of one day: not the same in any two views."""
     count = shade.shape[0]
     layer = np.full((count // 2, count // 2), 128, np.uint8)

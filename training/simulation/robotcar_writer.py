@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import LocalFrame
 
 from .drive import (
@@ -39,16 +40,14 @@ GPS_HEADER = ('timestamp,num_satellites,latitude,longitude,altitude,latitude_sig
 VO_HEADER = 'source_timestamp,destination_timestamp,x,y,z,roll,pitch,yaw'
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or absent, also if the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    part.write_bytes(data)
-    part.replace(path)
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with write_atomically(path) as writing:
+        writing.write_bytes(data)
 
 
 def _write_lines(path: Path, lines) -> None:
-    write_atomically(path, ('\n'.join(lines) + '\n').encode())
+    write_file(path, ('\n'.join(lines) + '\n').encode())
 
 
 class Georeference:
@@ -75,8 +74,8 @@ def write_models(out: Path, model: RobotcarCamera) -> None:
     _write_lines(out / 'models/stereo_narrow_left.txt', [
         f'{model.f_px:.6f} {model.f_px:.6f} {model.cx_px:.6f} {model.cy_px:.6f}',
         camera_from_image])
-    write_atomically(out / 'models/stereo_narrow_left_distortion_lut.bin',
-                     np.ascontiguousarray(model.lut().T, np.float64).tobytes())
+    write_file(out / 'models/stereo_narrow_left_distortion_lut.bin',
+               np.ascontiguousarray(model.lut().T, np.float64).tobytes())
 
 
 def write_extrinsics(out: Path) -> None:
@@ -210,7 +209,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
     done, data = cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise OSError(f'could not encode {path} as PNG')
-    write_atomically(path, data.tobytes())
+    write_file(path, data.tobytes())
 
 
 class OrthophotoWriter:
@@ -244,15 +243,13 @@ class OrthophotoWriter:
         import rasterio
         from rasterio.transform import from_origin
 
-        part = path.with_name(f'.{path.name}.part')
-        with rasterio.open(
-            part, 'w', driver='GTiff', width=self.count, height=self.count, count=3, dtype='uint8',
-            crs=f'EPSG:{UTM_EPSG}', transform=from_origin(self.west, self.north, self.px_m,
-                                                          self.px_m),
+        with write_atomically(path) as writing, rasterio.open(
+            writing, 'w', driver='GTiff', width=self.count, height=self.count, count=3,
+            dtype='uint8', crs=f'EPSG:{UTM_EPSG}',
+            transform=from_origin(self.west, self.north, self.px_m, self.px_m),
             tiled=True, blockxsize=256, blockysize=256, compress='deflate', photometric='RGB',
         ) as target:
             target.write(np.moveaxis(image, 2, 0))
-        part.replace(path)
 
 
 def smooth_warp(rng, x, y, rms_m):

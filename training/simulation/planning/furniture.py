@@ -54,7 +54,7 @@ def put_poles(plan: Plan, road: Road) -> None:
             previous = None
             continue
         z = plan.z(x, y)
-        yaw = lot_frame(plan, road, side, s)[2]
+        yaw = lot_frame(road, side, s)[2]
         plan.box((x, y, z), yaw, (0.28, 0.28, height), Part.BARK, group, 1.2, 0.7)
         plan.box((x, y, z + height - 0.8), yaw, (0.1, 2.0, 0.12), Part.BARK, group, 1.2)
         here = np.array([x, y, z + height - 0.5])
@@ -77,9 +77,9 @@ def put_lamps(plan: Plan, road: Road) -> None:
         x, y = road.line.offset(s, side * (road.half_m + plan.kerb_m + 0.5))
         if not plan.is_inside(x, y) or plan.distance_at(x, y) < 0.2:
             continue
-        z, yaw = plan.z(x, y), lot_frame(plan, road, side, s)[2]
+        z, yaw = plan.z(x, y), lot_frame(road, side, s)[2]
         plan.box((x, y, z), yaw, (0.16, 0.16, height), Part.POLE, group, 1.0, 0.6)
-        normal = lot_frame(plan, road, side, s)[1]
+        normal = lot_frame(road, side, s)[1]
         plan.box((x - normal[0] * arm / 2, y - normal[1] * arm / 2, z + height), yaw,
                  (0.14, arm + 0.3, 0.12), Part.POLE, group)
 
@@ -89,7 +89,7 @@ def put_sign(plan: Plan, road: Road, s, side) -> None:
     x, y = road.line.offset(s, side * (road.half_m + plan.kerb_m + rng.uniform(0.4, 1.5)))
     if not plan.is_inside(x, y) or plan.distance_at(x, y) < 0.2:
         return
-    z, yaw, group = plan.z(x, y), lot_frame(plan, road, side, s)[2], plan.new_group()
+    z, yaw, group = plan.z(x, y), lot_frame(road, side, s)[2], plan.new_group()
     kind = rng.integers(3)
     if kind == 0:
         height = rng.uniform(1.8, 2.8)
@@ -109,7 +109,7 @@ def put_signals(plan: Plan, road: Road, s, half) -> None:
         if not plan.is_inside(x, y):
             continue
         z = plan.z(x, y)
-        _, normal, yaw = lot_frame(plan, road, side, at)
+        _, normal, yaw = lot_frame(road, side, at)
         reach = plan.rng.uniform(1.0, road.half_m)
         plan.box((x, y, z), yaw, (0.2, 0.2, 6.0), Part.POLE, group)
         x, y = x - normal[0] * reach / 2, y - normal[1] * reach / 2

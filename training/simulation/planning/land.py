@@ -66,12 +66,12 @@ def cut_medians(plan: Plan, mask) -> None:
     for road in plan.roads:
         if road.median_m < 0.5 or road.median_m == 0.4:
             continue
-        for s0, s1 in find_stretches(plan, road, 7.0):
+        for s0, s1 in find_stretches(road, 7.0):
             polygon = plan.ribbon(road.line, s0, s1, road.median_m, -road.median_m)
             cv2.fillPoly(mask, [plan.pixels(polygon)], 0, cv2.LINE_8, 4)
 
 
-def find_stretches(plan: Plan, road: Road, margin_m: float) -> list[tuple[float, float]]:
+def find_stretches(road: Road, margin_m: float) -> list[tuple[float, float]]:
     """Stations between the junctions, ``margin_m`` away from them."""
     cuts = sorted(road.junctions)
     found, start = [], 0.0

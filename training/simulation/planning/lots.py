@@ -44,7 +44,7 @@ def draw_lot_manner(plan: Plan) -> dict:
     }
 
 
-def lot_frame(plan: Plan, road: Road, side: int, s: float):
+def lot_frame(road: Road, side: int, s: float):
     """Point, outward normal and yaw of a lot's own axes (+y away from the street)."""
     tangent = road.line.tangent(s)
     normal = side * np.array([-tangent[1], tangent[0]])
@@ -55,7 +55,7 @@ def lot_frame(plan: Plan, road: Road, side: int, s: float):
 def lay_house_side(plan: Plan, road: Road, side: int) -> None:
     rng, manner = plan.rng, plan.manner
     edge = find_sidewalk_edge(plan, road)
-    for start, stop in find_stretches(plan, road, 6.0):
+    for start, stop in find_stretches(road, 6.0):
         s = start + rng.uniform(0.0, 4.0)
         while s < stop - 6.0:
             width = manner['width'] * rng.uniform(0.75, 1.3)
@@ -64,7 +64,7 @@ def lay_house_side(plan: Plan, road: Road, side: int) -> None:
             if likely(rng, 0.9):
                 lay_house_lot(plan, road, side, s, width, edge)
             elif likely(rng, 0.6):
-                plant_trees(plan, lot_frame(plan, road, side, s + width / 2), width, edge, 25.0, 4)
+                plant_trees(plan, lot_frame(road, side, s + width / 2), width, edge, 25.0, 4)
             s += width
 
 
@@ -72,7 +72,7 @@ def lay_house_lot(plan: Plan, road, side, s, width, edge) -> None:
     """One lot: yard, house, drive, path, beds, hedges, trees."""
     rng, manner = plan.rng, plan.manner
     mid = s + width / 2
-    point, normal, yaw = lot_frame(plan, road, side, mid)
+    point, normal, yaw = lot_frame(road, side, mid)
     along = np.array([np.cos(yaw), np.sin(yaw)])
     depth = rng.uniform(20.0, 34.0)
     yard = plan.ribbon(road.line, s, s + width, side * (road.half_m + plan.kerb_m),
@@ -140,11 +140,11 @@ def lay_house_lot(plan: Plan, road, side, s, width, edge) -> None:
         if kind == Ground.SOIL and plan.free(area):
             plan.take(area)
             build_hut(plan, spot, yaw)
-    put_lot_borders(plan, point, normal, along, yaw, width, edge, setback, deep)
+    put_lot_borders(plan, point, normal, along, width, edge, setback, deep)
     plant_trees(plan, (point, normal, yaw), width, edge, depth, rng.poisson(manner['trees']))
 
 
-def put_lot_borders(plan: Plan, point, normal, along, yaw, width, edge, setback, deep) -> None:
+def put_lot_borders(plan: Plan, point, normal, along, width, edge, setback, deep) -> None:
     rng = plan.rng
     corner = point + along * width / 2
     if likely(rng, 0.6):  # between neighbours, behind the house front
@@ -183,11 +183,11 @@ def lay_city_side(plan: Plan, road: Road, side: int) -> None:
     rng = plan.rng
     edge = find_sidewalk_edge(plan, road)
     storeys = int(rng.integers(2, 9))
-    for start, stop in find_stretches(plan, road, 4.0):
+    for start, stop in find_stretches(road, 4.0):
         s = start
         while s < stop - 6.0:
             width = min(rng.uniform(9.0, 34.0), stop - s)
-            point, normal, yaw = lot_frame(plan, road, side, s + width / 2)
+            point, normal, yaw = lot_frame(road, side, s + width / 2)
             setback = rng.choice([0.8, 0.8, rng.uniform(1.0, 8.0)])
             deep = rng.uniform(11.0, 22.0)
             for back in (0.0, 0.8, 1.6, 2.4, 4.0):  # behind the bow of a bend
@@ -213,11 +213,11 @@ def lay_commercial_side(plan: Plan, road: Road, side: int) -> None:
     """Car parks in front of large flat buildings, drives, lawns."""
     rng = plan.rng
     edge = find_sidewalk_edge(plan, road)
-    for start, stop in find_stretches(plan, road, 5.0):
+    for start, stop in find_stretches(road, 5.0):
         s = start + rng.uniform(0, 6)
         while s < stop - 18.0:
             width = min(rng.uniform(25.0, 60.0), stop - s)
-            point, normal, yaw = lot_frame(plan, road, side, s + width / 2)
+            point, normal, yaw = lot_frame(road, side, s + width / 2)
             along = np.array([np.cos(yaw), np.sin(yaw)])
             lawn, park = rng.uniform(1.0, 6.0), rng.choice([0.0, 17.0, 34.0], p=[.3, .5, .2])
             strip = plan.ribbon(road.line, s, s + width, side * (road.half_m + plan.kerb_m),
@@ -258,7 +258,7 @@ def lay_farm_side(plan: Plan, road: Road, side: int) -> None:
         for s in np.arange(2.0, road.line.length - 2.0, gap):
             x, y = road.line.offset(s, side * offset)
             if max(abs(x), abs(y)) < HALF_M - 2:
-                yaw = lot_frame(plan, road, side, s)[2]
+                yaw = lot_frame(road, side, s)[2]
                 plan.box((x, y, plan.z(x, y) - 0.1), yaw, (0.1, 0.1, 1.2), Part.FENCE, group)
                 for bar in (0.5, 0.95):
                     plan.box((x, y, plan.z(x, y) + bar), yaw, (gap, 0.04, 0.08), Part.FENCE,
@@ -272,7 +272,7 @@ def lay_farm_side(plan: Plan, road: Road, side: int) -> None:
                            0.6 * tall, tall)
     for _ in range(rng.poisson(1.0)):
         s = rng.uniform(50.0, road.line.length - 50.0) if road.line.length > 110 else 20.0
-        point, normal, yaw = lot_frame(plan, road, side, s)
+        point, normal, yaw = lot_frame(road, side, s)
         length = rng.uniform(12.0, 60.0)
         track = plan.rectangle(point + normal * (road.half_m + length / 2), yaw,
                                rng.uniform(2.4, 5.0), length + 1.0)
@@ -300,7 +300,7 @@ def fill_gaps(plan: Plan) -> None:
         road = min(plan.roads, key=lambda road: float(
             np.linalg.norm(road.line.points - spot, axis=1).min()))
         k = int(np.linalg.norm(road.line.points - spot, axis=1).argmin())
-        yaw = lot_frame(plan, road, 1, road.line.s[k])[2]
+        yaw = lot_frame(road, 1, road.line.s[k])[2]
         size = rng.uniform(10, 26, 2) if region in ('city', 'industrial') else (
             rng.uniform(8, 16), rng.uniform(7, 11))
         if plan.free(plan.rectangle(spot, yaw, size[0] + 2.0, size[1] + 2.0)):

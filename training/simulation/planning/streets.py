@@ -156,7 +156,7 @@ def mark_road(plan: Plan, road: Road) -> None:
     style = str(rng.choice(['double', 'single', 'dashed'], p={
         'arterial': [0.7, 0.1, 0.2], 'main': [0.35, 0.15, 0.5]}.get(
             road.grade, [0.2, 0.15, 0.65])))
-    for s0, s1 in find_stretches(plan, road, rng.uniform(2.0, 6.0)):
+    for s0, s1 in find_stretches(road, rng.uniform(2.0, 6.0)):
         if road.median_m < 0.3:
             if style == 'double':
                 for left in (-0.14, 0.14):
