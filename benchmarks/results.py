@@ -15,11 +15,8 @@ INTRODUCTION = """# Results
 Look up here how large the errors are, in which data, and beside which control; every section
 names the command that measures it again. Written by `python -m benchmarks.results` from the files
 in `docs/results`. **Everything is simulation unless it says real**: rendered towns that training
-never saw, on other days than the orthophoto's. All is of the shipped weights, but corruptions,
-which were measured at commit 45d2a5b, and what the fusion's section marks so. Single rendered
-images were measured at commit 6768fd4: an ambiguous one had the likeliest cell for its position.
-The demos and the adaptation were measured before the filter had the error of the odometry's
-stamps as a state.
+never saw, on other days than the orthophoto's. All is of the shipped weights and the present filter,
+but the adaptation, which began with the weights a21b7d5babbe, and what a section marks so.
 """
 
 

@@ -111,7 +111,7 @@ def draw(result: dict, path: Path) -> None:
     axes[1].set(title='share of ambiguous frames', ylim=(0, 1))
     axes[2].set(title='95 % coverage, 3 degrees of freedom', ylim=(0, 1.02))
     axes[2].axhline(0.95, color='0.6', linewidth=1)
-    axes[2].text(0, 0.955, 'nominal', color='0.4', fontsize=8)
+    axes[2].text(0, 0.9, 'line: nominal, 0.95', color='0.4', fontsize=8)
     for axis in axes:
         axis.set_xlabel('severity (0: as it is)')
         axis.grid(alpha=0.3)
