@@ -113,7 +113,7 @@ def elsewhere(places_m: np.ndarray, index: int, rng) -> int:
 
 
 def run_in_processes(work: Callable, tasks: list, jobs: int) -> list:
-    """The results of ``work`` for each task, in order; in this process unless ``jobs`` is more than 1."""
+    """The results of ``work`` for each task, in order; with one job in this process."""
     if jobs <= 1:
         return [work(task) for task in tasks]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn')) as processes:
