@@ -145,7 +145,7 @@ class GnssCorrector:
             belief, widened = _widened(
                 belief, float(residual @ residual), history.stepped, doubt_before)
             reason = f'{widened} widened after {reason}'
-        elif not matched and memory_distance2 > self._memory_limit:
+        elif not matched and belief.memories and memory_distance2 > self._memory_limit:
             offset_m = (belief.memories[0].mean - belief.mean)[POSITION]
             belief = changed(belief, doubt=_even_doubt(
                 beyond(offset_m, memory_distance2, self._memory_limit),
