@@ -149,7 +149,7 @@ class FixSeen:
 
 
 class IntegrityMonitor:
-    """The tests of GNSS and of the odometry.  It keeps no state: ``judge`` is a function of its arguments."""
+    """The four tests.  It keeps no state: ``judge`` is a function of its arguments."""
 
     def __init__(self, config: FilterConfig):
         self._config = config

@@ -1,9 +1,13 @@
 """The equations of the Kalman filter, each above the function that computes it.
 
-State (14,): x_m, y_m, yaw_rad of base_link in ``map``; forward speed in m/s; log of the odometry
-scale; yaw-rate bias of the odometry in rad/s; GNSS bias x, y in metres; what all matches are off
-because of the camera, ahead and left in metres and yaw in rad; and because of the imagery, x, y in
-metres; by how many seconds the stamps of the odometry are early: a pose stamped t is that of t + early.
+State (14,), with the number of each:
+
+- 0 to 2: x_m, y_m, yaw_rad of base_link in ``map``; 3: forward speed in m/s;
+- 4, 5: of the odometry the log of its scale, and its yaw-rate bias in rad/s;
+- 6, 7: GNSS bias x, y in metres;
+- 8 to 10: what all matches are off because of the camera, ahead and left in metres, yaw in rad;
+- 11, 12: what they are off because of the imagery, x, y in metres;
+- 13: by how many seconds e the stamps of the odometry are early: its pose of t was that of t + e.
 """
 
 import math
