@@ -15,8 +15,8 @@ INTRODUCTION = """# Results
 Look up here how large the errors are, in which data, and beside which control; every section
 names the command that measures it again. Written by `python -m benchmarks.results` from the files
 in `docs/results`. **Everything is simulation unless it says real**: rendered towns that training
-never saw, on other days than the orthophoto's. All is of the shipped weights and the present filter,
-but the adaptation, which began with the weights a21b7d5babbe, and what a section marks so.
+never saw, on other days than the orthophoto's. All is of the shipped weights and the present
+filter, but the adaptation, which began with the weights a21b7d5babbe, and what a section marks so.
 """
 
 

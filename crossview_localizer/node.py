@@ -23,22 +23,20 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from crossview_localizer.datatypes import (
-    FilterUpdate,
-    Localization,
-    Outcome,
-    PoseEstimate,
-)
+from crossview_localizer.datatypes import FilterUpdate, Outcome, PoseEstimate
 from crossview_localizer.localizer import Localizer
 from crossview_localizer.ros import conversions
 from crossview_localizer.ros.clock_jump import call_on_backward_jump
 from crossview_localizer.ros.console import ConsoleLog
 from crossview_localizer.ros.diagnostics import Diagnostics, NodeMonitor
 from crossview_localizer.ros.gnss_input import GnssInput, Velocity
-from crossview_localizer.ros.image_processor import ImageProcessor, ProcessedImage, ReceivedImage
-from crossview_localizer.ros.image_worker import ImageWorker, Unprocessed
+from crossview_localizer.ros.image_processor import ImageProcessor, ReceivedImage
+from crossview_localizer.ros.image_results import ImageResults
+from crossview_localizer.ros.image_worker import ImageWorker
+from crossview_localizer.ros.initial_pose_input import InitialPoseInput
 from crossview_localizer.ros.inputs import image_topic, LocalizerInputs
 from crossview_localizer.ros.localizer_holder import LocalizerHolder, NO_MAP_FRAME
+from crossview_localizer.ros.message_info import arrived_s, publication
 from crossview_localizer.ros.odometry_input import OdometryInput
 from crossview_localizer.ros.odometry_timeline import OdometryTimeline
 from crossview_localizer.ros.outputs import LocalizerOutputs
@@ -46,7 +44,7 @@ from crossview_localizer.ros.parameters import NodeParameters
 from crossview_localizer.ros.process import run_node
 from crossview_localizer.ros.saved_pose import PoseKeeper, saved_pose_path
 from crossview_localizer.ros.sensor_rig import SensorRig
-from crossview_localizer.ros.status import image_status, Level
+from crossview_localizer.ros.status import Level
 
 # Python switches threads this often. With its default of 5 ms each message would wait several
 # times for the image thread.
@@ -165,12 +163,16 @@ class LocalizerNode(LifecycleNode):
             self.get_logger())
         self._odometry = OdometryInput(
             config, self._holder, self.timeline, self.diagnostics.odometry, self._restart)
+        self._initial_pose = InitialPoseInput(
+            config, self._holder, self.timeline, self._config.filter.buffer_s)
         self._estimate: PoseEstimate | None = None  # at the newest odometry
         self.diagnostics.map_status = status = self._holder.load_map()
         if status.level is not Level.OK:
             self.get_logger().warning(f'map: {status.text}')
         self._outputs = LocalizerOutputs(self, config)
         self._to_destroy.append(self._outputs.destroy)
+        self._results = ImageResults(
+            self._holder, self._outputs, self.diagnostics, self.report_failure)
         self._inputs = LocalizerInputs(self, config, {
             '/tf_static': self._on_static_transforms, 'camera_info': self._on_camera_info,
             'gnss': self._on_gnss, 'gnss_velocity': self._on_gnss_velocity,
@@ -198,7 +200,9 @@ class LocalizerNode(LifecycleNode):
         for destroy in self._to_destroy:
             destroy()
         self._to_destroy = []
-        self._holder = self._processor = self._gnss = self._odometry = None  # a map may be large
+        # A map may be large.
+        self._holder = self._processor = self._gnss = self._odometry = None
+        self._initial_pose = self._results = None
         self._is_configured = self._node_parameters.locked = False
         self._node_monitor = NodeMonitor()
 
@@ -218,19 +222,19 @@ class LocalizerNode(LifecycleNode):
 
     def _on_gnss(self, msg: NavSatFix, info: dict) -> None:
         if self._worker is not None:
-            self.diagnostics.gnss.add_message(time.monotonic(), *_publication(info))
-            self._gnss.add_fix(msg, _arrived_s(info))
+            self.diagnostics.gnss.add_message(time.monotonic(), *publication(info))
+            self._gnss.add_fix(msg, arrived_s(info))
 
     def _on_gnss_velocity(self, msg: Velocity, info: dict) -> None:
         if self._worker is not None:
-            self.diagnostics.velocity.add_message(time.monotonic(), *_publication(info))
-            self._gnss.add_velocity(msg, _arrived_s(info))
+            self.diagnostics.velocity.add_message(time.monotonic(), *publication(info))
+            self._gnss.add_velocity(msg, arrived_s(info))
 
     def _on_odometry(self, msg: Odometry, info: dict) -> None:
         if self._worker is None:
             return
-        self.diagnostics.odometry.add_message(time.monotonic(), *_publication(info))
-        sample = self._odometry.add(msg, _arrived_s(info))
+        self.diagnostics.odometry.add_message(time.monotonic(), *publication(info))
+        sample = self._odometry.add(msg, arrived_s(info))
         if sample is None:
             return
         estimate = self.localizer.estimate_at(sample.stamp_ns)
@@ -243,25 +247,12 @@ class LocalizerNode(LifecycleNode):
     def _on_initial_pose(self, msg: PoseWithCovarianceStamped) -> None:
         if self._worker is None:
             return
-        map_frame = self._node_config.map_frame
         try:
-            if msg.header.frame_id.lstrip('/') not in ('', map_frame):
-                raise ValueError(f'frame_id is {msg.header.frame_id!r}; expected {map_frame!r}')
-            if self.localizer is None:
-                raise ValueError(NO_MAP_FRAME)
-            estimate = conversions.pose_estimate_from_msg(msg)
+            used = self._initial_pose.add(msg)
         except ValueError as error:
             self._refuse('initialpose', str(error))
             return
-        # RViz stamps with its own clock, which may differ from that of the bag.
-        newest, buffer_ns = self.timeline.newest, self._config.filter.buffer_s * 1e9
-        if newest is not None and abs(estimate.stamp_ns - newest.stamp_ns) > buffer_ns:
-            estimate = PoseEstimate(newest.stamp_ns, estimate.pose, estimate.covariance)
-        update = self.localizer.set_pose(estimate)
-        if update.outcome not in (Outcome.USED, Outcome.SEARCHING):
-            self._refuse('initialpose', update.reason or update.outcome.value)
-            return
-        self.get_logger().info(f'initialpose is used: {update.reason or "the pose starts there"}')
+        self.get_logger().info(f'initialpose is used: {used}')
         self._node_monitor.add_accepted('initialpose')
 
     def _refuse(self, topic: str, reason: str) -> None:
@@ -272,17 +263,16 @@ class LocalizerNode(LifecycleNode):
         entered_s = time.perf_counter()
         if self._worker is None:
             return
-        self.diagnostics.camera.add_message(time.monotonic(), *_publication(info))
+        self.diagnostics.camera.add_message(time.monotonic(), *publication(info))
         stamp_ns = conversions.stamp_ns_from_msg(msg.header.stamp)
         problem = self.timeline.find_image_problem(stamp_ns)
         if problem is None and self.localizer is None:
             problem = FilterUpdate(Outcome.NOT_STARTED, NO_MAP_FRAME)
         if problem is not None:
-            self.diagnostics.camera.add_refused(problem.reason)
-            self._publish_image_status(stamp_ns, problem.outcome, problem.reason)
+            self._results.publish_refused(stamp_ns, problem)
             return
         self._worker.offer(stamp_ns, ReceivedImage(msg, entered_s),
-                           is_patient=self.timeline.is_behind(_arrived_s(info)))
+                           is_patient=self.timeline.is_behind(arrived_s(info)))
 
     def _on_incompatible_qos(self, topic: str, policy: str) -> None:
         text = self.diagnostics.add_qos_problem(topic, policy)
@@ -321,50 +311,7 @@ class LocalizerNode(LifecycleNode):
         if self._worker is None:
             return
         for received, result in self._worker.take_finished():
-            if isinstance(result, ProcessedImage):
-                self._publish_processed(received, result)
-                continue
-            if isinstance(result, Exception):
-                self.report_failure(result)
-                result = Unprocessed(
-                    Outcome.UNUSABLE, f'the image thread failed ({type(result).__name__})')
-            self._publish_unprocessed(received, result)
-
-    def _publish_processed(self, received: ReceivedImage, processed: ProcessedImage) -> None:
-        localization, problem = processed.localization, processed.problem
-        if localization.outcome is Outcome.SUPERSEDED:
-            self._publish_unprocessed(received, localization)
-            return
-        latency_ms = self._outputs.publish_localization(
-            localization, self.localizer.frame, received.entered_s)
-        self._outputs.publish_status(image_status(
-            localization.stamp_ns, localization.outcome, localization.reason,
-            processed.match_state))
-        self.diagnostics.matcher.add_image(localization, latency_ms, time.monotonic())
-        self.diagnostics.warn_of_odometry(localization.reason)
-        if processed.map_status is not None:
-            self.diagnostics.map_status = processed.map_status
-        if problem is not None:
-            self.diagnostics.camera.add_refused(problem.text, problem.level, problem.remedy)
-            return
-        self.diagnostics.camera.add_used()
-        if processed.error is None:
-            self._node_monitor.add_success()
-        else:
-            self.report_failure(processed.error)
-
-    def _publish_unprocessed(
-        self, received: ReceivedImage, result: Unprocessed | Localization,
-    ) -> None:
-        self.diagnostics.camera.counts['dropped'] += 1
-        self._publish_image_status(
-            conversions.stamp_ns_from_msg(received.msg.header.stamp), result.outcome,
-            result.reason)
-
-    def _publish_image_status(self, stamp_ns: int, outcome: Outcome, reason: str) -> None:
-        """Publish the status of an image that has no Localization."""
-        state = 'trusted' if self.localizer is None else self.localizer.match_state
-        self._outputs.publish_status(image_status(stamp_ns, outcome, reason, state))
+            self._results.publish(received, result)
 
     # --- diagnostics, once a second
 
@@ -410,17 +357,6 @@ class LocalizerNode(LifecycleNode):
         self.get_logger().error(
             'internal error: ' + ''.join(traceback.format_exception(error)).strip(),
             throttle_duration_sec=1.0)
-
-
-def _publication(info: dict) -> tuple[bytes | None, int | None]:
-    """The publisher of a message and the message's number; None if DDS does not say."""
-    publisher = info.get('publisher_gid')
-    return publisher and publisher['data'], info.get('publication_sequence_number')
-
-
-def _arrived_s(info: dict) -> float:
-    """When this machine received a message, s of the system's clock; not every DDS says it."""
-    return info.get('received_timestamp', 0) * 1e-9 or time.time()
 
 
 def main(args: list[str] | None = None) -> int:

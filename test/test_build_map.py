@@ -9,6 +9,7 @@ import signal
 from types import SimpleNamespace
 import zipfile
 
+from map_tiles import tile_xy_m
 import numpy as np
 from pyproj import Transformer
 import pytest
@@ -146,9 +147,9 @@ def test_the_area_that_a_tile_is_cut_from_changes_neither_tiles_nor_count(
         monkeypatch.setattr(tiles_module, 'AREA_TILES', side)
         lines.append([])
         built = build_map(imagery, SharedTrunk(), Settings(3.0), report=lines[-1].append)
-        centres_m = {(float(x_m), float(y_m)) for x_m, y_m in built.tile_xy_m}
+        centres_m = {(float(x_m), float(y_m)) for x_m, y_m in tile_xy_m(built)}
         # Tile by tile, 0.1 of a tile may be without imagery.
-        for x_m, y_m in built.tile_xy_m[::10]:
+        for x_m, y_m in tile_xy_m(built)[::10]:
             assert imagery.crop(x_m, y_m, 24.0, 32)[1].mean() > 0.89
         lines[-1].append(centres_m)
     left_out = [[line for line in each[:-1] if 'left out' in line] for each in lines]
@@ -192,7 +193,7 @@ def test_the_networks_area_descriptors_belong_to_the_tiles_where_they_lie(orthop
     route = np.array([FRAME.latlon_from_xy(-8.0, 3.0)])
     built = build_map(imagery, network, Settings(3.0, 4.5), route)
     tiles = torch.stack([
-        torch.from_numpy(imagery.crop(x_m, y_m, 48.0, 128)[0]) for x_m, y_m in built.tile_xy_m])
+        torch.from_numpy(imagery.crop(x_m, y_m, 48.0, 128)[0]) for x_m, y_m in tile_xy_m(built)])
     single = network.embed_satellite(tiles)
     likeness = single @ built.tiles.descriptors.float().T                # (T, T)
     assert len(tiles) >= 6
@@ -218,7 +219,7 @@ def test_tiles_without_enough_imagery_are_left_out_and_counted(orthophoto):
     built = build_map(
         Imagery.open(orthophoto, FRAME), MeanColours(), Settings(5.0, batch=50),
         report=lines.append)
-    x_m, y_m = built.tile_xy_m.T
+    x_m, y_m = tile_xy_m(built).T
     # Data end at x = 40 m at the middle of the file, whose grid is turned by 1.37 degrees:
     # a tile of 20 m may lie over that edge by 2 m.
     assert x_m.max() == 30.0 and x_m.min() == -50.0

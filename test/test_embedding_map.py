@@ -6,6 +6,7 @@ import json
 import math
 import threading
 
+from map_tiles import tile_xy_m
 import numpy as np
 import pytest
 from safetensors.torch import save_file
@@ -56,11 +57,11 @@ def change_attributes(path, change) -> None:
 def test_a_window_holds_each_tile_at_its_own_position():
     embedding_map = some_map()
     window = embedding_map.window(prior_at(11.3, 3.1), 6.0)
-    tile_xy_m = embedding_map.tile_xy_m
+    centres_m = tile_xy_m(embedding_map)
     rows, cols = np.nonzero(window.index.numpy() >= 0)
     assert len(rows) == len(window.descriptors) > 20
     for row, col in zip(rows, cols):
-        distance_m = np.hypot(*(tile_xy_m - window.grid.xy_from_row_col(row, col)).T)
+        distance_m = np.hypot(*(centres_m - window.grid.xy_from_row_col(row, col)).T)
         nearest = int(distance_m.argmin())
         assert distance_m[nearest] < 1e-9
         expected = embedding_map.tiles.descriptors[nearest].float()
@@ -265,7 +266,7 @@ def test_xarray_sees_each_value_at_its_own_coordinates(tmp_path):
     whole.save(tmp_path / 'a.map', descriptor_cells=2)           # 2 bands of 2 x 2 cells
     opened = xarray.open_zarr(tmp_path / 'a.map', decode_coords='all')
     assert opened.descriptors.dims == ('band', 'y', 'x')
-    for x_m, y_m in whole.tile_xy_m[:10]:
+    for x_m, y_m in tile_xy_m(whole)[:10]:
         window = whole.window(prior_at(x_m, y_m), 0.0)
         middle = window.index.shape[0] // 2
         tile = window.descriptors[window.index[middle, middle]].view(2, 2, 2)

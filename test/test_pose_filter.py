@@ -1107,6 +1107,20 @@ def test_odometry_that_is_off_by_a_share_of_the_distance_is_not_believed_for_a_w
         assert ('not believed' in update.reason) == (moved_m > 0.0)  # told with each used fix
 
 
+def test_odometry_that_contradicts_fixes_again_is_not_believed_again_whatever_was_remembered():
+    """It was three times too fast, and honest for a minute; then fixes lie ahead and behind."""
+    pose_filter = PoseFilter(replace(CONFIG, gnss_bias_sigma_m=0.3))
+    driven_m, reasons = 0.0, {}
+    for time_s in range(241):
+        driven_m += 6.0 if 30 <= time_s < 60 else 2.0
+        pose_filter.add_odometry(odometry(time_s, driven_m))
+        off_m = 2.2 * (-1) ** time_s if time_s >= 230 else 0.0
+        update = pose_filter.add_gnss(gnss(time_s, 2.0 * time_s + off_m, 0.0, 0.7))
+        reasons[time_s] = update.reason
+    told = ['not believed' in reasons[time_s] for time_s in (29, 60, 225, 240)]
+    assert told == [False, True, False, True]
+
+
 def test_reflections_between_houses_do_not_speak_against_the_odometry():
     rng = np.random.default_rng(5)
     offsets_m = 15.0 * rng.standard_normal(100)

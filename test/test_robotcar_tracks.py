@@ -66,6 +66,10 @@ def test_requests_outside_the_rows_and_in_gaps_are_nan():
 # --- real traversals
 
 
+RTK_DTYPE = [('timestamp', 'i8'), ('utm_zone', 'U4'), *((name, 'f8') for name in (
+    'latitude', 'longitude', 'altitude', 'northing', 'easting', 'roll', 'pitch', 'yaw'))]
+
+
 def test_real_headings_corrected_are_the_real_directions_of_motion(data_dir):
     files = sorted((data_dir / 'oxford').glob('*.csv'))
     assert len(files) == 12
@@ -74,7 +78,7 @@ def test_real_headings_corrected_are_the_real_directions_of_motion(data_dir):
         longitude_deg, latitude_deg = made.UTM_FROM_LL.transform(
             easting_m, northing_m, direction='INVERSE'
         )
-        rows = np.zeros(len(stamp_us), dtype=robotcar.RTK_DTYPE)
+        rows = np.zeros(len(stamp_us), dtype=RTK_DTYPE)
         rows['timestamp'], rows['utm_zone'], rows['yaw'] = stamp_us, '30U', yaw_rad
         rows['easting'], rows['northing'] = easting_m, northing_m
         rows['latitude'], rows['longitude'] = latitude_deg, longitude_deg

@@ -14,7 +14,8 @@ pytest.importorskip('rasterio')
 
 from training.simulation import make_world  # noqa: I001
 from training.simulation.appearance import day_mesh, draw_day
-from training.simulation.city import build_city, MARKING_PX_M, Raster
+from training.simulation.city import MARKING_PX_M, Raster
+from training.simulation.city_planning.planner import build_city
 from training.simulation.drive import (
     city_surface, drive, ENU_FROM_NED, gnss_error, INS_EXTRINSIC, Poses, roll_pitch_yaw, rotation,
     same_route, visual_odometry,

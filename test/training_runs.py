@@ -26,7 +26,7 @@ AREAS = AreaConfig(
     validation_images=2)
 PAIRS = PairConfig(
     batch=4, turns='scene', colours=True, radius_m=15.0, positive_m=2.0, correct_m=2.0,
-    loss=LossConfig('info_nce', hole_m=2.0))
+    loss=LossConfig(hole_m=2.0))
 LIKELIHOOD = PoseLikelihoodConfig(groups=2, group_size=2, validation_groups=1)
 TRAINING = TrainConfig(
     steps=4, warmup_steps=1, cosine=True, validate_steps=2, clip_norm=50.0, frozen_stages=2)

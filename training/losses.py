@@ -7,13 +7,11 @@ ground image competes for them. D = 2 - 2 cos is the distance of two descriptors
 p_j = D[positive_j, j]. Each loss has two halves: in g2s tiles compete for a ground image, in s2g
 ground images compete for a tile.
 
-``local_triplet_loss``, ``global_triplet_loss`` and ``safa_triplet_loss`` are the papers' losses;
-``info_nce_loss`` is the usual alternative.
+All are the papers' losses.
 Shape legend: S satellite tiles, G ground images, K descriptor length.
 """
 
 from dataclasses import dataclass
-import math
 
 import torch
 from torch import nn
@@ -87,31 +85,6 @@ def safa_triplet_loss(
                   + s2g.sum() / others[positive].sum().clamp(min=1.0))
 
 
-def info_nce_loss(
-    satellite: torch.Tensor, ground: torch.Tensor, positive: torch.Tensor,
-    distance_m: torch.Tensor, log_scale: torch.Tensor, hole_m: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> torch.Tensor:
-    """Symmetric cross-entropy of exp(log_scale) cos over the batch (InfoNCE; van den Oord 2018).
-
-    Pairs nearer than ``hole_m`` are no candidates, except the positives. ``label_smoothing`` is
-    the share of the target that is spread evenly over all candidates.
-    """
-    right = torch.zeros_like(distance_m, dtype=torch.bool)
-    right[positive, torch.arange(len(positive), device=positive.device)] = True
-    candidate = right | (distance_m >= hole_m)
-    halves = []
-    for dim, rows in ((0, slice(None)), (1, positive)):
-        allowed = candidate[rows]
-        even, targets = (chosen.to(distance_m.dtype) / chosen.sum(dim, keepdim=True)
-                         for chosen in (allowed, right[rows]))
-        targets = (1.0 - label_smoothing) * targets + label_smoothing * even
-        scores = torch.exp(log_scale) * satellite[rows] @ ground.T
-        log_p = scores.masked_fill(~allowed, -torch.inf).log_softmax(dim)
-        halves.append(-(targets * log_p.masked_fill(~allowed, 0.0)).sum(dim).mean())
-    return 0.5 * (halves[0] + halves[1])
-
-
 def _distances(satellite, ground):
     return 2.0 - 2.0 * satellite @ ground.T, torch.arange(len(ground), device=ground.device)
 
@@ -120,33 +93,25 @@ def _distances(satellite, ground):
 class LossConfig:
     """Which loss, and its settings; lengths in metres."""
 
-    kind: str = 'local'         # or global, safa, info_nce
+    kind: str = 'local'     # or global, safa
     gamma: float = 10.0
-    sigma_m: float = 10.0       # m^2 where distance_power is 2
+    sigma_m: float = 10.0   # m^2 where distance_power is 2
     distance_power: int = 1
     hole_m: float = 5.0
     radius_m: float = 50.0
-    near_m: float = 25.0        # safa
-    temperature: float = 0.07   # info_nce: where the learned temperature starts
-    label_smoothing: float = 0.1
+    near_m: float = 25.0    # safa
 
 
 class CrossViewLoss(nn.Module):
-    """The loss of a ``LossConfig``; a learned temperature is its parameter.
+    """The loss of a ``LossConfig``; raises ValueError for an unknown kind."""
 
-    Raises ValueError for an unknown kind.
-    """
-
-    KINDS = ('local', 'global', 'safa', 'info_nce')
-    MAX_LOG_SCALE = math.log(100.0)
+    KINDS = ('local', 'global', 'safa')
 
     def __init__(self, config: LossConfig):
         super().__init__()
         if config.kind not in self.KINDS:
             raise ValueError(f'loss is {config.kind!r}; expected one of {", ".join(self.KINDS)}')
         self.config = config
-        if config.kind == 'info_nce':
-            self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
     def forward(self, satellite: torch.Tensor, ground: torch.Tensor, positive: torch.Tensor,
                 distance_m: torch.Tensor) -> torch.Tensor:
@@ -156,7 +121,4 @@ class CrossViewLoss(nn.Module):
                                       config.radius_m, config.distance_power)
         if config.kind == 'global':
             return global_triplet_loss(*case, config.gamma)
-        if config.kind == 'safa':
-            return safa_triplet_loss(*case, config.gamma, config.near_m)
-        return info_nce_loss(*case, self.log_scale.clamp(max=self.MAX_LOG_SCALE), config.hole_m,
-                             config.label_smoothing)
+        return safa_triplet_loss(*case, config.gamma, config.near_m)

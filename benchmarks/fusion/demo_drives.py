@@ -4,11 +4,9 @@ This is simulation.  Towns and drives are those of ``make demo`` with the same s
 are smaller.  What is made is kept, so that a stopped benchmark goes on.
 """
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 import json
 import math
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from benchmarks.fusion.estimates import calibration, Estimates, pooled
 from benchmarks.fusion.fit_match_errors import RecordedDrive
 from benchmarks.fusion.peer_ekf import PeerEkf, PEERS, run_alternately
 from benchmarks.fusion.rendered import segments
-from benchmarks.fusion.towns import render, Town, town_from_seed
+from benchmarks.fusion.towns import render, run_in_processes, Town, town_from_seed
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.datatypes import GnssFix, OdometrySample
 from crossview_localizer.evaluation import pose_metrics
@@ -78,11 +76,7 @@ def run_drives(folder: Path, seeds, duration_s: float, weights: Path, config: Lo
     """The sections peer_ekf and lasting_errors, over the demo's drives of these seeds."""
     tasks = [DriveTask(folder, DEMO_WORLDS_FROM + seed, duration_s, weights, config)
              for seed in seeds]
-    if jobs > 1:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn')) as processes:
-            found = list(processes.map(run_drive, tasks))
-    else:
-        found = [run_drive(task) for task in tasks]
+    found = run_in_processes(run_drive, tasks, jobs)
     return {'peer_ekf': _peer_row(found), 'lasting_errors': _lasting_rows(found)}
 
 

@@ -32,6 +32,19 @@ class Estimates:
     covariances: np.ndarray
     truth: np.ndarray
 
+    @classmethod
+    def beside(cls, truth: np.ndarray, found: list[PoseEstimate]) -> 'Estimates':
+        """Estimates and the true poses (n, 3) at their stamps."""
+        return cls(
+            np.array([estimate.stamp_ns for estimate in found], np.int64),
+            np.array([estimate.pose.as_array() for estimate in found]),
+            np.array([estimate.covariance for estimate in found]), truth)
+
+    def chosen(self, lines: np.ndarray) -> 'Estimates':
+        """Those of some indices, or of a mask."""
+        return Estimates(self.stamps_ns[lines], self.poses[lines], self.covariances[lines],
+                         self.truth[lines])
+
     @property
     def errors(self) -> np.ndarray:
         """Signed errors (n, 3) in x, y, yaw."""
@@ -70,12 +83,8 @@ def pooled(parts: list[Estimates]) -> Estimates:
 
 def estimates_of(found: list[PoseEstimate], truth: Track, max_gap_s: float) -> Estimates:
     """Those of the estimates at whose stamps the truth is known."""
-    stamps_ns = np.array([estimate.stamp_ns for estimate in found], np.int64)
-    true_poses = truth.at(stamps_ns, max_gap_s).poses
-    known = np.isfinite(true_poses).all(axis=1)
-    return Estimates(
-        stamps_ns[known], np.array([estimate.pose.as_array() for estimate in found])[known],
-        np.array([estimate.covariance for estimate in found])[known], true_poses[known])
+    true_poses = truth.at([estimate.stamp_ns for estimate in found], max_gap_s).poses
+    return Estimates.beside(true_poses, found).chosen(np.isfinite(true_poses).all(axis=1))
 
 
 def normalized_errors(estimates: Estimates) -> np.ndarray:

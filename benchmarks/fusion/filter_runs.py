@@ -10,13 +10,7 @@ from benchmarks.fusion import drive_data
 from benchmarks.fusion.drive_data import Path2D, stamp_ns, START_NS
 from benchmarks.fusion.estimates import Estimates
 from crossview_localizer.config import FilterConfig
-from crossview_localizer.datatypes import (
-    GnssCourse,
-    GnssFix,
-    MatchErrors,
-    OdometrySample,
-    PoseEstimate,
-)
+from crossview_localizer.datatypes import MatchErrors, OdometrySample, PoseEstimate
 from crossview_localizer.fusion.pose_filter import PoseFilter
 from crossview_localizer.geometry import Pose2D
 
@@ -42,7 +36,6 @@ def run_filter(measurements: list, config: FilterConfig, times_s, truth: Path2D,
     filter never started, or not before a copy.
     """
     pose_filter = PoseFilter(config, errors)
-    add = adders(pose_filter)
     asked = sorted([*((stamp_ns(time_s), False) for time_s in times_s),
                     *((stamp_ns(time_s), True) for time_s in copies_s)])
     updates, found, copies = [], [], []
@@ -61,21 +54,17 @@ def run_filter(measurements: list, config: FilterConfig, times_s, truth: Path2D,
 
     for measurement in measurements:
         ask_until(measurement.stamp_ns)
-        updates.append((measurement, add[type(measurement)](measurement)))
+        updates.append((measurement, pose_filter.add(measurement)))
     ask_until(math.inf)
     if not found:
         raise ValueError('the filter did not start: it has no estimate at any of the times')
+    return estimates_along(truth, found), updates, copies
+
+
+def estimates_along(truth: Path2D, found: list[PoseEstimate]) -> Estimates:
+    """The estimates beside the true path."""
     stamps_ns = np.array([estimate.stamp_ns for estimate in found])
-    return Estimates(
-        stamps_ns, np.array([estimate.pose.as_array() for estimate in found]),
-        np.array([estimate.covariance for estimate in found]),
-        truth.at((stamps_ns - START_NS) * 1e-9)), updates, copies
-
-
-def adders(pose_filter: PoseFilter) -> dict:
-    """The method of the filter for each kind of measurement."""
-    return {OdometrySample: pose_filter.add_odometry, GnssFix: pose_filter.add_gnss,
-            PoseEstimate: pose_filter.add_match, GnssCourse: pose_filter.add_course}
+    return Estimates.beside(truth.at((stamps_ns - START_NS) * 1e-9), found)
 
 
 def moving_stretch(routes: list[Path2D], rng, duration_s: float) -> Path2D:
@@ -94,17 +83,14 @@ def moving_stretch(routes: list[Path2D], rng, duration_s: float) -> Path2D:
 
 def continue_filter(pose_filter: PoseFilter, measurements: list, times_s, truth: Path2D):
     """Feed a running filter; returns Estimates at the times, and the updates."""
-    add, updates, found = adders(pose_filter), [], []
+    updates, found = [], []
     wanted = [stamp_ns(time_s) for time_s in times_s]
     for measurement in measurements:
         while wanted and wanted[0] < measurement.stamp_ns:
             found.append(pose_filter.estimate_at(wanted.pop(0)))
-        updates.append((measurement, add[type(measurement)](measurement)))
+        updates.append((measurement, pose_filter.add(measurement)))
     found += [pose_filter.estimate_at(asked_ns) for asked_ns in wanted]
-    return Estimates(
-        np.array([stamp_ns(time_s) for time_s in times_s]),
-        np.array([estimate.pose.as_array() for estimate in found]),
-        np.array([estimate.covariance for estimate in found]), truth.at(times_s)), updates
+    return Estimates.beside(truth.at(times_s), found), updates
 
 
 def position_matches(times_s, positions_m, covariances_m2) -> list[PoseEstimate]:

@@ -28,6 +28,7 @@ from benchmarks.fusion.towns import (
     town_from_bag,
     town_from_seed,
 )
+from crossview_localizer.command import run_command
 from crossview_localizer.config import FilterConfig, LocalizerConfig, NodeConfig
 from crossview_localizer.datatypes import GnssFix, MatchErrors, OdometrySample, PoseEstimate
 from crossview_localizer.evaluation.pose_metrics import CHI2_95
@@ -192,24 +193,23 @@ def main(arguments=None) -> int:
                         help='folder of maps and views; a killed run goes on from there')
     parser.add_argument('--params-file', type=Path, default=REPOSITORY / 'config/robotcar.yaml')
     parser.add_argument('--dry-run', action='store_true', help='print, and leave the file alone')
-    args = parser.parse_args(arguments)
+    return run_command(parser, arguments, run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fit the errors, print them with their figures, and write them into the weights file."""
     torch.set_num_threads(1)
-    try:
-        config = read_parameters(args.params_file)[1]
-        towns = [town_of(folder, args.weights, args.kept) for folder in args.drives] or [
-            town_from_seed(args.kept / f'town_{seed}', seed, args.duration_s, args.weights, jobs=1)
-            for seed in args.seeds]
-        before = towns[0].loaded.matcher.errors
-        drives = [RecordedDrive(town, config) for town in towns]
-        errors, found = fit(drives, before)
-        print(json.dumps({'before': {'errors': vars(before), **figures(drives, before)},
-                          'fitted': {'errors': vars(errors), **found}}, indent=1))
-        if not args.dry_run:
-            write_match_errors(args.weights, errors)
-    except (ValueError, OSError) as error:
-        print(f'fit_match_errors: {error}', file=sys.stderr)
-        return 2
-    return 0
+    config = read_parameters(args.params_file)[1]
+    towns = [town_of(folder, args.weights, args.kept) for folder in args.drives] or [
+        town_from_seed(args.kept / f'town_{seed}', seed, args.duration_s, args.weights, jobs=1)
+        for seed in args.seeds]
+    before = towns[0].loaded.matcher.errors
+    drives = [RecordedDrive(town, config) for town in towns]
+    errors, found = fit(drives, before)
+    print(json.dumps({'before': {'errors': vars(before), **figures(drives, before)},
+                      'fitted': {'errors': vars(errors), **found}}, indent=1))
+    if not args.dry_run:
+        write_match_errors(args.weights, errors)
 
 
 if __name__ == '__main__':

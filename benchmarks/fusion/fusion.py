@@ -12,9 +12,8 @@ import json
 import os
 from pathlib import Path
 import subprocess
-import sys
 
-from benchmarks import REPOSITORY
+from benchmarks import DENSE_WEIGHTS, REPOSITORY
 from benchmarks.fusion.demo_drives import DRIVE_S as DEMO_DRIVE_S
 from benchmarks.fusion.demo_drives import render_drives, run_drives
 from benchmarks.fusion.estimates import EstimateLines
@@ -28,10 +27,10 @@ from benchmarks.fusion.spoofing import run_spoofing
 from benchmarks.fusion.starts import run_starts
 from benchmarks.fusion.tables import fill
 from benchmarks.results import DOCS
+from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import fingerprint_of, read_model_config
 from crossview_localizer.parameter_file import read_parameters
 
-WEIGHTS = REPOSITORY / 'config/weights/crossview_dense_synthetic.safetensors'
 SMOKE_DRIVE_S, SMOKE_TOWN_S = 40.0, 150.0
 # What the results depend on.
 CODE = ('benchmarks', 'config', 'crossview_localizer', 'training')
@@ -94,14 +93,6 @@ def _rendered(run: Run) -> dict:
     return found
 
 
-def _render_towns(run: Run) -> None:
-    render_towns(run.worlds, run.seeds, run.town_s, run.args.jobs)
-
-
-def _render_drives(run: Run) -> None:
-    render_drives(run.worlds, run.seeds, run.demo_drive_s, run.args.jobs)
-
-
 def _demo_drives(run: Run) -> dict:
     return run_drives(run.worlds, run.seeds, run.demo_drive_s, run.args.weights, run.config,
                       run.args.jobs)
@@ -131,8 +122,10 @@ SECTIONS = {
     'lies': Section(_lies, range(10, 13)),
     'real_odometry': Section(_real_odometry, range(1), uses_weights=True),
     'start': Section(_starts, range(1)),
-    'rendered': Section(_rendered, range(500, 503), 10, True, _render_towns),
-    'demo_drives': Section(_demo_drives, range(600, 610), 10, True, _render_drives),
+    'rendered': Section(_rendered, range(500, 503), 10, True, lambda run: render_towns(
+        run.worlds, run.seeds, run.town_s, run.args.jobs)),
+    'demo_drives': Section(_demo_drives, range(600, 610), 10, True, lambda run: render_drives(
+        run.worlds, run.seeds, run.demo_drive_s, run.args.jobs)),
 }
 
 
@@ -159,25 +152,23 @@ def main(arguments=None) -> int:
     parser.add_argument('--worlds', type=Path, default=Path('build/fusion/towns'),
                         help='folder of the rendered towns and their runs')
     parser.add_argument('--jobs', type=int, default=2, help='towns that run at the same time')
-    parser.add_argument('--weights', type=Path, default=WEIGHTS,
+    parser.add_argument('--weights', type=Path, default=DENSE_WEIGHTS,
                         help='weights for the rendered towns')
     parser.add_argument('--params-file', type=Path, default=REPOSITORY / 'config/robotcar.yaml')
-    args = parser.parse_args(arguments)
+    return run_command(parser, arguments, run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure the sections, or only render their towns and drives."""
     data = args.data or Path(os.environ.get('CROSSVIEW_DATA', REPOSITORY.parent / 'shared/data'))
-    try:
-        if not data.is_dir():
-            raise FileNotFoundError(
-                f'folder {data} does not exist; give the one that holds oxford/, ccvpe_kitti/, '
-                'kitti_vo/, bags/, comma2k19/ and google_nmea/ with --data')
-        if args.render:
-            render_worlds(args, data)
-            return 0
-        results = measure(args, data)
-    except (ValueError, OSError) as error:
-        print(f'fusion: {error}', file=sys.stderr)
-        return 2
-    print(json.dumps(results, indent=1))
-    return 0
+    if not data.is_dir():
+        raise FileNotFoundError(
+            f'folder {data} does not exist; give the one that holds oxford/, ccvpe_kitti/, '
+            'kitti_vo/, bags/, comma2k19/ and google_nmea/ with --data')
+    if args.render:
+        render_worlds(args, data)
+    else:
+        print(json.dumps(measure(args, data), indent=1))
 
 
 def render_worlds(args, data: Path) -> None:

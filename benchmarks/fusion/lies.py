@@ -15,7 +15,13 @@ from tqdm import tqdm
 from benchmarks.fusion import drive_data
 from benchmarks.fusion.drive_data import Path2D, stamp_ns
 from benchmarks.fusion.estimates import EstimateLines, Estimates, pooled
-from benchmarks.fusion.filter_runs import adders, in_order, moving_stretch, oxford_routes, SENSORS
+from benchmarks.fusion.filter_runs import (
+    estimates_along,
+    in_order,
+    moving_stretch,
+    oxford_routes,
+    SENSORS,
+)
 from crossview_localizer.config import MatchConfig
 from crossview_localizer.datatypes import GnssFix, OdometrySample, PoseEstimate
 from crossview_localizer.fusion.pose_filter import PoseFilter
@@ -191,7 +197,6 @@ def run_lie(routes: list[Path2D], lie: str, matched: bool, seed: int) -> Estimat
 
 def _run(measurements: list, truth: Path2D) -> Estimates:
     pose_filter, found = PoseFilter(SENSORS), []
-    add = adders(pose_filter)
     asked_ns = [stamp_ns(time_s) for time_s in np.arange(HONEST_S + 1.0, HONEST_S + LIE_S, 1.0)]
     for measurement in measurements:
         while asked_ns and asked_ns[0] < measurement.stamp_ns:
@@ -201,13 +206,8 @@ def _run(measurements: list, truth: Path2D) -> Estimates:
             if match is not None:
                 pose_filter.add_match(match)
         else:
-            add[type(measurement)](measurement)
-    found = [estimate for estimate in found if estimate is not None]
-    stamps_ns = np.array([estimate.stamp_ns for estimate in found])
-    return Estimates(
-        stamps_ns, np.array([estimate.pose.as_array() for estimate in found]),
-        np.array([estimate.covariance for estimate in found]),
-        truth.at((stamps_ns - drive_data.START_NS) * 1e-9))
+            pose_filter.add(measurement)
+    return estimates_along(truth, [estimate for estimate in found if estimate is not None])
 
 
 def _match(prior: PoseEstimate | None, asked: AskedMatch) -> PoseEstimate | None:

@@ -4,11 +4,9 @@ This is simulation. Each run is stored in a file beside its town, so that a stop
 on; another configuration, seed or network has another folder.
 """
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 import hashlib
 import json
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from benchmarks.fusion.estimates import (
     normalized_errors,
     pooled,
 )
+from benchmarks.fusion.starts import search_figures
 from benchmarks.fusion.town_runs import (
     CONVERGED_WITHIN_S,
     OUTAGES_S,
@@ -31,7 +30,7 @@ from benchmarks.fusion.town_runs import (
     run_wrong_images,
     SETTLED_S,
 )
-from benchmarks.fusion.towns import render, town_from_seed
+from benchmarks.fusion.towns import render, run_in_processes, town_from_seed
 from crossview_localizer.config import LocalizerConfig
 from crossview_localizer.files import write_atomically
 
@@ -66,14 +65,8 @@ def run_towns(folder: Path, seeds, duration_s: float, outages: int, trials: int,
     ``SETTLED_S`` after it has converged.
     """
     tasks = [TownTask(folder, seed, duration_s, outages, trials, weights, config)
-        for seed in seeds]
-    if jobs > 1:
-        context = multiprocessing.get_context('spawn')
-        with ProcessPoolExecutor(jobs, context) as pool:
-            list(pool.map(run_town, tasks))
-    else:
-        for task in tasks:
-            run_town(task)
+             for seed in seeds]
+    run_in_processes(run_town, tasks, jobs)
     lines, ends, bands, drives = [], {}, {}, {}
     for task in tasks:
         for path in sorted(task.results_folder.glob('outage_*.npz')):
@@ -158,7 +151,7 @@ def segments(estimates: Estimates) -> Estimates:
     """The first estimate of each segment of ``SEGMENT_S``."""
     since_s = (estimates.stamps_ns - estimates.stamps_ns[0]) * 1e-9
     _, first = np.unique(np.floor(since_s / SEGMENT_S), return_index=True)
-    return _chosen(estimates, first)
+    return estimates.chosen(first)
 
 
 def _cut(parts: list[Estimates]) -> Estimates:
@@ -197,21 +190,13 @@ def _calibrations(drives: dict) -> dict:
 
 
 def _search_results(tasks: list[TownTask]) -> dict:
-    """The shares of starts and wrong locks that ended right or wrong, and their times."""
+    """The figures of starts and of wrong locks."""
     results = {}
     for kind in ('start', 'wrong_lock'):
         trials = [json.loads(path.read_text())[kind] for task in tasks
                   for path in sorted(task.results_folder.glob('search_*.json'))]
-        if not trials:
-            continue
-        seconds = [time_s for time_s, right in trials if right]
-        results[kind] = {
-            'success': len(seconds) / len(trials),
-            'wrong': sum(time_s is not None and not right
-                         for time_s, right in trials) / len(trials),
-            'seconds_median': float(np.median(seconds)) if seconds else None,
-            'seconds_p95': float(np.percentile(seconds, 95)) if seconds else None,
-            'n': len(trials)}
+        if trials:
+            results[kind] = search_figures(trials)
     return results
 
 
@@ -223,11 +208,6 @@ def _add_ends(ends: dict, runs: dict[str, Estimates]) -> None:
             if len(after):
                 ends.setdefault(length_s, {}).setdefault(method, []).append(
                     float(estimates.position_m[after[0]]))
-
-
-def _chosen(estimates: Estimates, lines) -> Estimates:
-    return Estimates(estimates.stamps_ns[lines], estimates.poses[lines],
-                     estimates.covariances[lines], estimates.truth[lines])
 
 
 def _write(path: Path, runs: dict[str, Estimates]) -> None:

@@ -6,8 +6,11 @@ runs over that drive, with other starts, without GNSS or with wrong images, shar
 views: only the matching depends on the prior and is repeated.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 import math
+import multiprocessing
 from pathlib import Path
 import shutil
 
@@ -109,6 +112,14 @@ def elsewhere(places_m: np.ndarray, index: int, rng) -> int:
     return int(rng.choice(far) if len(far) else np.nanargmax(apart_m))
 
 
+def run_in_processes(work: Callable, tasks: list, jobs: int) -> list:
+    """The results of ``work`` for each task, in order; with one job in this process."""
+    if jobs <= 1:
+        return [work(task) for task in tasks]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn')) as processes:
+        return list(processes.map(work, tasks))
+
+
 def feed(localizer: Localizer, events: list[Event]) -> list[Localization]:
     """Give the events to a Localizer and return the result of each image."""
     found = []
@@ -127,8 +138,7 @@ def town_from_seed(folder: Path, seed: int, duration_s: float, weights: Path, jo
     """The town of a seed with one drive through it; what is missing in ``folder`` is made.
 
     The network is told a pitch that is off by ``pitch_rad``.  Map and views are named after the
-    weights.  Raises ValueError or OSError if ``folder`` holds
-    another town.
+    weights.  Raises ValueError or OSError if ``folder`` holds another town.
     """
     from benchmarks.demo.stages import build_corridor_map, convert
     from crossview_localizer.networks.checkpoint import load_network

@@ -47,7 +47,6 @@ _VO_COLUMNS = {
     'source_timestamp': (0, 'i8'), 'destination_timestamp': (1, 'i8'), 'x': (2, 'f8'),
     'y': (3, 'f8'), 'z': (4, 'f8'), 'roll': (5, 'f8'), 'pitch': (6, 'f8'), 'yaw': (7, 'f8'),
 }
-RTK_DTYPE = [(name, kind) for name, (_, kind) in _RTK_COLUMNS.items()]
 _RTK_REQUIRED = ('timestamp', 'altitude', 'northing', 'easting', 'roll', 'pitch', 'yaw')
 
 

@@ -59,10 +59,10 @@ class Belief:
     match_ns: int | None = None          # last used match that tells the place
     match_driven_m: float = 0.0          # distance driven by then
     match_every_s: float = math.inf      # mean time between such matches
-    denied_ns: int = 0                   # last of them that contradicted fixes that are refused
+    denied_ns: int = 0                   # last match that contradicted the refused fixes
     match_refused_ns: int | None = None  # since when matches have been refused without a break
     match_way: ResidualWay | None = None  # of the matches refused since
-    match_doubt: np.ndarray | None = None  # as ``doubt``, by the last of them
+    match_doubt: np.ndarray | None = None  # as ``doubt``, by the last match
     match_seen_ns: int | None = None     # last match, used or refused
     match_distance2: float = 1.0         # mean squared distance of matches for each coordinate
     course_ns: int | None = None         # last used course

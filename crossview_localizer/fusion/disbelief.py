@@ -112,7 +112,7 @@ def disbelieving_and_wider(belief: Belief, residual_m: np.ndarray) -> Belief:
 
 
 def remark_on(belief: Belief) -> str:
-    """What is told with each used fix and match while the odometry is not believed, else ''."""
+    """What each used fix and match reports while the odometry is not believed, else ''."""
     return ODOMETRY_LIES if belief.stamp_ns < belief.disbelieved_until_ns else ''
 
 
@@ -148,7 +148,7 @@ def _with_unknown_odometry(belief: Belief, slow: np.ndarray) -> tuple[np.ndarray
 
 
 def _disbelieving(belief: Belief, stamp_ns: int) -> Belief:
-    """The same belief at its start again, which does not believe the odometry for a while."""
+    """The belief as at a start, which does not believe the odometry for a while."""
     again = stamp_ns - belief.disbelieved_until_ns < DISBELIEF_MEMORY_S * 1e9
     times = belief.disbelieved_times + 1 if again else 1
     disbelief_s = min(DISBELIEF_S * 2 ** (times - 1), LONGEST_DISBELIEF_S)

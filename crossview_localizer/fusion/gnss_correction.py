@@ -4,6 +4,7 @@ The slow GNSS error is a state (Gauss-Markov).  What is refused, and what follow
 judged in ``gnss_integrity``.
 """
 
+from dataclasses import dataclass
 import math
 
 import numpy as np
@@ -22,6 +23,7 @@ from crossview_localizer.fusion.doubt import beyond, doubt_of, narrowed, shorten
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.gnss_integrity import (
+    FixHistory,
     FixSeen,
     FixVerdict,
     GATE_PATIENCE_S,
@@ -46,7 +48,6 @@ from crossview_localizer.fusion.weighting import (
     followed_distance2,
     mahalanobis2,
     raised_to_floor,
-    squared_distance,
 )
 
 # A memory (see ``gnss_integrity``) is between once and twice this old.
@@ -71,6 +72,21 @@ UNTOLD_MPS, UNTOLD_RADPS = 15.0, 0.2
 FIX_DISTANCE_S = 20.0
 
 
+@dataclass(frozen=True)
+class JudgedFix:
+    """A fix, the verdict on it, and what was known when it came."""
+
+    fix: GnssFix
+    seen: FixSeen
+    jacobian: np.ndarray         # (2, 14), of the fix by the state
+    verdict: FixVerdict
+    reason: str
+    history: FixHistory
+    doubt: np.ndarray | None
+    matched: bool                # whether matches support the pose
+    mean_distance2: float        # of the fixes, with this one
+
+
 class GnssCorrector:
     """Corrects beliefs by fixes."""
 
@@ -91,87 +107,113 @@ class GnssCorrector:
         if repeated is not None:
             return belief, repeated
         before_m = _offset_m(belief, fix)
-        belief, update = self._judged(belief, fix, white_m2 + bridge_m2)
+        belief, judged = self._judge(belief, fix, white_m2 + bridge_m2)
+        belief, update = self._follow(belief, judged)
         receiver = self._receivers.followed(
             receiver, fix, before_m, _offset_m(belief, fix))
         return changed(belief, receiver=receiver), update
 
-    def _judged(self, belief: Belief, fix: GnssFix, noise) -> tuple[Belief, FilterUpdate]:
-        jacobian = gnss_jacobian(belief.mean, fix.base_from_antenna_m)
+    def _judge(self, belief: Belief, fix: GnssFix, noise) -> tuple[Belief, JudgedFix]:
+        """The verdict on a fix of this noise (2, 2), and the belief that remembers the fix."""
+        jacobian, residual_m = (
+            gnss_jacobian(belief.mean, fix.base_from_antenna_m), _residual_m(belief, fix))
         history, matched = belief.fixes, _is_matched(belief, belief.fixes.refused_ns)
-        residual = _residual_m(belief, fix)
-        spread_m2 = jacobian @ belief.covariance @ jacobian.T + noise
-        distance2 = squared_distance(residual, spread_m2)
-        memory_distance2 = max((
-            mahalanobis2(_residual_m(memory, fix), jacobian, memory.covariance, noise)
-            for memory in belief.memories[:1]), default=0.0)
-        verdict, seen, reason = self._monitor.judge(
-            history, FixSeen(fix.stamp_ns, np.array([fix.x_m, fix.y_m]), residual, noise,
-                             belief.driven_m, distance2, memory_distance2), matched)
+        seen = FixSeen(
+            fix.stamp_ns, np.array([fix.x_m, fix.y_m]), residual_m, noise, belief.driven_m,
+            mahalanobis2(residual_m, jacobian, belief.covariance, noise),
+            max((mahalanobis2(_residual_m(memory, fix), jacobian, memory.covariance, noise)
+                 for memory in belief.memories[:1]), default=0.0))
+        verdict, fixes, reason = self._monitor.judge(history, seen, matched)
         mean = belief.fix_distance2
         if history.stamp_ns:
-            passed_s = (fix.stamp_ns - history.stamp_ns) * 1e-9
-            mean = followed_distance2(mean, distance2 / 2.0, passed_s, FIX_DISTANCE_S)
-        doubt_before, belief = belief.doubt, changed(
-            belief, fixes=seen, doubt=None, fix_distance2=mean)
-        if verdict is FixVerdict.DISBELIEVE_ODOMETRY:
-            return (restarted(belief, fix, noise, history, self._slow),
-                    FilterUpdate(Outcome.USED, reason, distance2))
-        if verdict is FixVerdict.REFUSE:
-            # One fix is an outlier rather than a contradiction, unless a match will tell soon.
-            if not _is_matched(belief, seen.refused_ns) and (
-                    matched or seen.refused_ns != fix.stamp_ns):
-                belief = changed(belief, doubt=self._doubt_of_refused(
-                    belief, residual, spread_m2, distance2, doubt_before))
-            return belief, FilterUpdate(Outcome.GATED, reason, distance2)
-        if verdict is FixVerdict.GO_BACK:
-            older = belief.memories[0]
-            offset_m = beyond(_residual_m(older, fix), memory_distance2, self._gate)
+            mean = followed_distance2(
+                mean, seen.distance2 / 2.0, _since_last_s(history, fix), FIX_DISTANCE_S)
+        judged = JudgedFix(
+            fix, seen, jacobian, verdict, reason, history, belief.doubt, matched, mean)
+        return changed(belief, fixes=fixes, doubt=None, fix_distance2=mean), judged
+
+    def _follow(self, belief: Belief, judged: JudgedFix) -> tuple[Belief, FilterUpdate]:
+        """Do what the verdict says."""
+        reason, distance2 = judged.reason, judged.seen.distance2
+        match judged.verdict:
+            case FixVerdict.DISBELIEVE_ODOMETRY:
+                belief = restarted(
+                    belief, judged.fix, judged.seen.noise_m2, judged.history, self._slow)
+                return belief, FilterUpdate(Outcome.USED, reason, distance2)
+            case FixVerdict.REFUSE:
+                return (self._doubting_refused(belief, judged),
+                        FilterUpdate(Outcome.GATED, reason, distance2))
+            case FixVerdict.GO_BACK:
+                return (self._gone_back(belief, judged),
+                        FilterUpdate(Outcome.GATED, reason, distance2))
+            case FixVerdict.WIDEN:
+                belief, widened = _widened(belief, judged)
+                belief = self._corrected(belief, judged)
+                if judged.history.stepped or judged.history.distrusted_ns is not None:
+                    belief = changed(belief, memories=())
+                reason = f'{widened} widened after {reason}'
+            case FixVerdict.USE:
+                belief = self._doubting_used(belief, judged)
+                if judged.history.stamp_ns:
+                    belief = changed(belief, lean=_leaning(belief, judged))
+                    reason = reason or remark_on(belief) or belief.lean.text
+                belief = _remember(self._corrected(belief, judged))
+        return belief, FilterUpdate(Outcome.USED, reason, distance2)
+
+    def _corrected(self, belief: Belief, judged: JudgedFix) -> Belief:
+        if belief.match_doubt is not None:
             belief = changed(
-                belief, mean=older.mean, covariance=older.covariance, memories=(older,),
-                doubt=None if matched else _even_doubt(
-                    offset_m, belief.driven_m - older.driven_m))
-            return belief, FilterUpdate(Outcome.GATED, reason, distance2)
-        if verdict is FixVerdict.USE and not matched and fails_again(belief, mean):
-            belief = disbelieving_and_wider(belief, residual)
-        if verdict is FixVerdict.USE and history.refused_ns is not None and (
-                doubt_before is not None and not history.stepped):
+                belief, match_doubt=narrowed(belief.match_doubt, _spread_m2(belief, judged)))
+        noise = judged.seen.noise_m2 * max(1.0, judged.mean_distance2)
+        return changed(
+            belief, **self._ekf.corrected(belief, judged.seen.residual_m, judged.jacobian, noise),
+            fixed_ns=judged.fix.stamp_ns)
+
+    def _gone_back(self, belief: Belief, judged: JudgedFix) -> Belief:
+        """The belief of the memory, in doubt by how far the fix lies from it."""
+        older = belief.memories[0]
+        offset_m = beyond(
+            _residual_m(older, judged.fix), judged.seen.memory_distance2, self._gate)
+        return changed(
+            belief, mean=older.mean, covariance=older.covariance, memories=(older,),
+            doubt=None if judged.matched else _even_doubt(
+                offset_m, belief.driven_m - older.driven_m))
+
+    def _doubting_used(self, belief: Belief, judged: JudgedFix) -> Belief:
+        """The belief, before its correction, with the doubts that a fix that is used raises."""
+        seen, matched = judged.seen, judged.matched
+        if not matched and fails_again(belief, judged.mean_distance2):
+            belief = disbelieving_and_wider(belief, seen.residual_m)
+        if judged.doubt is not None and judged.history.refused_ns is not None and (
+                not judged.history.stepped):
             # The fixes that were refused may have been right: this one decides.  Those of a
             # receiver that jumped there and back were not.
             covariance = belief.covariance.copy()
-            covariance[POSE, POSE] += doubt_before
+            covariance[POSE, POSE] += judged.doubt
             belief = changed(belief, covariance=covariance)
-        if verdict is FixVerdict.WIDEN:
-            belief, widened = _widened(
-                belief, float(residual @ residual), history.stepped, doubt_before)
-            reason = f'{widened} widened after {reason}'
-        elif not matched and memory_distance2 > self._memory_limit:
-            offset_m = (belief.memories[0].mean - belief.mean)[POSITION]
-            belief = changed(belief, doubt=_even_doubt(
-                beyond(offset_m, memory_distance2, self._memory_limit),
-                belief.driven_m - belief.memories[0].driven_m))
-        elif _have_matches_stopped(belief) and distance2 > self._memory_limit:
-            belief = changed(belief, doubt=_doubt_since_match(
-                belief, beyond(residual, distance2, self._memory_limit)))
-        spread_m2 = jacobian @ belief.covariance @ jacobian.T + noise    # of what is now believed
-        if belief.match_doubt is not None:
-            belief = changed(belief, match_doubt=narrowed(belief.match_doubt, spread_m2))
-        if verdict is FixVerdict.USE and history.stamp_ns:
-            belief = changed(belief, lean=Lean() if matched else belief.lean.followed(
-                residual, spread_m2, passed_s, belief.mean[YAW]))
-            reason = reason or remark_on(belief) or belief.lean.text
-        noise = noise * max(1.0, mean)
-        belief = changed(
-            belief, **self._ekf.corrected(belief, residual, jacobian, noise),
-            fixed_ns=fix.stamp_ns)
-        if verdict is FixVerdict.WIDEN and (history.stepped or history.distrusted_ns is not None):
-            belief = changed(belief, memories=())
-        elif verdict is FixVerdict.USE:
-            belief = _remember(belief)
-        return belief, FilterUpdate(Outcome.USED, reason, distance2)
+        limit = self._memory_limit
+        if not matched and belief.memories and seen.memory_distance2 > limit:
+            older = belief.memories[0]
+            offset_m = beyond((older.mean - belief.mean)[POSITION], seen.memory_distance2, limit)
+            return changed(
+                belief, doubt=_even_doubt(offset_m, belief.driven_m - older.driven_m))
+        if _have_matches_stopped(belief) and seen.distance2 > limit:
+            return changed(belief, doubt=_doubt_since_match(
+                belief, beyond(seen.residual_m, seen.distance2, limit)))
+        return belief
 
-    def _doubt_of_refused(self, belief: Belief, residual, spread_m2, distance2: float,
-                          doubt_before: np.ndarray | None) -> np.ndarray | None:
+    def _doubting_refused(self, belief: Belief, judged: JudgedFix) -> Belief:
+        """The belief with the doubt that a refused fix raises.
+
+        One fix is an outlier rather than a contradiction, unless a match will tell soon.
+        """
+        refused_ns = belief.fixes.refused_ns
+        if _is_matched(belief, refused_ns) or (
+                not judged.matched and refused_ns == judged.fix.stamp_ns):
+            return belief
+        return changed(belief, doubt=self._doubt_of_refused(belief, judged))
+
+    def _doubt_of_refused(self, belief: Belief, judged: JudgedFix) -> np.ndarray | None:
         """What a refused fix says against the pose.
 
         It is no more than the pose may be off by since the last match.  After a jump of GNSS it is
@@ -179,22 +221,44 @@ class GnssCorrector:
         odometry.  The heading stays in doubt until a fix is used.
         """
         seen, first = belief.fixes, belief.fixes.first_refused
+        residual = judged.seen.residual_m
         growth_m = residual - first.residual_m
         noise_m = 2.0 * math.sqrt(np.trace(seen.noise_m2 + first.noise_m2) / 2.0)
         distance_m = max(seen.driven_m - first.driven_m,
                          float(np.linalg.norm(seen.position_m - first.position_m)))
-        offset_m = shortened(beyond(residual, distance2, self._gate), _off_since_match_m(belief))
+        offset_m = shortened(
+            beyond(residual, judged.seen.distance2, self._gate), _off_since_match_m(belief))
         if seen.distrusted_ns is not None and seen.stepped:
             length_m = float(np.linalg.norm(growth_m))
             offset_m = growth_m * max(0.0, 1.0 - noise_m / max(length_m, 1e-9))
             if seen.stamp_ns - seen.distrusted_ns < GATE_PATIENCE_S * 1e9:
                 offset_m = offset_m + shortened(first.residual_m, seen.stepped_way_m)
-        before_rad = 0.0 if doubt_before is None else math.sqrt(doubt_before[2, 2])
+        before_rad = 0.0 if judged.doubt is None else math.sqrt(judged.doubt[2, 2])
         doubt = doubt_of(offset_m, max(before_rad, turned_rad(
             float(np.linalg.norm(growth_m)), noise_m, distance_m)))
         if doubt is not None:
-            doubt[POSITION, POSITION] += spread_m2 * (offset_m @ offset_m) / (residual @ residual)
+            doubt[POSITION, POSITION] += _spread_m2(belief, judged) * (offset_m @ offset_m) / (
+                residual @ residual)
         return doubt
+
+
+def _since_last_s(history: FixHistory, fix: GnssFix) -> float:
+    return (fix.stamp_ns - history.stamp_ns) * 1e-9
+
+
+def _spread_m2(belief: Belief, judged: JudgedFix) -> np.ndarray:
+    """The covariance (2, 2) of the residual of a fix by a belief."""
+    jacobian = judged.jacobian
+    return jacobian @ belief.covariance @ jacobian.T + judged.seen.noise_m2
+
+
+def _leaning(belief: Belief, judged: JudgedFix) -> Lean:
+    """How the residuals of fixes lean, with this one; matches end it."""
+    if judged.matched:
+        return Lean()
+    return belief.lean.followed(
+        judged.seen.residual_m, _spread_m2(belief, judged),
+        _since_last_s(judged.history, judged.fix), belief.mean[YAW])
 
 
 def _residual_m(known: Belief | Memory, fix: GnssFix) -> np.ndarray:
@@ -282,13 +346,13 @@ def _doubt_since_match(belief: Belief, residual_m: np.ndarray) -> np.ndarray | N
     return doubt
 
 
-def _widened(belief: Belief, residual_m2: float, stepped: bool,
-             doubt: np.ndarray | None) -> tuple[Belief, str]:
+def _widened(belief: Belief, judged: JudgedFix) -> tuple[Belief, str]:
     """Widen what may explain the refused fixes, and name it.
 
     It is the GNSS bias if matches were used lately.  Else it is both, the pose more than the bias
     where the residual has grown, and less where it came by a step, which is no error of odometry.
     """
+    residual_m2 = float(judged.seen.residual_m @ judged.seen.residual_m)
     matched_s = (
         math.inf if belief.match_ns is None else (belief.stamp_ns - belief.match_ns) * 1e-9)
     added = np.zeros(STATES)
@@ -298,8 +362,9 @@ def _widened(belief: Belief, residual_m2: float, stepped: bool,
     else:
         name = 'pose'
         added[POSITION] = residual_m2
-        added[YAW] = max(START_YAW_SIGMA_RAD**2, 0.0 if doubt is None else doubt[YAW, YAW])
-        share = STEPPED_BIAS_SHARE if stepped else GROWN_BIAS_SHARE
+        added[YAW] = max(
+            START_YAW_SIGMA_RAD**2, 0.0 if judged.doubt is None else judged.doubt[YAW, YAW])
+        share = STEPPED_BIAS_SHARE if judged.history.stepped else GROWN_BIAS_SHARE
         added[BIAS] = min(share * residual_m2, LARGEST_BIAS_M**2)
     return changed(belief, covariance=belief.covariance + np.diag(added)), name
 

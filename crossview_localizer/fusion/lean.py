@@ -15,7 +15,7 @@ from crossview_localizer.fusion.motion_model import rotation
 
 # Residuals lean where their sum over about this time is more than so many of its sigmas.
 LEAN_S, LEAN_SIGMAS = 15.0, 2.0
-# It is told above so many of these limits.
+# The lean is reported where it is more than so many of these limits.
 TOLD_SHARE = 1.5
 # At one limit the pose may be off by so many sigmas of the receiver's wander to that side, and in
 # heading by this for each metre of it; in proportion above.
@@ -37,7 +37,10 @@ class Lean:
 
     def followed(self, residual_m: np.ndarray, spread_m2: np.ndarray, passed_s: float,
                  yaw_rad: float) -> 'Lean':
-        """The lean with the residual (2,) of a fix, which has the covariance (2, 2)."""
+        """The lean with the residual (2,) of one more fix, ``passed_s`` after the one before.
+
+        ``spread_m2`` (2, 2) is the covariance of the residual.
+        """
         (xx, xy), (_, yy) = spread_m2.tolist()
         x_m, y_m = residual_m.tolist()
         cos, sin, keep = math.cos(yaw_rad), math.sin(yaw_rad), math.exp(-passed_s / LEAN_S)
@@ -55,11 +58,11 @@ class Lean:
 
     @property
     def text(self) -> str:
-        """What is told of it; '' where there is none."""
+        """What a FilterUpdate says of the lean; '' where it is small."""
         return 'GNSS and odometry drift apart' if self._largest > TOLD_SHARE else ''
 
     def doubt(self, wander_m: float) -> np.ndarray | None:
-        """What it says against the pose, as in ``doubt``; None where there is none.
+        """How much wider the lean makes the pose, as in ``doubt``; None where it is small.
 
         ``wander_m`` is the sigma of the receiver's slow error.
         """

@@ -12,7 +12,7 @@ from scipy.special import chdtri
 
 from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import FilterUpdate, MatchErrors, Outcome
-from crossview_localizer.fusion.belief import Belief, PoseEkf
+from crossview_localizer.fusion.belief import Belief, Memory, PoseEkf
 from crossview_localizer.fusion.disbelief import (
     disbelieving_and_wider,
     fails_again,
@@ -78,21 +78,10 @@ class MatchCorrector:
 
     def apply(self, belief: Belief, event: Event, bridge_m2) -> tuple[Belief, FilterUpdate]:
         noise = event.noise.copy()
-        measured = event.measurement.pose.as_array()
         observes_position = event.observed[:2].tolist() == [0, 1]
         if observes_position:
             noise[POSITION, POSITION] += bridge_m2
-
-        def jacobian_of(known):
-            return match_jacobian(known.mean)[event.observed]
-
-        def residual_of(known):
-            residual = (measured - match_prediction(known.mean))[event.observed]
-            if event.observed[-1] == YAW:
-                residual[-1] = wrap_angle(residual[-1])
-            return residual
-
-        residual, jacobian = residual_of(belief), jacobian_of(belief)
+        residual, jacobian = _residual(belief, event), _jacobian(belief, event)
         size = len(residual)
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         belief = _follow_distance(belief, event.stamp_ns, distance2 / size)
@@ -100,59 +89,69 @@ class MatchCorrector:
             belief = disbelieving_and_wider(belief, residual[:2])
             distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         gate = self._gates[size - 1]
-        since_ns = belief.match_refused_ns or event.stamp_ns
-        if distance2 > gate and observes_position and _tells_the_place(noise):
-            ahead_m = LOOK_AHEAD_M * residual[2] if size == 3 else 0.0
-            way = (belief.match_way or ResidualWay(np.zeros(3), np.zeros(3))).extended(
-                np.array([*residual[:2], ahead_m]))
-            belief = changed(belief, match_way=way)
-            # While the vehicle stands, matches repeat each other: that they agree says nothing.
-            moved_m = max(belief.driven_m - belief.match_driven_m, way.growth_m)
-            patient = (event.stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.agrees
-                       and moved_m >= LEAST_M)
-            doubtful = self._doubted(belief, residual, event, patient)
+        is_place = observes_position and _tells_the_place(noise)
+        if distance2 > gate and is_place:
+            belief = changed(belief, match_way=_extended_way(belief, residual))
+            have_agreed = _have_agreed(belief, event.stamp_ns)
+            doubtful = self._doubted(belief, residual, event, have_agreed)
             doubtful_distance2 = mahalanobis2(residual, jacobian, doubtful.covariance, noise)
-            agrees_with_fixes = belief.fixes.refused_ns is not None and doubtful_distance2 <= gate
-            is_lie = patient and way.is_straight and way.is_even
-            if (is_lie or agrees_with_fixes) and is_share_of_distance(
+            fits_doubt = doubtful_distance2 <= gate
+            if _may_odometry_lie(belief, have_agreed, fits_doubt) and is_share_of_distance(
                     belief, residual, noise):
                 return (restarted_at_match(belief, event, residual, noise, self._slow),
                         FilterUpdate(Outcome.USED, ODOMETRY_LIES, distance2))
-            if doubtful_distance2 <= gate:
+            if fits_doubt:
                 belief, distance2 = changed(doubtful, memories=()), doubtful_distance2
         if distance2 > gate:
-            reason = f'refused for {(event.stamp_ns - since_ns) * 1e-9:.1f} s'
-            if belief.fixes.refused_ns is not None:
-                reason += '; GNSS is refused too'
-            return (
-                changed(belief, match_refused_ns=since_ns,
-                        match_doubt=self._doubt(event.observed, residual, distance2)),
-                FilterUpdate(Outcome.GATED, reason, distance2))
+            return self._refused(belief, event, residual, distance2)
         share = self._new_information(belief)
         if share == 0.0:
             return belief, FilterUpdate(
                 Outcome.INVALID, 'a second match of the same instant', distance2)
         share *= tail_weight(distance2, size, MATCH_TAIL_DOF)
         share /= max(1.0, belief.match_distance2)
-        belief = changed(
-            belief, **self._ekf.corrected(belief, residual, jacobian, noise / share),
-            memories=tuple(
-                changed(memory, **self._ekf.corrected(
-                    memory, residual_of(memory), jacobian_of(memory), noise / share))
-                for memory in belief.memories),
-            scene_ns=event.stamp_ns, scene_driven_m=belief.driven_m)
+        belief = self._corrected(belief, event, noise / share)
         if observes_position:
             belief = changed(belief, fixed_ns=event.stamp_ns)
-        if observes_position and _tells_the_place(noise):
-            if self._denies_fixes(belief, residual[:2], noise[POSITION, POSITION]):
-                belief = changed(belief, denied_ns=event.stamp_ns)
-            belief = changed(
-                belief, match_ns=event.stamp_ns, match_driven_m=belief.driven_m,
-                match_every_s=_every_s(belief), match_refused_ns=None, match_way=None, doubt=None,
-                match_doubt=self._doubt(event.observed, residual_of(belief), distance2))
+        if is_place:
+            belief = self._placed(belief, event, residual, noise, distance2)
         return belief, FilterUpdate(Outcome.USED, remark_on(belief), distance2)
 
-    def _doubted(self, belief: Belief, residual, event: Event, patient: bool) -> Belief:
+    def _refused(self, belief: Belief, event: Event, residual,
+                 distance2: float) -> tuple[Belief, FilterUpdate]:
+        since_ns = belief.match_refused_ns or event.stamp_ns
+        reason = f'refused for {(event.stamp_ns - since_ns) * 1e-9:.1f} s'
+        if belief.fixes.refused_ns is not None:
+            reason += '; GNSS is refused too'
+        return (changed(belief, match_refused_ns=since_ns,
+                        match_doubt=self._doubt(event.observed, residual, distance2)),
+                FilterUpdate(Outcome.GATED, reason, distance2))
+
+    def _corrected(self, belief: Belief, event: Event, noise) -> Belief:
+        """The belief and its memories, corrected by a match of this noise (n, n)."""
+        def correction(known: Belief | Memory) -> dict:
+            return self._ekf.corrected(
+                known, _residual(known, event), _jacobian(known, event), noise)
+
+        return changed(
+            belief, **correction(belief),
+            memories=tuple(changed(memory, **correction(memory)) for memory in belief.memories),
+            scene_ns=event.stamp_ns, scene_driven_m=belief.driven_m)
+
+    def _placed(self, belief: Belief, event: Event, residual, noise,
+                distance2: float) -> Belief:
+        """What a match that tells the place changes besides the state, which it has corrected.
+
+        ``residual`` (n,) is that before the correction.
+        """
+        if self._denies_fixes(belief, residual[:2], noise[POSITION, POSITION]):
+            belief = changed(belief, denied_ns=event.stamp_ns)
+        return changed(
+            belief, match_ns=event.stamp_ns, match_driven_m=belief.driven_m,
+            match_every_s=_every_s(belief), match_refused_ns=None, match_way=None, doubt=None,
+            match_doubt=self._doubt(event.observed, _residual(belief, event), distance2))
+
+    def _doubted(self, belief: Belief, residual, event: Event, have_agreed: bool) -> Belief:
         """The belief as wide as the fixes that contradict it, or these matches, would have it.
 
         Matches that agree, that have been refused for MATCH_PATIENCE_S, and that GNSS allows, are
@@ -162,7 +161,7 @@ class MatchCorrector:
         if belief.doubt is not None:
             covariance[POSE, POSE] += belief.doubt
         off_m = float(np.linalg.norm(residual[:2]))
-        if patient and off_m <= MATCH_PATIENCE_SIGMAS * self._config.gnss_bias_sigma_m:
+        if have_agreed and off_m <= MATCH_PATIENCE_SIGMAS * self._config.gnss_bias_sigma_m:
             added = np.zeros(STATES)
             added[event.observed] = residual**2
             added[SCALE] = (off_m / max(belief.driven_m - belief.match_driven_m, LEAST_M)) ** 2
@@ -195,6 +194,46 @@ class MatchCorrector:
             for passed, length in ((driven_m, self._errors.correlation_m),
                                    (passed_s, self._errors.correlation_s))]
         return min(1.0, max(shares))
+
+
+def _jacobian(known: Belief | Memory, event: Event) -> np.ndarray:
+    return match_jacobian(known.mean)[event.observed]
+
+
+def _residual(known: Belief | Memory, event: Event) -> np.ndarray:
+    """A match minus its prediction, of what it observes (n,)."""
+    measured = event.measurement.pose.as_array()
+    residual = (measured - match_prediction(known.mean))[event.observed]
+    if event.observed[-1] == YAW:
+        residual[-1] = wrap_angle(residual[-1])
+    return residual
+
+
+def _extended_way(belief: Belief, residual) -> ResidualWay:
+    """The way of the residuals of refused matches, with one more."""
+    ahead_m = LOOK_AHEAD_M * residual[2] if len(residual) == 3 else 0.0
+    way = belief.match_way or ResidualWay(np.zeros(3), np.zeros(3))
+    return way.extended(np.array([*residual[:2], ahead_m]))
+
+
+def _have_agreed(belief: Belief, stamp_ns: int) -> bool:
+    """Whether refused matches have agreed with each other for MATCH_PATIENCE_S.
+
+    While the vehicle stands, matches repeat each other: that they agree says nothing.
+    """
+    way, since_ns = belief.match_way, belief.match_refused_ns or stamp_ns
+    moved_m = max(belief.driven_m - belief.match_driven_m, way.growth_m)
+    return (stamp_ns - since_ns >= MATCH_PATIENCE_S * 1e9 and way.agrees and moved_m >= LEAST_M)
+
+
+def _may_odometry_lie(belief: Belief, have_agreed: bool, fits_doubt: bool) -> bool:
+    """Whether refused matches move away straight and evenly, or fit fixes that are refused too.
+
+    ``fits_doubt``: the match lies inside of what those fixes would allow.
+    """
+    way = belief.match_way
+    return (have_agreed and way.is_straight and way.is_even
+            or belief.fixes.refused_ns is not None and fits_doubt)
 
 
 def _tells_the_place(noise: np.ndarray) -> bool:

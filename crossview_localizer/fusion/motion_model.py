@@ -1,9 +1,13 @@
 """The equations of the Kalman filter, each above the function that computes it.
 
-State (14,): x_m, y_m, yaw_rad of base_link in ``map``; forward speed in m/s; log of the odometry
-scale; yaw-rate bias of the odometry in rad/s; GNSS bias x, y in metres; what all matches are off
-because of the camera, ahead and left in metres and yaw in rad; and because of the imagery, x, y in
-metres; by how many seconds the stamps of the odometry are early: what is stamped t was at t + it.
+State (14,), with the number of each:
+
+- 0 to 2: x_m, y_m, yaw_rad of base_link in ``map``; 3: forward speed in m/s;
+- 4, 5: of the odometry the log of its scale, and its yaw-rate bias in rad/s;
+- 6, 7: GNSS bias x, y in metres;
+- 8 to 10: what all matches are off because of the camera, ahead and left in metres, yaw in rad;
+- 11, 12: what they are off because of the imagery, x, y in metres;
+- 13: by how many seconds e the stamps of the odometry are early: its pose of t was that of t + e.
 """
 
 import math
@@ -206,7 +210,8 @@ def decay_rates(config: FilterConfig) -> np.ndarray:
 
 
 # q = sigma^2 (1 - a^2) for a slow state;  i_p^2 dt and i_yaw^2 dt, moving or not
-# One of the odometry's above BEYOND_SIGMAS sigma is of an odometry that has another sigma.
+# Where scale, yaw-rate bias or stamps of the odometry lie beyond BEYOND_SIGMAS, the odometry is
+# worse than its sigma says: sigma is then the value / BEYOND_SIGMAS.
 def idle_noise(
     config: FilterConfig, slow_variances: np.ndarray, time_s: float, decay: np.ndarray, state,
 ) -> np.ndarray:
@@ -230,7 +235,7 @@ def idle_noise(
 def add_motion_noise(
     noise: np.ndarray, config: FilterConfig, yaw_rad: float, increment: Pose2D,
 ) -> None:
-    """Add that of an odometry increment, which begins at a heading, to process noise (14, 14)."""
+    """Add the noise of an odometry increment that begins at this heading to ``noise`` (14, 14)."""
     distance_m = math.hypot(increment.x_m, increment.y_m)
     position_m2 = config.odometry_position_noise**2 * distance_m
     yaw_rad2 = (
@@ -259,9 +264,10 @@ def add_coasting_noise(
     noise: np.ndarray, state, moving_s: float, turn_rad: float, begin_s: float, end_s: float,
     jump: bool, disbelieved: bool = False,
 ) -> None:
-    """Add that of motion without odometry from begin to end to process noise (14, 14).
+    """Add the noise of motion without odometry, from begin to end, to ``noise`` (14, 14).
 
-    Both times are since the last odometry, fix or match.  ``disbelieved``: there is odometry.
+    Both times are since the last odometry, fix or match.  ``jump``: the odometry jumps there;
+    ``disbelieved``: there is odometry, but it is not believed.
     """
     speed_mps, middle_rad = abs(float(state[SPEED])), float(state[YAW]) + turn_rad / 2
     walk, yaw_noise_radps = COAST_SPEED_NOISE_MPS**2, COAST_YAW_NOISE_RADPS

@@ -243,15 +243,6 @@ class EmbeddingMap:
         self._last: PoseEstimate | None = None
         self._reading = None
 
-    @property
-    def tile_xy_m(self) -> np.ndarray:
-        """The centre of each tile in ``map``, (T, 2), for a map in memory as its descriptors."""
-        index = self.tiles.index
-        row, col = np.nonzero(index >= 0)
-        centres = np.empty((len(row), 2))
-        centres[index[row, col]] = np.stack(self.grid.xy_from_row_col(row, col), axis=1)
-        return centres
-
     def window(self, prior: PoseEstimate, half_width_m: float,
                margin_m: float = 0.0) -> MapWindow | None:
         """The tiles of a square that reaches ``half_width_m`` each way from the prior's mean.

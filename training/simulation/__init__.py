@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .appearance import draw_day
-from .city import build_city
+from .city_planning.planner import build_city
 from .drive import drive, same_route
 from .layout import build_layout, read_layout
 from .region import Region

@@ -24,20 +24,27 @@ from .city import (
     City,
     DISTANCE_CAP_M,
     DISTANCE_PX_M,
-    empty_rasters,
     encode_albedo,
-    far_ground,
-    ground_mesh,
     LAND_PX_M,
     Line,
     MARGIN_M,
-    Planner,
     Raster,
     Street,
-    terrain_waves,
     Tree,
     WALL_FIELDS,
 )
+from .city_planning.blocks import build_outskirts
+from .city_planning.buildings import add_building, draw_look
+from .city_planning.frontages import lay_gardens, put_garden_fences
+from .city_planning.furniture import place_furniture
+from .city_planning.ground import (
+    add_far_ground,
+    add_ground,
+    draw_terrain_waves,
+    make_empty_rasters,
+)
+from .city_planning.markings import paint_markings
+from .city_planning.plan import CityPlan
 from .mesh import MeshBuilder
 
 FASTEST_MPS = 12.5     # no drive is faster; limits how much of the trajectory a duration can need
@@ -191,26 +198,26 @@ def build_layout(layout: Layout, seed: int, start_m: float = 0.0,
         cv2.resize(np.maximum(pavement, 0.25), (count, count)), half_m, DISTANCE_PX_M)
     nodes, streets = _streets(kerb_distance, rng)
     city = City(
-        seed, size_m, half_m, nodes, streets, terrain_waves(rng, half_m), kerb_distance,
-        pavement_width, *empty_rasters(half_m, rng), [], np.zeros((0, len(WALL_FIELDS))), None,
-        [], [], trajectory=track)
+        seed, size_m, half_m, nodes, streets, draw_terrain_waves(rng, half_m), kerb_distance,
+        pavement_width, *make_empty_rasters(half_m, rng), [], np.zeros((0, len(WALL_FIELDS))),
+        None, [], [], trajectory=track)
     builder = MeshBuilder()
-    ground_mesh(city, builder)
-    far_ground(city, builder)
-    planner = Planner(city, builder, rng)
-    planner.tree_density = 0.0  # trees stand where the raster has them
-    planner.driving_side = _driving_side(streets, track)
-    _paint_land(planner, tree, paved)
+    add_ground(city, builder)
+    add_far_ground(city, builder)
+    plan = CityPlan(city, builder, rng)
+    plan.tree_density = 0.0  # trees stand where the raster has them
+    plan.driving_side = _driving_side(streets, track)
+    _paint_land(plan, tree, paved)
     for component in _components(building):
-        _place_building(planner, component)
-    planner.garden_fences()
-    planner.outskirts()
+        _place_building(plan, component)
+    put_garden_fences(plan)
+    build_outskirts(plan)
     for street in streets:
-        planner.street_markings(street)
-        planner.street_furniture(street)
+        paint_markings(plan, street)
+        place_furniture(plan, street)
     city.trees += _trees(city, tree, rng)
     city.car_slots = _free_slots(city, track)
-    city.walls = np.array(planner.walls, np.float32).reshape(-1, len(WALL_FIELDS))
+    city.walls = np.array(plan.walls, np.float32).reshape(-1, len(WALL_FIELDS))
     city.mesh = builder.build()
     return city, {'folder': layout.name, 'sha256': layout.sha256, 'start_m': start_m,
                   'px_per_m': round(layout.px_per_m, 5)}
@@ -416,9 +423,9 @@ def _driving_side(streets, track):
 
 # --- land, buildings, trees --------------------------------------------------------------------
 
-def _paint_land(planner, tree, paved):
+def _paint_land(plan, tree, paved):
     """Grass in patches of their own tone, ground under trees, yards and paths."""
-    city, rng = planner.city, planner.rng
+    city, rng = plan.city, plan.rng
     count = tree.shape[0]
     cells = max(4, int(2 * city.half_m / 14.0))
     tones = rng.uniform(0.75, 1.35, (cells, cells, 1)) * rng.uniform(0.93, 1.07, (cells, cells, 3))
@@ -426,7 +433,7 @@ def _paint_land(planner, tree, paved):
     # Plots about jittered grid points: a lookup bent by smooth noise, nearest neighbour.
     g = (np.arange(count, dtype=np.float32) + 0.5) * cells / count - 0.5
     bend = [cv2.resize(b, (count, count), interpolation=cv2.INTER_CUBIC) for b in bend]
-    lawn = cv2.remap((planner.lawn * tones).astype(np.float32), g[None, :] + bend[0],
+    lawn = cv2.remap((plan.lawn * tones).astype(np.float32), g[None, :] + bend[0],
                      g[:, None] + bend[1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
     floor = np.array([0.075, 0.085, 0.04], np.float32) * rng.uniform(0.8, 1.2)
     inside = cv2.GaussianBlur(tree.astype(np.float32), (0, 0), 1.0 / LAND_PX_M)[..., None]
@@ -451,10 +458,10 @@ def _components(building):
             yield cut, top, left
 
 
-def _place_building(planner, component):
+def _place_building(plan, component):
     """A footprint as rectangles along its main direction, each a building part with its roof."""
     mask, top, left = component
-    city, rng = planner.city, planner.rng
+    city, rng = plan.city, plan.rng
     rectangles = footprint_rectangles(mask)
     rectangles = [(centre * BUILDING_PX_M + np.array([left, top]) * BUILDING_PX_M - city.half_m,
                    yaw, along * BUILDING_PX_M, across * BUILDING_PX_M)
@@ -462,7 +469,7 @@ def _place_building(planner, component):
     area = sum(along * across for _, _, along, across in rectangles)
     style = ('rear' if area < 30.0 else 'flats' if area > 600.0
              else str(rng.choice(['detached', 'semi'])))
-    look = planner.look('semi' if style == 'rear' else style)
+    look = draw_look(plan, 'semi' if style == 'rear' else style)
     if area < 30.0:
         look['storeys'] = 1
     elif area > 600.0:
@@ -481,31 +488,31 @@ def _place_building(planner, component):
                 for sign in (1, -1)]
         if gaps[1] < gaps[0]:
             yaw, out = yaw + np.pi, -out
-        plot = planner.rectangle(centre, yaw, along, across)
+        plot = plan.rectangle(centre, yaw, along, across)
         if np.abs(plot).max() > city.half_m - 3.0:
             continue
         if k == 0 and style != 'rear':
-            _plot(planner, centre, out, yaw, along, across, style)
-        planner.take(plot)
-        planner.building(centre, yaw, along, across, style if k == 0 else 'rear', part)
+            _plot(plan, centre, out, yaw, along, across, style)
+        plan.take(plot)
+        add_building(plan, centre, yaw, along, across, style if k == 0 else 'rear', part)
 
 
-def _plot(planner, centre, out, yaw, along, across, style):
+def _plot(plan, centre, out, yaw, along, across, style):
     """Gardens before and behind a house near a road, as the procedural city lays them."""
-    city, rng = planner.city, planner.rng
+    city, rng = plan.city, plan.rng
     middle = centre + out * across / 2
     to_kerb = float(city.kerb_distance.sample(*middle[:, None])[0])
     if not 1.0 < to_kerb < DISTANCE_CAP_M - 1.0:
         return
     pavement = float(city.pavement_width.sample(*middle[:, None])[0])
-    planner.gardens(middle + out * to_kerb, -out, yaw, along + rng.uniform(2.0, 5.0),
-                    min(pavement, to_kerb - 0.5), to_kerb, across, style)
+    lay_gardens(plan, middle + out * to_kerb, -out, yaw, along + rng.uniform(2.0, 5.0),
+                min(pavement, to_kerb - 0.5), to_kerb, across, style)
     if to_kerb > pavement + 2.5 and rng.random() < 0.7:
         edge = middle + out * (to_kerb - pavement - 0.7)
         aside = np.array([-out[1], out[0]]) * (along / 2 + 1.0)
         gate = rng.uniform(-0.8, 0.4)
-        planner.fences += [(edge - aside, edge + gate * aside),
-                           (edge + min(gate + 0.35, 0.9) * aside, edge + aside)]
+        plan.fences += [(edge - aside, edge + gate * aside),
+                        (edge + min(gate + 0.35, 0.9) * aside, edge + aside)]
 
 
 def footprint_rectangles(mask: np.ndarray) -> list[tuple[np.ndarray, float, float, float]]:

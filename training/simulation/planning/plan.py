@@ -3,7 +3,8 @@
 import cv2
 import numpy as np
 
-from training.simulation.city import Line, Raster, terrain_waves
+from training.simulation.city import Line, Raster
+from training.simulation.city_planning.ground import draw_terrain_waves
 from training.simulation.mesh import box_mesh, Material, MeshBuilder
 from training.simulation.place import HALF_M, Part, PX_M, Road
 
@@ -34,7 +35,7 @@ class Plan:
         self.left_hand = region in ('au_suburb', 'uk_town') or (
             region in ('city', 'arterial', 'rural', 'industrial') and likely(rng, 0.4))
         self.yellow_centre = not self.left_hand
-        waves = terrain_waves(rng, 130.0)
+        waves = draw_terrain_waves(rng, 130.0)
         waves[:, 3] *= rng.choice([0.15, 0.6, 1.0, 1.6], p=[0.3, 0.3, 0.25, 0.15])
         self.waves = waves
         self.roads: list[Road] = []
