@@ -881,6 +881,18 @@ def test_a_jump_is_told_although_the_fix_before_it_widened_the_pose():
     assert verdict is FixVerdict.REFUSE and reason == 'GNSS jumped by 50 m against the odometry'
 
 
+def test_fixes_from_before_an_outage_do_not_speak_against_the_odometry_after_it():
+    """GNSS jumped by 50 m; a tenth of the distance more is less than odometry is blamed for."""
+    monitor, history = IntegrityMonitor(CONFIG), FixHistory()
+    for time_s in (*range(20, 50), *range(65, 80)):
+        driven_m = 10.0 * time_s
+        off_m = 0.0 if time_s == 20 else 50.0 + 0.1 * (driven_m - 200.0)
+        verdict, history, _ = monitor.judge(history, FixSeen(
+            round(time_s * 1e9), np.array([driven_m, off_m]), np.array([0.0, off_m]), np.eye(2),
+            driven_m, 0.1 if time_s == 20 else 60.0, 0.0), matched=False)
+        assert verdict is (FixVerdict.USE if time_s == 20 else FixVerdict.REFUSE)
+
+
 def test_gnss_that_jumps_back_is_trusted_at_once():
     _, updates = driven_with_gnss(lambda t: 50.0 if 20 < t < 30 else 0.0, 50.0)
     again_s = first_with('jumped back', updates)

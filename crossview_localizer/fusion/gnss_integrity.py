@@ -173,7 +173,8 @@ class IntegrityMonitor:
             noise_m2=fix.noise_m2, driven_m=fix.driven_m)
         if silent:
             seen = changed(
-                seen, refused_ns=None, stepped=False, agreeing_ns=None, first_refused=None)
+                seen, refused_ns=None, stepped=False, agreeing_ns=None, first_refused=None,
+                way=None)
         elif seen.first_refused is not None:
             seen = changed(seen, way=history.way.extended(fix.residual_m))
         inside = fix.distance2 <= self._gate
