@@ -97,8 +97,7 @@ def demo(result: dict) -> str:
           round(run['seconds'])] for run in result['runs']])
     return f"""## The whole system: demos through real ROS 2
 
-`make results-demo` runs the demo for three seeds with all controls and pools them; a control
-that is missing below was not run with the shipped weights yet.
+`make results-demo` runs the demo for three seeds with all controls and pools them.
 A bag with camera (4 Hz), biased GNSS with jumps and an outage, and drifting odometry is replayed
 in real time through the node; two CPU cores. Position of `base_link` at every image after the
 first 5 s, outage included.
