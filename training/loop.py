@@ -113,7 +113,7 @@ def train(network: Network, recipe: Recipe, config: TrainConfig, out: Path, prov
     network.to(ranks.device, memory_format=torch.channels_last)
     recipe.to(ranks.device)
     set_training(network, config.frozen_stages)
-    optimizer = make_optimizer(network, recipe, config)
+    optimizer = make_optimizer(network, config)
     modules = {'network': network, 'recipe': recipe, 'optimizer': optimizer}
     best = network         # what is validated and kept
     if config.average_steps:
@@ -217,8 +217,8 @@ def set_training(network: Network, frozen_stages: int) -> None:
                 module.requires_grad_(False)
 
 
-def make_optimizer(network: Network, recipe: Recipe, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a separate rate for the trunks and no decay of the recipe's parameters."""
+def make_optimizer(network: Network, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with a separate rate for the trunks."""
     trunk = [parameter for branch in (network.ground, network.satellite)
              for parameter in branch.trunk.parameters() if parameter.requires_grad]
     in_trunk = set(trunk)
@@ -226,8 +226,7 @@ def make_optimizer(network: Network, recipe: Recipe, config: TrainConfig) -> tor
             if parameter.requires_grad and parameter not in in_trunk]
     groups = [
         {'params': trunk, 'lr': config.trunk_learning_rate, 'weight_decay': config.weight_decay},
-        {'params': rest, 'lr': config.learning_rate, 'weight_decay': config.weight_decay},
-        {'params': list(recipe.parameters()), 'lr': config.learning_rate, 'weight_decay': 0.0}]
+        {'params': rest, 'lr': config.learning_rate, 'weight_decay': config.weight_decay}]
     for group in groups:
         group['full_rate'] = group['lr']
     return torch.optim.AdamW(groups)
