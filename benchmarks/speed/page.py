@@ -82,12 +82,18 @@ needs a node without it. A limit on the arenas of the C library saved nothing.
 
 
 def goals(result: dict) -> str:
-    """The goals: the median of all rounds, and the range of the rounds where they differ."""
-    rows = zip(*(goal_rows(result | result.get(key, {})) for key in ('', 'low', 'high')))
-    return markdown(['goal', 'wanted', 'measured', 'range of the rounds', ''], [
-        [*row, '' if low[2] == high[2] else '{:.2f} to {:.2f}'.format(*sorted((low[2], high[2]))),
-         '' if reached is None else 'reached' if reached else '**missed**']
-        for (*row, reached), low, high in rows])
+    """The goals: the median of all rounds, and the range of the rounds where they differ.
+
+    A ratio is that of the medians, of the least and of the largest numbers.
+    """
+    versions = zip(*(goal_rows(result | result.get(key, {})) for key in ('', 'low', 'high')))
+    rows = []
+    for (*row, reached), low, high in versions:
+        values = [row[2], low[2], high[2]]
+        rows.append([
+            *row, '' if low[2] == high[2] else f'{min(values):.2f} to {max(values):.2f}',
+            '' if reached is None else 'reached' if reached else '**missed**'])
+    return markdown(['goal', 'wanted', 'measured', 'range of the rounds', ''], rows)
 
 
 def goal_rows(result: dict) -> list[tuple]:
