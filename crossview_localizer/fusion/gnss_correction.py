@@ -115,8 +115,8 @@ class GnssCorrector:
 
     def _judge(self, belief: Belief, fix: GnssFix, noise) -> tuple[Belief, JudgedFix]:
         """The verdict on a fix of this noise (2, 2), and the belief that remembers the fix."""
-        jacobian, residual_m = (
-            gnss_jacobian(belief.mean, fix.base_from_antenna_m), _residual_m(belief, fix))
+        jacobian = gnss_jacobian(belief.mean, fix.base_from_antenna_m)
+        residual_m = _residual_m(belief, fix)
         history, matched = belief.fixes, _is_matched(belief, belief.fixes.refused_ns)
         seen = FixSeen(
             fix.stamp_ns, np.array([fix.x_m, fix.y_m]), residual_m, noise, belief.driven_m,
