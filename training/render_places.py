@@ -13,22 +13,23 @@ from tqdm import tqdm
 from crossview_localizer.command import run_command
 from crossview_localizer.geometry import MapGrid
 from training.data.rendered_places import encode_jpeg, RenderedPlace, save_place, Shot
+from training.simulation.planning.planner import make_place, REGIONS
 
 AERIAL_PX_M = 0.25
 AERIAL_PX = 720
 
 
-def render_place(seed: int, out: Path, aerials: int, shots: int, frames: int) -> Path:
+def render_place(
+        seed: int, out: Path, aerials: int, shots: int, frames: int, regions: list[str]) -> Path:
     """Make ``out/place_SEED.npz`` unless it is there; returns its path."""
     path = out / f'place_{seed:07d}.npz'
     if path.exists():
         return path
     from training.simulation.look import draw_look, make_scene
-    from training.simulation.planning.planner import make_place
     from training.simulation.renderer import draw_aerial_look, render_aerial, Renderer
     from training.simulation.rig import draw_camera, draw_poses, photograph
 
-    place = make_place(seed)
+    place = make_place(seed, regions)
     half = (AERIAL_PX - 1) / 2 * AERIAL_PX_M
     grid = MapGrid(AERIAL_PX, AERIAL_PX, AERIAL_PX_M, -half, half)
     x, y = np.meshgrid(*grid.cell_centres())
@@ -64,6 +65,8 @@ def main(arguments=None) -> int:
     parser.add_argument('--seeds', nargs=2, type=int, required=True, metavar=('FIRST', 'END'),
                         help='places FIRST to END - 1')
     parser.add_argument('--out', type=Path, required=True, help='folder of the .npz files')
+    parser.add_argument('--regions', nargs='+', default=list(REGIONS), choices=REGIONS,
+                        metavar='REGION', help=f'of {", ".join(REGIONS)} (default all)')
     parser.add_argument('--aerials', type=int, default=2,
                         help='pictures from above per place (default 2)')
     parser.add_argument('--shots', type=int, default=2,
@@ -78,7 +81,7 @@ def render_places(args: argparse.Namespace) -> None:
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn'),
                              _initialise) as pool:
         tasks = [pool.submit(render_place, seed, args.out, args.aerials, args.shots,
-                             args.frames) for seed in range(*args.seeds)]
+                             args.frames, args.regions) for seed in range(*args.seeds)]
         for task in tqdm(as_completed(tasks), total=len(tasks), desc='places'):
             task.result()
 

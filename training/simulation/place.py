@@ -63,11 +63,18 @@ class Road:
 
     line: Line
     half_m: float
-    grade: str                 # local, main, arterial, rural, alley, highway
+    grade: str                 # local, main, arterial, rural, country, highway
     lanes: int = 2             # of both directions
     median_m: float = 0.0      # half the width of what parts the directions
     parking_m: float = 0.0     # of a parking lane at each side
+    shoulder_m: float = 0.0    # paved, beyond the edge line
     junctions: list = field(default_factory=list)  # (s, half width of the other road)
+
+    @property
+    def lane_m(self) -> float:
+        """Width of a lane."""
+        width_m = self.half_m - self.median_m - self.parking_m - self.shoulder_m
+        return width_m / max(self.lanes // 2, 1)
 
     def clear(self, s: float, margin_m: float) -> bool:
         """Whether a station keeps its distance from all junctions."""

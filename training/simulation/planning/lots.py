@@ -6,8 +6,9 @@ from training.simulation.city import CarSlot
 from training.simulation.mesh import Material
 from training.simulation.place import Ground, HALF_M, Part, Road
 from training.simulation.planning.buildings import build_house, build_hut, draw_house_style
-from training.simulation.planning.land import find_sidewalk_edge, find_stretches
-from training.simulation.planning.plan import likely, Plan
+from training.simulation.planning.country import lay_country_side
+from training.simulation.planning.land import find_sidewalk_edge, find_stretches, lot_frame
+from training.simulation.planning.plan import DENSE_CITY, likely, OPEN_COUNTRY, Plan
 from training.simulation.planning.plants import plant_bush, plant_tree, plant_trees
 
 
@@ -20,9 +21,11 @@ def place_lots(plan: Plan) -> None:
         for side in (1, -1):
             if region == 'rural':
                 lay_farm_side(plan, road, side)
+            elif region == 'country':
+                lay_country_side(plan, road, side)
             elif region in ('arterial', 'industrial') and road.grade != 'local':
                 lay_commercial_side(plan, road, side)
-            elif region == 'city':
+            elif region in DENSE_CITY:
                 lay_city_side(plan, road, side)
             else:
                 lay_house_side(plan, road, side)
@@ -32,24 +35,18 @@ def place_lots(plan: Plan) -> None:
 def draw_lot_manner(plan: Plan) -> dict:
     """What the houses of one place have in common."""
     rng, region = plan.rng, plan.region
-    uk = region == 'uk_town'
+    uk, old = region == 'uk_town', region == 'old_suburb'
     return {
-        'width': rng.uniform(6, 14) if uk else rng.uniform(12, 26),
-        'setback': rng.uniform(1.0, 7.0) if uk else rng.uniform(4.0, 13.0),
+        'width': rng.uniform(6, 14) if uk else rng.uniform(9, 16) if old else rng.uniform(12, 26),
+        'setback': rng.uniform(1.0, 7.0) if uk else rng.uniform(4.0, 9.0 if old else 13.0),
+        'deep': (9.0, 16.0) if old else (7.0, 12.0),
         'fenced': likely(rng, 0.7 if uk else 0.15), 'roofs': rng.integers(1, 4),
         'drive': int(rng.choice([Ground.CONCRETE, Ground.DRIVE, Ground.PAVING, Ground.GRAVEL],
                                 p=[0.5, 0.25, 0.15, 0.1])),
-        'trees': rng.uniform(0.3, 2.5), 'storeys': rng.choice([1, 1, 2]) if not uk else 2,
+        'trees': rng.uniform(1.0, 6.0) if old else rng.uniform(0.3, 2.5),
+        'storeys': 2 if uk else rng.choice([1, 2, 2] if old else [1, 1, 2]),
         'beds': rng.uniform(0.1, 0.9), 'skew': rng.normal(0.0, 0.06),
     }
-
-
-def lot_frame(road: Road, side: int, s: float):
-    """Point, outward normal and yaw of a lot's own axes (+y away from the street)."""
-    tangent = road.line.tangent(s)
-    normal = side * np.array([-tangent[1], tangent[0]])
-    yaw = np.arctan2(normal[1], normal[0]) - np.pi / 2
-    return road.line.at(s), normal, float(yaw)
 
 
 def lay_house_side(plan: Plan, road: Road, side: int) -> None:
@@ -84,7 +81,7 @@ def lay_house_lot(plan: Plan, road, side, s, width, edge) -> None:
     setback = max(0.8, manner['setback'] + rng.normal(0.0, 0.8))
     uk = plan.region == 'uk_town'
     wide = width - (rng.choice([0.0, 0.0, 2.5]) if uk else rng.uniform(2.0, 7.0))
-    wide, deep = max(wide, 5.0), rng.uniform(7.0, 12.0)
+    wide, deep = max(wide, 5.0), rng.uniform(*manner['deep'])
     centre = point + normal * (edge + setback + deep / 2) + along * rng.normal(0.0, 0.5)
     turn = yaw + manner['skew'] + rng.normal(0.0, 0.01)
     footprint = plan.rectangle(centre, turn, wide, deep)
@@ -182,7 +179,7 @@ def lay_city_side(plan: Plan, road: Road, side: int) -> None:
     """Buildings at the pavement's edge, courts and car parks between them."""
     rng = plan.rng
     edge = find_sidewalk_edge(plan, road)
-    storeys = int(rng.integers(2, 9))
+    storeys = int(rng.integers(2, 9)) if plan.region == 'city' else int(rng.integers(4, 22))
     for start, stop in find_stretches(road, 4.0):
         s = start
         while s < stop - 6.0:
@@ -294,25 +291,26 @@ def lay_farm_side(plan: Plan, road: Road, side: int) -> None:
 def fill_gaps(plan: Plan) -> None:
     """Trees, lawns and sheds where there is still room."""
     rng, region = plan.rng, plan.region
-    for _ in range({'rural': 0, 'city': 60, 'industrial': 20, 'arterial': 20}.get(
-            region, int(rng.choice([0, 25, 60])))):
+    for _ in range({'rural': 0, 'country': 0, 'city': 60, 'downtown': 60, 'industrial': 20,
+                    'arterial': 20}.get(region, int(rng.choice([0, 25, 60])))):
         spot = rng.uniform(-1, 1, 2) * (HALF_M - 12)
         road = min(plan.roads, key=lambda road: float(
             np.linalg.norm(road.line.points - spot, axis=1).min()))
         k = int(np.linalg.norm(road.line.points - spot, axis=1).argmin())
         yaw = lot_frame(road, 1, road.line.s[k])[2]
-        size = rng.uniform(10, 26, 2) if region in ('city', 'industrial') else (
+        size = rng.uniform(10, 26, 2) if region in ('industrial', *DENSE_CITY) else (
             rng.uniform(8, 16), rng.uniform(7, 11))
         if plan.free(plan.rectangle(spot, yaw, size[0] + 2.0, size[1] + 2.0)):
             plan.fill(plan.rectangle(spot, yaw, size[0] + 10.0, size[1] + 14.0),
                       rng.choice([Ground.LAWN, Ground.PAVING, Ground.DRIVE, Ground.ROUGH]))
             plan.take(plan.rectangle(spot, yaw, *size))
             build_house(plan, spot, yaw, *size, draw_house_style(plan), 1)
-    count = {'rural': rng.choice([15, 60, 200]), 'city': 40, 'industrial': 40,
-             'arterial': 70}.get(region, int(60 + 60 * plan.manner['trees']))
+    count = {'rural': rng.choice([15, 60, 200]), 'country': rng.choice([10, 40, 100]),
+             'city': 40, 'downtown': 40, 'industrial': 40, 'arterial': 70}.get(
+                 region, 60 + 60 * plan.manner['trees'])
     cluster = rng.uniform(-0.8, 0.8, (3, 2)) * HALF_M
     for _ in range(int(count)):
-        spot = rng.uniform(-1, 1, 2) * (HALF_M - 3) if region != 'rural' or likely(
+        spot = rng.uniform(-1, 1, 2) * (HALF_M - 3) if region not in OPEN_COUNTRY or likely(
             rng, 0.3) else cluster[rng.integers(3)] + rng.normal(0, 14.0, 2)
         if np.abs(spot).max() < HALF_M - 3 and plan.free(
                 plan.rectangle(spot, 0.0, 1.0, 1.0)):

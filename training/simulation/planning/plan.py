@@ -17,6 +17,10 @@ def likely(rng, probability) -> bool:
     return bool(rng.random() < probability)
 
 
+OPEN_COUNTRY = ('rural', 'country')
+DENSE_CITY = ('city', 'downtown')
+
+
 class Plan:
     """A place while it is laid out: rasters, objects, and what the steps leave for each other."""
 
@@ -33,7 +37,7 @@ class Plan:
         self.groups = 0
         self.walls, self.trees, self.car_slots = [], [], []
         self.left_hand = region in ('au_suburb', 'uk_town') or (
-            region in ('city', 'arterial', 'rural', 'industrial') and likely(rng, 0.4))
+            region in ('arterial', 'rural', 'industrial', *DENSE_CITY) and likely(rng, 0.4))
         self.yellow_centre = not self.left_hand
         waves = draw_terrain_waves(rng, 130.0)
         waves[:, 3] *= rng.choice([0.15, 0.6, 1.0, 1.6], p=[0.3, 0.3, 0.25, 0.15])

@@ -1,5 +1,7 @@
 """Lay out a place, step by step."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from training.simulation.city import Raster, WALL_FIELDS
@@ -13,16 +15,16 @@ from training.simulation.planning.spots import find_camera_spots, find_lane_spot
 from training.simulation.planning.streets import paint_streets
 
 REGIONS = {
-    'us_suburb': 0.24, 'au_suburb': 0.18, 'uk_town': 0.10, 'city': 0.12, 'arterial': 0.14,
-    'rural': 0.14, 'industrial': 0.08,
+    'us_suburb': 0.16, 'old_suburb': 0.12, 'au_suburb': 0.12, 'uk_town': 0.08, 'city': 0.09,
+    'downtown': 0.08, 'arterial': 0.10, 'rural': 0.08, 'country': 0.12, 'industrial': 0.05,
 }
 
 
-def make_place(seed: int, region: str | None = None) -> Place:
-    """Lay out the place of a seed, in ``region`` or one drawn with the shares of REGIONS."""
+def make_place(seed: int, regions: Sequence[str] = tuple(REGIONS)) -> Place:
+    """Lay out the place of a seed, in one of ``regions``, drawn with the shares of REGIONS."""
     rng = np.random.default_rng([seed, 31])
-    drawn = str(rng.choice(list(REGIONS), p=list(REGIONS.values())))
-    plan = Plan(seed, region or drawn, rng)
+    shares = np.array([REGIONS[region] for region in regions])
+    plan = Plan(seed, str(rng.choice(regions, p=shares / shares.sum())), rng)
     lay_roads(plan)
     paint_ground(plan)
     raise_ground(plan)

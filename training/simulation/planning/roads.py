@@ -4,7 +4,7 @@ import numpy as np
 
 from training.simulation.city import Line
 from training.simulation.place import Road, STREET_REACH_M
-from training.simulation.planning.plan import likely, Plan
+from training.simulation.planning.plan import DENSE_CITY, likely, OPEN_COUNTRY, Plan
 
 
 def draw_bent_line(plan: Plan, start, heading, length, radius_m) -> Line:
@@ -21,13 +21,15 @@ def draw_bent_line(plan: Plan, start, heading, length, radius_m) -> Line:
 def lay_roads(plan: Plan) -> None:
     rng, region = plan.rng, plan.region
     grade = {'us_suburb': 'local', 'au_suburb': 'local', 'uk_town': 'local', 'city': 'main',
-             'arterial': 'arterial', 'rural': 'rural', 'industrial': 'main'}[region]
-    if region in ('us_suburb', 'au_suburb', 'uk_town') and likely(rng, 0.3):
+             'arterial': 'arterial', 'rural': 'rural', 'industrial': 'main',
+             'old_suburb': 'local', 'country': 'country', 'downtown': 'arterial'}[region]
+    if region in ('us_suburb', 'au_suburb', 'uk_town', 'downtown') and likely(rng, 0.3):
         grade = 'main'
-    if region == 'rural' and likely(rng, 0.15):
+    if region == 'rural' and likely(rng, 0.15) or region == 'country' and likely(rng, 0.25):
         grade = 'highway'
     radius_m = {'local': rng.choice([60.0, 120.0, 500.0]), 'main': 250.0, 'arterial': 500.0,
-                'rural': rng.choice([120.0, 400.0]), 'highway': 600.0}[grade]
+                'rural': rng.choice([120.0, 400.0]), 'country': rng.choice([150.0, 600.0]),
+                'highway': 600.0}[grade]
     heading = rng.uniform(-np.pi, np.pi)
     across = np.array([-np.sin(heading), np.cos(heading)])
     middle = across * rng.normal(0.0, 3.0)
@@ -38,13 +40,14 @@ def lay_roads(plan: Plan) -> None:
     main, centre_s = plan.roads[0], backward.length
 
     sides = {'us_suburb': 1.6, 'au_suburb': 1.5, 'uk_town': 1.8, 'city': 1.6,
-             'arterial': 1.2, 'rural': 0.5, 'industrial': 1.2}[region]
+             'arterial': 1.2, 'rural': 0.5, 'industrial': 1.2,
+             'old_suburb': 1.8, 'country': 0.4, 'downtown': 1.6}[region]
     if grade == 'highway':
         sides = 0.0
     for _ in range(min(int(rng.poisson(sides)), 4)):
         s = centre_s + rng.uniform(-75.0, 75.0)
-        side_grade = 'rural' if region == 'rural' else str(rng.choice(
-            ['local', 'main'], p=[0.75, 0.25] if region != 'city' else [0.4, 0.6]))
+        side_grade = 'rural' if region in OPEN_COUNTRY else str(rng.choice(
+            ['local', 'main'], p=[0.4, 0.6] if region in DENSE_CITY else [0.75, 0.25]))
         if not main.clear(s, 18.0):
             continue
         point, tangent = main.line.at(s), main.line.tangent(s)
@@ -65,7 +68,8 @@ def lay_roads(plan: Plan) -> None:
                 road.junctions.append((road.line.length, 10.0))
             plan.roads.append(road)
         main.junctions.append((s, half))
-    if region in ('us_suburb', 'au_suburb', 'uk_town', 'city') and likely(rng, 0.5):
+    if region in ('us_suburb', 'au_suburb', 'uk_town', 'old_suburb', *DENSE_CITY) and likely(
+            rng, 0.5):
         shift = rng.choice([-1, 1]) * rng.uniform(55.0, 90.0)
         s = np.arange(0.0, main.line.length, 4.0)
         line = Line(main.line.offset(s, np.full(s.size, shift)))
@@ -79,14 +83,20 @@ def lay_roads(plan: Plan) -> None:
 
 def draw_road(plan: Plan, line: Line, grade: str, half_m: float | None = None) -> Road:
     rng = plan.rng
-    city = plan.region == 'city'
+    city = plan.region in DENSE_CITY
     if grade == 'arterial':
         lane, lanes = rng.uniform(3.0, 3.6), int(rng.choice([4, 4, 5, 6]))
         median = rng.choice([0.0, rng.uniform(0.6, 4.0)], p=[0.5, 0.5])
         return Road(line, lane * lanes / 2 + median, grade, lanes, float(median))
     if grade == 'highway':
-        median = rng.choice([rng.uniform(3.0, 8.0), 0.4])
-        return Road(line, 2 * 3.6 + rng.uniform(1.0, 3.0) + median, grade, 4, float(median))
+        median, shoulder = rng.choice([rng.uniform(3.0, 8.0), 0.4]), rng.uniform(1.0, 3.0)
+        return Road(line, 2 * 3.6 + shoulder + median, grade, 4, float(median),
+                    shoulder_m=float(shoulder))
+    if grade == 'country':
+        shoulder = rng.choice([rng.uniform(0.2, 0.6), rng.uniform(0.6, 3.0)])
+        lanes = int(rng.choice([2, 4], p=[0.85, 0.15]))
+        return Road(line, rng.uniform(3.2, 3.7) * lanes / 2 + shoulder, grade, lanes,
+                    shoulder_m=float(shoulder))
     if grade == 'rural':
         return Road(line, half_m or rng.uniform(2.3, 3.9), grade)
     if grade == 'main':
@@ -95,6 +105,7 @@ def draw_road(plan: Plan, line: Line, grade: str, half_m: float | None = None) -
         half = half_m or rng.uniform(3.0, 3.7) * lanes / 2 + parking + rng.choice([0.0, 1.5])
         return Road(line, half, grade, lanes, 0.0, float(parking))
     low, high = {'us_suburb': (3.3, 5.8), 'au_suburb': (3.0, 5.0), 'uk_town': (2.6, 4.4),
-                 'city': (2.8, 5.5), 'industrial': (3.5, 6.0)}.get(plan.region, (3.0, 4.5))
+                 'city': (2.8, 5.5), 'industrial': (3.5, 6.0), 'old_suburb': (3.4, 5.6)}.get(
+                     plan.region, (3.0, 4.5))
     half = half_m or rng.uniform(low, high)
     return Road(line, half, grade, 2, 0.0, 2.0 if half > 4.6 else 0.0)

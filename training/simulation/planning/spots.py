@@ -9,7 +9,7 @@ from training.simulation.planning.plan import Plan
 def find_lane_spots(plan: Plan) -> list[Spot]:
     found = []
     for road in plan.roads:
-        lane = (road.half_m - road.median_m - road.parking_m) / max(road.lanes // 2, 1)
+        lane = road.lane_m
         for s in np.arange(1.0, road.line.length - 1.0, 7.0):
             tangent = road.line.tangent(s)
             for side in (1, -1):

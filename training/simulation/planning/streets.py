@@ -5,7 +5,7 @@ import numpy as np
 
 from training.simulation.place import Ground, HALF_M, PX_M, Road
 from training.simulation.planning.land import find_sidewalk_edge, find_stretches
-from training.simulation.planning.plan import likely, Plan
+from training.simulation.planning.plan import DENSE_CITY, likely, OPEN_COUNTRY, Plan
 
 
 def paint_streets(plan: Plan) -> None:
@@ -13,9 +13,9 @@ def paint_streets(plan: Plan) -> None:
     rng = plan.rng
     d, walk = plan.outside, plan.walk_mask
     strip = (d > 0) & (d <= plan.kerb_m + plan.verge_m) & (plan.mask == 0)
-    if plan.region == 'rural':
+    if plan.region in OPEN_COUNTRY:
         strip &= d <= rng.uniform(0.3, 2.2)
-    if plan.region != 'city' or plan.verge_m:
+    if plan.region not in DENSE_CITY or plan.verge_m:
         plan.kind[strip] = plan.verge_kind
         plan.unit[strip] = plan.new_unit()
     walk_kind = int(rng.choice([Ground.CONCRETE, Ground.PAVING, Ground.DRIVE],
@@ -45,8 +45,8 @@ def paint_streets(plan: Plan) -> None:
     plan.paved = surface in (Ground.ASPHALT, Ground.CONCRETE)
     plan.kind[street] = int(surface)
     plan.unit[street] = plan.new_unit()
-    if plan.kerb_m and plan.region in ('us_suburb', 'arterial', 'city', 'au_suburb') \
-            and likely(rng, 0.55):
+    if plan.kerb_m and plan.region in (
+            'us_suburb', 'arterial', 'au_suburb', 'old_suburb', *DENSE_CITY) and likely(rng, 0.55):
         gutter = street & (plan.inside <= rng.uniform(0.3, 0.6))
         plan.kind[gutter] = int(Ground.GUTTER)
     wear_streets(plan, street)
@@ -129,7 +129,7 @@ def wear_streets(plan: Plan, street) -> None:
                 cv2.circle(plan.kind, pixels.tolist(), radius, int(Ground.COVER), -1,
                            cv2.LINE_8, 4)
         tracks = np.zeros_like(plan.stain)
-        lane = (road.half_m - road.median_m - road.parking_m) / max(road.lanes // 2, 1)
+        lane = road.lane_m
         for k in range(-(road.lanes // 2), road.lanes // 2):
             middle = np.sign(k + 0.5) * road.median_m + (k + 0.5) * lane
             polygon = plan.ribbon(road.line, 0, length, middle - 0.5, middle + 0.5)
@@ -141,20 +141,21 @@ def wear_streets(plan: Plan, street) -> None:
 def mark_road(plan: Plan, road: Road) -> None:
     """Lines of one road, by its grade and the country's habits."""
     rng = plan.rng
-    marked = {'local': 0.35, 'main': 0.92, 'arterial': 1.0, 'rural': 0.7, 'highway': 1.0}.get(
-        road.grade, 0.3)
+    marked = {'local': 0.35, 'main': 0.92, 'arterial': 1.0, 'rural': 0.7, 'country': 0.95,
+              'highway': 1.0}.get(road.grade, 0.3)
     if not likely(rng, marked):
         return
     centre = Ground.YELLOW if plan.yellow_centre and likely(rng, 0.9) else Ground.WHITE
     unit, width = plan.new_unit(), rng.uniform(0.1, 0.16)
     dash, gap = ((3.0, 9.0) if road.grade in ('highway', 'arterial') else
                  (rng.uniform(1.5, 4.0), rng.uniform(2.0, 6.0)))
-    drive = road.half_m - road.parking_m
-    lane = (drive - road.median_m) / max(road.lanes // 2, 1)
-    edge_line = likely(rng, {'local': 0.15, 'main': 0.4, 'rural': 0.7, 'highway': 1.0,
-                             'arterial': 0.5}.get(road.grade, 0.2))
+    drive = road.half_m - road.parking_m - road.shoulder_m
+    lane = road.lane_m
+    edge_line = likely(rng, {'local': 0.15, 'main': 0.4, 'rural': 0.7, 'country': 0.9,
+                             'highway': 1.0, 'arterial': 0.5}.get(road.grade, 0.2))
     style = str(rng.choice(['double', 'single', 'dashed'], p={
-        'arterial': [0.7, 0.1, 0.2], 'main': [0.35, 0.15, 0.5]}.get(
+        'arterial': [0.7, 0.1, 0.2], 'main': [0.35, 0.15, 0.5],
+        'country': [0.6, 0.05, 0.35]}.get(
             road.grade, [0.2, 0.15, 0.65])))
     for s0, s1 in find_stretches(road, rng.uniform(2.0, 6.0)):
         if road.median_m < 0.3:
@@ -171,8 +172,8 @@ def mark_road(plan: Plan, road: Road) -> None:
                              Ground.WHITE, unit, dash, gap)
         if edge_line:
             for side in (1, -1):
-                paint_line(plan, road, s0, s1, side * (drive - rng.uniform(0.2, 0.5)), width,
-                           Ground.WHITE, unit)
+                inset = 0.0 if road.shoulder_m else rng.uniform(0.2, 0.5)
+                paint_line(plan, road, s0, s1, side * (drive - inset), width, Ground.WHITE, unit)
                 if road.median_m >= 0.3:
                     paint_line(plan, road, s0, s1, side * (road.median_m + 0.25), width,
                                centre, unit)
@@ -185,7 +186,7 @@ def mark_road(plan: Plan, road: Road) -> None:
     for s, half in road.junctions:
         if s > road.line.length - 1.0:
             continue
-        if road.grade not in ('rural', 'highway') or likely(rng, 0.4):
+        if road.grade not in ('rural', 'country', 'highway') or likely(rng, 0.4):
             mark_junction(plan, road, s, half, drive, lane, unit)
 
 
@@ -193,7 +194,7 @@ def mark_junction(plan: Plan, road, s, half, drive, lane, unit) -> None:
     """Stop lines, crossings and arrows on both sides of a junction."""
     rng = plan.rng
     crossing = str(rng.choice(['none', 'bars', 'lines'], p={
-        'city': [0.2, 0.5, 0.3], 'arterial': [0.3, 0.4, 0.3]}.get(
+        'city': [0.2, 0.5, 0.3], 'downtown': [0.1, 0.5, 0.4], 'arterial': [0.3, 0.4, 0.3]}.get(
             plan.region, [0.7, 0.15, 0.15])))
     minor = s < 1.0  # a side road meets its main road here
     for way in ((1,) if minor else (-1, 1)):
