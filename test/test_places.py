@@ -8,7 +8,8 @@ from crossview_localizer.geometry import MapGrid
 from training import render_places
 from training.data.rendered_places import decode_jpeg, load_place
 from training.simulation.look import draw_look, make_scene
-from training.simulation.planning.planner import make_place, REGIONS
+from training.simulation.planning.planner import make_place
+from training.simulation.planning.regions import REGIONS
 from training.simulation.renderer import draw_aerial_look, render_aerial, Renderer
 from training.simulation.rig import draw_camera, draw_poses, photograph
 

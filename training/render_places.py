@@ -13,7 +13,8 @@ from tqdm import tqdm
 from crossview_localizer.command import run_command
 from crossview_localizer.geometry import MapGrid
 from training.data.rendered_places import encode_jpeg, RenderedPlace, save_place, Shot
-from training.simulation.planning.planner import make_place, REGIONS
+from training.simulation.planning.planner import make_place
+from training.simulation.planning.regions import REGIONS
 
 AERIAL_PX_M = 0.25
 AERIAL_PX = 720

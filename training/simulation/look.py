@@ -23,6 +23,7 @@ from .appearance import (
 from .city import Raster
 from .mesh import Material, Mesh, MeshBuilder, turned
 from .place import Ground, Part, Place
+from .planning.regions import REGIONS
 from .renderer import Scene
 
 # Linear albedo of each class of ground: some that occur, of which one is drawn.
@@ -289,7 +290,6 @@ def _cars(place: Place, rng, builder: MeshBuilder, keep_clear) -> list:
     clear = np.asarray(keep_clear, float).reshape(-1, 2)
     spots = [(slot.x, slot.y, slot.yaw) for slot in place.car_slots if rng.random() < slot.use]
     traffic = rng.choice([0.0, 0.02, 0.08])
-    trucks = 0.2 if place.region == 'downtown' else 0.03
     spots += [(s.x, s.y, s.yaw) for s in place.lane_spots if rng.random() < traffic]
     kinds = ('hatch', 'saloon', 'estate', 'van')
     templates = [make_car_template(kind) for kind in kinds]
@@ -308,7 +308,7 @@ def _cars(place: Place, rng, builder: MeshBuilder, keep_clear) -> list:
         vertices, faces, material, rgb = templates[rng.choice(4, p=[0.35, 0.3, 0.25, 0.1])]
         vertices = vertices * (rng.uniform(0.95, 1.2), rng.uniform(0.98, 1.1),
                                rng.uniform(0.95, 1.3) if rng.random() < 0.8 else 1.5)
-        if rng.random() < trucks:  # or buses
+        if rng.random() < REGIONS[place.region].trucks:  # or buses
             vertices = vertices * (1.9, 1.25, 1.7)
         body = turned(vertices, yaw)
         body[:, 2] += body[:, :2] @ slope + around[0]
@@ -323,7 +323,7 @@ def _cars(place: Place, rng, builder: MeshBuilder, keep_clear) -> list:
 
 def _people(place: Place, rng, builder: MeshBuilder) -> None:
     """Boxes as large as people, on foot or on bicycles."""
-    for _ in range(rng.poisson({'city': 14, 'downtown': 20, 'uk_town': 6}.get(place.region, 2))):
+    for _ in range(rng.poisson(REGIONS[place.region].people)):
         if not place.lane_spots:
             return
         spot = place.lane_spots[rng.integers(len(place.lane_spots))]

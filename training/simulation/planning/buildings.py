@@ -5,7 +5,7 @@ import numpy as np
 
 from training.simulation.mesh import Material, turned
 from training.simulation.place import HALF_M, Part
-from training.simulation.planning.plan import DENSE_CITY, likely, Plan
+from training.simulation.planning.plan import likely, Plan
 
 
 def draw_house_style(plan: Plan) -> dict:
@@ -14,7 +14,7 @@ def draw_house_style(plan: Plan) -> dict:
         'wall': plan.new_group(), 'roof': plan.new_group(), 'trim': plan.new_group(),
         'flat': likely(rng, 0.08), 'hip': likely(rng, 0.45), 'shop': False,
         'storeys': int(plan.manner['storeys']), 'slope': rng.uniform(0.35, 0.95),
-        'gable_to_street': plan.region == 'old_suburb' and likely(rng, 0.6),
+        'gable_to_street': likely(rng, plan.traits.gables_to_street),
         'over': rng.uniform(0.2, 0.9), 'brick': float(rng.random() < 0.5),
         'pitch': rng.uniform(1.8, 4.0), 'win_w': rng.uniform(0.8, 2.0),
         'win_h': rng.uniform(0.9, 1.7),
@@ -29,7 +29,7 @@ def build_house(plan: Plan, centre, yaw, wide, deep, style, flip) -> None:
     else:
         build_block(plan, centre, yaw, wide, deep, style)
     along, normal = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
-    if plan.region in ('arterial', 'industrial', *DENSE_CITY) or wide < 8.0:
+    if plan.traits.frontage in ('blocks', 'shops') or wide < 8.0:
         return
     if likely(rng, 0.45):  # a wing or garage to the street
         w, d = rng.uniform(4.0, 7.0), rng.uniform(2.0, 5.0)

@@ -6,23 +6,19 @@ from training.simulation.city import CarSlot
 from training.simulation.mesh import Material
 from training.simulation.place import HALF_M, Part, Road
 from training.simulation.planning.land import lot_frame
-from training.simulation.planning.plan import DENSE_CITY, likely, OPEN_COUNTRY, Plan
+from training.simulation.planning.plan import likely, Plan
 from training.simulation.planning.plants import plant_tree
 
 
 def place_furniture(plan: Plan) -> None:
-    rng, region = plan.rng, plan.region
+    rng, traits = plan.rng, plan.traits
     for road in plan.roads:
-        if likely(rng, {'rural': 0.5, 'us_suburb': 0.6, 'au_suburb': 0.5, 'country': 0.4,
-                        'old_suburb': 0.7}.get(region, 0.2)):
+        if likely(rng, traits.poles):
             put_poles(plan, road)
-        if region not in OPEN_COUNTRY and likely(rng, 0.8):
+        if not traits.is_open and likely(rng, 0.8):
             put_lamps(plan, road)
-        trees = likely(rng, {'rural': 0.0, 'country': 0.0, 'city': 0.4, 'uk_town': 0.35,
-                             'old_suburb': 0.85}.get(region, 0.5))
-        step, tall = rng.uniform(7.0, 22.0), rng.uniform(5.0, 14.0)
-        if region == 'old_suburb':
-            tall = rng.uniform(8.0, 20.0)
+        trees = likely(rng, traits.street_trees)
+        step, tall = rng.uniform(7.0, 22.0), rng.uniform(*traits.street_tree_m)
         offset = plan.kerb_m + (plan.verge_m / 2 if plan.verge_m > 0.7 else 0.8)
         for side in (1, -1):
             for s in np.arange(3.0, road.line.length - 3.0, step):
@@ -43,7 +39,7 @@ def place_furniture(plan: Plan) -> None:
                 plan.car_slots.append(CarSlot(float(x), float(y), float(yaw), use * 0.7))
     for road in plan.roads[:1]:
         for s, half in road.junctions:
-            if region in ('arterial', *DENSE_CITY) and likely(rng, 0.7):
+            if likely(rng, traits.signals):
                 put_signals(plan, road, s, half)
 
 
@@ -124,15 +120,14 @@ def put_signals(plan: Plan, road: Road, s, half) -> None:
 
 def surround_place(plan: Plan) -> None:
     """Houses and trees beyond the place, so that no view ends at an empty edge."""
-    rng = plan.rng
-    for _ in range({'rural': 25, 'country': 60, 'city': 90, 'downtown': 90}.get(plan.region, 70)):
+    rng, traits = plan.rng, plan.traits
+    for _ in range(traits.surroundings):
         spot = rng.uniform(-1, 1, 2)
         spot *= rng.uniform(HALF_M + 6, HALF_M + 90) / np.abs(spot).max()
         kx, ky, phase, amplitude = plan.waves.T
         z = float(np.sin(kx * spot[0] + ky * spot[1] + phase) @ amplitude)
-        if plan.region not in OPEN_COUNTRY and likely(rng, 0.6):
-            low, high = {'city': (2, 8), 'downtown': (4, 20)}.get(plan.region, (1, 3))
-            storeys = rng.integers(low, high)
+        if not traits.is_open and likely(rng, 0.6):
+            storeys = rng.integers(*traits.far_storeys)
             size = rng.uniform(8, 24), rng.uniform(8, 14), 3.0 * storeys
             yaw = rng.uniform(0, 2 * np.pi)
             plan.box((*spot, z - 0.5), yaw, size, Part.WALL)

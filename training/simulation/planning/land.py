@@ -11,7 +11,7 @@ from training.simulation.planning.plan import likely, Plan
 
 def paint_ground(plan: Plan) -> None:
     """Land cover, then the carriageway and the strips beside it, by distance from its edge."""
-    rng, region = plan.rng, plan.region
+    rng, traits = plan.rng, plan.traits
     paint_land(plan)
     mask = np.zeros_like(plan.kind)
     for road in plan.roads:
@@ -24,9 +24,7 @@ def paint_ground(plan: Plan) -> None:
         centre, island, ring = plan.roundabout
         cv2.circle(mask, plan.pixels(centre).tolist(), int((island + ring) / PX_M * 16), 1,
                    -1, cv2.LINE_8, 4)
-    corner = {'city': 5.0, 'uk_town': 5.0, 'old_suburb': 5.0, 'arterial': 9.0, 'rural': 9.0,
-              'industrial': 9.0, 'country': 11.0}.get(region, 6.5)
-    corner *= rng.uniform(0.7, 1.3)
+    corner = traits.corner_m * rng.uniform(0.7, 1.3)
     near = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5) * PX_M
     wide = (near <= corner).astype(np.uint8)
     mask = (cv2.distanceTransform(wide, cv2.DIST_L2, 5) * PX_M > corner).astype(np.uint8)
@@ -42,9 +40,7 @@ def paint_ground(plan: Plan) -> None:
     bare = np.zeros_like(mask)
     for road in plan.roads:
         for side in (1, -1):
-            lonely = {'us_suburb': 0.3, 'au_suburb': 0.5, 'arterial': 0.3,
-                      'industrial': 0.4}.get(region, 0.05)
-            if likely(rng, lonely):
+            if likely(rng, traits.no_walk):
                 polygon = plan.ribbon(
                     road.line, 0, road.line.length, side * road.half_m,
                     side * (road.half_m + plan.verge_m + plan.walk_m + 3.0))
@@ -53,10 +49,7 @@ def paint_ground(plan: Plan) -> None:
     plan.walk_mask = ((d > plan.kerb_m + plan.verge_m)
                       & (d <= plan.kerb_m + plan.verge_m + plan.walk_m) & (bare == 0))
     plan.verge_kind = int(rng.choice(
-        [Ground.LAWN, Ground.ROUGH, Ground.SOIL, Ground.GRAVEL],
-        p={'rural': [0.15, 0.5, 0.15, 0.2], 'au_suburb': [0.55, 0.35, 0.1, 0.0],
-           'country': [0.25, 0.4, 0.05, 0.3],
-           }.get(region, [0.7, 0.2, 0.05, 0.05])))
+        [Ground.LAWN, Ground.ROUGH, Ground.SOIL, Ground.GRAVEL], p=traits.verge_kinds))
     plan.mask = mask
     plan.taken = cv2.resize(
         ((d < plan.kerb_m + plan.verge_m + plan.walk_m + 0.4)).astype(np.uint8),
@@ -85,42 +78,18 @@ def find_stretches(road: Road, margin_m: float) -> list[tuple[float, float]]:
 
 
 def draw_strip_widths(plan: Plan) -> tuple[float, float, float]:
-    rng, region = plan.rng, plan.region
-    kerb = {'rural': 0.0, 'us_suburb': rng.choice([0.0, 0.18, 0.3], p=[0.2, 0.5, 0.3]),
-            'au_suburb': rng.choice([0.15, 0.35]), 'uk_town': 0.15, 'city': 0.18,
-            'arterial': 0.18, 'industrial': rng.choice([0.0, 0.18]), 'country': 0.0,
-            'old_suburb': rng.choice([0.15, 0.3]), 'downtown': 0.18}[region]
-    verge = {'rural': 3.0, 'us_suburb': rng.choice([0.0, rng.uniform(0.8, 4.0)], p=[.2, .8]),
-             'au_suburb': rng.uniform(1.5, 5.5), 'uk_town': rng.choice([0.0, 1.5], p=[.8, .2]),
-             'city': rng.choice([0.0, 1.2], p=[0.8, 0.2]),
-             'arterial': rng.choice([0.0, rng.uniform(1.0, 3.5)]),
-             'industrial': rng.choice([0.0, rng.uniform(1.0, 4.0)]), 'country': 3.0,
-             'old_suburb': rng.uniform(1.0, 3.0),
-             'downtown': rng.choice([0.0, 1.5], p=[0.6, 0.4])}[region]
-    walk = {'rural': 0.0, 'us_suburb': rng.uniform(1.1, 1.8), 'au_suburb': 1.3,
-            'uk_town': rng.uniform(1.4, 2.8), 'city': rng.uniform(2.5, 5.0),
-            'arterial': rng.uniform(1.4, 2.4), 'industrial': rng.uniform(1.2, 1.8),
-            'country': 0.0, 'old_suburb': rng.uniform(1.2, 1.7),
-            'downtown': rng.uniform(2.0, 6.0)}[region]
-    return float(kerb), float(verge), float(walk)
+    rng, traits = plan.rng, plan.traits
+    verge = 0.0 if likely(rng, traits.no_verge) else rng.uniform(*traits.verge_m)
+    return float(rng.choice(traits.kerb_m)), float(verge), float(rng.uniform(*traits.walk_m))
 
 
 def paint_land(plan: Plan) -> None:
     """What lies between the streets before anyone builds there."""
-    rng, region = plan.rng, plan.region
-    base = {'rural': Ground.ROUGH, 'industrial': Ground.DRIVE, 'city': Ground.PAVING,
-            'arterial': Ground.ROUGH, 'country': Ground.ROUGH,
-            'downtown': Ground.PAVING}.get(region, Ground.LAWN)
-    plan.kind[:] = int(base)
+    rng, traits = plan.rng, plan.traits
+    plan.kind[:] = int(traits.base)
     plan.unit[:] = 0
     corner = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * HALF_M
-    patches = {'rural': 9, 'industrial': 10, 'city': 8, 'downtown': 8}.get(region, 6)
-    kinds = {'rural': [Ground.CROP, Ground.CROP, Ground.ROUGH, Ground.SOIL, Ground.LAWN],
-             'industrial': [Ground.CONCRETE, Ground.DRIVE, Ground.GRAVEL, Ground.ROUGH],
-             'city': [Ground.DRIVE, Ground.LAWN, Ground.CONCRETE, Ground.GRAVEL],
-             'downtown': [Ground.DRIVE, Ground.CONCRETE, Ground.LAWN]}.get(
-        region, [Ground.ROUGH, Ground.LAWN, Ground.SOIL, Ground.BED])
-    for _ in range(patches):
+    for _ in range(traits.patches):
         # Half planes cut one after the other leave polygons, as fields lie.
         polygon = corner
         for _ in range(int(rng.integers(2, 5))):
@@ -129,7 +98,7 @@ def paint_land(plan: Plan) -> None:
             if len(polygon) < 3:
                 break
         if len(polygon) >= 3:
-            plan.fill(polygon, kinds[rng.integers(len(kinds))])
+            plan.fill(polygon, rng.choice(traits.patch_kinds))
             cv2.fillPoly(plan.direction, [np.round(
                 (polygon + HALF_M) / (8 * PX_M)).astype(np.int32)],
                 float(rng.uniform(0, np.pi)))
@@ -153,9 +122,7 @@ def raise_ground(plan: Plan) -> None:
     elif likely(rng, 0.6):  # a ditch beside the road
         far = rng.uniform(2.5, 5.0)
         z -= rng.uniform(0.1, 0.7) * np.exp(-((outside - far) / 1.2) ** 2)
-    bank = rng.choice([0.0, 0.0, rng.uniform(-0.12, 0.2)])
-    if plan.region == 'country':  # a cutting or an embankment
-        bank = rng.choice([0.0, 0.0, rng.uniform(-0.4, 0.6)])
+    bank = rng.choice([0.0, 0.0, rng.uniform(*plan.traits.bank)])  # a cutting or an embankment
     z += bank * np.clip(outside - 4.0, 0.0, 14.0)
     plan.height = Raster(z.astype(np.float32), HALF_M, HEIGHT_PX_M)
     index = np.arange(n * n).reshape(n, n)

@@ -8,24 +8,24 @@ from training.simulation.place import Ground, HALF_M, Part, Road
 from training.simulation.planning.buildings import build_house, build_hut, draw_house_style
 from training.simulation.planning.country import lay_country_side
 from training.simulation.planning.land import find_sidewalk_edge, find_stretches, lot_frame
-from training.simulation.planning.plan import DENSE_CITY, likely, OPEN_COUNTRY, Plan
+from training.simulation.planning.plan import likely, Plan
 from training.simulation.planning.plants import plant_bush, plant_tree, plant_trees
 
 
 def place_lots(plan: Plan) -> None:
     """Yards, buildings and what belongs to them, along each road."""
-    region = plan.region
+    frontage = plan.traits.frontage
     plan.lot_drives, plan.lot_walks = [], []
     plan.manner = draw_lot_manner(plan)
     for road in plan.roads:
         for side in (1, -1):
-            if region == 'rural':
+            if frontage == 'farms':
                 lay_farm_side(plan, road, side)
-            elif region == 'country':
+            elif frontage == 'country':
                 lay_country_side(plan, road, side)
-            elif region in ('arterial', 'industrial') and road.grade != 'local':
+            elif frontage == 'shops' and road.grade != 'local':
                 lay_commercial_side(plan, road, side)
-            elif region in DENSE_CITY:
+            elif frontage == 'blocks':
                 lay_city_side(plan, road, side)
             else:
                 lay_house_side(plan, road, side)
@@ -34,17 +34,13 @@ def place_lots(plan: Plan) -> None:
 
 def draw_lot_manner(plan: Plan) -> dict:
     """What the houses of one place have in common."""
-    rng, region = plan.rng, plan.region
-    uk, old = region == 'uk_town', region == 'old_suburb'
+    rng, traits = plan.rng, plan.traits
     return {
-        'width': rng.uniform(6, 14) if uk else rng.uniform(9, 16) if old else rng.uniform(12, 26),
-        'setback': rng.uniform(1.0, 7.0) if uk else rng.uniform(4.0, 9.0 if old else 13.0),
-        'deep': (9.0, 16.0) if old else (7.0, 12.0),
-        'fenced': likely(rng, 0.7 if uk else 0.15), 'roofs': rng.integers(1, 4),
+        'width': rng.uniform(*traits.lot_m), 'setback': rng.uniform(*traits.setback_m),
+        'fenced': likely(rng, traits.fenced), 'roofs': rng.integers(1, 4),
         'drive': int(rng.choice([Ground.CONCRETE, Ground.DRIVE, Ground.PAVING, Ground.GRAVEL],
                                 p=[0.5, 0.25, 0.15, 0.1])),
-        'trees': rng.uniform(1.0, 6.0) if old else rng.uniform(0.3, 2.5),
-        'storeys': 2 if uk else rng.choice([1, 2, 2] if old else [1, 1, 2]),
+        'trees': rng.uniform(*traits.lot_trees), 'storeys': rng.choice(traits.house_storeys),
         'beds': rng.uniform(0.1, 0.9), 'skew': rng.normal(0.0, 0.06),
     }
 
@@ -79,9 +75,9 @@ def lay_house_lot(plan: Plan, road, side, s, width, edge) -> None:
                         p=[0.72, 0.12, 0.05, 0.05, 0.06])
     plan.fill(yard, ground, unit)
     setback = max(0.8, manner['setback'] + rng.normal(0.0, 0.8))
-    uk = plan.region == 'uk_town'
-    wide = width - (rng.choice([0.0, 0.0, 2.5]) if uk else rng.uniform(2.0, 7.0))
-    wide, deep = max(wide, 5.0), rng.uniform(*manner['deep'])
+    traits = plan.traits
+    wide = width - (rng.choice([0.0, 0.0, 2.5]) if traits.terraced else rng.uniform(2.0, 7.0))
+    wide, deep = max(wide, 5.0), rng.uniform(*traits.house_depth_m)
     centre = point + normal * (edge + setback + deep / 2) + along * rng.normal(0.0, 0.5)
     turn = yaw + manner['skew'] + rng.normal(0.0, 0.01)
     footprint = plan.rectangle(centre, turn, wide, deep)
@@ -92,8 +88,9 @@ def lay_house_lot(plan: Plan, road, side, s, width, edge) -> None:
         style = draw_house_style(plan)
         build_house(plan, centre, turn, wide, deep, style, flip)
     # Drive to a garage, a car port or the yard beside the house.
-    if likely(rng, 0.35 if uk else 0.85):
-        drive_w = rng.uniform(2.6, 3.4) if uk or likely(rng, 0.6) else rng.uniform(4.5, 6.5)
+    if likely(rng, traits.drives):
+        narrow = traits.terraced or likely(rng, 0.6)
+        drive_w = rng.uniform(2.6, 3.4) if narrow else rng.uniform(4.5, 6.5)
         at = flip * (width / 2 - drive_w / 2 - rng.uniform(0.2, 1.2))
         reach = setback + (rng.uniform(3.0, 9.0) if not house or likely(rng, 0.4) else 0.0)
         middle = point + along * at
@@ -179,7 +176,7 @@ def lay_city_side(plan: Plan, road: Road, side: int) -> None:
     """Buildings at the pavement's edge, courts and car parks between them."""
     rng = plan.rng
     edge = find_sidewalk_edge(plan, road)
-    storeys = int(rng.integers(2, 9)) if plan.region == 'city' else int(rng.integers(4, 22))
+    storeys = int(rng.integers(*plan.traits.block_storeys))
     for start, stop in find_stretches(road, 4.0):
         s = start
         while s < stop - 6.0:
@@ -290,27 +287,25 @@ def lay_farm_side(plan: Plan, road: Road, side: int) -> None:
 
 def fill_gaps(plan: Plan) -> None:
     """Trees, lawns and sheds where there is still room."""
-    rng, region = plan.rng, plan.region
-    for _ in range({'rural': 0, 'country': 0, 'city': 60, 'downtown': 60, 'industrial': 20,
-                    'arterial': 20}.get(region, int(rng.choice([0, 25, 60])))):
+    rng, traits = plan.rng, plan.traits
+    for _ in range(rng.choice(traits.other_buildings)):
         spot = rng.uniform(-1, 1, 2) * (HALF_M - 12)
         road = min(plan.roads, key=lambda road: float(
             np.linalg.norm(road.line.points - spot, axis=1).min()))
         k = int(np.linalg.norm(road.line.points - spot, axis=1).argmin())
         yaw = lot_frame(road, 1, road.line.s[k])[2]
-        size = rng.uniform(10, 26, 2) if region in ('industrial', *DENSE_CITY) else (
+        size = rng.uniform(10, 26, 2) if traits.frontage in ('blocks', 'shops') else (
             rng.uniform(8, 16), rng.uniform(7, 11))
         if plan.free(plan.rectangle(spot, yaw, size[0] + 2.0, size[1] + 2.0)):
             plan.fill(plan.rectangle(spot, yaw, size[0] + 10.0, size[1] + 14.0),
                       rng.choice([Ground.LAWN, Ground.PAVING, Ground.DRIVE, Ground.ROUGH]))
             plan.take(plan.rectangle(spot, yaw, *size))
             build_house(plan, spot, yaw, *size, draw_house_style(plan), 1)
-    count = {'rural': rng.choice([15, 60, 200]), 'country': rng.choice([10, 40, 100]),
-             'city': 40, 'downtown': 40, 'industrial': 40, 'arterial': 70}.get(
-                 region, 60 + 60 * plan.manner['trees'])
+    count = (60 + 60 * plan.manner['trees'] if traits.other_trees is None
+             else rng.choice(traits.other_trees))
     cluster = rng.uniform(-0.8, 0.8, (3, 2)) * HALF_M
     for _ in range(int(count)):
-        spot = rng.uniform(-1, 1, 2) * (HALF_M - 3) if region not in OPEN_COUNTRY or likely(
+        spot = rng.uniform(-1, 1, 2) * (HALF_M - 3) if not traits.is_open or likely(
             rng, 0.3) else cluster[rng.integers(3)] + rng.normal(0, 14.0, 2)
         if np.abs(spot).max() < HALF_M - 3 and plan.free(
                 plan.rectangle(spot, 0.0, 1.0, 1.0)):

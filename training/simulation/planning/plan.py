@@ -7,6 +7,7 @@ from training.simulation.city import Line, Raster
 from training.simulation.city_planning.ground import draw_terrain_waves
 from training.simulation.mesh import box_mesh, Material, MeshBuilder
 from training.simulation.place import HALF_M, Part, PX_M, Road
+from training.simulation.planning.regions import REGIONS
 
 
 def between(rng, low, high) -> float:
@@ -17,15 +18,12 @@ def likely(rng, probability) -> bool:
     return bool(rng.random() < probability)
 
 
-OPEN_COUNTRY = ('rural', 'country')
-DENSE_CITY = ('city', 'downtown')
-
-
 class Plan:
     """A place while it is laid out: rasters, objects, and what the steps leave for each other."""
 
     def __init__(self, seed: int, region: str, rng):
         self.seed, self.region, self.rng = seed, region, rng
+        self.traits = REGIONS[region]
         self.count = round(2 * HALF_M / PX_M)
         shape = (self.count, self.count)
         self.kind = np.zeros(shape, np.uint8)
@@ -36,8 +34,7 @@ class Plan:
         self.builder = MeshBuilder()
         self.groups = 0
         self.walls, self.trees, self.car_slots = [], [], []
-        self.left_hand = region in ('au_suburb', 'uk_town') or (
-            region in ('arterial', 'rural', 'industrial', *DENSE_CITY) and likely(rng, 0.4))
+        self.left_hand = likely(rng, self.traits.left_hand)
         self.yellow_centre = not self.left_hand
         waves = draw_terrain_waves(rng, 130.0)
         waves[:, 3] *= rng.choice([0.15, 0.6, 1.0, 1.6], p=[0.3, 0.3, 0.25, 0.15])

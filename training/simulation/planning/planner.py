@@ -10,20 +10,16 @@ from training.simulation.planning.furniture import place_furniture, surround_pla
 from training.simulation.planning.land import paint_ground, raise_ground
 from training.simulation.planning.lots import place_lots
 from training.simulation.planning.plan import Plan
+from training.simulation.planning.regions import REGIONS
 from training.simulation.planning.roads import lay_roads
 from training.simulation.planning.spots import find_camera_spots, find_lane_spots
 from training.simulation.planning.streets import paint_streets
 
-REGIONS = {
-    'us_suburb': 0.16, 'old_suburb': 0.12, 'au_suburb': 0.12, 'uk_town': 0.08, 'city': 0.09,
-    'downtown': 0.08, 'arterial': 0.10, 'rural': 0.08, 'country': 0.12, 'industrial': 0.05,
-}
-
 
 def make_place(seed: int, regions: Sequence[str] = tuple(REGIONS)) -> Place:
-    """Lay out the place of a seed, in one of ``regions``, drawn with the shares of REGIONS."""
+    """Lay out the place of a seed, in one of ``regions``, drawn by their shares."""
     rng = np.random.default_rng([seed, 31])
-    shares = np.array([REGIONS[region] for region in regions])
+    shares = np.array([REGIONS[region].share for region in regions])
     plan = Plan(seed, str(rng.choice(regions, p=shares / shares.sum())), rng)
     lay_roads(plan)
     paint_ground(plan)

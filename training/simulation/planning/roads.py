@@ -4,7 +4,7 @@ import numpy as np
 
 from training.simulation.city import Line
 from training.simulation.place import Road, STREET_REACH_M
-from training.simulation.planning.plan import DENSE_CITY, likely, OPEN_COUNTRY, Plan
+from training.simulation.planning.plan import likely, Plan
 
 
 def draw_bent_line(plan: Plan, start, heading, length, radius_m) -> Line:
@@ -19,14 +19,8 @@ def draw_bent_line(plan: Plan, start, heading, length, radius_m) -> Line:
 
 
 def lay_roads(plan: Plan) -> None:
-    rng, region = plan.rng, plan.region
-    grade = {'us_suburb': 'local', 'au_suburb': 'local', 'uk_town': 'local', 'city': 'main',
-             'arterial': 'arterial', 'rural': 'rural', 'industrial': 'main',
-             'old_suburb': 'local', 'country': 'country', 'downtown': 'arterial'}[region]
-    if region in ('us_suburb', 'au_suburb', 'uk_town', 'downtown') and likely(rng, 0.3):
-        grade = 'main'
-    if region == 'rural' and likely(rng, 0.15) or region == 'country' and likely(rng, 0.25):
-        grade = 'highway'
+    rng, traits = plan.rng, plan.traits
+    grade = traits.other_grade if likely(rng, traits.other_grades) else traits.grade
     radius_m = {'local': rng.choice([60.0, 120.0, 500.0]), 'main': 250.0, 'arterial': 500.0,
                 'rural': rng.choice([120.0, 400.0]), 'country': rng.choice([150.0, 600.0]),
                 'highway': 600.0}[grade]
@@ -39,15 +33,9 @@ def lay_roads(plan: Plan) -> None:
     plan.roads.append(draw_road(plan, line, grade))
     main, centre_s = plan.roads[0], backward.length
 
-    sides = {'us_suburb': 1.6, 'au_suburb': 1.5, 'uk_town': 1.8, 'city': 1.6,
-             'arterial': 1.2, 'rural': 0.5, 'industrial': 1.2,
-             'old_suburb': 1.8, 'country': 0.4, 'downtown': 1.6}[region]
-    if grade == 'highway':
-        sides = 0.0
-    for _ in range(min(int(rng.poisson(sides)), 4)):
+    for _ in range(0 if grade == 'highway' else min(int(rng.poisson(traits.side_roads)), 4)):
         s = centre_s + rng.uniform(-75.0, 75.0)
-        side_grade = 'rural' if region in OPEN_COUNTRY else str(rng.choice(
-            ['local', 'main'], p=[0.4, 0.6] if region in DENSE_CITY else [0.75, 0.25]))
+        side_grade = str(rng.choice(traits.side_grades))
         if not main.clear(s, 18.0):
             continue
         point, tangent = main.line.at(s), main.line.tangent(s)
@@ -57,7 +45,7 @@ def lay_roads(plan: Plan) -> None:
         ways = [0.0, np.pi] if likely(rng, 0.42) else [float(rng.choice([0.0, np.pi]))]
         half = None
         for way in ways:
-            ends = region in ('us_suburb', 'au_suburb') and likely(rng, 0.15)
+            ends = likely(rng, traits.dead_ends)
             length = rng.uniform(35.0, 60.0) if ends else STREET_REACH_M
             line = draw_bent_line(
                 plan, point, toward + way, length, rng.choice([60.0, 150.0, 600.0]))
@@ -68,8 +56,7 @@ def lay_roads(plan: Plan) -> None:
                 road.junctions.append((road.line.length, 10.0))
             plan.roads.append(road)
         main.junctions.append((s, half))
-    if region in ('us_suburb', 'au_suburb', 'uk_town', 'old_suburb', *DENSE_CITY) and likely(
-            rng, 0.5):
+    if likely(rng, traits.parallel_road):
         shift = rng.choice([-1, 1]) * rng.uniform(55.0, 90.0)
         s = np.arange(0.0, main.line.length, 4.0)
         line = Line(main.line.offset(s, np.full(s.size, shift)))
@@ -83,7 +70,6 @@ def lay_roads(plan: Plan) -> None:
 
 def draw_road(plan: Plan, line: Line, grade: str, half_m: float | None = None) -> Road:
     rng = plan.rng
-    city = plan.region in DENSE_CITY
     if grade == 'arterial':
         lane, lanes = rng.uniform(3.0, 3.6), int(rng.choice([4, 4, 5, 6]))
         median = rng.choice([0.0, rng.uniform(0.6, 4.0)], p=[0.5, 0.5])
@@ -101,11 +87,8 @@ def draw_road(plan: Plan, line: Line, grade: str, half_m: float | None = None) -
         return Road(line, half_m or rng.uniform(2.3, 3.9), grade)
     if grade == 'main':
         parking = rng.choice([0.0, 2.2], p=[0.5, 0.5])
-        lanes = int(rng.choice([2, 4], p=[0.75, 0.25])) if city else 2
+        lanes = 4 if likely(rng, plan.traits.wide_streets) else 2
         half = half_m or rng.uniform(3.0, 3.7) * lanes / 2 + parking + rng.choice([0.0, 1.5])
         return Road(line, half, grade, lanes, 0.0, float(parking))
-    low, high = {'us_suburb': (3.3, 5.8), 'au_suburb': (3.0, 5.0), 'uk_town': (2.6, 4.4),
-                 'city': (2.8, 5.5), 'industrial': (3.5, 6.0), 'old_suburb': (3.4, 5.6)}.get(
-                     plan.region, (3.0, 4.5))
-    half = half_m or rng.uniform(low, high)
+    half = half_m or rng.uniform(*plan.traits.local_half_m)
     return Road(line, half, grade, 2, 0.0, 2.0 if half > 4.6 else 0.0)

@@ -5,7 +5,7 @@ import numpy as np
 
 from training.simulation.place import Ground, HALF_M, PX_M, Road
 from training.simulation.planning.land import find_sidewalk_edge, find_stretches
-from training.simulation.planning.plan import DENSE_CITY, likely, OPEN_COUNTRY, Plan
+from training.simulation.planning.plan import likely, Plan
 
 
 def paint_streets(plan: Plan) -> None:
@@ -13,9 +13,9 @@ def paint_streets(plan: Plan) -> None:
     rng = plan.rng
     d, walk = plan.outside, plan.walk_mask
     strip = (d > 0) & (d <= plan.kerb_m + plan.verge_m) & (plan.mask == 0)
-    if plan.region in OPEN_COUNTRY:
+    if plan.traits.is_open:
         strip &= d <= rng.uniform(0.3, 2.2)
-    if plan.region not in DENSE_CITY or plan.verge_m:
+    if plan.verge_m or not plan.traits.is_dense:
         plan.kind[strip] = plan.verge_kind
         plan.unit[strip] = plan.new_unit()
     walk_kind = int(rng.choice([Ground.CONCRETE, Ground.PAVING, Ground.DRIVE],
@@ -38,15 +38,14 @@ def paint_streets(plan: Plan) -> None:
                                          Ground.BED], p=[0.5, 0.25, 0.15, 0.1]))
     street = plan.mask > 0
     surface = Ground.ASPHALT
-    if plan.region == 'rural' and plan.roads[0].grade == 'rural' and likely(rng, 0.15):
+    if plan.roads[0].grade == 'rural' and likely(rng, plan.traits.unpaved):
         surface = rng.choice([Ground.GRAVEL, Ground.SOIL])
     elif likely(rng, 0.07):
         surface = Ground.CONCRETE
     plan.paved = surface in (Ground.ASPHALT, Ground.CONCRETE)
     plan.kind[street] = int(surface)
     plan.unit[street] = plan.new_unit()
-    if plan.kerb_m and plan.region in (
-            'us_suburb', 'arterial', 'au_suburb', 'old_suburb', *DENSE_CITY) and likely(rng, 0.55):
+    if plan.kerb_m and plan.traits.gutters and likely(rng, 0.55):
         gutter = street & (plan.inside <= rng.uniform(0.3, 0.6))
         plan.kind[gutter] = int(Ground.GUTTER)
     wear_streets(plan, street)
@@ -193,9 +192,7 @@ def mark_road(plan: Plan, road: Road) -> None:
 def mark_junction(plan: Plan, road, s, half, drive, lane, unit) -> None:
     """Stop lines, crossings and arrows on both sides of a junction."""
     rng = plan.rng
-    crossing = str(rng.choice(['none', 'bars', 'lines'], p={
-        'city': [0.2, 0.5, 0.3], 'downtown': [0.1, 0.5, 0.4], 'arterial': [0.3, 0.4, 0.3]}.get(
-            plan.region, [0.7, 0.15, 0.15])))
+    crossing = str(rng.choice(['none', 'bars', 'lines'], p=plan.traits.crossings))
     minor = s < 1.0  # a side road meets its main road here
     for way in ((1,) if minor else (-1, 1)):
         near = s + way * (half + rng.uniform(1.5, 3.5))
