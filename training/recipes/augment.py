@@ -1,24 +1,27 @@
 """Random changes of pictures that take away what a renderer's or a camera's colours would tell.
 
-Each view is changed by itself: brightness, contrast and even the order of brightness say nothing
-about whether two views show the same ground.
+Each view is changed by itself.  In some samples brightness, contrast and even the order of
+brightness say nothing about whether two views show the same ground; in the others grass stays
+green and roads stay grey, as in pictures of real cameras, and the network may rely on it.
 """
 
 import cv2
 import numpy as np
 
 
-def changed(rgb: np.ndarray, rng: np.random.Generator, blur_px: float) -> np.ndarray:
+def changed(rgb: np.ndarray, rng: np.random.Generator, blur_px: float,
+            any_colours: bool) -> np.ndarray:
     """A picture (H, W, 3) uint8 under random optics, exposure, colours and compression.
 
-    ``blur_px`` is the largest sigma of a blur.
+    ``blur_px`` is the largest sigma of a blur.  Colours become any others, or differ as those of
+    two cameras do.
     """
     out = rgb
     if rng.random() < 0.45:
         out = _blurred_or_sharpened(out, rng, blur_px)
     if rng.random() < 0.25:
         out = _shadowed(out, rng)
-    out = _recoloured(out, rng)
+    out = _recoloured(out, rng) if any_colours else _exposed(out, rng)
     if rng.random() < 0.3:
         out = _shaded(out, rng)
     if rng.random() < 0.5:
@@ -38,6 +41,17 @@ def _blurred_or_sharpened(rgb, rng, blur_px):
         return soft
     amount = rng.uniform(0.2, 1.2)
     return cv2.addWeighted(rgb, 1.0 + amount, soft, -amount, 0.0)
+
+
+def _exposed(rgb, rng):
+    """Exposure, contrast, white balance and saturation of another camera."""
+    levels = np.arange(256)[:, None] / 255.0
+    curve = np.exp(rng.normal(0.0, 0.25)) * levels ** np.exp(rng.normal(0.0, 0.3))
+    table = (curve + rng.normal(0.0, 0.04)) * np.exp(rng.normal(0.0, 0.06, 3))
+    out = cv2.LUT(rgb, np.clip(table * 255.0, 0, 255).astype(np.uint8)[None])
+    grey = np.full((3, 3), 1 / 3)
+    saturated = grey + rng.uniform(0.4, 1.5) * (np.eye(3) - grey)
+    return cv2.transform(out, saturated.astype(np.float32))
 
 
 def _recoloured(rgb, rng):

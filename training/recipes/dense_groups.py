@@ -34,6 +34,7 @@ EDGE_M = 1.5          # the score volume reaches this far beyond the prior
 NEAR_M, NEAR_YAW_RAD = 18.0, 0.2  # companions of a frame are this near to it, in place and heading
 IMAGERY_CELLS = 32    # the imagery has a multiple of these cells along a side
 IMAGERY_BLUR_PX, IMAGE_BLUR_PX = 1.6, 1.2  # largest sigma of the random blur
+ANY_COLOURS = 0.4     # share of the groups whose views do not agree in their colours
 # How wrong the camera and the map are made: each group draws one of these sigmas for the height of
 # the camera, the size of a pixel of the imagery (both as shares), and the pitch of the camera.
 HEIGHT_ERRORS, PITCH_ERRORS_DEG = (0.02, 0.05), (0.4,)
@@ -152,6 +153,10 @@ def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
     middle = (low + high) / 2
     needed_m = (side + 2) * config.cell_m + (high - low).max()
     cells = IMAGERY_CELLS * math.ceil(needed_m / config.cell_m / IMAGERY_CELLS)
+    any_colours = rng.random() < ANY_COLOURS
+    if augment:
+        aerial = changed(aerial, rng, IMAGERY_BLUR_PX, any_colours)
+        images = [changed(rgb, rng, IMAGE_BLUR_PX, any_colours) for rgb in images]
     imagery, missing = _turned_imagery(aerial, grid, origin, middle, cells, config, rng, augment)
 
     # The north-west cells, in whole cells of the imagery; the target has the rest.
@@ -183,8 +188,6 @@ def draw_group(aerial: np.ndarray, grid: MapGrid, camera: CameraModel,
     for rgb in images:
         height_m = camera.height_m * rng.normal(1.0, height_error)
         pitch_rad = np.radians(rng.normal(0.0, pitch_error_deg))
-        if augment:
-            rgb = changed(rgb, rng, IMAGE_BLUR_PX)
         lifted.append(views.lifted_view(
             rgb, replace(camera, height_m=height_m), config, pitch_rad))
     tensors = ground_tensors(lifted)
@@ -210,7 +213,6 @@ def _turned_imagery(aerial, grid: MapGrid, origin: Pose2D, middle, cells: int,
     if augment:
         if rng.random() < 0.35:
             inside &= _random_square(east, north, rng)
-        aerial = changed(aerial, rng, IMAGERY_BLUR_PX)
         if rng.random() < 0.35:
             aerial = _coarsened(aerial, rng.uniform(0.35, 0.9))
         grey = rng.random() < 0.5    # else the picture goes on, but counts as missing
