@@ -27,7 +27,7 @@ def test_a_place_of_each_region_is_the_same_for_the_same_seed_and_has_roads_to_d
 
 def test_a_frame_shows_the_ground_that_the_picture_from_above_shows_at_its_pose():
     place, rng = make_place(4, ['us_suburb']), np.random.default_rng(4)
-    look = draw_look([3, 1], aerial=True)
+    look = draw_look(3, [3, 1], aerial=True)
     camera = draw_camera(rng)
     poses = draw_poses(place, camera, 6, rng)
     renderer = Renderer(make_scene(place, look, [(pose.x_m, pose.y_m) for pose in poses]))
@@ -65,12 +65,18 @@ def test_two_looks_of_a_place_disagree_on_what_is_lighter_than_what():
     grid = MapGrid(120, 120, 0.5, -29.75, 29.75)
     above = []
     for number in range(6):
-        look = draw_look([7, number], aerial=True)
+        look = draw_look(7, [7, number], aerial=True)
         above.append(render_aerial(
             Renderer(make_scene(place, look)), place, draw_aerial_look(look.seed, look.day),
             *np.meshgrid(*grid.cell_centres()), 0.5, np.random.default_rng(0), samples=1)[..., 1])
     pairs = np.corrcoef([picture.ravel().astype(float) for picture in above])
     assert pairs[np.triu_indices(6, 1)].min() < 0.2
+
+
+def test_two_thirds_of_the_views_of_a_place_have_its_lasting_colours():
+    albedo = np.array([draw_look(7, [7, view], aerial=True).albedo.ravel() for view in range(60)])
+    alike = np.abs(np.log(albedo[:, None] / albedo[None])).max(-1) < 2 * np.log(1.1 / 0.9)
+    assert 0.5 < alike.sum(1).max() / 60 < 0.8
 
 
 def test_the_command_writes_places_that_load_and_skips_those_that_are_there(tmp_path, capsys):

@@ -36,7 +36,7 @@ def render_place(
     x, y = np.meshgrid(*grid.cell_centres())
     pictures = []
     for k in range(aerials):
-        look = draw_look([seed, 51, k], aerial=True)
+        look = draw_look(seed, [seed, 51, k], aerial=True)
         rng = np.random.default_rng([seed, 52, k])
         pictures.append(encode_jpeg(render_aerial(
             Renderer(make_scene(place, look)), place, draw_aerial_look(look.seed, look.day), x, y,
@@ -46,7 +46,7 @@ def render_place(
         rng = np.random.default_rng([seed, 53, k])
         camera = draw_camera(rng)
         poses = draw_poses(place, camera, frames, rng)
-        look = draw_look([seed, 54, k], aerial=False)
+        look = draw_look(seed, [seed, 54, k], aerial=False)
         renderer = Renderer(make_scene(place, look, [(p.x_m, p.y_m) for p in poses]))
         taken.append(Shot(
             camera, [encode_jpeg(photograph(renderer, camera, pose, rng)) for pose in poses],

@@ -1,8 +1,9 @@
 """How a view of a place looks: colours, wear, season, light; drawn anew for each view.
 
-Two views of a place share where things are and not how bright they are: from above the asphalt may
-be lighter than the grass beside it, and darker in the street.  What a matcher learns from such
-views is geometry and kind, which carry over to pictures that no renderer made.
+In LASTING of the views things have the colours that they have in the place's other views, as real
+things do.  The others share where things are and not how bright they are: from above the asphalt
+may be lighter than the grass beside it, and darker in the street.  There a matcher learns geometry
+and kind, which carry over to pictures that no renderer made.
 """
 
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ _PARTS = {
     Part.DARK: [(.03, .03, .03), (.06, .05, .02)],
 }
 _NOISE_SIZE = 1024
+LASTING = 0.65     # share of the views with the lasting colours of the ground, and of objects
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,24 @@ class Look:
     seed: int
 
 
-def draw_look(seed, aerial: bool) -> Look:
-    """An appearance from a seed (anything that numpy takes)."""
+def draw_look(place_seed: int, seed, aerial: bool) -> Look:
+    """An appearance from the seed of the place and one of the view (anything that numpy takes)."""
     rng = np.random.default_rng(seed)
+    lasting = rng.random() < LASTING
+    albedo = _draw_albedo(np.random.default_rng([place_seed, 43]) if lasting else rng)
+    if rng.random() < 0.05:  # snow
+        for kind in (*_GREEN, Ground.SOIL, Ground.GRAVEL):
+            albedo[kind] = rng.uniform(0.55, 0.85) * np.array([0.97, 1.0, 1.04])
+    albedo *= rng.uniform(0.9, 1.1, (len(Ground), 1)).astype(np.float32)
+    return Look(
+        _draw_light(rng, aerial), albedo, float(rng.uniform(0.03, 0.22)),
+        rng.uniform(0.02, 0.22, len(Ground)).astype(np.float32),
+        rng.uniform(0.02, 0.20, len(Ground)).astype(np.float32),
+        float(rng.uniform(0.5, 3.0)), int(rng.integers(1 << 31)))
+
+
+def _draw_albedo(rng) -> np.ndarray:
+    """Linear albedo of each kind of ground (kinds, 3)."""
     odd = rng.random() < 0.35      # colours that no rule limits
     albedo = np.empty((len(Ground), 3), np.float32)
     green = rng.dirichlet([1.0, 1.0, 1.0, 1.2, 0.8])
@@ -96,14 +113,7 @@ def draw_look(seed, aerial: bool) -> Look:
     if odd:  # paint stays brighter than what it lies on
         floor = 1.5 * albedo[[Ground.ASPHALT, Ground.CONCRETE, Ground.DRIVE]].max()
         albedo[Ground.WHITE] = max(floor, 0.5) * rng.uniform(0.95, 1.05, 3)
-    if rng.random() < 0.05:  # snow
-        for kind in (*_GREEN, Ground.SOIL, Ground.GRAVEL):
-            albedo[kind] = rng.uniform(0.55, 0.85) * np.array([0.97, 1.0, 1.04])
-    return Look(
-        _draw_light(rng, aerial), albedo, float(rng.uniform(0.03, 0.22)),
-        rng.uniform(0.02, 0.22, len(Ground)).astype(np.float32),
-        rng.uniform(0.02, 0.20, len(Ground)).astype(np.float32),
-        float(rng.uniform(0.5, 3.0)), int(rng.integers(1 << 31)))
+    return albedo
 
 
 def _draw_light(rng, aerial: bool) -> Day:
@@ -167,10 +177,10 @@ def make_scene(place: Place, look: Look, keep_clear=()) -> Scene:
 def coloured_mesh(mesh: Mesh, groups: int, place_seed: int, rng) -> Mesh:
     """Colours for the kinds and groups that stand in a place's mesh.
 
-    A group keeps its colour from view to view, but for a third of the views, which draw their own.
+    A group keeps its colour in LASTING of the views; the others draw their own.
     """
     lasting = np.random.default_rng([place_seed, 41])
-    chooser = rng if rng.random() < 0.35 else lasting
+    chooser = lasting if rng.random() < LASTING else rng
     part = np.round(mesh.rgb[:, 0]).astype(int)
     group = np.round(mesh.rgb[:, 1]).astype(int)
     rgb = np.empty_like(mesh.rgb)
