@@ -7,7 +7,14 @@ import pytest
 
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.matching.evidence import frame_evidence_nats, MeanEvidence
+from crossview_localizer.matching.evidence import (
+    ALIKE_SHARE,
+    frame_evidence_nats,
+    MeanEvidence,
+    PROOF_S,
+    USUAL_NATS,
+    USUAL_S,
+)
 
 START_NS = 10**18
 
@@ -68,3 +75,44 @@ def test_a_faster_camera_is_no_better_witness():
             evidence.add(heatmap(off_m, 0.0, 1.0, stamp_ns), prior(1.0))
         changes.append(evidence.mean_nats - before)
     assert changes[0] == pytest.approx(changes[1], abs=0.1)
+
+
+def add_frames(evidence: MeanEvidence, sigma_m: float, begin_s: float, count: int) -> float:
+    """Add right heat maps of this width, one a second; return the evidence of each."""
+    for k in range(count):
+        stamp_ns = START_NS + round((begin_s + k) * 1e9)
+        evidence.add(heatmap(0.0, 0.0, sigma_m, stamp_ns), prior(1.0))
+    return evidence.frame_nats
+
+
+def test_a_pose_is_proven_by_the_sum_of_evidence_beyond_what_a_street_alike_gives():
+    evidence = MeanEvidence()
+    add_frames(evidence, 1.0, 0.0, 1)
+    assert evidence.lacking_s == 0.0
+    evidence.require_proof()
+    usual_gain_nats = (1.0 - ALIKE_SHARE) * USUAL_NATS
+    assert evidence.lacking_s == pytest.approx(PROOF_S / (1.0 - ALIKE_SHARE))
+    frame_nats = add_frames(evidence, 4.0, 1.0, 5)
+    lacking_nat_s = PROOF_S * USUAL_NATS - 5.0 * (frame_nats - ALIKE_SHARE * USUAL_NATS)
+    assert evidence.lacking_s == pytest.approx(lacking_nat_s / usual_gain_nats)
+    add_frames(evidence, math.inf, 6.0, 100)     # says nothing: the proof begins again
+    assert evidence.lacking_s == pytest.approx(PROOF_S / (1.0 - ALIKE_SHARE))
+    add_frames(evidence, 1.0, 106.0, 7)
+    assert evidence.lacking_s == 0.0
+
+
+def test_a_drive_with_weak_evidence_proves_a_pose_as_soon_as_one_with_strong_evidence():
+    """After eight of USUAL_S the usual evidence is that of the drive."""
+    needed = []
+    for sigma_m in (1.0, 8.0):
+        evidence = MeanEvidence()
+        for second in range(round(8 * USUAL_S)):
+            add_frames(evidence, sigma_m, second, 1)
+            evidence.learn_usual()
+        evidence.require_proof()
+        begin_s = 8 * USUAL_S
+        while evidence.lacking_s > 0.0:
+            add_frames(evidence, sigma_m, begin_s, 1)
+            begin_s += 1.0
+        needed.append(begin_s - 8 * USUAL_S)
+    assert needed == [math.ceil(PROOF_S / (1.0 - ALIKE_SHARE))] * 2
