@@ -9,11 +9,11 @@ from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
 from crossview_localizer.matching.evidence import (
     ALIKE_SHARE,
+    BEST_FADES_S,
+    FIRST_BEST_NATS,
     frame_evidence_nats,
     MeanEvidence,
     PROOF_S,
-    USUAL_NATS,
-    USUAL_S,
 )
 
 START_NS = 10**18
@@ -90,29 +90,26 @@ def test_a_pose_is_proven_by_the_sum_of_evidence_beyond_what_a_street_alike_give
     add_frames(evidence, 1.0, 0.0, 1)
     assert evidence.lacking_s == 0.0
     evidence.require_proof()
-    usual_gain_nats = (1.0 - ALIKE_SHARE) * USUAL_NATS
-    assert evidence.lacking_s == pytest.approx(PROOF_S / (1.0 - ALIKE_SHARE))
+    assert evidence.lacking_s == PROOF_S
     frame_nats = add_frames(evidence, 4.0, 1.0, 5)
-    lacking_nat_s = PROOF_S * USUAL_NATS - 5.0 * (frame_nats - ALIKE_SHARE * USUAL_NATS)
-    assert evidence.lacking_s == pytest.approx(lacking_nat_s / usual_gain_nats)
-    add_frames(evidence, math.inf, 6.0, 100)     # says nothing: the proof begins again
-    assert evidence.lacking_s == pytest.approx(PROOF_S / (1.0 - ALIKE_SHARE))
-    add_frames(evidence, 1.0, 106.0, 7)
+    best_nats = FIRST_BEST_NATS * np.exp(-np.arange(5) / BEST_FADES_S)
+    proof_s = (frame_nats / best_nats - ALIKE_SHARE) / (1.0 - ALIKE_SHARE)
+    assert evidence.lacking_s == pytest.approx(PROOF_S - proof_s.sum())
+    add_frames(evidence, math.inf, 6.0, 20)     # says nothing: the proof begins again
+    assert evidence.lacking_s == PROOF_S
+    add_frames(evidence, 1.0, 26.0, math.ceil(PROOF_S))
     assert evidence.lacking_s == 0.0
 
 
 def test_a_drive_with_weak_evidence_proves_a_pose_as_soon_as_one_with_strong_evidence():
-    """After eight of USUAL_S the usual evidence is that of the drive."""
-    needed = []
+    begin_s, needed = round(4 * BEST_FADES_S), []
     for sigma_m in (1.0, 8.0):
         evidence = MeanEvidence()
-        for second in range(round(8 * USUAL_S)):
-            add_frames(evidence, sigma_m, second, 1)
-            evidence.learn_usual()
+        add_frames(evidence, sigma_m, 0.0, begin_s)
         evidence.require_proof()
-        begin_s = 8 * USUAL_S
+        seconds = 0
         while evidence.lacking_s > 0.0:
-            add_frames(evidence, sigma_m, begin_s, 1)
-            begin_s += 1.0
-        needed.append(begin_s - 8 * USUAL_S)
-    assert needed == [math.ceil(PROOF_S / (1.0 - ALIKE_SHARE))] * 2
+            add_frames(evidence, sigma_m, begin_s + seconds, 1)
+            seconds += 1
+        needed.append(seconds)
+    assert needed == pytest.approx([PROOF_S] * 2, abs=1.0)

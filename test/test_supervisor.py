@@ -195,7 +195,7 @@ def test_a_street_that_looks_alike_for_ten_seconds_gives_a_wrong_pose_no_trust()
     assert weigh_alike(Vehicle(), 3.0) is State.TRUSTED
     vehicle = distrusting()
     assert weigh_alike(vehicle, 10.0) is State.DISTRUSTED
-    assert 'usual evidence' in vehicle.supervisor.add_match(None, '').reason
+    assert 'best evidence' in vehicle.supervisor.add_match(None, '').reason
     assert weigh_alike(vehicle, 20.0) is State.TRUSTED
 
 

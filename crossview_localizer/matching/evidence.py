@@ -14,11 +14,11 @@ not over frames: a camera with twice the rate gives no more evidence.
 
 A street that looks like the right one gives evidence too, but less than the right one and not for
 long.  A pose that images have spoken against is therefore proven again only by a sum of evidence,
-measured by what is usual in this drive: a cumulative sum test (Page 1954),
+relative to the best of this drive: a cumulative sum test (Page 1954),
 
-    S <- max(0, S + (e - a u) dt),    proven at S >= T u
+    l <- min(T, l - (e / u - a) / (1 - a) dt),    from l = T until l <= 0
 
-with u the usual evidence, a = ALIKE_SHARE and T = PROOF_S.
+with u the best mean evidence of the drive, which fades, a = ALIKE_SHARE and T = PROOF_S.
 """
 
 import math
@@ -30,12 +30,12 @@ from crossview_localizer.datatypes import Heatmap, PoseEstimate
 OUTLIER_SHARE = 0.05    # share of frames that say nothing, or something wrong, at the right pose
 MEAN_S = 5.0            # the evidence is averaged over this time
 LONGEST_STEP_S = 1.0    # a frame after a pause counts for at most this time
-# A street that looks alike has this share of the usual evidence, and a pose is proven by the usual
-# evidence over so many seconds.
-ALIKE_SHARE, PROOF_S = 0.3, 4.0
-# The usual evidence is the mean over this time, while trusted.  At first it is that of a matcher
-# that knows its places.
-USUAL_S, USUAL_NATS = 60.0, 5.0
+# A street that looks alike may give this share of the best evidence for ever.  The best evidence
+# proves a pose in this time.
+ALIKE_SHARE, PROOF_S = 0.3, 6.0
+# The best evidence is the largest mean, which fades in this time to no less than LEAST_BEST_NATS.
+# At first it is that of a matcher that knows its places.
+BEST_FADES_S, FIRST_BEST_NATS, LEAST_BEST_NATS = 120.0, 5.0, 1.0
 # A judgement needs at least this many frames over at least this time.
 FIRST_FRAMES, FIRST_S = 4, 1.0
 
@@ -64,15 +64,14 @@ class MeanEvidence:
 
     def __init__(self):
         self._stamp_ns: int | None = None
-        self._step_s = 0.0
-        self._usual_nats = USUAL_NATS
+        self._best_nats = FIRST_BEST_NATS
         self.forget()
 
     def forget(self) -> None:
         """Start the mean again with the next frame."""
         self.frame_nats = 0.0
         self.mean_nats = 0.0
-        self._lacking_nat_s = 0.0
+        self.lacking_s = 0.0    # for how long the best evidence has to speak for the pose
         self._frames = 0
         self._observed_s = 0.0
 
@@ -82,32 +81,23 @@ class MeanEvidence:
         since_s = 0.0
         if self._stamp_ns is not None:
             since_s = max(heatmap.stamp_ns - self._stamp_ns, 0) * 1e-9
-        self._step_s = step_s = min(since_s, LONGEST_STEP_S)
+        step_s = min(since_s, LONGEST_STEP_S)
         self._stamp_ns = heatmap.stamp_ns
         self._frames += 1
         self._observed_s += step_s
         # The mean of the first few frames is their plain mean.
         share = max(1.0 - math.exp(-step_s / MEAN_S), 1.0 / self._frames)
         self.mean_nats += share * (self.frame_nats - self.mean_nats)
-        if self._lacking_nat_s > 0.0:
-            gain_nats = self.frame_nats - ALIKE_SHARE * self._usual_nats
-            self._lacking_nat_s = min(
-                max(self._lacking_nat_s - gain_nats * step_s, 0.0), PROOF_S * self._usual_nats)
+        if self.lacking_s > 0.0:
+            beyond = (self.frame_nats / self._best_nats - ALIKE_SHARE) / (1.0 - ALIKE_SHARE)
+            self.lacking_s = min(max(self.lacking_s - beyond * step_s, 0.0), PROOF_S)
+        self._best_nats = max(self._best_nats * math.exp(-step_s / BEST_FADES_S),
+                              self.mean_nats if self.is_enough else LEAST_BEST_NATS,
+                              LEAST_BEST_NATS)
 
     def require_proof(self) -> None:
         """Begin a new proof: the images have spoken against the pose."""
-        self._lacking_nat_s = PROOF_S * self._usual_nats
-
-    def learn_usual(self) -> None:
-        """Learn from the last frame what evidence is usual; its pose is trusted."""
-        share = 1.0 - math.exp(-self._step_s / USUAL_S)
-        self._usual_nats += share * (max(self.frame_nats, 0.0) - self._usual_nats)
-
-    @property
-    def lacking_s(self) -> float:
-        """For how long the usual evidence is needed until the pose is proven; 0 if it is."""
-        return self._lacking_nat_s and self._lacking_nat_s / (
-            (1.0 - ALIKE_SHARE) * self._usual_nats)
+        self.lacking_s = PROOF_S
 
     @property
     def is_enough(self) -> bool:

@@ -164,7 +164,6 @@ class MatchSupervisor:
         due = self._copied_ns is None or stamp_ns - self._copied_ns >= RETRY_S * 1e9
         if trusted:
             self.state, self._search = State.TRUSTED, None
-            self._evidence.learn_usual()
             beyond_doubt = self._evidence.is_enough and min(
                 self._evidence.frame_nats, self._evidence.mean_nats) >= TRUST_NATS
             self._copy_is_due = due and beyond_doubt
@@ -194,7 +193,7 @@ class MatchSupervisor:
         reason = (f'mean evidence {self._evidence.mean_nats:.1f} nats, matches are used again '
                   f'above {TRUST_NATS:.1f}')
         if lacking_s := self._evidence.lacking_s:
-            reason += f' and after {lacking_s:.0f} s of usual evidence'
+            reason += f' and after {lacking_s:.0f} s of the best evidence of this drive'
         return FilterUpdate(Outcome.DISTRUSTED, reason)
 
     def _distrust(self, stamp_ns: int) -> None:
