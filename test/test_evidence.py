@@ -7,7 +7,14 @@ import pytest
 
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import MapGrid, Pose2D
-from crossview_localizer.matching.evidence import frame_evidence_nats, MeanEvidence
+from crossview_localizer.matching.evidence import (
+    ALIKE_SHARE,
+    BEST_FADES_S,
+    FIRST_BEST_NATS,
+    frame_evidence_nats,
+    MeanEvidence,
+    PROOF_S,
+)
 
 START_NS = 10**18
 
@@ -68,3 +75,41 @@ def test_a_faster_camera_is_no_better_witness():
             evidence.add(heatmap(off_m, 0.0, 1.0, stamp_ns), prior(1.0))
         changes.append(evidence.mean_nats - before)
     assert changes[0] == pytest.approx(changes[1], abs=0.1)
+
+
+def add_frames(evidence: MeanEvidence, sigma_m: float, begin_s: float, count: int) -> float:
+    """Add right heat maps of this width, one a second; return the evidence of each."""
+    for k in range(count):
+        stamp_ns = START_NS + round((begin_s + k) * 1e9)
+        evidence.add(heatmap(0.0, 0.0, sigma_m, stamp_ns), prior(1.0))
+    return evidence.frame_nats
+
+
+def test_a_pose_is_proven_by_the_sum_of_evidence_beyond_what_a_street_alike_gives():
+    evidence = MeanEvidence()
+    add_frames(evidence, 1.0, 0.0, 1)
+    assert evidence.lacking_s == 0.0
+    evidence.require_proof()
+    assert evidence.lacking_s == PROOF_S
+    frame_nats = add_frames(evidence, 4.0, 1.0, 5)
+    best_nats = FIRST_BEST_NATS * np.exp(-np.arange(5) / BEST_FADES_S)
+    proof_s = (frame_nats / best_nats - ALIKE_SHARE) / (1.0 - ALIKE_SHARE)
+    assert evidence.lacking_s == pytest.approx(PROOF_S - proof_s.sum())
+    add_frames(evidence, math.inf, 6.0, 20)     # says nothing: the proof begins again
+    assert evidence.lacking_s == PROOF_S
+    add_frames(evidence, 1.0, 26.0, math.ceil(PROOF_S))
+    assert evidence.lacking_s == 0.0
+
+
+def test_a_drive_with_weak_evidence_proves_a_pose_as_soon_as_one_with_strong_evidence():
+    begin_s, needed = round(4 * BEST_FADES_S), []
+    for sigma_m in (1.0, 8.0):
+        evidence = MeanEvidence()
+        add_frames(evidence, sigma_m, 0.0, begin_s)
+        evidence.require_proof()
+        seconds = 0
+        while evidence.lacking_s > 0.0:
+            add_frames(evidence, sigma_m, begin_s + seconds, 1)
+            seconds += 1
+        needed.append(seconds)
+    assert needed == pytest.approx([PROOF_S] * 2, abs=1.0)

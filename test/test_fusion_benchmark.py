@@ -301,14 +301,13 @@ def test_the_tables_of_the_document_are_those_of_its_results():
 
 
 def test_a_coverage_that_misses_its_goal_is_bold_and_a_table_that_is_not_known_is_named():
-    row = {'median_m': 1.0, 'p95_m': 2.0, 'coverage_95': 0.894, 'nees_mean': 3.0,
-           'filter_median_m': 1.5}
-    page = 'text\n<!-- table smoother -->\nold\n<!-- end -->\nmore'
-    found = tables.filled(page, {'smoother': {'ORB_gnss': row}})
-    assert '| ORB | GNSS | 1.50 | 1.00 | 2.00 | **0.89** | 3.0 |\n<!-- end -->\nmore' in found
-    assert found.startswith('text\n<!-- table smoother -->\n| odometry') and 'old' not in found
+    row = {'median_m': 1.0, 'p95_m': 2.0, 'coverage_95': 0.894, 'nees_mean': 3.0}
+    page = 'text\n<!-- table logs -->\nold\n<!-- end -->\nmore'
+    found = tables.filled(page, {'logs': {'kitti': {'gnss_speed': row}}})
+    assert '| kitti | gnss speed | 1.00 | 2.00 | **0.89** | 3.00 |\n<!-- end -->\nmore' in found
+    assert found.startswith('text\n<!-- table logs -->\n| log') and 'old' not in found
     with pytest.raises(ValueError, match="'sofa' is none of summary"):
-        tables.filled(page.replace('smoother', 'sofa'), {})
+        tables.filled(page.replace('logs', 'sofa'), {})
 
 
 def test_worlds_can_be_rendered_without_a_measurement(tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from crossview_localizer.datatypes import (
     PoseEstimate,
 )
 from crossview_localizer.fusion import gnss_integrity, match_correction, motion_model
+from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.gnss_integrity import (
     FixHistory,
     FixSeen,
@@ -43,6 +44,7 @@ from crossview_localizer.fusion.pose_filter import (
     ODOMETRY_LOST_S,
     PoseFilter,
 )
+from crossview_localizer.fusion.published import excess
 from crossview_localizer.geometry import Pose2D, wrap_angle
 
 SECOND_NS = 1_000_000_000
@@ -807,6 +809,14 @@ def test_a_refused_match_widens_the_pose_but_not_the_prior_of_the_next_match():
     assert math.sqrt(after[1, 1]) == pytest.approx(25.0, rel=0.1)
     excess = after[0, 0] / before[0, 0]
     assert np.allclose(pose_filter.prior_at(at(5.0)).covariance, excess * before, rtol=1e-6)
+
+
+def test_residuals_as_large_as_chance_hardly_widen_the_pose_and_much_larger_ones_do():
+    """As b (b - 1) / (b + 3) of their mean square b, in units of what is claimed."""
+    known = straight(until_s=5.0).history[0].belief_at(at(5.0))
+    added = [excess(changed(known, match_distance2=mean, match_seen_ns=known.stamp_ns)) - 1.0
+             for mean in (0.5, 1.0, 1.5, 20.0)]
+    assert added == pytest.approx([0.0, 0.0, 0.5 * 1.5 / 4.5, 19.0 * 20.0 / 23.0])
 
 
 def driven_with_gnss(gnss_y_m, until_s=40.0, matches_hz=0, config=CONFIG):

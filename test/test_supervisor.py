@@ -180,6 +180,31 @@ def test_a_first_judgement_needs_more_evidence_than_a_later_one():
     assert weigh_weak(proven, 5.25) is State.TRUSTED
 
 
+def test_a_street_that_looks_alike_for_ten_seconds_gives_a_wrong_pose_no_trust():
+    """Its mean evidence is 2.7 nats, enough for a pose that nothing has spoken against."""
+    alike = heatmap(0.0, 0.0, 4.0)
+
+    def weigh_alike(vehicle, duration_s):
+        for _ in range(round(4 * duration_s)):
+            vehicle.tick += 5
+            stamp_ns = at(vehicle.time_s)
+            vehicle.supervisor.weigh(
+                Heatmap(stamp_ns, alike.grid, alike.log_probability), estimate(vehicle.time_s))
+        return vehicle.state
+
+    assert weigh_alike(Vehicle(), 3.0) is State.TRUSTED
+    vehicle = distrusting()
+    assert weigh_alike(vehicle, 10.0) is State.DISTRUSTED
+    assert 'best evidence' in vehicle.supervisor.add_match(None, '').reason
+    assert weigh_alike(vehicle, 20.0) is State.TRUSTED
+
+
+def test_a_pose_that_is_set_is_not_judged_by_the_images_of_the_pose_before():
+    vehicle = distrusting()
+    vehicle.supervisor.set_pose(estimate(vehicle.time_s))
+    assert vehicle.drive(2.0, RIGHT_M)[-1] is State.TRUSTED
+
+
 def test_while_distrusted_the_published_pose_is_that_without_matches():
     vehicle, without = Vehicle(), PoseFilter(FilterConfig())
     without.add_odometry(OdometrySample(at(0.0), Pose2D(0.0, 0.0, 0.0)))

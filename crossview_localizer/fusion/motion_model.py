@@ -32,7 +32,8 @@ BEYOND_SIGMAS = 3.0
 ODOMETRY_SCALE_TAU_S = 600.0
 ODOMETRY_TURN_BIAS_TAU_S = 300.0
 MATCH_BIASES_TAU_S = 300.0
-ODOMETRY_STAMPS_TAU_S = 3600.0
+# In 100 s the stamps then drift by 6 ms: two clocks without synchronisation by 5 ms (50 ppm).
+ODOMETRY_STAMPS_TAU_S = 14400.0
 # Sigma of the time by which the stamps of the odometry are early or late.
 ODOMETRY_STAMPS_SIGMA_S = 0.05
 # Sigma of the speed of an odometry increment.

@@ -11,6 +11,8 @@ from crossview_localizer.fusion.motion_model import POSE
 MATCH_SUPPORT_S = 3.0
 # A doubt that has grown since a match is taken to have done so for at least this time.
 LEAST_GROWTH_S = 0.1
+# A Birge ratio of this size counts by half of what it is above one.
+HALF_CHANCE = 3.0
 
 
 def published_covariance(belief: Belief) -> np.ndarray:
@@ -35,11 +37,21 @@ def _grown(belief: Belief) -> np.ndarray | None:
     return belief.doubt * max(1.0, growth) ** 2
 
 
-# P_published = max(1, mean d2 / n) P       the ratio of Birge (1932)
+# P_published = (1 + (b - 1) b / (b + h)) P      b: Birge ratio, h = HALF_CHANCE
 def excess(belief: Belief) -> float:
     """How many times larger the covariance is than the state's, by what was measured lately.
 
-    It is 1 where residuals are as large as they are claimed.  Matches count if there are any.
+    A ratio of a few residuals is above 1 by chance half of the time, but hardly ever far above it.
+    """
+    ratio = birge_ratio(belief)
+    return 1.0 + (ratio - 1.0) * ratio / (ratio + HALF_CHANCE)
+
+
+# b = max(1, mean d2 / n)       Birge (1932)
+def birge_ratio(belief: Belief) -> float:
+    """How many times larger the squared residuals were lately than claimed; at least 1.
+
+    Matches count if there are any, else fixes.
     """
     seen_ns = belief.match_seen_ns
     matches = belief.match_refused_ns is not None or (

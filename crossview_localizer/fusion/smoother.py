@@ -18,7 +18,7 @@ from crossview_localizer.fusion.event_buffer import EventBuffer, Measurement, st
 from crossview_localizer.fusion.motion_model import is_jump, POSE, POSITION, YAW
 from crossview_localizer.fusion.pose_filter import LOST_YAW_SIGMA_RAD, PoseFilter
 from crossview_localizer.fusion.prediction import bridge_m2, is_gap, OdometryHistory, Predictor
-from crossview_localizer.fusion.published import excess
+from crossview_localizer.fusion.published import birge_ratio
 from crossview_localizer.geometry import Pose2D, wrap_angle
 from crossview_localizer.trajectory import Track
 
@@ -125,7 +125,7 @@ def _fill(track: Track, belief: Belief, mean, covariance, odometry: OdometryHist
     if row == len(track) or track.stamps_ns[row] != belief.stamp_ns:
         return
     track.poses[row] = mean[POSE]
-    track.covariances[row] = excess(belief) * covariance[POSE, POSE]
+    track.covariances[row] = birge_ratio(belief) * covariance[POSE, POSE]
     track.covariances[row][POSITION, POSITION] += bridge_m2(belief, odometry)
 
 

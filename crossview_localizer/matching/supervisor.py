@@ -22,7 +22,8 @@ from crossview_localizer.matching.pose_search import PoseHypotheses, PoseSearch,
 
 # Matches are distrusted when the mean evidence falls below this: the images show another place.
 DISTRUST_NATS = -0.1
-# Matches are trusted, at first or again, when the mean evidence is above this.
+# Matches are trusted, at first or again, when the mean evidence is above this and the pose is
+# proven, see ``evidence``.
 TRUST_NATS = 1.2
 # How often one filter takes over the state of the other, see MatchSupervisor.
 RETRY_S = 10.0
@@ -126,6 +127,8 @@ class MatchSupervisor:
         update = self.add(PoseFilter.set_pose, estimate)
         if update.outcome is Outcome.USED:
             self._end_search()
+            if not self._trusts_matches:
+                self._evidence.forget()
             self._distrusted_ns = estimate.stamp_ns
         return update
 
@@ -145,14 +148,19 @@ class MatchSupervisor:
         """Judge by the mean evidence, with this heat map and its prior, whether the images fit.
 
         Too few frames change nothing.  The limit is DISTRUST_NATS while trusted, and TRUST_NATS
-        for the first judgement and while distrusted.  ``add_match`` must follow.
+        for the first judgement and while distrusted.  A pose that is not trusted and has a mean
+        below 0 must also be proven from then on.  ``add_match`` must follow.
         """
         stamp_ns, trusted_before = heatmap.stamp_ns, self._trusts_matches
         proven = trusted_before and self._evidence.is_enough
         self._evidence.add(heatmap, prior)
         trusted = trusted_before
         if self._evidence.is_enough:
-            trusted = self._evidence.mean_nats >= (DISTRUST_NATS if proven else TRUST_NATS)
+            mean_nats = self._evidence.mean_nats
+            trusted = mean_nats >= DISTRUST_NATS if proven else (
+                mean_nats >= TRUST_NATS and self._evidence.lacking_s == 0.0)
+            if not trusted and mean_nats < 0.0:
+                self._evidence.require_proof()
         due = self._copied_ns is None or stamp_ns - self._copied_ns >= RETRY_S * 1e9
         if trusted:
             self.state, self._search = State.TRUSTED, None
@@ -182,9 +190,11 @@ class MatchSupervisor:
         self._copy_is_due = False
         if self._trusts_matches:
             return update
-        return FilterUpdate(
-            Outcome.DISTRUSTED, f'mean evidence {self._evidence.mean_nats:.1f} nats, matches are '
-            f'used again above {TRUST_NATS:.1f}')
+        reason = (f'mean evidence {self._evidence.mean_nats:.1f} nats, matches are used again '
+                  f'above {TRUST_NATS:.1f}')
+        if lacking_s := self._evidence.lacking_s:
+            reason += f' and after {lacking_s:.0f} s of the best evidence of this drive'
+        return FilterUpdate(Outcome.DISTRUSTED, reason)
 
     def _distrust(self, stamp_ns: int) -> None:
         self.state = State.DISTRUSTED if self._search is None else State.SEARCHING
