@@ -24,7 +24,7 @@ from crossview_localizer.networks.safa import views_to_tensor
 
 SHIPPED = Path(__file__).resolve().parent.parent / 'config/weights'
 ERRORS = MatchErrors(correlation_m=7.0, correlation_s=3.0, inflation=0.5, sigma_floor_m=0.2)
-FINGERPRINT = 'f1566d2d07d7d3d102d2f71456b8fb607d9e6d716358946a403b3111e1a70d01'
+FINGERPRINT = 'da866970c98eaa0e632b5861d848c0710f596e733f961f47f289df5b4392f5b7'
 
 
 @pytest.fixture(scope='module')
