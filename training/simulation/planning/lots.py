@@ -37,7 +37,7 @@ def draw_lot_manner(plan: Plan) -> dict:
     rng, traits = plan.rng, plan.traits
     return {
         'width': rng.uniform(*traits.lot_m), 'setback': rng.uniform(*traits.setback_m),
-        'fenced': likely(rng, traits.fenced), 'roofs': rng.integers(1, 4),
+        'fenced': likely(rng, traits.fenced),
         'drive': int(rng.choice([Ground.CONCRETE, Ground.DRIVE, Ground.PAVING, Ground.GRAVEL],
                                 p=[0.5, 0.25, 0.15, 0.1])),
         'trees': rng.uniform(*traits.lot_trees), 'storeys': rng.choice(traits.house_storeys),
