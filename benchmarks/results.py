@@ -16,8 +16,8 @@ Look up here how large the errors are, in which data, and beside which control; 
 names the command that measures it again. Written by `python -m benchmarks.results` from the files
 in `docs/results`. **Everything is simulation unless it says real**: rendered towns that training
 never saw, on other days than the orthophoto's. All is of the shipped weights and the present
-filter, but the adaptation, which began with the weights a21b7d5babbe, endurance, which was measured
-with an earlier filter, and what a section marks so.
+filter, but the adaptation, which began with the weights a21b7d5babbe, endurance, which was
+measured with an earlier filter, and what a section marks so.
 """
 
 
