@@ -13,7 +13,6 @@ from tqdm import tqdm
 from crossview_localizer.command import run_command
 from crossview_localizer.geometry import MapGrid
 from training.data.rendered_places import encode_jpeg, RenderedPlace, save_place, Shot
-from training.simulation.planning.planner import make_place
 from training.simulation.planning.regions import REGIONS
 
 AERIAL_PX_M = 0.25
@@ -27,6 +26,7 @@ def render_place(
     if path.exists():
         return path
     from training.simulation.look import draw_look, make_scene
+    from training.simulation.planning.planner import make_place
     from training.simulation.renderer import draw_aerial_look, render_aerial, Renderer
     from training.simulation.rig import draw_camera, draw_poses, photograph
 

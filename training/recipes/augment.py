@@ -45,13 +45,10 @@ def _blurred_or_sharpened(rgb, rng, blur_px):
 
 def _exposed(rgb, rng):
     """Exposure, contrast, white balance and saturation of another camera."""
-    levels = np.arange(256)[:, None] / 255.0
-    curve = np.exp(rng.normal(0.0, 0.25)) * levels ** np.exp(rng.normal(0.0, 0.3))
-    table = (curve + rng.normal(0.0, 0.04)) * np.exp(rng.normal(0.0, 0.06, 3))
-    out = cv2.LUT(rgb, np.clip(table * 255.0, 0, 255).astype(np.uint8)[None])
-    grey = np.full((3, 3), 1 / 3)
-    saturated = grey + rng.uniform(0.4, 1.5) * (np.eye(3) - grey)
-    return cv2.transform(out, saturated.astype(np.float32))
+    gain, gamma = np.exp(rng.normal(0.0, 0.25)), np.exp(rng.normal(0.0, 0.3))
+    table = _tone_table(gamma, gain, rng.normal(0.0, 0.04), np.exp(rng.normal(0.0, 0.06, 3)))
+    out = _toned(rgb, table)
+    return cv2.transform(out, _saturation_matrix(rng.uniform(0.4, 1.5)).astype(np.float32))
 
 
 def _recoloured(rgb, rng):
@@ -59,8 +56,7 @@ def _recoloured(rgb, rng):
     levels = np.arange(256) / 255.0
     gamma = np.exp(rng.normal(0.0, 0.35))
     gain, offset = np.exp(rng.normal(0.0, 0.25)), rng.normal(0.0, 0.06)
-    shared = gain * levels ** gamma + offset
-    table = np.repeat(shared[:, None], 3, 1) * np.exp(rng.normal(0.0, 0.08, 3))
+    table = _tone_table(gamma, gain, offset, np.exp(rng.normal(0.0, 0.08, 3)))
     if rng.random() < 0.6:
         knots = int(rng.integers(3, 7))
         curve = np.stack([
@@ -70,10 +66,9 @@ def _recoloured(rgb, rng):
             curve = curve[:, :1].repeat(3, 1)
         share = rng.uniform(0.2, 1.0)
         table = share * curve + (1.0 - share) * table
-    out = cv2.LUT(rgb, np.clip(table * 255.0, 0, 255).astype(np.uint8)[None])
+    out = _toned(rgb, table)
     saturation = rng.uniform(0.0, 1.8) if rng.random() < 0.8 else 0.0
-    grey = np.full((3, 3), 1 / 3)
-    matrix = grey + saturation * (np.eye(3) - grey)
+    matrix = _saturation_matrix(saturation)
     if rng.random() < 0.5:  # turn the hues
         angle = rng.uniform(-np.pi, np.pi)
         axis = np.ones(3) / np.sqrt(3.0)
@@ -82,6 +77,22 @@ def _recoloured(rgb, rng):
             1.0 - np.cos(angle)) * np.outer(axis, axis)
         matrix = matrix @ turn
     return cv2.transform(out, matrix.astype(np.float32))
+
+
+def _tone_table(gamma, gain, offset, tint):
+    """Output (256, 3) in 0..1, before clipping, of each input level."""
+    levels = np.arange(256)[:, None] / 255.0
+    return (gain * levels ** gamma + offset) * tint
+
+
+def _toned(rgb, table):
+    return cv2.LUT(rgb, np.clip(table * 255.0, 0, 255).astype(np.uint8)[None])
+
+
+def _saturation_matrix(saturation):
+    """Matrix (3, 3) of RGB: 0 gives grey, 1 changes nothing."""
+    grey = np.full((3, 3), 1 / 3)
+    return grey + saturation * (np.eye(3) - grey)
 
 
 def _shaded(rgb, rng):

@@ -71,10 +71,14 @@ class Road:
     junctions: list = field(default_factory=list)  # (s, half width of the other road)
 
     @property
+    def drive_m(self) -> float:
+        """From the middle to the outer edge of the lanes."""
+        return self.half_m - self.parking_m - self.shoulder_m
+
+    @property
     def lane_m(self) -> float:
         """Width of a lane."""
-        width_m = self.half_m - self.median_m - self.parking_m - self.shoulder_m
-        return width_m / max(self.lanes // 2, 1)
+        return (self.drive_m - self.median_m) / max(self.lanes // 2, 1)
 
     def clear(self, s: float, margin_m: float) -> bool:
         """Whether a station keeps its distance from all junctions."""

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from training.simulation.place import Ground, HALF_M, Part, Road
+from training.simulation.place import Ground, Part, Road
 from training.simulation.planning.buildings import build_house, draw_house_style
-from training.simulation.planning.land import find_stretches, lot_frame
+from training.simulation.planning.land import find_stretches, lot_frame, outline_drive
 from training.simulation.planning.plan import likely, Plan
-from training.simulation.planning.plants import plant_tree
+from training.simulation.planning.plants import plant_tree, plant_trees
 
 WOOD_DEPTH_M = 32.0
 
@@ -37,10 +37,10 @@ def plant_wood(plan: Plan, road: Road, side: int, clear_m: float) -> None:
             along = np.clip(s + rng.normal(0.0, 1.0), 0.0, road.line.length)
             spot = road.line.offset(along, side * (
                 road.half_m + out + rng.uniform(0.0, 0.8) * spacing_m))
-            if plan.is_inside(*spot) and plan.distance_at(*spot) > 1.0:
+            if plan.is_beside_roads(*spot, 1.0):
                 plant_tree(plan, spot, 0.6 * tall, tall)
         edge = road.line.offset(s, side * (road.half_m + max(1.0, clear_m - 1.0)))
-        if likely(rng, 0.5) and plan.is_inside(*edge) and plan.distance_at(*edge) > 0.8:
+        if likely(rng, 0.5) and plan.is_beside_roads(*edge, 0.8):
             plant_tree(plan, edge, 0.5, 2.5)
 
 
@@ -49,7 +49,7 @@ def plant_scattered(plan: Plan, road: Road, side: int, clear_m: float) -> None:
     for _ in range(rng.poisson(rng.choice([2.0, 8.0, 25.0]))):
         spot = road.line.offset(rng.uniform(0.0, road.line.length), side * (
             road.half_m + clear_m + rng.exponential(15.0)))
-        if plan.is_inside(*spot) and plan.distance_at(*spot) > 1.0:
+        if plan.is_beside_roads(*spot, 1.0):
             plant_tree(plan, spot, *((0.5, 2.5) if likely(rng, 0.4) else (3.0, 15.0)))
 
 
@@ -82,13 +82,8 @@ def lay_house(plan: Plan, road: Road, side: int, s: float, width_m: float) -> No
     reach_m = setback_m + rng.uniform(-2.0, 12.0)
     mouth = point + along * rng.choice([-1, 1]) * (wide_m / 2 + rng.uniform(2.0, 5.0))
     drive_m, flare_m = rng.uniform(2.8, 5.0), rng.uniform(0.5, 3.0)
-    near, far = road.half_m - 0.3, road.half_m + reach_m
-    drive = np.array([
-        mouth + along * (drive_m / 2 + flare_m) + normal * near,
-        mouth + along * drive_m / 2 + normal * (near + 3.0),
-        mouth + along * drive_m / 2 + normal * far, mouth - along * drive_m / 2 + normal * far,
-        mouth - along * drive_m / 2 + normal * (near + 3.0),
-        mouth - along * (drive_m / 2 + flare_m) + normal * near])
+    drive = outline_drive(road, mouth, along, normal, drive_m, flare_m, road.half_m + 2.7,
+                          road.half_m + reach_m)
     plan.lot_drives.append((drive, int(rng.choice(
         [Ground.GRAVEL, Ground.DRIVE, Ground.CONCRETE], p=[0.4, 0.4, 0.2]))))
     if likely(rng, 0.7):
@@ -97,11 +92,8 @@ def lay_house(plan: Plan, road: Road, side: int, s: float, width_m: float) -> No
             group = plan.new_group()
             plan.box((x, y, plan.z(x, y)), yaw, (0.1, 0.1, 1.0), Part.FENCE, group)
             plan.box((x, y, plan.z(x, y) + 1.0), yaw, (0.2, 0.5, 0.25), Part.SIGN, group)
-    for _ in range(rng.poisson(3.0)):
-        spot = point + along * rng.uniform(-0.5, 0.5) * width_m + normal * (
-            road.half_m + rng.uniform(3.0, setback_m + 25.0))
-        if np.abs(spot).max() < HALF_M - 3 and plan.free(plan.rectangle(spot, 0.0, 1.0, 1.0)):
-            plant_tree(plan, spot, 2.0, 16.0)
+    plant_trees(plan, (point, normal, yaw), width_m, road.half_m + 2.2, setback_m + 22.8,
+                rng.poisson(3.0), 2.0, 16.0)
 
 
 def put_guard_rail(plan: Plan, road: Road, side: int) -> None:
@@ -110,7 +102,7 @@ def put_guard_rail(plan: Plan, road: Road, side: int) -> None:
     start, offset_m = rng.uniform(0.0, road.line.length), road.half_m + rng.uniform(0.4, 1.5)
     for s in np.arange(start, min(start + rng.uniform(40.0, 150.0), road.line.length), 2.0):
         x, y = road.line.offset(s, side * offset_m)
-        if not (plan.is_inside(x, y) and plan.distance_at(x, y) > 0.2 and road.clear(s, 10.0)):
+        if not (plan.is_beside_roads(x, y, 0.2) and road.clear(s, 10.0)):
             continue
         yaw, z = lot_frame(road, side, s)[2], plan.z(x, y)
         plan.box((x, y, z), yaw, (0.12, 0.15, 0.75), Part.FENCE, group)

@@ -75,7 +75,7 @@ def put_lamps(plan: Plan, road: Road) -> None:
     for s in np.arange(rng.uniform(0, 15), road.line.length, rng.uniform(24, 45)):
         side = -side if likely(rng, 0.7) else side
         x, y = road.line.offset(s, side * (road.half_m + plan.kerb_m + 0.5))
-        if not plan.is_inside(x, y) or plan.distance_at(x, y) < 0.2:
+        if not plan.is_beside_roads(x, y, 0.2):
             continue
         z, yaw = plan.z(x, y), lot_frame(road, side, s)[2]
         plan.box((x, y, z), yaw, (0.16, 0.16, height), Part.POLE, group, 1.0, 0.6)
@@ -87,7 +87,7 @@ def put_lamps(plan: Plan, road: Road) -> None:
 def put_sign(plan: Plan, road: Road, s, side) -> None:
     rng = plan.rng
     x, y = road.line.offset(s, side * (road.half_m + plan.kerb_m + rng.uniform(0.4, 1.5)))
-    if not plan.is_inside(x, y) or plan.distance_at(x, y) < 0.2:
+    if not plan.is_beside_roads(x, y, 0.2):
         return
     z, yaw, group = plan.z(x, y), lot_frame(road, side, s)[2], plan.new_group()
     kind = rng.integers(3)

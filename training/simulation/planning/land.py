@@ -157,6 +157,19 @@ def lot_frame(road: Road, side: int, s: float):
     return road.line.at(s), normal, float(yaw)
 
 
+def outline_drive(road: Road, middle, along, normal, width, flare, throat, far) -> np.ndarray:
+    """Polygon of a drive from the edge of a road to ``far`` from its middle.
+
+    At the road it is wider by ``flare`` on each side, down to ``throat`` from the road's middle.
+    """
+    near = road.half_m - 0.3
+    return np.array([
+        middle + along * (width / 2 + flare) + normal * near,
+        middle + along * width / 2 + normal * throat, middle + along * width / 2 + normal * far,
+        middle - along * width / 2 + normal * far, middle - along * width / 2 + normal * throat,
+        middle - along * (width / 2 + flare) + normal * near])
+
+
 def cut_polygon(polygon, normal, offset) -> np.ndarray:
     """The part of a convex polygon in the half plane normal . p <= offset."""
     kept = []

@@ -7,7 +7,12 @@ from training.simulation.mesh import Material
 from training.simulation.place import Ground, HALF_M, Part, Road
 from training.simulation.planning.buildings import build_house, build_hut, draw_house_style
 from training.simulation.planning.country import lay_country_side
-from training.simulation.planning.land import find_sidewalk_edge, find_stretches, lot_frame
+from training.simulation.planning.land import (
+    find_sidewalk_edge,
+    find_stretches,
+    lot_frame,
+    outline_drive,
+)
 from training.simulation.planning.plan import likely, Plan
 from training.simulation.planning.plants import plant_bush, plant_tree, plant_trees
 
@@ -94,15 +99,8 @@ def lay_house_lot(plan: Plan, road, side, s, width, edge) -> None:
         at = flip * (width / 2 - drive_w / 2 - rng.uniform(0.2, 1.2))
         reach = setback + (rng.uniform(3.0, 9.0) if not house or likely(rng, 0.4) else 0.0)
         middle = point + along * at
-        flare = rng.uniform(0.0, 1.2)
-        near, far = road.half_m - 0.3, edge + reach
-        polygon = np.array([
-            middle + along * (drive_w / 2 + flare) + normal * near,
-            middle + along * drive_w / 2 + normal * (road.half_m + 1.5),
-            middle + along * drive_w / 2 + normal * far,
-            middle - along * drive_w / 2 + normal * far,
-            middle - along * drive_w / 2 + normal * (road.half_m + 1.5),
-            middle - along * (drive_w / 2 + flare) + normal * near])
+        polygon = outline_drive(road, middle, along, normal, drive_w, rng.uniform(0.0, 1.2),
+                                road.half_m + 1.5, edge + reach)
         kind = manner['drive'] if likely(rng, 0.75) else int(rng.choice(
             [Ground.CONCRETE, Ground.DRIVE, Ground.PAVING, Ground.GRAVEL]))
         plan.lot_drives.append((polygon, kind))

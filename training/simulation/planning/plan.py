@@ -121,5 +121,9 @@ class Plan:
         cv2.fillPoly(mask, [np.round((pixels - low) * 16).astype(np.int32)], 1, shift=4)
         return (slice(low[1], high[1]), slice(low[0], high[0])), mask
 
+    def is_beside_roads(self, x, y, margin_m: float) -> bool:
+        """Whether a point of the place is farther than ``margin_m`` from all carriageways."""
+        return self.is_inside(x, y) and self.distance_at(x, y) > margin_m
+
     def is_inside(self, x, y) -> bool:
         return max(abs(x), abs(y)) < HALF_M - 2.0

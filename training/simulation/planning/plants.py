@@ -23,7 +23,8 @@ def plant_bush(plan: Plan, spot) -> None:
         plant_tree(plan, spot, 0.5, 2.0)
 
 
-def plant_trees(plan: Plan, frame, width, edge, depth, count) -> None:
+def plant_trees(plan: Plan, frame, width, edge, depth, count, low=2.5, high=13.0) -> None:
+    """Trees on a lot, where nothing stands yet."""
     point, normal, yaw = frame
     along = np.array([np.cos(yaw), np.sin(yaw)])
     for _ in range(int(count)):
@@ -31,4 +32,4 @@ def plant_trees(plan: Plan, frame, width, edge, depth, count) -> None:
             edge + plan.rng.uniform(0.8, depth))
         if np.abs(spot).max() < HALF_M - 3 and plan.free(
                 plan.rectangle(spot, 0.0, 1.0, 1.0)):
-            plant_tree(plan, spot, 2.5, 13.0)
+            plant_tree(plan, spot, low, high)

@@ -148,8 +148,6 @@ def mark_road(plan: Plan, road: Road) -> None:
     unit, width = plan.new_unit(), rng.uniform(0.1, 0.16)
     dash, gap = ((3.0, 9.0) if road.grade in ('highway', 'arterial') else
                  (rng.uniform(1.5, 4.0), rng.uniform(2.0, 6.0)))
-    drive = road.half_m - road.parking_m - road.shoulder_m
-    lane = road.lane_m
     edge_line = likely(rng, {'local': 0.15, 'main': 0.4, 'rural': 0.7, 'country': 0.9,
                              'highway': 1.0, 'arterial': 0.5}.get(road.grade, 0.2))
     style = str(rng.choice(['double', 'single', 'dashed'], p={
@@ -167,29 +165,30 @@ def mark_road(plan: Plan, road: Road) -> None:
                 paint_dashes(plan, road, s0, s1, 0.0, width, centre, unit, dash, gap)
         for k in range(1, road.lanes // 2):
             for side in (1, -1):
-                paint_dashes(plan, road, s0, s1, side * (road.median_m + k * lane), width,
+                paint_dashes(plan, road, s0, s1, side * (road.median_m + k * road.lane_m), width,
                              Ground.WHITE, unit, dash, gap)
         if edge_line:
             for side in (1, -1):
                 inset = 0.0 if road.shoulder_m else rng.uniform(0.2, 0.5)
-                paint_line(plan, road, s0, s1, side * (drive - inset), width, Ground.WHITE, unit)
+                paint_line(plan, road, s0, s1, side * (road.drive_m - inset), width,
+                           Ground.WHITE, unit)
                 if road.median_m >= 0.3:
                     paint_line(plan, road, s0, s1, side * (road.median_m + 0.25), width,
                                centre, unit)
         if road.parking_m and likely(rng, 0.5):
             for side in (1, -1):
-                paint_line(plan, road, s0, s1, side * drive, width, Ground.WHITE, unit)
+                paint_line(plan, road, s0, s1, side * road.drive_m, width, Ground.WHITE, unit)
                 for s in np.arange(s0 + 2, s1 - 6, 6.0):
-                    plan.fill(plan.ribbon(road.line, s, s + 0.12, side * drive,
+                    plan.fill(plan.ribbon(road.line, s, s + 0.12, side * road.drive_m,
                                           side * road.half_m), Ground.WHITE, unit)
     for s, half in road.junctions:
         if s > road.line.length - 1.0:
             continue
         if road.grade not in ('rural', 'country', 'highway') or likely(rng, 0.4):
-            mark_junction(plan, road, s, half, drive, lane, unit)
+            mark_junction(plan, road, s, half, unit)
 
 
-def mark_junction(plan: Plan, road, s, half, drive, lane, unit) -> None:
+def mark_junction(plan: Plan, road, s, half, unit) -> None:
     """Stop lines, crossings and arrows on both sides of a junction."""
     rng = plan.rng
     crossing = str(rng.choice(['none', 'bars', 'lines'], p=plan.traits.crossings))
@@ -210,7 +209,8 @@ def mark_junction(plan: Plan, road, s, half, drive, lane, unit) -> None:
             # Traffic towards the junction keeps to its own side.
             side = way * (1 if plan.left_hand else -1)
             thick = rng.uniform(0.2, 0.6)
-            left0, left1 = sorted((side * (road.median_m + 0.15), side * (drive - 0.1)))
+            left0, left1 = sorted((
+                side * (road.median_m + 0.15), side * (road.drive_m - 0.1)))
             if plan.left_hand and likely(rng, 0.5):
                 for left in np.arange(left0, left1, 0.9):
                     plan.fill(plan.ribbon(road.line, stop, stop + way * thick, left,
@@ -220,7 +220,7 @@ def mark_junction(plan: Plan, road, s, half, drive, lane, unit) -> None:
                           Ground.WHITE, unit)
             if road.grade in ('arterial', 'main') and likely(rng, 0.6):
                 for k in range(max(road.lanes // 2, 1)):
-                    middle = side * (road.median_m + (k + 0.5) * lane)
+                    middle = side * (road.median_m + (k + 0.5) * road.lane_m)
                     paint_arrow(plan, road, stop + way * rng.uniform(4, 9), middle, -way, unit)
 
 
