@@ -296,15 +296,6 @@ print(interrupts, stop.is_set())
     assert int(interrupts) > 5 and is_set == 'True'
 
 
-@pytest.fixture
-def signal_handlers():
-    """Commands run in this process must not keep its interrupts."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture(scope='module')
 def small_bag(tmp_path_factory):
     return write_bag(tmp_path_factory.mktemp('small') / 'bag', strings(5, 0.1))

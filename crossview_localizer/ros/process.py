@@ -7,6 +7,7 @@ import re
 import sys
 
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -30,7 +31,7 @@ def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Ca
     try:
         initialize_ros(args)
         node = create()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ParameterException) as error:
         print(f'{parser.prog}: error: {error}', file=sys.stderr)
         rclpy.try_shutdown()
         return 2
