@@ -9,7 +9,7 @@ import numpy as np
 from crossview_localizer.camera.blind_images import BlindImageCheck
 from crossview_localizer.camera.decoding import BitDepth
 from crossview_localizer.camera.rectification import ImageRectifier
-from crossview_localizer.config import CameraConfig, NodeConfig
+from crossview_localizer.config import CameraConfig, MAX_LEVER_M, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.ros import conversions
@@ -131,7 +131,13 @@ class SensorRig:
             'antenna_xyz_m is not set: messages of the receiver are not used')
 
     def _base_from(self, frame_id: str) -> np.ndarray | None:
-        return self.static_transforms.lookup(self._config.base_frame, frame_id.lstrip('/'))
+        found = self.static_transforms.lookup(self._config.base_frame, frame_id.lstrip('/'))
+        if found is not None and (distance_m := np.linalg.norm(found[:3, 3])) > MAX_LEVER_M:
+            raise UnknownCalibration(
+                f'/tf_static puts {frame_id!r} {distance_m:.0f} m from '
+                f'{self._config.base_frame!r}; expected at most {MAX_LEVER_M:g} m: are its units '
+                'metres, and is the sensor on this vehicle?')
+        return found
 
     def _rectifier_for(self, image_frame_id: str) -> ImageRectifier:
         """The rectifier for the camera with its present calibration."""
