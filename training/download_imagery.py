@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+import hashlib
 import http.client
 import json
 import math
@@ -45,6 +46,8 @@ MAX_ZOOM = 23
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 # The server says that it has no imagery there.
 NO_IMAGERY = {204, 404, 410}
+# A photograph does not repeat: a picture of so many tiles is the server's notice.
+NOTICE_TILES = 4
 FIRST_WAIT_S = 1.0
 MAX_WAIT_S = 120.0
 
@@ -375,6 +378,23 @@ def download(source: Source, tiles: TileRange, folder: Path, fetcher: Fetcher) -
     return empty
 
 
+def drop_notices(tiles: TileRange, folder: Path) -> int:
+    """Empty the tiles that are one and the same picture; returns how many they are.
+
+    Some servers send a picture, with a text such as "Map data not yet available", where they have
+    no imagery.
+    """
+    paths = {}
+    for row, column in zip(tiles.rows.tolist(), tiles.columns.tolist()):
+        path = folder / f'{row}_{column}.png'
+        if data := path.read_bytes():
+            paths.setdefault(hashlib.sha256(data).digest(), []).append(path)
+    notices = [path for same in paths.values() if len(same) >= NOTICE_TILES for path in same]
+    for path in notices:
+        path.write_bytes(b'')
+    return len(notices)
+
+
 def write_geotiff(source: Source, tiles: TileRange, folder: Path, out: Path) -> None:
     """Join the tiles to a GeoTIFF in EPSG:3857, transparent where there is no imagery."""
     import rasterio
@@ -493,6 +513,8 @@ def _run(args: argparse.Namespace) -> None:
     folder = args.out.with_name(args.out.name + '.tiles')
     fetcher = Fetcher(args.rate_hz, args.attempts, args.timeout_s, key)
     empty = download(source, tiles, folder, fetcher)
+    notices = drop_notices(tiles, folder)
+    empty += notices
     if empty == len(tiles):
         shutil.rmtree(folder)
         raise ValueError(f'the source has no imagery in any of the {empty} tiles; is the zoom '
@@ -501,6 +523,9 @@ def _run(args: argparse.Namespace) -> None:
     if not args.keep_tiles:
         shutil.rmtree(folder)
     missing = f'; {empty} of {len(tiles)} tiles have no imagery' if empty else ''
+    if notices:
+        missing += (f' ({notices} are one and the same picture, as of a server that has none '
+                    'there: try a smaller --zoom)')
     print(f'{args.out}: {source.attribution}{missing}')
 
 
