@@ -400,6 +400,8 @@ def write_geotiff(source: Source, tiles: TileRange, folder: Path, out: Path) -> 
     import rasterio
     from rasterio.windows import Window
 
+    from crossview_localizer.maps.geotiff import new_geotiff
+
     side_px = source.tile_px
     pixel_m = tiles.side_m / side_px
     row0, col0 = int(tiles.rows.min()), int(tiles.columns.min())
@@ -409,19 +411,18 @@ def write_geotiff(source: Source, tiles: TileRange, folder: Path, out: Path) -> 
         pixel_m, 0.0, col0 * tiles.side_m - HALF_WORLD_M,
         0.0, -pixel_m, HALF_WORLD_M - row0 * tiles.side_m)
     profile = {
-        'driver': 'GTiff', 'width': width, 'height': height, 'count': 4, 'dtype': 'uint8',
-        'crs': 'EPSG:3857', 'transform': transform, 'tiled': True, 'compress': 'deflate',
-        'predictor': 2, 'photometric': 'RGB', 'alpha': 'YES', 'sparse_ok': True,
-        'bigtiff': 'IF_SAFER'}
-    with write_atomically(out) as writing, rasterio.open(writing, 'w', **profile) as file:
-        file.update_tags(TIFFTAG_COPYRIGHT=source.attribution,
-                         TIFFTAG_IMAGEDESCRIPTION=f'Web Mercator zoom {tiles.zoom}')
+        'width': width, 'height': height, 'count': 4, 'dtype': 'uint8', 'crs': 'EPSG:3857',
+        'transform': transform, 'tiled': True, 'compress': 'deflate', 'predictor': 2,
+        'photometric': 'RGB', 'alpha': 'YES', 'sparse_ok': True, 'bigtiff': 'IF_SAFER'}
+    tags = {'TIFFTAG_COPYRIGHT': source.attribution,
+            'TIFFTAG_IMAGEDESCRIPTION': f'Web Mercator zoom {tiles.zoom}'}
+    with new_geotiff(out, tags, **profile) as write:
         for row, column in zip(tiles.rows.tolist(), tiles.columns.tolist()):
             path = folder / f'{row}_{column}.png'
             if not path.stat().st_size:
                 continue
             rgba = cv2.cvtColor(_bgra_of(path.read_bytes()), cv2.COLOR_BGRA2RGBA)
-            file.write(np.moveaxis(rgba, 2, 0), window=Window(
+            write(np.moveaxis(rgba, 2, 0), Window(
                 (column - col0) * side_px, (row - row0) * side_px, side_px, side_px))
 
 
