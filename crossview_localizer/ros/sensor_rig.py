@@ -76,13 +76,35 @@ class SensorRig:
 
     def __init__(self, node_config: NodeConfig, camera_config: CameraConfig):
         self.static_transforms = StaticTransforms()
-        self.camera_info = None
+        self._camera_infos: dict[str, object] = {}  # by frame, the newest last
         self._blind_image_check = BlindImageCheck()
         self._bit_depth = BitDepth()
         self._config = node_config
         self._camera_height_m = camera_config.height_m
         self._antenna_m = (0.0, 0.0)  # in map, by the last fix
         self._rectifier: tuple[tuple, ImageRectifier] | None = None
+
+    @property
+    def camera_info(self):
+        """The newest camera_info; None before the first."""
+        return next(reversed(self._camera_infos.values()), None)
+
+    @camera_info.setter
+    def camera_info(self, msg) -> None:
+        # Replaced as a whole: another thread may look one up meanwhile.
+        others = {} if msg is None else self._camera_infos
+        new = {} if msg is None else {msg.header.frame_id.lstrip('/'): msg}
+        self._camera_infos = {
+            frame: info for frame, info in others.items() if frame not in new} | new
+
+    def camera_info_remark(self, image_frame_id: str) -> str:
+        """What to say where the images and the camera_info are of different frames, else ''."""
+        frames = [frame for frame in self._camera_infos if frame]
+        if self._config.camera_frame or not image_frame_id or not frames or (
+                image_frame_id.lstrip('/') in frames):
+            return ''
+        return (f'images are of the frame {image_frame_id!r}, camera_info is of '
+                f'{", ".join(map(repr, frames))}: expected that of the same camera')
 
     def gnss_fix(self, msg, frame: LocalFrame) -> GnssFix:
         """Convert a NavSatFix, with the lever arm of its antenna.
@@ -149,7 +171,8 @@ class SensorRig:
             raise UnknownCalibration(
                 f'/tf_static has no transform from {self._config.base_frame!r} to {frame_id!r} '
                 'and camera_xyz_rpy is not set: images are not used')
-        info = self.camera_info
+        # Where two cameras share a topic, each has its own.
+        info = self._camera_infos.get(image_frame_id.lstrip('/'), self.camera_info)
         if info is None:
             raise NoCameraInfo('no camera_info has been received: images are not used')
         key = (
