@@ -301,6 +301,14 @@ def small_bag(tmp_path_factory):
     return write_bag(tmp_path_factory.mktemp('small') / 'bag', strings(5, 0.1))
 
 
+def test_days_without_a_message_are_not_waited_for(tmp_path):
+    messages = [*strings(2, 0.01), *(
+        (topic, 1e6 + time_s, message) for topic, time_s, message in strings(3, 0.01))]
+    done = run_player(write_bag(tmp_path / 'bag', messages), '--clock')
+    assert done.returncode == 0 and '5 messages played' in done.stdout
+    assert '1000000 s without a message are left out' in done.stderr
+
+
 @pytest.mark.parametrize(('options', 'said'), [
     (['--topics', '/nothing'], 'no topic /nothing; it has /words'),
     (['--start-offset', '9'], 'past the end of the bag (0.4 s long)'),

@@ -73,4 +73,6 @@ def initialize_ros(args: list[str] | None) -> None:
     except RuntimeError as error:
         # rcl adds the places in its source to each reason.
         reason = ' '.join(re.sub(r', at [^,]*:\d+', '', str(error)).split())
+        if 'logging' in reason:
+            reason += '; set ROS_LOG_DIR to a folder that can be written to'
         raise ValueError(reason.removeprefix('failed to initialize rcl: ')) from error
