@@ -2,6 +2,7 @@
 
 from http.server import BaseHTTPRequestHandler, HTTPServer
 import multiprocessing
+import socket
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import rasterio.shutil
 from rasterio.transform import Affine
 
 from crossview_localizer.geometry import LocalFrame, MapGrid
+from crossview_localizer.maps import imagery as imagery_module
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.maps.samples import Lost
 
@@ -601,3 +603,14 @@ def test_of_a_cog_on_the_web_only_the_parts_that_are_needed_are_read(tmp_path, w
     assert 0 < sent.value < 0.25 * size
     with pytest.raises(OSError, match='none.tif cannot be read'):
         Imagery.open(f'{address}/none.tif', OXFORD)
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(monkeypatch):
+    for name in imagery_module.WEB_SETTINGS:
+        monkeypatch.setenv(name, '')
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(imagery_module.WEB_SETTINGS, 'GDAL_HTTP_LOW_SPEED_TIME', '1')
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        address = f'http://127.0.0.1:{server.getsockname()[1]}/sheet.tif'
+        with pytest.raises(OSError, match='sheet.tif cannot be read .*too slow'):
+            Imagery.open(address)

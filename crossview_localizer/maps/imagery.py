@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import math
+import os
 from pathlib import Path
 import re
 import warnings
@@ -44,6 +45,11 @@ PIXEL_RANGE_M = (0.005, 10.0)
 COARSE = 8              # cells this many times larger than the pixels are read from overviews
 IMAGE_SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2', '.png', '.jpg', '.jpeg', '.img')
 MAX_NAMES = 3           # of files, in one message
+# GDAL waits for ever for a server that has stopped, and gives up at the first one that is busy.
+# Variables of the environment that are set already are kept.
+WEB_SETTINGS = {
+    'GDAL_HTTP_LOW_SPEED_LIMIT': '100', 'GDAL_HTTP_LOW_SPEED_TIME': '30',
+    'GDAL_HTTP_MAX_RETRY': '3', 'GDAL_HTTP_RETRY_DELAY': '2'}
 # How files begin that are taken for images by mistake.
 FILE_KINDS = {
     b'<': 'it is a page or a text, not an image: download it again',
@@ -300,6 +306,9 @@ def _named(paths: Sequence[str]) -> str:
 def _open_dataset(path: str):
     if not _is_remote(path) and not Path(path).exists():
         raise FileNotFoundError(f'{path} does not exist; expected a GeoTIFF')
+    if _is_remote(path):
+        for name, value in WEB_SETTINGS.items():
+            os.environ.setdefault(name, value)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
