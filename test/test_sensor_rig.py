@@ -1,4 +1,4 @@
-"""Images get the calibration of their own camera."""
+"""Messages become records with the place of their sensor; cameras keep their calibrations."""
 
 import pytest
 
@@ -8,10 +8,11 @@ from array import array
 
 from geometry_msgs.msg import TransformStamped
 import numpy as np
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, NavSatFix
 from tf2_msgs.msg import TFMessage
 
 from crossview_localizer.config import CameraConfig, NodeConfig
+from crossview_localizer.geometry import LocalFrame
 from crossview_localizer.ros.sensor_rig import SensorRig
 
 FOCAL_PX = {'front': 8.0, 'rear': 5.0}
@@ -60,3 +61,21 @@ def test_camera_info_of_another_camera_is_remarked_on(parameters, is_said):
     assert rig.camera_image(image_of('front', 0)).camera.fx_px == FOCAL_PX['rear']
     remark = rig.camera_info_remark('front')
     assert ("of the frame 'front', camera_info is of 'rear'" in remark) is is_said
+
+
+def test_of_the_positions_of_one_stamp_the_first_is_used():
+    rig = SensorRig(NodeConfig(antenna_xyz_m=(0.0, 0.0, 0.0)), CameraConfig())
+    frame = LocalFrame(51.76, -1.26)
+
+    def fix_of(second: int, y_m: float, receiver: str = 'gnss'):
+        msg = NavSatFix(position_covariance_type=0)
+        msg.header.stamp.sec, msg.header.frame_id = second, receiver
+        msg.latitude, msg.longitude = frame.latlon_from_xy(0.0, y_m)
+        return rig.gnss_fix(msg, frame).y_m
+
+    assert fix_of(1, 0.0) == fix_of(1, 0.0) == pytest.approx(0.0, abs=1e-6)
+    for y_m in (4.0, 8.0):
+        with pytest.raises(ValueError, match='a second position of the same stamp'):
+            fix_of(1, y_m)
+    assert fix_of(2, 20.0) == pytest.approx(20.0, abs=1e-6)
+    assert fix_of(2, 21.0, 'gnss_rear') == pytest.approx(21.0, abs=1e-6)

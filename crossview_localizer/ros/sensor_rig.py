@@ -82,6 +82,7 @@ class SensorRig:
         self._config = node_config
         self._camera_height_m = camera_config.height_m
         self._antenna_m = (0.0, 0.0)  # in map, by the last fix
+        self._last_fix = ((0, ''), (0.0, 0.0))  # stamp and frame, position
         self._rectifier: tuple[tuple, ImageRectifier] | None = None
 
     @property
@@ -109,11 +110,19 @@ class SensorRig:
     def gnss_fix(self, msg, frame: LocalFrame) -> GnssFix:
         """Convert a NavSatFix, with the lever arm of its antenna.
 
-        Raises UnknownCalibration, or ValueError if the message is not valid.
+        Raises UnknownCalibration, or ValueError if the message is not valid, or gives its antenna
+        another position for the stamp of the message before.
         """
         fix = conversions.gnss_fix_from_msg(
             msg, frame, self.base_from_antenna_m(msg.header.frame_id),
             self._config.gnss_unknown_sigma_m)
+        stamped = (fix.stamp_ns, msg.header.frame_id)
+        if fix.stamp_ns > 0 and stamped == self._last_fix[0] and (
+                (fix.x_m, fix.y_m) != self._last_fix[1]):
+            raise ValueError(
+                'a second position of the same stamp: the first is used; does the driver round '
+                'its stamps to seconds, or do two receivers publish here?')
+        self._last_fix = stamped, (fix.x_m, fix.y_m)
         self._antenna_m = (fix.x_m, fix.y_m)
         return fix
 
