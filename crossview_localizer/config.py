@@ -9,6 +9,7 @@ beside the code that uses it.
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 import math
+import os
 
 
 def tunable(default, description: str, low=None, high=None, choices=None):
@@ -232,6 +233,9 @@ def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, Loca
     # ROS has no empty lists: numbers that are all NaN stand for one.
     values = {name: () if name in LIST_LENGTHS and _is_unknown(value) else value
               for name, value in values.items()}
+    # No shell replaces the ~ in a parameter file.
+    values |= {name: os.path.expanduser(value) for name, value in values.items()
+               if name.endswith('_path') and isinstance(value, str)}
     node_config = config_from_flat(
         NodeConfig, {name: value for name, value in values.items() if name in node_names})
     for name in ('map_frame', 'odom_frame', 'base_frame', 'camera_frame'):

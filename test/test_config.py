@@ -76,6 +76,12 @@ def test_a_camera_upside_down_that_looks_back_is_a_mounting_like_another():
     assert configs_from_parameters({'camera_xyz_rpy': mounting})[0].camera_xyz_rpy == mounting
 
 
+def test_the_home_folder_may_be_written_as_in_a_shell(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/car')
+    config = configs_from_parameters({'map_path': '~/oxford.map', 'last_pose_path': 'auto'})[0]
+    assert (config.map_path, config.last_pose_path) == ('/home/car/oxford.map', 'auto')
+
+
 @pytest.mark.parametrize('name', ['filter', 'buffer_s', 'match.buffer_s'])
 def test_a_name_must_be_the_full_dotted_one(name):
     with pytest.raises(ValueError, match='unknown parameter'):

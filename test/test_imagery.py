@@ -9,6 +9,7 @@ import numpy as np
 from pyproj import Transformer
 import pytest
 import rasterio
+from rasterio.enums import ColorInterp
 import rasterio.shutil
 from rasterio.transform import Affine
 
@@ -252,6 +253,14 @@ def test_a_file_of_several_rasters_asks_for_one_of_them(tmp_path):
                 APPEND_SUBDATASET='YES' if path.exists() else 'NO') as file:
             file.write(np.full((3, 64, 64), level, np.uint8))
     with pytest.raises(ValueError, match=f'holds 2 rasters; .*gdal_translate GPKG:{path}:summer '):
+        Imagery.open(path)
+
+
+def test_a_mask_alone_is_refused(tmp_path):
+    path = write_tiff(tmp_path / 'mask.tif', np.full((64, 64), 255, np.uint8), UTM, 'EPSG:32630')
+    with rasterio.open(path, 'r+') as file:
+        file.colorinterp = [ColorInterp.alpha]
+    with pytest.raises(ValueError, match='mask.tif holds transparency alone'):
         Imagery.open(path)
 
 

@@ -147,6 +147,8 @@ def describe_samples(path: str, dataset) -> tuple[Samples, np.ndarray | None, li
             f'{path} has {", ".join(sorted(kinds))} samples ({meaning[0].name} first); '
             'expected grey or red, green and blue: gdal_translate -ot Byte -scale, or '
             '-expand rgb, converts')
+    if set(meaning) == {ColorInterp.alpha}:
+        raise ValueError(f'{path} holds transparency alone; expected grey or red, green and blue')
     notes = []
     found = Samples(_colour_bands(_named_colours(dataset), notes))
     found = replace(found, nodata=tuple(dataset.nodatavals[band - 1] for band in found.bands))
