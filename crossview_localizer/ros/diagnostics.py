@@ -303,9 +303,8 @@ class Diagnostics:
             odometry.values['tf'] = remedies.NO_ODOM_TF  # of no concern to the localizer
         statuses = [
             self.node.status(covariance is not None, waits_for_clock),
-            self._warned_of_two_publishers('camera_info', self._warned_of_two_publishers(
-                self._image_topic, self.camera.status(
-                    now_s, self._config.input_timeout_s, *self._image_silence()))),
+            self._warned_of_two_publishers(self._image_topic, self.camera.status(
+                now_s, self._config.input_timeout_s, *self._image_silence())),
             self._input_status(self.gnss, 'gnss', now_s),
             odometry, self.map_status,
             self.matcher.status(now_s, self._config.input_timeout_s),
