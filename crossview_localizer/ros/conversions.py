@@ -53,9 +53,9 @@ GNSS_STATUS_UNKNOWN = -2
 MAX_ORIGIN_DISTANCE_M = 500e3
 # The sine of the largest elevation of a camera's axis: above it no road is seen.
 MAX_UPWARD = 0.7
-# A focal length below this share of the width is that of no lens; a principal point nearer to the
-# edge than this share of it is that of other images.
-MIN_FOCAL_SHARE, EDGE_SHARE = 0.05, 0.05
+# A focal length below this share of the width is that of no lens; a principal point beyond this
+# share of both sides is that of other images.
+MIN_FOCAL_SHARE, FAR_SHARE = 0.05, 0.7
 PLANAR = (0, 1, 5)  # rows of x, y, yaw in a pose's 6x6 covariance
 
 # Camera body (x ahead, y left, z up) from optical frame (x right, y down, z ahead), REP-103.
@@ -421,11 +421,12 @@ def rectifier_from_msg(
         raise ValueError(
             f'camera_info has a focal length of {k[0, 0]:g} px for a width of {width_px} px; '
             'expected pixels: is the calibration in another unit?')
-    # A part of an image may lack the middle of the whole one.
-    if not (info.roi.width or EDGE_SHARE < k[0, 2] / width_px < 1.0 - EDGE_SHARE):
+    # One that was cropped has it off the middle on one axis, seldom on both.
+    if not info.roi.width and (k[:2, 2] > FAR_SHARE * size).all():
         raise ValueError(
-            f'camera_info has its principal point at {k[0, 2]:g} px of a width of {width_px} px; '
-            'expected it near the middle: is the calibration that of larger images?')
+            f'camera_info has its principal point at {k[0, 2]:g}, {k[1, 2]:g} px of '
+            f'{width_px}x{height_px} px; expected it near the middle: is the calibration that of '
+            'larger images?')
     camera = CameraModel(
         width_px, height_px, k[0, 0], k[1, 1], k[0, 2], k[1, 2], base_from_camera, height_m)
     if image_is_rectified:
