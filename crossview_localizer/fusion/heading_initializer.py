@@ -32,9 +32,9 @@ START_YAW_SIGMA_RAD = 0.2
 # Of the fixes within one such cell of the odometry frame only the newest counts: a vehicle that
 # stands does not show its heading.
 CELL_M = 0.25
-# Fixes that have moved by more than GONE_M, and so many times as far as the odometry, show that it
+# Fixes that have moved by more than FIXES_MOVED_M, and so many times as far as the odometry, show that it
 # does not tell of the motion.
-GONE_M, GONE_TIMES = 100.0, 10.0
+FIXES_MOVED_M, FIXES_MOVED_TIMES = 100.0, 10.0
 # A misfit outside this share of its distribution means that odometry and GNSS disagree.
 MISFIT_PROBABILITY = 0.9999
 
@@ -158,7 +158,7 @@ class HeadingInitializer:
         since = [s.odom_from_base for s in odometry if s.stamp_ns >= first.stamp_ns]
         driven_m = max((math.hypot(pose.x_m - since[0].x_m, pose.y_m - since[0].y_m)
                         for pose in since), default=math.inf)
-        if gone_m <= max(GONE_M, GONE_TIMES * driven_m):
+        if gone_m <= max(FIXES_MOVED_M, FIXES_MOVED_TIMES * driven_m):
             return ''
         return (f'fixes have moved {gone_m:.0f} m, the odometry {driven_m:.1f} m; expected '
                 'odometry of this vehicle, in metres and with x ahead')
