@@ -32,7 +32,7 @@ START_YAW_SIGMA_RAD = 0.2
 # Of the fixes within one such cell of the odometry frame only the newest counts: a vehicle that
 # stands does not show its heading.
 CELL_M = 0.25
-# Fixes that have moved by more than FIXES_MOVED_M, and so many times as far as the odometry, show that it
+# Fixes that have moved by more than this, and so many times as far as the odometry, show that it
 # does not tell of the motion.
 FIXES_MOVED_M, FIXES_MOVED_TIMES = 100.0, 10.0
 # A misfit outside this share of its distribution means that odometry and GNSS disagree.
