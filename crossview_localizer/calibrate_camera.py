@@ -41,7 +41,8 @@ def main(arguments=None) -> int:
                         help='largest number of images for the offset (default 80)')
     parser.add_argument('--spacing-m', type=float, default=5.0,
                         help='smallest distance between two of these images (default 5)')
-    add_topic_arguments(parser, ('image', 'camera_info', 'gnss', 'odometry', 'truth'))
+    add_topic_arguments(
+        parser, ('image', 'camera_info', 'gnss', 'odometry', 'tf_static', 'truth'))
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     return run_command(parser, arguments, _calibrate)
 

@@ -13,6 +13,7 @@ from tf2_msgs.msg import TFMessage
 
 from crossview_localizer.config import CameraConfig, NodeConfig
 from crossview_localizer.geometry import LocalFrame
+from crossview_localizer.ros.inputs import rectification_remark
 from crossview_localizer.ros.sensor_rig import SensorRig
 
 FOCAL_PX = {'front': 8.0, 'rear': 5.0}
@@ -79,3 +80,13 @@ def test_of_the_positions_of_one_stamp_the_first_is_used():
             fix_of(1, y_m)
     assert fix_of(2, 20.0) == pytest.approx(20.0, abs=1e-6)
     assert fix_of(2, 21.0, 'gnss_rear') == pytest.approx(21.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(('topic', 'is_rectified', 'said'), [
+    ('/front/image_rect_color', False, 'rectified: set image_is_rectified to true'),
+    ('/front/image_raw/compressed', True, 'not rectified: set image_is_rectified to false'),
+    ('/front/image_rect', True, ''), ('/front/image_raw', False, ''),
+    ('/direct/image', False, '')])
+def test_the_name_of_a_topic_that_contradicts_the_parameter_is_told(topic, is_rectified, said):
+    remark = rectification_remark(topic, is_rectified)
+    assert said in remark and bool(remark) is bool(said)

@@ -265,7 +265,8 @@ def main(arguments=None) -> int:
                         'calibrate_camera does')
     parser.add_argument('--params', type=Path,
                         help='parameter file of the node: camera, frames, noise of the sensors')
-    add_topic_arguments(parser, ('image', 'camera_info', 'gnss', 'odometry', 'truth'))
+    add_topic_arguments(
+        parser, ('image', 'camera_info', 'gnss', 'odometry', 'tf_static', 'truth'))
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
                         help='device of the network (default %(default)s)')
     parser.add_argument('--mixed-precision', action='store_true',
