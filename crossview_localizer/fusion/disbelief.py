@@ -139,7 +139,7 @@ def is_share_of_distance(belief: Belief, residual, noise) -> bool:
 def _with_unknown_odometry(belief: Belief, slow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of a start that keeps nothing but the pose and what matches are off.
 
-    The pose is without a covariance; ``slow`` (16,) as in ``slow_sigmas``.
+    The pose is without a covariance; ``slow`` (17,) as in ``slow_sigmas``.
     """
     mean, covariance = belief.mean.copy(), np.diag(slow**2)
     mean[SCALE] = mean[TURN_BIAS] = mean[EARLY] = 0.0

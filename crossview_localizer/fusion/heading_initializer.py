@@ -13,6 +13,8 @@ from crossview_localizer.fusion.motion_model import (
     ANTENNA,
     ANTENNA_SIGMA_M,
     BIAS,
+    COURSE_DELAY,
+    COURSE_DELAY_SIGMA_S,
     EARLY,
     interpolated_pose,
     ODOMETRY_STAMPS_SIGMA_S,
@@ -40,7 +42,7 @@ MISFIT_PROBABILITY = 0.9999
 
 @dataclass(frozen=True)
 class AlignedStart:
-    """State (16,) without speed and match biases, and covariance, at the last fix.
+    """State (17,) without speed and match biases, and covariance, at the last fix.
 
     ``misfit`` is the chi-square of the misfit.
     """
@@ -89,20 +91,21 @@ def aligned_start(
     position_m = measured_m.mean(axis=0) + rotation(yaw_rad) @ offset_m
     mean_variance = (
         errors.sum() / count**2 + config.gnss_bias_sigma_m**2 - 2 * wander[:, -1].mean())
-    # Columns: yaw, scale, bias x, y, eps x, y, yaw-rate bias, stamps, antenna ahead, left.
-    sources = np.zeros((STATES, 10))
+    # Columns: yaw, scale, bias x, y, eps x, y, yaw-rate bias, stamps, antenna ahead, left,
+    # delay of courses.
+    sources = np.zeros((STATES, 11))
     sources[POSITION, 0] = rotation_derivative(yaw_rad) @ offset_m
     sources[POSITION, 1] = rotation(yaw_rad) @ offset_m
     sources[POSITION, 2:4] = sources[POSITION, 4:6] = -np.eye(2)
     sources[YAW, 0] = sources[SCALE, 1] = sources[TURN_BIAS, 6] = 1.0
-    sources[EARLY, 7] = 1.0
+    sources[EARLY, 7] = sources[COURSE_DELAY, 10] = 1.0
     sources[BIAS, 2:4] = sources[ANTENNA, 8:10] = np.eye(2)
     sources[POSITION, 8:10] = -rotation(yaw_rad + odom_from_base.yaw_rad)
     variances = np.array([
         yaw_variance, config.odometry_scale_sigma**2,
         *[config.gnss_bias_sigma_m**2] * 2, *[mean_variance] * 2,
         config.odometry_turn_bias_sigma_radps**2, ODOMETRY_STAMPS_SIGMA_S**2,
-        *[ANTENNA_SIGMA_M**2] * 2])
+        *[ANTENNA_SIGMA_M**2] * 2, COURSE_DELAY_SIGMA_S**2])
     mean = np.zeros(STATES)
     mean[POSE] = *position_m, wrap_angle(yaw_rad + odom_from_base.yaw_rad)
     return AlignedStart(mean, (sources * variances) @ sources.T, float(misfit))
