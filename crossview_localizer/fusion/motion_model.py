@@ -40,7 +40,7 @@ ODOMETRY_STAMPS_TAU_S = 14400.0
 # Sigma of the time by which the stamps of the odometry are early or late.
 ODOMETRY_STAMPS_SIGMA_S = 0.05
 # The antenna is a few decimetres from where it is said to be; it stays there.
-ANTENNA_SIGMA_M, ANTENNA_TAU_S = 0.5, 14400.0
+ANTENNA_SIGMA_M, ANTENNA_TAU_S = 0.3, 14400.0
 # A receiver smooths its courses.
 COURSE_DELAY_SIGMA_S, COURSE_DELAY_TAU_S = 0.3, 14400.0
 # Sigma of the speed of an odometry increment.
