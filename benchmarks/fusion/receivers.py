@@ -51,11 +51,6 @@ def run_receivers(data: Path, seeds, lines: EstimateLines) -> dict:
                 in_order(odometry, fixes), FilterConfig(), np.arange(LEARNED_S, DRIVE_S), truth)
             lines.add('receivers', str(seed), name, estimates)
             found.setdefault(name, []).append(estimates)
-    rows = {}
-    for name, parts in found.items():
-        estimates = pooled(parts)
-        sigmas_m = np.sqrt(np.linalg.eigvalsh(estimates.covariances[:, :2, :2])[:, 1])
-        rows[name] = asdict(RECEIVERS[name]) | estimates.metrics() | {
-            'least_coverage_95': min(part.metrics()['coverage_95'] for part in parts),
-            'sigma_median_m': float(np.median(sigmas_m))}
-    return rows
+    return {name: asdict(RECEIVERS[name]) | pooled(parts).metrics() | {
+        'least_coverage_95': min(part.metrics()['coverage_95'] for part in parts)}
+        for name, parts in found.items()}
