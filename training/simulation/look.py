@@ -65,7 +65,8 @@ _PARTS = {
     Part.DARK: [(.03, .03, .03), (.06, .05, .02)],
 }
 _NOISE_SIZE = 1024
-LASTING = 0.65     # share of the views with the lasting colours of the ground, and of objects
+LASTING = 0.85     # share of the views with the lasting colours of the ground, and of objects
+ODD = 0.15         # share of the draws whose ground has colours that no rule limits
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def draw_look(place_seed: int, seed, aerial: bool) -> Look:
 
 def _draw_albedo(rng) -> np.ndarray:
     """Linear albedo of each kind of ground (kinds, 3)."""
-    odd = rng.random() < 0.35      # colours that no rule limits
+    odd = rng.random() < ODD
     albedo = np.empty((len(Ground), 3), np.float32)
     green = rng.dirichlet([1.0, 1.0, 1.0, 1.2, 0.8])
     for kind in Ground:
