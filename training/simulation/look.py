@@ -215,7 +215,7 @@ def coloured_mesh(mesh: Mesh, groups: int, place_seed: int, rng) -> Mesh:
 def _ground_colours(place: Place, look: Look, rng) -> np.ndarray:
     """Square root of albedo, uint8 RGB, of the ground raster."""
     lasting = np.random.default_rng([place.seed, 42])
-    kind, unit = _ragged(place)
+    kind, unit = ragged_edges(place)
     count = kind.shape[0]
     units = int(unit.max()) + 1
     shades = np.exp(lasting.normal(0.0, look.unit_spread, units)
@@ -246,7 +246,7 @@ def _ground_colours(place: Place, look: Look, rng) -> np.ndarray:
     return cv2.GaussianBlur(image, (0, 0), 0.6)
 
 
-def _ragged(place: Place) -> tuple[np.ndarray, np.ndarray]:
+def ragged_edges(place: Place) -> tuple[np.ndarray, np.ndarray]:
     """Kind and unit of the ground, with ragged edges where something grows or lies loose."""
     lasting = np.random.default_rng([place.seed, 44])
     count = place.kind.shape[0]
@@ -256,14 +256,14 @@ def _ragged(place: Place) -> tuple[np.ndarray, np.ndarray]:
         for _ in range(2)]
     rows, cols = np.indices((count, count), np.float32)
     col, row = cols + shift[0], rows + shift[1]
-    loose = np.isin(place.kind, _GROWN) | (place.kind == Ground.ASPHALT)
-    ragged = []
-    kind = cv2.remap(place.kind, col, row, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT)
-    moved = loose & (np.isin(kind, _GROWN) | (kind == Ground.ASPHALT))
-    for old in (place.kind, place.unit):
-        new = cv2.remap(old, col, row, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT)
-        ragged.append(np.where(moved, new, old))
-    return ragged[0], ragged[1]
+
+    def shifted(raster):
+        return cv2.remap(raster, col, row, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT)
+
+    loose = (*_GROWN, Ground.ASPHALT)
+    kind = shifted(place.kind)
+    moves = np.isin(place.kind, loose) & np.isin(kind, loose)
+    return np.where(moves, kind, place.kind), np.where(moves, shifted(place.unit), place.unit)
 
 
 def _noise_of_all_sizes(rng, count: int) -> np.ndarray:
