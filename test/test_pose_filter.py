@@ -169,8 +169,9 @@ def derivative(function, state, step=1e-6) -> np.ndarray:
 
 
 STATE = np.array(
-    [12.0, -7.0, 2.1, 9.0, 0.03, 0.004, 1.5, -2.5, 0.4, -0.2, 0.01, -0.3, 0.6, 0.08])
-DECAY = np.array([1.0, 1.0, 1.0, 1.0, 0.98, 0.97, 0.9, 0.9] + 6 * [0.95])
+    [12.0, -7.0, 2.1, 9.0, 0.03, 0.004, 1.5, -2.5, 0.4, -0.2, 0.01, -0.3, 0.6,
+     0.2, -0.1, 0.15, 0.08])
+DECAY = np.array([1.0, 1.0, 1.0, 1.0, 0.98, 0.97, 0.9, 0.9] + 9 * [0.95])
 STANDS = (0.0, 0.0, 0.0)
 
 
@@ -258,7 +259,7 @@ def test_only_increments_of_the_odometry_frame_matter():
 def test_a_fix_is_weighed_against_pose_and_bias_as_the_closed_form_says():
     pose_filter = straight(until_s=0.0, sigma_m=2.0)
     update = pose_filter.add_gnss(gnss(0.0, 3.0, 0.0, sigma_m=1.0))
-    spread_m2 = 2.0**2 + CONFIG.gnss_bias_sigma_m**2 + 1.0**2
+    spread_m2 = (2.0**2 + CONFIG.gnss_bias_sigma_m**2 + motion_model.ANTENNA_SIGMA_M**2 + 1.0**2)
     found = pose_filter.estimate_at(at(0.0))
     assert update.outcome is Outcome.USED
     assert update.mahalanobis2 == pytest.approx(3.0**2 / spread_m2)
@@ -280,6 +281,24 @@ def test_the_lever_arm_is_turned_with_the_heading():
     update = pose_filter.add_gnss(fix)
     assert update.mahalanobis2 == pytest.approx(0.0, abs=1e-12)
     assert pose_filter.estimate_at(at(0.0)).pose.y_m == pytest.approx(5.0)
+
+
+def test_an_antenna_beside_where_it_is_said_to_be_is_found_in_turns_and_not_before():
+    path, off_m = winding_path(302), np.array([-0.3, 0.2])
+    rng, pose_filter = np.random.default_rng(3), PoseFilter(CONFIG)
+    pose_filter.set_pose(estimate(1.0, *path[100].as_array(), 0.3, 0.01))
+    for tick in range(100, 30100, 10):
+        pose_filter.add_odometry(OdometrySample(at(tick / 100), path[tick]))
+        if tick % 100 == 0:
+            noisy_m = path[tick].transform(off_m) + 0.02 * rng.standard_normal(2)
+            pose_filter.add_gnss(gnss(tick / 100, *noisy_m, sigma_m=0.02))
+    found_m, sigmas_m = slow_state(pose_filter, motion_model.ANTENNA)
+    assert np.allclose(found_m, off_m, atol=0.1) and sigmas_m.max() < 0.1
+    error = error_of(pose_filter.estimate_at(at(tick / 100)), path[tick])
+    assert np.linalg.norm(error[:2]) < 0.1
+    ahead = straight(until_s=4.0)
+    ahead.add_gnss(gnss(4.0, 40.0, 0.0, 0.02))
+    assert slow_state(ahead, motion_model.ANTENNA)[1].min() > 0.95 * motion_model.ANTENNA_SIGMA_M
 
 
 # --- matches ------------------------------------------------------------------------------------
@@ -454,12 +473,25 @@ def test_what_a_camera_adds_to_all_matches_is_found_in_turns():
     assert unaware_error @ np.linalg.solve(unaware_covariance, unaware_error) > 50.0
 
 
+def winding_path(seconds: int) -> list[Pose2D]:
+    """The poses of each 10 ms at 4 to 12 m/s, with turns of 0.5 rad/s to both sides."""
+    path, pose = [], Pose2D(0.0, 0.0, 0.0)
+    for tick in range(100 * seconds):
+        path.append(pose)
+        pose = pose @ Pose2D(
+            0.08 + 0.04 * math.sin(0.003 * tick), 0.0, 0.005 * math.sin(0.005 * tick))
+    return path
+
+
+def slow_state(pose_filter: PoseFilter, state) -> tuple[np.ndarray, np.ndarray]:
+    """What is known of a slow state, and its sigma."""
+    known = pose_filter.history[0].beliefs[-1]
+    return known.mean[state], np.sqrt(np.diag(known.covariance)[state])
+
+
 @pytest.mark.parametrize('early_s', [-0.1, 0.0, 0.1])
 def test_by_how_much_the_stamps_of_the_odometry_are_early_is_found_in_turns(early_s):
-    path, pose = [], Pose2D(0.0, 0.0, 0.0)
-    for tick in range(6200):  # of 10 ms
-        path.append(pose)
-        pose = pose @ Pose2D(0.08, 0.0, 0.005 * math.sin(0.005 * tick))
+    path = winding_path(62)
     rng, nees = np.random.default_rng(2), []
     pose_filter = PoseFilter(CONFIG, WHITE)
     pose_filter.set_pose(estimate(1.0, *path[100].as_array(), 0.3, 0.01))
@@ -472,9 +504,8 @@ def test_by_how_much_the_stamps_of_the_odometry_are_early_is_found_in_turns(earl
             found = pose_filter.estimate_at(at(tick / 100))
             error = error_of(found, path[tick])
             nees.append(error @ np.linalg.solve(found.covariance, error))
-    known = pose_filter.history[0].beliefs[-1]
-    sigma_s = math.sqrt(known.covariance[motion_model.EARLY, motion_model.EARLY])
-    assert known.mean[motion_model.EARLY] == pytest.approx(early_s, abs=0.01) and sigma_s < 0.01
+    found_s, sigma_s = slow_state(pose_filter, motion_model.EARLY)
+    assert found_s == pytest.approx(early_s, abs=0.01) and sigma_s < 0.01
     assert np.mean(np.array(nees) < 7.815) >= 0.9
 
 
@@ -768,7 +799,8 @@ def test_a_fix_far_away_is_refused_with_its_distance_and_changes_nothing():
     before = pose_filter.estimate_at(at(4.0))
     update = pose_filter.add_gnss(gnss(4.0, 100.0, 0.0))
     assert update.outcome is Outcome.GATED
-    spread_m2 = before.covariance[0, 0] + CONFIG.gnss_bias_sigma_m**2 + 0.7**2
+    spread_m2 = (before.covariance[0, 0] + CONFIG.gnss_bias_sigma_m**2
+                 + motion_model.ANTENNA_SIGMA_M**2 + 0.7**2)
     assert update.mahalanobis2 == pytest.approx(60.0**2 / spread_m2)
     after = pose_filter.estimate_at(at(4.0))
     assert after.pose == before.pose and np.array_equal(after.covariance, before.covariance)
@@ -1263,6 +1295,23 @@ def test_a_course_of_a_slow_vehicle_or_far_off_the_heading_is_refused():
     assert straight(speed_mps=1.0).add_course(course(4.0, 0.0)).outcome is Outcome.TOO_SLOW
     assert straight().add_course(course(4.0, 2.0)).outcome is Outcome.GATED
     assert straight().add_course(course(4.0, math.nan)).outcome is Outcome.INVALID
+
+
+def test_courses_that_are_late_are_found_so_and_do_not_make_the_odometry_early():
+    path, late_s = winding_path(122), 0.2
+    rng, pose_filter = np.random.default_rng(4), PoseFilter(CONFIG)
+    pose_filter.set_pose(estimate(1.0, *path[100].as_array(), 0.3, 0.01))
+    for tick in range(100, 12100, 10):
+        pose_filter.add_odometry(OdometrySample(at(tick / 100), path[tick]))
+        if tick % 100 == 0:
+            then = path[tick - round(100 * late_s)]
+            pose_filter.add_gnss(gnss(tick / 100, path[tick].x_m, path[tick].y_m))
+            pose_filter.add_course(course(
+                tick / 100, then.yaw_rad + 0.02 * rng.standard_normal(), 0.02))
+    found_s, sigma_s = slow_state(pose_filter, motion_model.COURSE_DELAY)
+    assert found_s == pytest.approx(late_s, abs=0.05) and sigma_s < 0.1
+    early_s, sigma_s = slow_state(pose_filter, motion_model.EARLY)
+    assert abs(early_s) < 0.03
 
 
 def test_the_course_of_an_antenna_ahead_points_into_the_turn():

@@ -15,6 +15,7 @@ from crossview_localizer.fusion.receiver import (
     LEAST_WANDER_M,
     LEAST_WHITE_M,
     ReceiverMonitor,
+    shown_share,
     WANDER_PROBABILITY,
     WHITE_MARGIN,
     WINDOW_S,
@@ -51,7 +52,7 @@ def wander_m(seed: int, seconds: int) -> np.ndarray:
 def test_a_receiver_of_a_few_centimetres_is_believed_after_some_minutes():
     errors_m = 0.02 * np.random.default_rng(0).standard_normal((600, 2))
     assert sigmas_m(driven(errors_m[:20], 0.02)).min() > 2.0
-    assert sigmas_m(driven(errors_m, 0.02)).max() < 2.0 * LEAST_WANDER_M
+    assert sigmas_m(driven(errors_m[:200], 0.02)).max() < 2.0 * LEAST_WANDER_M
 
 
 def test_a_receiver_is_believed_no_better_than_it_claims():
@@ -94,30 +95,53 @@ def test_nothing_is_learned_of_a_receiver_while_the_vehicle_stands():
     assert monitor.believed(receiver, gnss(100, 5.0, 5.0, 0.02)) == receiver
 
 
-def test_the_wander_is_the_upper_bound_of_what_the_windows_show_along_the_way():
-    """Each window shows x^2 / (2 (1 - exp(-T / tau))); what lies across the way does not count."""
-    monitor, steps_m = ReceiverMonitor(CONFIG), (0.5, -0.2, 0.3)
+@pytest.mark.parametrize('share', [0.5, 0.3, 0.4 + 0.5j])
+def test_the_share_of_the_wander_that_shows_is_that_of_a_gauss_markov_process(share):
+    """The variance of weights . b is the double sum of weights and correlations."""
+    times_s = (np.arange(300) + 0.5) * WINDOW_S / 300
+    weights = np.repeat([share - 1.0, 1.0, -share], 100) / 100
+    correlation = np.exp(-np.abs(times_s[:, None] - times_s) / TAU_S)
+    expected = (weights @ correlation @ weights.conj()).real
+    assert shown_share(share, TAU_S) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_wander_is_the_upper_bound_of_what_the_windows_show():
+    """A step x in the middle third is x / 2 of its mean and x of the last third's."""
+    monitor, steps_m = ReceiverMonitor(CONFIG), ((0.5, 0.1), (-0.2, 0.0), (0.0, 0.3))
     receiver, offset_m = monitor.unknown(), np.zeros(2)
     for second in range(1 + round(WINDOW_S) * len(steps_m)):
-        before_m = offset_m.copy()
-        if second % WINDOW_S == 10.0:
-            before_m += (4.0, steps_m[int(second // WINDOW_S)])
-        fix = gnss(second, 0.0, 10.0 * second, 0.02)
-        receiver = monitor.followed(receiver, fix, before_m, before_m)
-        offset_m = before_m
+        if second % WINDOW_S == 15.0:
+            offset_m = offset_m + steps_m[int(second // WINDOW_S)]
+        receiver = monitor.followed(
+            receiver, gnss(second, 0.0, 10.0 * second, 0.02), offset_m, offset_m)
+    # Ways and counts of thirds: seconds 1 to 9, 10 to 19, 20 to 30; steps at 15.
+    share = (14.5 - 5.0) / (25.0 - 5.0)
+    squares_m2 = (0.5 - share) ** 2 * (np.square(steps_m).sum(axis=1)) / shown_share(share, TAU_S)
     keep = math.exp(-WINDOW_S / LEARNING_S)
     weights = keep ** np.arange(len(steps_m))[::-1]
-    shown_m2 = np.square(steps_m) / (2.0 * (1.0 - math.exp(-WINDOW_S / TAU_S)))
-    expected_m2 = weights @ shown_m2 / chi2.ppf(1.0 - WANDER_PROBABILITY, weights.sum())
+    expected_m2 = weights @ squares_m2 / chi2.ppf(1.0 - WANDER_PROBABILITY, 2.0 * weights.sum())
     assert receiver.shown_wander_m2 == pytest.approx(expected_m2)
-    assert monitor.believed(receiver, fix).wander_m2 == pytest.approx(min(
-        max(expected_m2, LEAST_WANDER_M**2), CONFIG.gnss_bias_sigma_m**2))
-    # 30 steps in a window, one of them of 4 m across the way and x along it
-    white_m2 = (16.0 + np.square(steps_m)) / (4.0 * WINDOW_S)
-    shown = white_m2[0]
+    assert monitor.believed(receiver, gnss(91, 0, 0, 0.02)).wander_m2 == pytest.approx(
+        np.clip(expected_m2, LEAST_WANDER_M**2, CONFIG.gnss_bias_sigma_m**2))
+    white_m2 = np.square(steps_m).sum(axis=1) / (4.0 * WINDOW_S)
+    shown_m2 = white_m2[0]
     for value in white_m2[1:]:
-        shown = keep * shown + (1.0 - keep) * value
-    assert receiver.shown_white_m2 == pytest.approx(shown)
+        shown_m2 = keep * shown_m2 + (1.0 - keep) * value
+    assert receiver.shown_white_m2 == pytest.approx(shown_m2)
+
+
+def test_what_the_odometry_scales_and_turns_wrongly_is_not_taken_for_wander():
+    """Along a curve at a changing speed, by 3 % and 2 degrees."""
+    monitor = ReceiverMonitor(CONFIG)
+    receiver = monitor.unknown()
+    for second in range(1 + 4 * round(WINDOW_S)):
+        way_m = (8.0 * second + 20.0 * math.sin(0.1 * second)) * np.exp(0.004j * second)
+        off_m = (0.03 + math.radians(2.0) * 1j) * way_m
+        off_m = np.array([off_m.real, off_m.imag])
+        receiver = monitor.followed(
+            receiver, gnss(second, way_m.real, way_m.imag, 0.02), off_m, off_m)
+    assert receiver.windows > 3.0
+    assert receiver.shown_wander_m2 == pytest.approx(0.0, abs=1e-12)
 
 
 def test_one_window_with_a_jump_shows_no_more_than_twice_the_wander_of_the_parameter():
@@ -126,7 +150,8 @@ def test_one_window_with_a_jump_shows_no_more_than_twice_the_wander_of_the_param
     for second in range(1 + round(WINDOW_S)):
         off_m = np.array([50.0 * (second > 15), 0.0])
         receiver = monitor.followed(receiver, gnss(second, 10.0 * second, 0.0), off_m, off_m)
-    assert receiver.squares_m2 == pytest.approx((LARGEST_WANDER * CONFIG.gnss_bias_sigma_m) ** 2)
+    assert receiver.squares_m2 == pytest.approx(
+        2.0 * (LARGEST_WANDER * CONFIG.gnss_bias_sigma_m) ** 2)
     assert LEAST_WHITE_M**2 <= monitor.believed(receiver, gnss(31, 0, 0)).white_m2
 
 

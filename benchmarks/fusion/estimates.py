@@ -64,13 +64,15 @@ class Estimates:
             'ni,ni->n', errors, np.linalg.solve(self.covariances, errors[..., None])[..., 0])
 
     def metrics(self) -> dict:
-        nees = self.nees
+        """``sigma_median_m`` is that of the largest sigma of the position."""
+        nees, variances_m2 = self.nees, np.linalg.eigvalsh(self.covariances[:, :2, :2])
         return {
             'median_m': float(np.median(self.position_m)),
             'p95_m': float(np.percentile(self.position_m, 95)),
             'heading_median_deg': float(np.degrees(np.median(np.abs(self.errors[:, 2])))),
             'coverage_95': float(np.mean(nees <= CHI2_95[3])),
             'nees_mean': float(np.mean(nees)),
+            'sigma_median_m': float(np.median(np.sqrt(variances_m2[:, 1]))),
             'n': len(nees),
         }
 

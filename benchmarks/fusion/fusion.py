@@ -1,4 +1,4 @@
-"""The filter on real errors and logs: outages, lies, spoofing, starts, calibration, a peer.
+"""The filter on real errors and logs: outages, lies, receivers, spoofing, calibration, a peer.
 
 docs/fusion.md says what is simulated, and how. Writes ``fusion.json``, which says of each result
 with which seeds, commit and weights it was measured, its pictures and ``frames.csv.gz``, one line
@@ -22,6 +22,7 @@ from benchmarks.fusion.lies import run_lies
 from benchmarks.fusion.matcher_replay import replay_matcher
 from benchmarks.fusion.real_logs import run_real_logs
 from benchmarks.fusion.real_odometry import run_husky, run_kitti_vo
+from benchmarks.fusion.receivers import run_receivers
 from benchmarks.fusion.rendered import DRIVE_S, render_towns, run_towns
 from benchmarks.fusion.spoofing import run_spoofing
 from benchmarks.fusion.starts import run_starts
@@ -120,6 +121,8 @@ SECTIONS = {
     'spoof': Section(lambda run: {'spoof': run_spoofing(
         run.data, run.seeds, run.lines, run.args.smoke)}, range(60, 80)),
     'lies': Section(_lies, range(10, 13)),
+    'receivers': Section(lambda run: {'receivers': run_receivers(
+        run.data, run.seeds, run.lines)}, range(300, 310)),
     'real_odometry': Section(_real_odometry, range(1), uses_weights=True),
     'start': Section(_starts, range(1)),
     'rendered': Section(_rendered, range(500, 503), 10, True, lambda run: render_towns(

@@ -196,6 +196,18 @@ def lies(found: dict) -> str:
         f'The coverage is {SHOWN_BELOW:.2f} or more in the rows: {", ".join(others)}.')
 
 
+def receivers(found: dict) -> str:
+    return markdown(
+        ['receiver', 'wander in the plane m (over s)', 'white m', 'claims m', 'median m',
+         'coverage 95 %', 'least of a drive', 'sigma m'],
+        [[name, f'{row["wander_rms_m"]:g} ({row["wander_tau_s"]:g})', f'{row["white_m"]:g}',
+          f'{row["claims_m"]:g}', row['median_m'], coverage(row['coverage_95'], COVERAGE[1]),
+          row['least_coverage_95'], row['sigma_median_m']]
+         for name, row in found['receivers'].items()]) + '\n' + wrapped(
+        f'{len(found["measured"]["receivers"]["seeds"])} drives of eight minutes, from the fourth '
+        'minute on.')
+
+
 KITTI_NAMES = {'ORB': 'ORB', 'SPTAM': 'S-PTAM'}
 KITTI_INPUTS = {'gnss': 'GNSS', 'gnss_matches': 'and matches',
                 'gnss_replayed_matches': 'and replayed matches'}
@@ -238,7 +250,7 @@ def searches(found: dict) -> str:
 
 TABLES: dict[str, Callable[[dict], str]] = {
     'summary': summary, 'calibration': calibration, 'lasting': lasting, 'logs': logs,
-    'peer': peer, 'spoof': spoof, 'lies': lies, 'kitti': kitti,
+    'peer': peer, 'spoof': spoof, 'lies': lies, 'receivers': receivers, 'kitti': kitti,
     'searches': searches,
 }
 

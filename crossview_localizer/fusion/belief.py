@@ -17,7 +17,7 @@ from crossview_localizer.geometry import Pose2D, wrap_angle
 class Memory:
     """What the filter knew at ``taken_ns``, moved on since by odometry and matches but no fix.
 
-    ``mean`` (14,) and ``covariance`` (14, 14) are those of the state in ``motion_model``.
+    ``mean`` (17,) and ``covariance`` (17, 17) are those of the state in ``motion_model``.
     """
 
     taken_ns: int
@@ -83,13 +83,13 @@ class PoseEkf(KalmanFilter):
     def predicted(self, known: Belief | Memory, moved, noise) -> dict:
         """Predict with ``moved``, the state after the motion and its derivative by that before.
 
-        The derivative (14, 14) is kept as ``F``.
+        The derivative (17, 17) is kept as ``F``.
         """
         mean, self.F = moved
         return {'mean': mean, 'covariance': self.F @ known.covariance @ self.F.T + noise}
 
     def corrected(self, known: Belief | Memory, residual, jacobian, noise) -> dict:
-        """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 14)."""
+        """Correct by a residual (n,) = measured - predicted with ``jacobian`` (n, 17)."""
         self.x, self.P = np.zeros(STATES), known.covariance
         self.update(residual, noise, jacobian)
         mean = known.mean + self.x

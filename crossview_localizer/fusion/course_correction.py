@@ -11,12 +11,12 @@ from crossview_localizer.fusion.belief import Belief, PoseEkf
 from crossview_localizer.fusion.event_buffer import Event
 from crossview_localizer.fusion.frozen import changed
 from crossview_localizer.fusion.gnss_integrity import GATE_PROBABILITY
-from crossview_localizer.fusion.motion_model import SPEED, STATES, YAW
+from crossview_localizer.fusion.motion_model import COURSE_DELAY, SPEED, STATES, YAW
 from crossview_localizer.fusion.weighting import mahalanobis2
 from crossview_localizer.geometry import wrap_angle
 
-# Courses are late by about this time; the turn in that time is added to their sigma.
-COURSE_DELAY_S = 0.3
+# The delay of courses changes by about this time; the turn in that time is added to their sigma.
+COURSE_JITTER_S = 0.1
 # Courses closer in time than this share their errors: their information is scaled.
 COURSE_CORRELATION_S = 1.0
 
@@ -39,9 +39,12 @@ class CourseCorrector:
                 Outcome.TOO_SLOW, f'{ahead_mps:.1f} m/s; expected at least '
                 f'{self._config.course_min_speed_mps:.1f} m/s')
         slip_rad = math.atan2(side_mps + turn_radps * lever_x_m, ahead_mps)
-        residual = np.array([wrap_angle(course.course_rad - belief.mean[YAW] - slip_rad)])
-        jacobian = np.eye(STATES)[[YAW]]
-        noise = event.noise + (turn_radps * COURSE_DELAY_S) ** 2
+        late_rad = turn_radps * belief.mean[COURSE_DELAY]
+        residual = np.array([wrap_angle(
+            course.course_rad - belief.mean[YAW] - slip_rad + late_rad)])
+        jacobian = np.zeros((1, STATES))
+        jacobian[0, YAW], jacobian[0, COURSE_DELAY] = 1.0, -turn_radps
+        noise = event.noise + (turn_radps * COURSE_JITTER_S) ** 2
         distance2 = mahalanobis2(residual, jacobian, belief.covariance, noise)
         if distance2 > self._gate or belief.fixes.distrusted_ns is not None:
             return belief, FilterUpdate(Outcome.GATED, 'course refused', distance2)

@@ -20,6 +20,7 @@ from crossview_localizer.fusion.gnss_integrity import (
 )
 from crossview_localizer.fusion.lean import Lean
 from crossview_localizer.fusion.motion_model import (
+    ANTENNA,
     BIAS,
     EARLY,
     MATCH_BIASES,
@@ -138,11 +139,11 @@ def is_share_of_distance(belief: Belief, residual, noise) -> bool:
 def _with_unknown_odometry(belief: Belief, slow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of a start that keeps nothing but the pose and what matches are off.
 
-    The pose is without a covariance; ``slow`` (14,) as in ``slow_sigmas``.
+    The pose is without a covariance; ``slow`` (17,) as in ``slow_sigmas``.
     """
     mean, covariance = belief.mean.copy(), np.diag(slow**2)
     mean[SCALE] = mean[TURN_BIAS] = mean[EARLY] = 0.0
-    mean[BIAS] = 0.0
+    mean[ANTENNA] = mean[BIAS] = 0.0
     covariance[MATCH_BIASES, MATCH_BIASES] = belief.covariance[MATCH_BIASES, MATCH_BIASES]
     return mean, covariance
 

@@ -78,7 +78,7 @@ class JudgedFix:
 
     fix: GnssFix
     seen: FixSeen
-    jacobian: np.ndarray         # (2, 14), of the fix by the state
+    jacobian: np.ndarray         # (2, 17), of the fix by the state
     verdict: FixVerdict
     reason: str
     history: FixHistory

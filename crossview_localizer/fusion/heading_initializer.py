@@ -8,19 +8,18 @@ import numpy as np
 from scipy.special import chdtri
 
 from crossview_localizer.config import FilterConfig
-from crossview_localizer.datatypes import GnssFix, OdometrySample
+from crossview_localizer.datatypes import GnssFix, MatchErrors, OdometrySample
 from crossview_localizer.fusion.motion_model import (
+    ANTENNA,
     BIAS,
-    EARLY,
     interpolated_pose,
-    ODOMETRY_STAMPS_SIGMA_S,
     POSE,
     POSITION,
     rotation,
     rotation_derivative,
     SCALE,
+    slow_sigmas,
     STATES,
-    TURN_BIAS,
     YAW,
 )
 from crossview_localizer.geometry import Pose2D, wrap_angle
@@ -41,7 +40,7 @@ MISFIT_PROBABILITY = 0.9999
 
 @dataclass(frozen=True)
 class AlignedStart:
-    """State (14,) without speed and match biases, and covariance, at the last fix.
+    """State (17,) without speed and match biases, and covariance, at the last fix.
 
     ``misfit`` is the chi-square of the misfit.
     """
@@ -56,7 +55,8 @@ class AlignedStart:
 #   var(yaw) = sum_ij (q_i . q_j) V_ij / (sum |q_i|^2)^2
 # with V_ij = sigma_b^2 exp(-|t_i - t_j| / tau) + w_i delta_ij the covariance of the fixes' errors
 # on one axis.  Errors of pose and bias at the last fix, o its odometry position about the mean:
-#   e_p = R'(yaw) o e_yaw + R(yaw) o e_s - e_b - eps,  var(eps) = var(mean of errors - b_last)
+#   e_p = R'(yaw) o e_yaw + R(yaw) o e_s - e_b - R(yaw_last) e_antenna - eps
+#   var(eps) = var(mean of errors - b_last)
 def aligned_start(
     fixes: list[GnssFix], antennas_m: np.ndarray, odom_from_base: Pose2D, config: FilterConfig
 ) -> AlignedStart:
@@ -90,21 +90,16 @@ def aligned_start(
     position_m = measured_m.mean(axis=0) + rotation(yaw_rad) @ offset_m
     mean_variance = (
         errors.sum() / count**2 + config.gnss_bias_sigma_m**2 - 2 * wander[:, -1].mean())
-    # Columns: yaw, scale, bias x, y, eps x, y, yaw-rate bias, stamps.
-    sources = np.zeros((STATES, 8))
-    sources[POSITION, 0] = rotation_derivative(yaw_rad) @ offset_m
-    sources[POSITION, 1] = rotation(yaw_rad) @ offset_m
-    sources[POSITION, 2:4] = sources[POSITION, 4:6] = -np.eye(2)
-    sources[YAW, 0] = sources[SCALE, 1] = sources[TURN_BIAS, 6] = 1.0
-    sources[EARLY, 7] = 1.0
-    sources[BIAS, 2:4] = np.eye(2)
-    variances = np.array([
-        yaw_variance, config.odometry_scale_sigma**2,
-        *[config.gnss_bias_sigma_m**2] * 2, *[mean_variance] * 2,
-        config.odometry_turn_bias_sigma_radps**2, ODOMETRY_STAMPS_SIGMA_S**2])
+    variances = slow_sigmas(config, MatchErrors())**2
+    variances[YAW], variances[POSITION] = yaw_variance, mean_variance
+    by_errors = np.eye(STATES)
+    by_errors[POSITION, YAW] = rotation_derivative(yaw_rad) @ offset_m
+    by_errors[POSITION, SCALE] = rotation(yaw_rad) @ offset_m
+    by_errors[POSITION, ANTENNA] = -rotation(yaw_rad + odom_from_base.yaw_rad)
+    by_errors[POSITION, BIAS] = -np.eye(2)
     mean = np.zeros(STATES)
     mean[POSE] = *position_m, wrap_angle(yaw_rad + odom_from_base.yaw_rad)
-    return AlignedStart(mean, (sources * variances) @ sources.T, float(misfit))
+    return AlignedStart(mean, (by_errors * variances) @ by_errors.T, float(misfit))
 
 
 class HeadingInitializer:

@@ -1,13 +1,16 @@
 """The equations of the Kalman filter, each above the function that computes it.
 
-State (14,), with the number of each:
+State (17,), with the number of each:
 
 - 0 to 2: x_m, y_m, yaw_rad of base_link in ``map``; 3: forward speed in m/s;
 - 4, 5: of the odometry the log of its scale, and its yaw-rate bias in rad/s;
 - 6, 7: GNSS bias x, y in metres;
 - 8 to 10: what all matches are off because of the camera, ahead and left in metres, yaw in rad;
 - 11, 12: what they are off because of the imagery, x, y in metres;
-- 13: by how many seconds e the stamps of the odometry are early: its pose of t was that of t + e.
+- 13, 14: by how much the lever arm of the GNSS antenna is longer than told, ahead and left in
+  metres;
+- 15: by how many seconds the courses of GNSS are late;
+- 16: by how many seconds e the stamps of the odometry are early: its pose of t was that of t + e.
 """
 
 import math
@@ -21,11 +24,11 @@ from crossview_localizer.geometry import interpolate_pose, Pose2D, wrap_angle
 # Speed ahead and to the left in m/s, and turn rate in rad/s.
 Velocity = tuple[float, float, float]
 
-STATES = 14
+STATES = 17
 YAW, SPEED, SCALE, TURN_BIAS = 2, 3, 4, 5
 POSE, POSITION, BIAS = slice(0, 3), slice(0, 2), slice(6, 8)
 CAMERA_BIAS, IMAGERY_BIAS, MATCH_BIASES = slice(8, 11), slice(11, 13), slice(8, 13)
-EARLY = 13
+ANTENNA, COURSE_DELAY, EARLY = slice(13, 15), 15, 16
 
 BEYOND_SIGMAS = 3.0
 # Correlation times of the slowly varying states.
@@ -36,6 +39,10 @@ MATCH_BIASES_TAU_S = 300.0
 ODOMETRY_STAMPS_TAU_S = 14400.0
 # Sigma of the time by which the stamps of the odometry are early or late.
 ODOMETRY_STAMPS_SIGMA_S = 0.05
+# The antenna is a few decimetres from where it is said to be; it stays there.
+ANTENNA_SIGMA_M, ANTENNA_TAU_S = 0.3, 14400.0
+# A receiver smooths its courses.
+COURSE_DELAY_SIGMA_S, COURSE_DELAY_TAU_S = 0.3, 14400.0
 # Sigma of the speed of an odometry increment.
 ODOMETRY_SPEED_NOISE_MPS = 0.2
 # A faster step or turn of the odometry is a jump: its increment is not used.
@@ -85,9 +92,9 @@ def rotation_derivative(yaw_rad: float) -> np.ndarray:
 def propagate(
     state, increment: Pose2D, time_s: float, decay: np.ndarray, begin: Velocity, end: Velocity,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Move the state (14,) by an odometry increment; with the derivative (14, 14) by the state.
+    """Move the state (17,) by an odometry increment; with the derivative (17, 17) by the state.
 
-    ``decay`` (14,) are the factors ``a``, 1 for what does not decay.  ``begin`` and ``end`` are
+    ``decay`` (17,) are the factors ``a``, 1 for what does not decay.  ``begin`` and ``end`` are
     the velocities of the odometry before and after the increment.
     """
     x_m, y_m, yaw_rad, _, log_scale, turn_bias_radps, *_, early_s = state.tolist()
@@ -126,7 +133,7 @@ def propagate(
 def coast(
     state, moving_s: float, turn_rad: float, decay: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Move the state (14,) at its own speed for ``moving_s``; with the derivative (14, 14)."""
+    """Move the state (17,) at its own speed for ``moving_s``; with the derivative (17, 17)."""
     x_m, y_m, yaw_rad, speed_mps, *_ = state.tolist()
     middle_rad = yaw_rad + turn_rad / 2
     cos, sin = moving_s * math.cos(middle_rad), moving_s * math.sin(middle_rad)
@@ -139,23 +146,26 @@ def coast(
     return moved, jacobian
 
 
-# z = p + R(yaw) l + b          l: antenna in base_link
+# z = p + R(yaw) (l + a) + b    l: antenna in base_link as told, a: what it is off
 def gnss_prediction(state, base_from_antenna_m) -> np.ndarray:
     """Predicted position (2,) of a fix."""
-    x_m, y_m, yaw_rad, _, _, _, bias_x_m, bias_y_m, *_ = state.tolist()
-    ahead_m, left_m = base_from_antenna_m
+    x_m, y_m, yaw_rad, _, _, _, bias_x_m, bias_y_m, *_, off_ahead_m, off_left_m, _, _ = (
+        state.tolist())
+    ahead_m, left_m = base_from_antenna_m[0] + off_ahead_m, base_from_antenna_m[1] + off_left_m
     cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
     return np.array([x_m + cos * ahead_m - sin * left_m + bias_x_m,
                      y_m + sin * ahead_m + cos * left_m + bias_y_m])
 
 
-# dz/dp = I,  dz/dyaw = R'(yaw) l,  dz/db = I
+# dz/dp = I,  dz/dyaw = R'(yaw) (l + a),  dz/db = I,  dz/da = R(yaw)
 def gnss_jacobian(state, base_from_antenna_m) -> np.ndarray:
-    """Derivative (2, 14) of ``gnss_prediction`` by the state."""
-    ahead_m, left_m = base_from_antenna_m
+    """Derivative (2, 17) of ``gnss_prediction`` by the state."""
+    ahead_m, left_m = np.asarray(base_from_antenna_m) + state[ANTENNA]
     cos, sin = math.cos(state[YAW]), math.sin(state[YAW])
     jacobian = np.zeros((2, STATES))
     jacobian[0, 0] = jacobian[1, 1] = jacobian[0, 6] = jacobian[1, 7] = 1.0  # 6, 7: BIAS
+    jacobian[0, 13] = jacobian[1, 14] = cos                                  # 13, 14: ANTENNA
+    jacobian[0, 14], jacobian[1, 13] = -sin, sin
     jacobian[0, YAW], jacobian[1, YAW] = (
         -sin * ahead_m - cos * left_m, cos * ahead_m - sin * left_m)
     return jacobian
@@ -173,7 +183,7 @@ def match_prediction(state) -> np.ndarray:
 
 # dz/dpose = I,  dz_p/dyaw = R'(yaw) c_p,  dz_p/dc_p = R(yaw),  dz_yaw/dc_yaw = 1,  dz_p/dm = I
 def match_jacobian(state) -> np.ndarray:
-    """Derivative (3, 14) of ``match_prediction`` by the state."""
+    """Derivative (3, 17) of ``match_prediction`` by the state."""
     ahead_m, left_m, *_ = state[CAMERA_BIAS].tolist()
     cos, sin = math.cos(state[YAW]), math.sin(state[YAW])
     jacobian = np.eye(3, STATES)
@@ -187,25 +197,29 @@ def match_jacobian(state) -> np.ndarray:
 
 
 def slow_sigmas(config: FilterConfig, errors: MatchErrors) -> np.ndarray:
-    """The sigma (14,) that each slowly varying state keeps in the long run; else 0."""
+    """The sigma (17,) that each slowly varying state keeps in the long run; else 0."""
     sigmas = np.zeros(STATES)
     sigmas[SCALE] = config.odometry_scale_sigma
     sigmas[TURN_BIAS] = config.odometry_turn_bias_sigma_radps
     sigmas[BIAS] = config.gnss_bias_sigma_m
     sigmas[CAMERA_BIAS] = errors.ahead_bias_m, errors.left_bias_m, errors.yaw_bias_rad
     sigmas[IMAGERY_BIAS] = config.match_sigma_floor_m
+    sigmas[ANTENNA] = ANTENNA_SIGMA_M
+    sigmas[COURSE_DELAY] = COURSE_DELAY_SIGMA_S
     sigmas[EARLY] = ODOMETRY_STAMPS_SIGMA_S
     return sigmas
 
 
 # a = exp(-dt / tau)
 def decay_rates(config: FilterConfig) -> np.ndarray:
-    """1 / tau (14,) of each state in 1/s; 0 for states that do not decay."""
+    """1 / tau (17,) of each state in 1/s; 0 for states that do not decay."""
     rates = np.zeros(STATES)
     rates[SCALE] = 1.0 / ODOMETRY_SCALE_TAU_S
     rates[TURN_BIAS] = 1.0 / ODOMETRY_TURN_BIAS_TAU_S
     rates[BIAS] = 1.0 / config.gnss_bias_tau_s
     rates[MATCH_BIASES] = 1.0 / MATCH_BIASES_TAU_S
+    rates[ANTENNA] = 1.0 / ANTENNA_TAU_S
+    rates[COURSE_DELAY] = 1.0 / COURSE_DELAY_TAU_S
     rates[EARLY] = 1.0 / ODOMETRY_STAMPS_TAU_S
     return rates
 
@@ -216,9 +230,9 @@ def decay_rates(config: FilterConfig) -> np.ndarray:
 def idle_noise(
     config: FilterConfig, slow_variances: np.ndarray, time_s: float, decay: np.ndarray, state,
 ) -> np.ndarray:
-    """Process noise (14, 14) that grows with time alone.
+    """Process noise (17, 17) that grows with time alone.
 
-    ``slow_variances`` (14,) are those that each slowly varying state keeps in the long run.
+    ``slow_variances`` (17,) are those that each slowly varying state keeps in the long run.
     """
     variances = slow_variances * (1.0 - decay * decay)
     for slow in (SCALE, TURN_BIAS, EARLY):
@@ -236,7 +250,7 @@ def idle_noise(
 def add_motion_noise(
     noise: np.ndarray, config: FilterConfig, yaw_rad: float, increment: Pose2D,
 ) -> None:
-    """Add the noise of an odometry increment that begins at this heading to ``noise`` (14, 14)."""
+    """Add the noise of an odometry increment that begins at this heading to ``noise`` (17, 17)."""
     distance_m = math.hypot(increment.x_m, increment.y_m)
     position_m2 = config.odometry_position_noise**2 * distance_m
     yaw_rad2 = (
@@ -265,7 +279,7 @@ def add_coasting_noise(
     noise: np.ndarray, state, moving_s: float, turn_rad: float, begin_s: float, end_s: float,
     jump: bool, disbelieved: bool = False,
 ) -> None:
-    """Add the noise of motion without odometry, from begin to end, to ``noise`` (14, 14).
+    """Add the noise of motion without odometry, from begin to end, to ``noise`` (17, 17).
 
     Both times are since the last odometry, fix or match.  ``jump``: the odometry jumps there;
     ``disbelieved``: there is odometry, but it is not believed.

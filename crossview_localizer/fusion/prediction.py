@@ -148,7 +148,7 @@ class Predictor:
     def advance_with_jacobian(
         self, belief: Belief, stamp_ns: int, odometry: OdometryHistory,
     ) -> tuple[Belief, np.ndarray]:
-        """The same, and the derivative (14, 14) of the new state by the old one."""
+        """The same, and the derivative (17, 17) of the new state by the old one."""
         if stamp_ns == belief.stamp_ns:
             return belief, np.eye(STATES)
         before, after = odometry.around(belief.stamp_ns)

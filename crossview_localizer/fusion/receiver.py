@@ -5,14 +5,16 @@ far as its fixes bear that out.  From one fix to the next a fix moves with the v
 change of its own error.  All that it moves beyond the pose is taken for its error, so the
 estimates are too large rather than too small:
 
-    E |step|^2 = 4 w^2                                      step: of one fix beyond the pose
-    E (u . sum of steps)^2 = 2 s^2 (1 - exp(-T / tau))      over the time T
+    E |step|^2 = 4 w^2          step: of one fix beyond the pose
+    E |r|^2 = 2 c s^2           r = b - a - f (d - a),  f = (q - p) / (o - p)
 
-with w the sigma of the white noise and s that of the wander, on each axis.  u is the direction of
-the way of that time: an error of the heading moves the pose across it.  Of n such squares, the
-upper bound of s^2 is their sum over the 1 % point of a chi-square of n degrees of freedom.  An
-error that does not change shows in neither: the wander is believed no smaller than what the
-receiver claims.  What it claims is its whole error, so it is not all taken for white noise.
+with w the sigma of the white noise and s that of the wander, on each axis.  a, b and d are the
+means of the summed steps in the three thirds of a window, p, q and o those of the way, as complex
+numbers: where the odometry scales or turns wrongly, the sums grow in proportion to the way, and r
+does not show it.  Of n such squares, the upper bound of s^2 is their sum over the 0.1 % point of a
+chi-square of 2 n degrees of freedom.  An error that does not change shows in neither: the
+wander is believed no smaller than what the receiver claims.  What it claims is its whole error, so
+it is not all taken for white noise.
 """
 
 from dataclasses import dataclass
@@ -25,13 +27,14 @@ from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import GnssFix
 from crossview_localizer.fusion.frozen import changed
 
-# Steps are added up over at least this time.  A window in which the vehicle got less far does not
-# count, as a receiver may hold its position there; nor does one with a gap between two fixes.
-WINDOW_S, WINDOW_M, GAP_S = 30.0, 50.0, 5.0
+# A window counts if the vehicle got THIRD_M from each of its thirds to the next, and twice as far
+# in all, as a receiver may hold its position where it stands, and if no gap between two fixes is
+# longer than GAP_S.
+WINDOW_S, THIRD_M, GAP_S = 30.0, 15.0, 5.0
 # Windows that are older than this count less and less.
 LEARNING_S = 240.0
 # The wander is smaller than what is believed with this probability.
-WANDER_PROBABILITY = 0.99
+WANDER_PROBABILITY = 0.999
 # No receiver is believed to be better than this: its antenna and the map are placed no better.
 LEAST_WANDER_M, LEAST_WHITE_M = 0.25, 0.1
 # White noise may be this many times the variance that a receiver has shown.
@@ -42,13 +45,28 @@ LARGEST_WANDER = 2.0
 
 @dataclass(frozen=True)
 class Window:
-    """The steps of the fixes since the first one at ``since_ns``; their sum (2,) and number."""
+    """The steps of the fixes since the first one at ``since_ns``.
+
+    ``moved_m`` is their sum, ``squares_m2`` that of their squares.  Of each third there is the
+    number of fixes, and the sums of ``moved_m`` and of the ways since ``first_m``.  All positions
+    are complex numbers.
+    """
 
     since_ns: int
-    first_m: np.ndarray
-    moved_m: np.ndarray
+    first_m: complex
+    moved_m: complex = 0j
     squares_m2: float = 0.0
     steps: int = 0
+    thirds: tuple[tuple[int, complex, complex], ...] = 3 * ((0, 0j, 0j),)
+
+    def followed(self, stamp_ns: int, position_m: complex, step_m: complex) -> 'Window':
+        """The window with one more fix."""
+        index = min(int(3e-9 * (stamp_ns - self.since_ns) / WINDOW_S), 2)
+        moved_m, thirds = self.moved_m + step_m, list(self.thirds)
+        count, moved_sum_m, way_sum_m = thirds[index]
+        thirds[index] = (count + 1, moved_sum_m + moved_m, way_sum_m + position_m - self.first_m)
+        return changed(self, moved_m=moved_m, squares_m2=self.squares_m2 + abs(step_m) ** 2,
+                       steps=self.steps + 1, thirds=tuple(thirds))
 
 
 @dataclass(frozen=True)
@@ -107,34 +125,46 @@ class ReceiverMonitor:
         The fix lies ``before_m`` (2,) from the antenna of the pose, and ``after_m`` (2,) once it
         has corrected the pose.
         """
-        stamp_ns, position_m = fix.stamp_ns, np.array([fix.x_m, fix.y_m])
+        stamp_ns, position_m = fix.stamp_ns, complex(fix.x_m, fix.y_m)
         window = receiver.window
         if window is None or stamp_ns - receiver.stamp_ns > GAP_S * 1e9:
-            window = Window(stamp_ns, position_m, np.zeros(2))
+            window = Window(stamp_ns, position_m)
         else:
-            step_m = before_m - receiver.offset_m
-            window = changed(
-                window, moved_m=window.moved_m + step_m, steps=window.steps + 1,
-                squares_m2=window.squares_m2 + float(step_m @ step_m))
-        time_s = (stamp_ns - window.since_ns) * 1e-9
-        if time_s >= WINDOW_S:
-            way_m = position_m - window.first_m
-            if way_m @ way_m >= WINDOW_M**2:
-                receiver = self._learned(receiver, window, way_m, time_s)
-            window = Window(stamp_ns, position_m, np.zeros(2))
+            window = window.followed(
+                stamp_ns, position_m, complex(*(before_m - receiver.offset_m)))
+        if stamp_ns - window.since_ns >= WINDOW_S * 1e9:
+            receiver = self._learned(receiver, window)
+            window = Window(stamp_ns, position_m)
         return changed(receiver, stamp_ns=stamp_ns, offset_m=after_m, window=window)
 
-    def _learned(self, receiver: Receiver, window: Window, way_m: np.ndarray,
-                 time_s: float) -> Receiver:
-        """The receiver with what a window has shown, over a way (2,)."""
-        wander_m2 = float(window.moved_m @ way_m) ** 2 / float(way_m @ way_m) / (
-            2.0 * (1.0 - math.exp(-time_s / self._tau_s)))
-        wander_m2 = min(wander_m2, LARGEST_WANDER**2 * self._wander_m2)
-        keep = math.exp(-time_s / LEARNING_S)
-        windows, squares_m2 = keep * receiver.windows + 1.0, keep * receiver.squares_m2 + wander_m2
+    def _learned(self, receiver: Receiver, window: Window) -> Receiver:
+        """The receiver with what a window has shown."""
+        (first_m, begin_m), (middle_m, half_m), (last_m, end_m) = (
+            (moved_m / count, way_m / count) for count, moved_m, way_m in window.thirds)
+        if min(abs(half_m - begin_m), abs(end_m - half_m), abs(end_m - begin_m) / 2) < THIRD_M:
+            return receiver
+        share = (half_m - begin_m) / (end_m - begin_m)
+        rest_m = middle_m - first_m - share * (last_m - first_m)
+        squares_m2 = abs(rest_m) ** 2 / shown_share(share, self._tau_s)
+        squares_m2 = min(squares_m2, 2.0 * LARGEST_WANDER**2 * self._wander_m2)
+        keep = math.exp(-WINDOW_S / LEARNING_S)
+        windows, squares_m2 = (
+            keep * receiver.windows + 1.0, keep * receiver.squares_m2 + squares_m2)
         white_m2 = window.squares_m2 / (4.0 * window.steps)
         if receiver.windows:
             white_m2 += keep * (receiver.shown_white_m2 - white_m2)
         return changed(
             receiver, windows=windows, squares_m2=squares_m2, shown_white_m2=white_m2,
-            shown_wander_m2=squares_m2 / chdtri(windows, WANDER_PROBABILITY))
+            shown_wander_m2=squares_m2 / chdtri(2.0 * windows, WANDER_PROBABILITY))
+
+
+# c = v (1 + |f|^2 + |1 - f|^2) - 2 g^2 + 2 g^2 exp(-x) Re f (1 - f)*
+# with x = T / tau of a third T, v = 2 (x - 1 + exp(-x)) / x^2 the variance of its mean, and
+# g = (1 - exp(-x)) / x, g^2 being the covariance of two means that follow each other
+def shown_share(share: complex, tau_s: float) -> float:
+    """The variance c of r on each axis for a wander of variance 1; ``share`` is f."""
+    rest, x = 1.0 - share, WINDOW_S / 3.0 / tau_s
+    kept = math.exp(-x)
+    mean_variance, covariance = 2.0 * (x - 1.0 + kept) / x**2, ((1.0 - kept) / x) ** 2
+    return (mean_variance * (1.0 + abs(share) ** 2 + abs(rest) ** 2)
+            - 2.0 * covariance * (1.0 - kept * (share * rest.conjugate()).real))

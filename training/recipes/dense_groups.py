@@ -34,7 +34,7 @@ EDGE_M = 1.5          # the score volume reaches this far beyond the prior
 NEAR_M, NEAR_YAW_RAD = 18.0, 0.2  # companions of a frame are this near to it, in place and heading
 IMAGERY_CELLS = 32    # the imagery has a multiple of these cells along a side
 IMAGERY_BLUR_PX, IMAGE_BLUR_PX = 1.6, 1.2  # largest sigma of the random blur
-ANY_COLOURS = 0.4     # share of the groups whose views do not agree in their colours
+ANY_COLOURS = 0.2     # share of the groups whose views do not agree in their colours
 # How wrong the camera and the map are made: each group draws one of these sigmas for the height of
 # the camera, the size of a pixel of the imagery (both as shares), and the pitch of the camera.
 HEIGHT_ERRORS, PITCH_ERRORS_DEG = (0.02, 0.05), (0.4,)

@@ -23,7 +23,7 @@ from .appearance import (
 )
 from .city import Raster
 from .mesh import Material, Mesh, MeshBuilder, turned
-from .place import Ground, Part, Place
+from .place import Ground, Part, Place, PX_M
 from .planning.regions import REGIONS
 from .renderer import Scene
 
@@ -49,6 +49,7 @@ _GROUND = {
     Ground.WATER: [(.02, .12, .16), (.03, .05, .05), (.04, .20, .24)],
 }
 _GREEN = (Ground.LAWN, Ground.ROUGH, Ground.CROP, Ground.BED)
+_GROWN = (*_GREEN, Ground.SOIL, Ground.GRAVEL)     # uneven, with ragged edges
 _PARTS = {
     Part.WALL: [(.30, .135, .085), (.52, .44, .32), (.66, .63, .57), (.36, .30, .26),
                 (.75, .74, .70), (.20, .16, .13), (.40, .45, .48), (.55, .50, .30)],
@@ -65,7 +66,8 @@ _PARTS = {
     Part.DARK: [(.03, .03, .03), (.06, .05, .02)],
 }
 _NOISE_SIZE = 1024
-LASTING = 0.65     # share of the views with the lasting colours of the ground, and of objects
+LASTING = 0.85     # share of the views with the lasting colours of the ground, and of objects
+ODD = 0.15         # share of the draws whose ground has colours that no rule limits
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,13 @@ def draw_look(place_seed: int, seed, aerial: bool) -> Look:
     albedo *= rng.uniform(0.9, 1.1, (len(Ground), 1)).astype(np.float32)
     return Look(
         _draw_light(rng, aerial), albedo, float(rng.uniform(0.03, 0.22)),
-        rng.uniform(0.02, 0.22, len(Ground)).astype(np.float32),
-        rng.uniform(0.02, 0.20, len(Ground)).astype(np.float32),
+        _draw_mottling(rng), _draw_mottling(rng),
         float(rng.uniform(0.5, 3.0)), int(rng.integers(1 << 31)))
 
 
 def _draw_albedo(rng) -> np.ndarray:
     """Linear albedo of each kind of ground (kinds, 3)."""
-    odd = rng.random() < 0.35      # colours that no rule limits
+    odd = rng.random() < ODD
     albedo = np.empty((len(Ground), 3), np.float32)
     green = rng.dirichlet([1.0, 1.0, 1.0, 1.2, 0.8])
     for kind in Ground:
@@ -114,6 +115,13 @@ def _draw_albedo(rng) -> np.ndarray:
         floor = 1.5 * albedo[[Ground.ASPHALT, Ground.CONCRETE, Ground.DRIVE]].max()
         albedo[Ground.WHITE] = max(floor, 0.5) * rng.uniform(0.95, 1.05, 3)
     return albedo
+
+
+def _draw_mottling(rng) -> np.ndarray:
+    """Strength (kinds,): weak on what is paved, strong where something grows."""
+    strength = rng.uniform(0.01, 0.10, len(Ground))
+    strength[list(_GROWN)] = rng.uniform(0.05, 0.30, len(_GROWN))
+    return strength.astype(np.float32)
 
 
 def _draw_light(rng, aerial: bool) -> Day:
@@ -207,22 +215,24 @@ def coloured_mesh(mesh: Mesh, groups: int, place_seed: int, rng) -> Mesh:
 def _ground_colours(place: Place, look: Look, rng) -> np.ndarray:
     """Square root of albedo, uint8 RGB, of the ground raster."""
     lasting = np.random.default_rng([place.seed, 42])
-    count = place.kind.shape[0]
-    units = int(place.unit.max()) + 1
+    kind, unit = ragged_edges(place)
+    count = kind.shape[0]
+    units = int(unit.max()) + 1
     shades = np.exp(lasting.normal(0.0, look.unit_spread, units)
                     + rng.normal(0.0, 0.5 * look.unit_spread, units)).astype(np.float32)
-    shade = shades[place.unit]
+    shade = shades[unit]
     tints = rng.normal(0.0, 0.04, (units, 3)).astype(np.float32)
-    broad = _noise_field(rng, count, 24) * 0.7 + _noise_field(lasting, count, 60) * 0.7
-    shade *= 1.0 + broad * look.broad[place.kind]
-    fine = _noise_field(rng, count, 3) * 0.7 + _noise_field(rng, count, 1) * 0.7
-    shade *= 1.0 + fine * look.fine[place.kind]
+    broad = 0.8 * _noise_of_all_sizes(lasting, count) + 0.6 * _noise_of_all_sizes(rng, count)
+    shade *= 1.0 + broad * look.broad[kind]
+    fine = 0.5 * _noise_field(lasting, count, 4) + 0.6 * _noise_field(rng, count, 3) \
+        + 0.6 * _noise_field(rng, count, 1)
+    shade *= 1.0 + fine * look.fine[kind]
     keep = rng.uniform(0.3, 1.0)
     shade *= 1.0 + (place.stain.astype(np.float32) / 128.0 - 1.0) * np.float32(keep)
     _add_rows(place, look, shade)
     _add_stains(rng, shade)
-    rgb = look.albedo[place.kind]
-    paint = (place.kind == Ground.WHITE) | (place.kind == Ground.YELLOW)
+    rgb = look.albedo[kind]
+    paint = (kind == Ground.WHITE) | (kind == Ground.YELLOW)
     if paint.any():  # worn paint lets the road through
         wear = rng.uniform(0.0, 0.9)
         left = np.clip(1.0 - wear * (0.6 + 0.6 * fine + 0.4 * broad), 0.05, 1.0)[paint][:, None]
@@ -230,10 +240,36 @@ def _ground_colours(place: Place, look: Look, rng) -> np.ndarray:
         rgb[paint] = rgb[paint] * left + road * (1.0 - left)
         shade[paint] = 0.5 + 0.5 * shade[paint]
     rgb *= np.clip(shade, 0.25, 3.0)[..., None]
-    rgb *= (1.0 + tints)[place.unit]
+    rgb *= (1.0 + tints)[unit]
     image = encode_surface(rgb)
     # Edges as drawn are a pixel sharp; a little blur keeps them from aliasing.
     return cv2.GaussianBlur(image, (0, 0), 0.6)
+
+
+def ragged_edges(place: Place) -> tuple[np.ndarray, np.ndarray]:
+    """Kind and unit of the ground, with ragged edges where something grows or lies loose."""
+    lasting = np.random.default_rng([place.seed, 44])
+    count = place.kind.shape[0]
+    spread_m = lasting.uniform(0.02, 0.25)
+    shift = [np.float32(spread_m / PX_M) * (
+        0.6 * _noise_field(lasting, count, 2) + 0.8 * _noise_field(lasting, count, 12))
+        for _ in range(2)]
+    rows, cols = np.indices((count, count), np.float32)
+    col, row = cols + shift[0], rows + shift[1]
+
+    def shifted(raster):
+        return cv2.remap(raster, col, row, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT)
+
+    loose = (*_GROWN, Ground.ASPHALT)
+    kind = shifted(place.kind)
+    moves = np.isin(place.kind, loose) & np.isin(kind, loose)
+    return np.where(moves, kind, place.kind), np.where(moves, shifted(place.unit), place.unit)
+
+
+def _noise_of_all_sizes(rng, count: int) -> np.ndarray:
+    """Noise of unit variance with features of 0.6 to 10 m, as grass and soil have them."""
+    sizes = (6, 12, 25, 50, 100)
+    return sum(_noise_field(rng, count, cells) for cells in sizes) / np.float32(len(sizes) ** 0.5)
 
 
 def _noise_field(rng, count: int, cells: float) -> np.ndarray:
