@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 import sys
 
+from crossview_localizer.bags.arguments import add_topic_arguments, topics_from_arguments
 from crossview_localizer.bags.camera_calibration import (
     fit_motion,
     fit_offset_of_bag,
@@ -40,6 +41,8 @@ def main(arguments=None) -> int:
                         help='largest number of images for the offset (default 80)')
     parser.add_argument('--spacing-m', type=float, default=5.0,
                         help='smallest distance between two of these images (default 5)')
+    add_topic_arguments(
+        parser, ('image', 'camera_info', 'gnss', 'odometry', 'tf_static', 'truth'))
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     return run_command(parser, arguments, _calibrate)
 
@@ -51,11 +54,12 @@ def _calibrate(args: argparse.Namespace) -> None:
         raise ValueError('only one of --map and --weights is given; the offset needs both')
     node_config, config = (read_parameters(args.params) if args.params
                            else (NodeConfig(), LocalizerConfig()))
-    motion, offset = fit_motion(args.bag, node_config, config), None
+    topics = topics_from_arguments(args)
+    motion, offset = fit_motion(args.bag, node_config, config, topics), None
     if args.map:
         fitted = replace(config, camera=fitted_camera(motion, config.camera))
         offset = fit_offset_of_bag(args.bag, args.map, args.weights, node_config, fitted,
-                                   args.filtered, args.spacing_m, args.frames, args.device)
+                                   args.filtered, args.spacing_m, args.frames, args.device, topics)
     print(summary(motion, offset, config.camera))
 
 

@@ -7,7 +7,9 @@ beside the code that uses it.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 import math
+import os
 
 
 def tunable(default, description: str, low=None, high=None, choices=None):
@@ -157,6 +159,10 @@ class NodeConfig:
 
 # How many numbers the parameters that are lists have.
 LIST_LENGTHS = {'camera_xyz_rpy': 6, 'antenna_xyz_m': 3}
+# No sensor is mounted farther than this from base_link.
+MAX_LEVER_M = 100.0
+# Any mounting can be given with roll, pitch and yaw within these.
+MAX_ANGLES_RAD = (2.0 * math.pi, 1.6, 2.0 * math.pi)
 
 
 def flatten(config) -> dict[str, object]:
@@ -189,10 +195,7 @@ def config_from_flat(cls, values: dict[str, object]):
     Raises ValueError naming the key, what was found and what was expected.
     """
     known = tunables(cls())
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(
-            f'unknown parameter {unknown[0]!r}; expected one of: {", ".join(sorted(known))}')
+    _require_known(values, known)
     for name, value in values.items():
         default, meta = known[name]
         if not _fits(value, default):
@@ -206,17 +209,41 @@ def config_from_flat(cls, values: dict[str, object]):
     return _build(cls, values)
 
 
+def _require_known(values, known) -> None:
+    if unknown := sorted(set(values) - set(known)):
+        alike = get_close_matches(unknown[0], known, 1)
+        raise ValueError(
+            f'unknown parameter {unknown[0]!r}; {f"is it {alike[0]}? " if alike else ""}'
+            f'expected one of: {", ".join(sorted(known))}')
+
+
+def require_sim_time(value) -> None:
+    """Raise ValueError where use_sim_time is no truth value: ROS takes it for false then."""
+    if not isinstance(value, bool):
+        raise ValueError(f'use_sim_time is {value!r}; expected true or false, without quotes')
+
+
 def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, LocalizerConfig]:
     """Split dotted parameter names between the two configs.
 
     Raises ValueError for a name that neither has, or a value of the wrong type, range or length.
     """
     node_names = tunables(NodeConfig())
+    _require_known(values, node_names | tunables(LocalizerConfig()))
     # ROS has no empty lists: numbers that are all NaN stand for one.
     values = {name: () if name in LIST_LENGTHS and _is_unknown(value) else value
               for name, value in values.items()}
+    # No shell replaces the ~ in a parameter file.
+    values |= {name: os.path.expanduser(value) for name, value in values.items()
+               if name.endswith('_path') and isinstance(value, str)}
     node_config = config_from_flat(
         NodeConfig, {name: value for name, value in values.items() if name in node_names})
+    for name in ('map_frame', 'odom_frame', 'base_frame', 'camera_frame'):
+        frame = getattr(node_config, name)
+        if frame.startswith('/') or not frame and name in ('map_frame', 'base_frame'):
+            raise ValueError(
+                f'{name} is {frame!r}; expected the name of a frame, in ROS 2 without a slash in '
+                'front')
     if node_config.map_frame in (node_config.odom_frame, node_config.base_frame):
         raise ValueError(
             f'map_frame is {node_config.map_frame!r}, and so is odom_frame or base_frame; '
@@ -227,6 +254,11 @@ def configs_from_parameters(values: dict[str, object]) -> tuple[NodeConfig, Loca
             raise ValueError(f'{name} has {len(found)} numbers; expected {length}')
         if not all(map(math.isfinite, found)):
             raise ValueError(f'{name} is {list(found)}; expected finite numbers, or nan for all')
+        if any(abs(value) > most for value, most in zip(found, 3 * (MAX_LEVER_M,)
+                                                        + MAX_ANGLES_RAD)):
+            raise ValueError(
+                f'{name} is {list(found)}; expected metres, up to {MAX_LEVER_M:g}'
+                + (', and radians, the pitch within a quarter turn' if length > 3 else ''))
     return node_config, config_from_flat(
         LocalizerConfig,
         {name: value for name, value in values.items() if name not in node_names})

@@ -34,7 +34,7 @@ from crossview_localizer.ros.image_processor import ImageProcessor, ReceivedImag
 from crossview_localizer.ros.image_results import ImageResults
 from crossview_localizer.ros.image_worker import ImageWorker
 from crossview_localizer.ros.initial_pose_input import InitialPoseInput
-from crossview_localizer.ros.inputs import image_topic, LocalizerInputs
+from crossview_localizer.ros.inputs import image_topic, LocalizerInputs, rectification_remark
 from crossview_localizer.ros.localizer_holder import LocalizerHolder, NO_MAP_FRAME
 from crossview_localizer.ros.message_info import arrived_s, publication
 from crossview_localizer.ros.odometry_input import OdometryInput
@@ -111,6 +111,9 @@ class LocalizerNode(LifecycleNode):
         self._console = ConsoleLog(
             CONSOLE_LINES, self.get_logger().warning, self.get_logger().info)
         self.get_logger().info(f'active: {self._describe()}')
+        if remark := rectification_remark(
+                image_topic(self, self._node_config), self._node_config.image_is_rectified):
+            self.get_logger().warning(remark)
         return result
 
     def _describe(self) -> str:

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 import re
 
-from crossview_localizer.config import configs_from_parameters, LocalizerConfig, NodeConfig
+from crossview_localizer.config import (
+    configs_from_parameters,
+    LocalizerConfig,
+    NodeConfig,
+    require_sim_time,
+)
 
 LOCALIZER = 'crossview_localizer'
 # Parameters that rclpy declares and reads itself, and groups of them.
@@ -71,6 +76,7 @@ def read_parameters(
     values = {}
     for section in sorted(used, key=lambda section: '*' not in section.key):
         values.update(section.values)
+    require_sim_time(values.get('use_sim_time', False))
     return configs_from_parameters(
         {name: value for name, value in values.items() if not belongs_to_ros(name)})
 

@@ -6,6 +6,7 @@ it may run on another machine.
 
 import argparse
 from contextlib import suppress
+from dataclasses import dataclass
 import sys
 import time
 
@@ -21,7 +22,12 @@ from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker, MarkerArray
 from visualization_msgs.srv import GetInteractiveMarkers
 
-from crossview_localizer.config import configs_from_parameters
+from crossview_localizer.config import (
+    config_from_flat,
+    configs_from_parameters,
+    tunable,
+    tunables,
+)
 from crossview_localizer.datatypes import CameraImage, PoseEstimate
 from crossview_localizer.ros import conversions, scene_messages, scene_pictures
 from crossview_localizer.ros.clock_jump import call_on_backward_jump
@@ -32,7 +38,6 @@ from crossview_localizer.ros.qos import latched_profile
 from crossview_localizer.ros.sensor_rig import SensorRig
 from crossview_localizer.ros.trails import Trails
 
-OWN_PARAMETERS = {'publish_odom_tf': False, 'picture_hz': 5.0, 'heatmap_picture': False}
 LOCALIZER = 'crossview_localizer'
 TRAILS = ('gnss', 'prior', 'refined', 'ground_truth')
 # At most so many images wait for their poses.
@@ -41,6 +46,17 @@ WAITING_IMAGES = 8
 # is published again and again.
 COARSE_GROUND_PERIOD_S = 5.0
 BEST_EFFORT = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """The parameters of the scene besides those of the localizer."""
+
+    publish_odom_tf: bool = tunable(
+        False, 'publish odom -> base_link from the odometry, where nobody else does')
+    picture_hz: float = tunable(5.0, 'most pictures of a topic per second', 0.01, 1000.0)
+    heatmap_picture: bool = tunable(
+        False, 'publish the heat map over the satellite image as a picture')
 
 
 class SceneNode(Node):
@@ -53,9 +69,10 @@ class SceneNode(Node):
         super().__init__(
             'crossview_scene', automatically_declare_parameters_from_overrides=True, **kwargs)
         given = parameter_values(self)
-        own = {name: given.pop(name, default) for name, default in OWN_PARAMETERS.items()}
+        own = config_from_flat(SceneConfig, {
+            name: given.pop(name) for name in tunables(SceneConfig()) if name in given})
         self._config, localizer_config = configs_from_parameters(given)
-        self._picture_period_s = 1.0 / float(own['picture_hz'])
+        self._picture_period_s = 1.0 / own.picture_hz
         self._pitch_rad = localizer_config.camera.pitch_rad
         self.rig = SensorRig(self._config, localizer_config.camera)
         self._trails = Trails(TRAILS)
@@ -64,7 +81,7 @@ class SceneNode(Node):
         self._match_ellipse = MarkerArray()
         self._waiting_images: dict[int, CameraImage] = {}   # by stamp
         self._last_picture_s: dict[str, float] = {}         # by topic
-        self._create_outputs(bool(own['publish_odom_tf']), bool(own['heatmap_picture']))
+        self._create_outputs(own.publish_odom_tf, own.heatmap_picture)
         self._orthophoto = self._read_orthophoto()
         self._ground_tiles = MarkerArray()
         self._is_ground_due = False

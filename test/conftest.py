@@ -8,6 +8,7 @@ from collections import deque
 import importlib
 import os
 from pathlib import Path
+import signal
 import sys
 import tempfile
 import time
@@ -154,3 +155,12 @@ def wait_until():
             time.sleep(0.01)
         return result
     return wait
+
+
+@pytest.fixture
+def signal_handlers():
+    """Commands run in this process must not keep its interrupts."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -174,9 +174,10 @@ def _option_problems(module: str, arguments: list[str]) -> list[str]:
 def is_parameter(name: str) -> bool:
     from crossview_localizer.config import LocalizerConfig, NodeConfig, tunables
     from crossview_localizer.parameter_file import ROS_PARAMETERS
-    from crossview_localizer.scene import OWN_PARAMETERS
+    from crossview_localizer.scene import SceneConfig
     return name in {
-        *tunables(NodeConfig()), *tunables(LocalizerConfig()), *OWN_PARAMETERS, *ROS_PARAMETERS}
+        *tunables(NodeConfig()), *tunables(LocalizerConfig()), *tunables(SceneConfig()),
+        *ROS_PARAMETERS}
 
 
 def _launch_problems(arguments: list[str]) -> list[str]:

@@ -296,18 +296,17 @@ print(interrupts, stop.is_set())
     assert int(interrupts) > 5 and is_set == 'True'
 
 
-@pytest.fixture
-def signal_handlers():
-    """Commands run in this process must not keep its interrupts."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture(scope='module')
 def small_bag(tmp_path_factory):
     return write_bag(tmp_path_factory.mktemp('small') / 'bag', strings(5, 0.1))
+
+
+def test_days_without_a_message_are_not_waited_for(tmp_path):
+    messages = [*strings(2, 0.01), *(
+        (topic, 1e6 + time_s, message) for topic, time_s, message in strings(3, 0.01))]
+    done = run_player(write_bag(tmp_path / 'bag', messages), '--clock')
+    assert done.returncode == 0 and '5 messages played' in done.stdout
+    assert '1000000 s without a message are left out' in done.stderr
 
 
 @pytest.mark.parametrize(('options', 'said'), [

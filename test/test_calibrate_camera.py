@@ -90,3 +90,30 @@ def test_missing_files_give_one_line_and_exit_code_2(tmp_path, capsys):
 
     assert 'does not exist' in message_of()
     assert 'needs both' in message_of('--map', str(tmp_path / 'no.map'))
+
+
+def test_topics_of_other_names_are_proposed_and_taken_and_stamps_of_two_clocks_are_told(
+        ros, tmp_path, capsys):
+    import recorded_drive as made
+    names = {'/odometry': '/wheels', '/camera/image/compressed': '/cam0/compressed'}
+    drive = [(names.get(topic, topic), time_s, msg) for topic, time_s, msg in (
+        *made.input_messages(2.0), *made.odometry_messages(2.0))]
+    bag = str(made.write_bag(tmp_path / 'drive', drive))
+    for options, said in (
+            ([], f'{bag} holds no odometry on /odometry, but on /wheels: name it with '
+             '--odometry-topic'),
+            (['--odometry-topic', '/wheels'], 'on /cam0/compressed: name it with --image-topic')):
+        assert calibrate_camera.main([bag, *options]) == 2
+        assert said in capsys.readouterr().err
+    assert calibrate_camera.main(
+        [bag, '--odometry-topic', '/wheels', '--image-topic', '/cam0/compressed']) == 0
+    assert 'height and pitch: not determined' in capsys.readouterr().out  # all pictures are alike
+
+    for topic, _, msg in drive:
+        if topic == '/cam0/compressed':
+            msg.header.stamp.sec -= 10**9  # since the camera was switched on
+    bag = str(made.write_bag(tmp_path / 'two_clocks', drive))
+    assert calibrate_camera.main(
+        [bag, '--odometry-topic', '/wheels', '--image-topic', '/cam0/compressed']) == 2
+    assert 'images are stamped 400000000.0 to 400000001.8 s, odometry 1400000000' in (
+        capsys.readouterr().err)

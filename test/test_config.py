@@ -9,6 +9,7 @@ import pytest
 
 from crossview_localizer.config import (
     config_from_flat,
+    configs_from_parameters,
     FilterConfig,
     flatten,
     LocalizerConfig,
@@ -48,6 +49,37 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown parameter 'filter\.bufer_s'") as raised:
         config_from_flat(LocalizerConfig, {'filter.bufer_s': 2.0})
     assert 'filter.buffer_s' in str(raised.value)
+
+
+@pytest.mark.parametrize('name, meant', [
+    ('map_pth', 'map_path'), ('camera_height_m', 'camera.height_m'),
+    ('filter.bufer_s', 'filter.buffer_s')])
+def test_the_name_that_was_meant_is_proposed_from_all_parameters_of_the_node(name, meant):
+    with pytest.raises(ValueError, match=f"unknown parameter '{name}'; is it {meant}?"):
+        configs_from_parameters({name: 1.0})
+
+
+@pytest.mark.parametrize('name, value, expected', [
+    ('camera_xyz_rpy', [1200.0, 0.0, 1400.0, 0.0, 0.0, 0.0], 'metres, up to 100, and radians'),
+    ('camera_xyz_rpy', [1.2, 0.0, 1.4, 0.0, 3.0, 0.0], 'the pitch within a quarter turn'),
+    ('camera_xyz_rpy', [1.2, 0.0, 1.4, 0.0, 0.0, -90.0], 'radians'),
+    ('antenna_xyz_m', [0.0, 0.0, 1500.0], 'metres, up to 100'),
+    ('map_frame', '/map', 'without a slash'), ('base_frame', '/base_link', 'without a slash'),
+    ('camera_frame', '/camera', 'without a slash'), ('base_frame', '', 'the name of a frame')])
+def test_a_mounting_in_other_units_and_a_frame_of_ros_1_are_refused(name, value, expected):
+    with pytest.raises(ValueError, match=f'{name} is .*expected .*{expected}'):
+        configs_from_parameters({name: value})
+
+
+def test_a_camera_upside_down_that_looks_back_is_a_mounting_like_another():
+    mounting = (1.2, 0.0, 1.4, math.pi, 0.05, -math.pi)
+    assert configs_from_parameters({'camera_xyz_rpy': mounting})[0].camera_xyz_rpy == mounting
+
+
+def test_the_home_folder_may_be_written_as_in_a_shell(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/car')
+    config = configs_from_parameters({'map_path': '~/oxford.map', 'last_pose_path': 'auto'})[0]
+    assert (config.map_path, config.last_pose_path) == ('/home/car/oxford.map', 'auto')
 
 
 @pytest.mark.parametrize('name', ['filter', 'buffer_s', 'match.buffer_s'])

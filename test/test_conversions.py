@@ -227,6 +227,19 @@ def test_a_camera_info_that_is_not_valid_is_refused():
         conversions.rectifier_from_msg(without_centre, FORWARD_CAMERA, 1.5)
 
 
+def test_the_calibration_of_other_images_or_in_another_unit_is_refused():
+    halved = camera_info(width=640, height=480)
+    halved.width, halved.height = 320, 240
+    with pytest.raises(ValueError, match=r'principal point at 319\.5, 239\.5 px of 320x240 px'):
+        conversions.rectifier_from_msg(halved, FORWARD_CAMERA, 1.5)
+    halved.height = 480  # the left half of the images
+    assert conversions.rectifier_from_msg(halved, FORWARD_CAMERA, 1.5).camera.cx_px == 319.5
+    normalized = camera_info()
+    normalized.k[0] = normalized.k[4] = 0.2
+    with pytest.raises(ValueError, match=r'focal length of 0\.2 px for a width of 8 px.*unit'):
+        conversions.rectifier_from_msg(normalized, FORWARD_CAMERA, 1.5)
+
+
 def test_the_frame_of_a_camera_body_in_place_of_the_optical_one_is_refused():
     with pytest.raises(ValueError, match='looks up.*optical frame'):
         conversions.rectifier_from_msg(camera_info(), np.eye(4), 1.5)
@@ -346,6 +359,11 @@ def test_a_zero_nan_or_impossible_covariance_counts_as_unknown(msg):
 def test_a_message_without_a_position_is_refused_with_the_reason(msg, complaint):
     with pytest.raises(ValueError, match=complaint):
         gnss_fix(msg)
+
+
+def test_an_infinite_variance_of_the_height_alone_does_not_matter():
+    fix = gnss_fix(fix_msg(covariance=(4.0, 0, 0, 0, 4.0, 0, 0, 0, math.inf)))
+    np.testing.assert_allclose(fix.covariance, 4.0 * np.eye(2), atol=1e-9)
 
 
 def test_a_fix_whose_driver_never_sets_the_status_is_used():

@@ -29,6 +29,7 @@ def rgb_of(pixels: np.ndarray, encoding: str, padding=0, is_big_endian=False) ->
     ('8UC3', RGB[..., ::-1], RGB),
     ('rgba8', np.concatenate([RGB, ALPHA], -1), RGB),
     ('bgra8', np.concatenate([RGB[..., ::-1], ALPHA], -1), RGB),
+    ('8UC4', np.concatenate([RGB[..., ::-1], ALPHA], -1), RGB),
     ('mono8', GREY, GREY_RGB),
     ('8UC1', GREY, GREY_RGB),
 ])
@@ -56,7 +57,8 @@ def test_packed_yuv_of_an_odd_width_is_refused():
 @pytest.mark.parametrize('is_big_endian', [False, True])
 def test_sixteen_bits_keep_the_upper_eight_in_either_byte_order(is_big_endian):
     values = (GREY.astype(np.uint16) << 8) | 0x5A
-    np.testing.assert_array_equal(rgb_of(values, 'mono16', 4, is_big_endian), GREY_RGB)
+    for encoding in ('mono16', '16UC1'):
+        np.testing.assert_array_equal(rgb_of(values, encoding, 4, is_big_endian), GREY_RGB)
 
 
 @pytest.mark.parametrize('bits', [10, 12, 14, 16])

@@ -288,6 +288,23 @@ def test_where_the_source_has_no_imagery_the_result_is_transparent(server, tmp_p
     assert main(arguments(server, tmp_path / 'none.tif', '--accept-terms')) == 2
 
 
+def test_a_notice_in_place_of_imagery_is_transparent_and_said(server, tmp_path, capsys):
+    tiles = tiles_of_box(source(server), ZOOM, *OXFORD)
+    notice = np.full((256, 256, 3), 200)
+    notice[100:120, 40:200] = 90                                    # "not yet available"
+    places = list(zip(tiles.columns.tolist(), tiles.rows.tolist()))
+    for place in places[1:5]:
+        server.faults[place] = lambda handler: handler.answer(encoded(notice))
+    assert main(arguments(server, tmp_path / 'area.tif', '--accept-terms')) == 0
+    assert '4 are one and the same picture' in capsys.readouterr().out
+    with rasterio.open(tmp_path / 'area.tif') as file:
+        assert (file.read(4) == 0).mean() == 4 / len(tiles)
+    server.faults.pop(places[1])                    # three alike may be three tiles of one field
+    assert main(arguments(server, tmp_path / 'field.tif', '--accept-terms')) == 0
+    with rasterio.open(tmp_path / 'field.tif') as file:
+        assert file.read(4).all()
+
+
 REFUSALS = {
     'a wrong key': (lambda h: h.answer(b'denied', 403, 'text/plain'), 'status 403 .*key'),
     'a page instead of a tile': (

@@ -52,9 +52,10 @@ class Bench:
         self.gnss = GnssInput(
             config, self.holder, self.rig, self.timeline, self.keeper, self.diagnostics, self.log)
 
-    def place_antenna(self):
+    def place_antenna(self, x_m: float = 0.0):
         transform = TransformStamped(child_frame_id='antenna')
         transform.header.frame_id = 'base_link'
+        transform.transform.translation.x = x_m
         self.rig.static_transforms.add(TFMessage(transforms=[transform]))
         return self
 
@@ -201,6 +202,16 @@ def test_without_the_place_of_the_antenna_fixes_are_an_error_and_velocities_a_wa
     bench.gnss.add_velocity(velocity_msg(0.0, 10.0))
     bench.diagnostics.velocity.add_message(time.monotonic())
     assert bench.line('gnss_velocity').level is Level.WARN
+
+
+def test_an_antenna_in_other_units_than_metres_is_an_error():
+    bench = Bench().place_antenna(-1700.0)
+    for second in range(3):
+        bench.gnss.add_fix(fix_msg(float(second), 10.0 * second))
+    bench.diagnostics.gnss.add_message(time.monotonic())
+    status = bench.line('gnss')
+    assert status.level is Level.ERROR
+    assert "'antenna' 1700 m from 'base_link'; expected at most 100 m" in status.text
 
 
 def test_a_fix_that_is_not_valid_is_refused_and_places_no_map():

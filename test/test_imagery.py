@@ -2,16 +2,19 @@
 
 from http.server import BaseHTTPRequestHandler, HTTPServer
 import multiprocessing
+import socket
 
 import cv2
 import numpy as np
 from pyproj import Transformer
 import pytest
 import rasterio
+from rasterio.enums import ColorInterp
 import rasterio.shutil
 from rasterio.transform import Affine
 
 from crossview_localizer.geometry import LocalFrame, MapGrid
+from crossview_localizer.maps import imagery as imagery_module
 from crossview_localizer.maps.imagery import Imagery
 from crossview_localizer.maps.samples import Lost
 
@@ -187,7 +190,7 @@ def test_an_unknown_accuracy_is_refused_unless_any_is_accepted(tmp_path):
         Affine(0.25, 0, 6e5, 0, -0.25, 5.7e6), crs)
     imagery = Imagery.open(path)
     assert imagery.crs_accuracy[0].accuracy_m is None
-    with pytest.raises(ValueError, match='accuracy unknown'):
+    with pytest.raises(ValueError, match='accuracy unknown.*--max-crs-error inf'):
         imagery.require_accuracy(100.0)
     imagery.require_accuracy(float('inf'))
 
@@ -225,6 +228,13 @@ def test_files_that_are_missing_foreign_or_cut_off_are_an_os_error(tmp_path):
     (tmp_path / 'text.tif').write_text('not an image')
     with pytest.raises(OSError, match='cannot be read as an image'):
         Imagery.open(tmp_path / 'text.tif')
+    for name, content, said in (
+            ('login.tif', b'<!DOCTYPE html>', 'download it again'), ('empty.tif', b'', 'is empty'),
+            ('lfs.tif', b'version https://git-lfs.github.com/spec/v1', 'git lfs pull'),
+            ('sheets.zip', b'PK\3\4', 'unpack it'), ('survey.ecw', b'\x65\2', 'gdal_translate')):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OSError, match=f'{name} cannot be read as an image .*{said}'):
+            Imagery.open(tmp_path / name)
     noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3)).astype(np.uint8)
     path = write_tiff(tmp_path / 'cut.tif', noise, UTM, 'EPSG:32630')
     path.write_bytes(path.read_bytes()[:200_000])
@@ -232,6 +242,37 @@ def test_files_that_are_missing_foreign_or_cut_off_are_an_os_error(tmp_path):
         Imagery.open(path)
     with pytest.raises(ValueError, match='no imagery given'):
         Imagery.open([])
+
+
+def test_a_file_of_several_rasters_asks_for_one_of_them(tmp_path):
+    path = tmp_path / 'survey.gpkg'
+    for name, level in (('summer', 100), ('winter', 200)):
+        with rasterio.open(
+                path, 'w', driver='GPKG', height=64, width=64, count=3, dtype='uint8',
+                crs='EPSG:32630', transform=UTM, RASTER_TABLE=name,
+                APPEND_SUBDATASET='YES' if path.exists() else 'NO') as file:
+            file.write(np.full((3, 64, 64), level, np.uint8))
+    with pytest.raises(ValueError, match=f'holds 2 rasters; .*gdal_translate GPKG:{path}:summer '):
+        Imagery.open(path)
+
+
+def test_a_mask_alone_is_refused(tmp_path):
+    path = write_tiff(tmp_path / 'mask.tif', np.full((64, 64), 255, np.uint8), UTM, 'EPSG:32630')
+    with rasterio.open(path, 'r+') as file:
+        file.colorinterp = [ColorInterp.alpha]
+    with pytest.raises(ValueError, match='mask.tif holds transparency alone'):
+        Imagery.open(path)
+
+
+def test_bands_whose_descriptions_name_the_colours_are_those_colours(tmp_path):
+    path = write_tiff(
+        tmp_path / 'satellite.tif', np.tile(np.array([30, 90, 200, 50], np.uint8), (64, 64, 1)),
+        UTM, 'EPSG:32630', photometric='MINISBLACK')
+    with rasterio.open(path, 'r+') as file:
+        file.descriptions = 'Blue', 'Green', 'Red', 'Nir'
+    imagery = Imagery.open(path)
+    assert imagery.crop(0.0, 0.0, 4.0, 8)[0][0, 0].tolist() == [200, 90, 30]
+    assert not imagery.notes
 
 
 REAL = {              # real files of unusual form: what is said of them, and their sides in metres
@@ -571,3 +612,14 @@ def test_of_a_cog_on_the_web_only_the_parts_that_are_needed_are_read(tmp_path, w
     assert 0 < sent.value < 0.25 * size
     with pytest.raises(OSError, match='none.tif cannot be read'):
         Imagery.open(f'{address}/none.tif', OXFORD)
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(monkeypatch):
+    for name in imagery_module.WEB_SETTINGS:
+        monkeypatch.setenv(name, '')
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(imagery_module.WEB_SETTINGS, 'GDAL_HTTP_LOW_SPEED_TIME', '1')
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        address = f'http://127.0.0.1:{server.getsockname()[1]}/sheet.tif'
+        with pytest.raises(OSError, match='sheet.tif cannot be read .*too slow'):
+            Imagery.open(address)

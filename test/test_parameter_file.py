@@ -89,3 +89,10 @@ def test_scalars_are_those_of_ros(tmp_path, text, value):
 def test_what_ros_refuses_is_refused_with_the_reason(tmp_path, text, said):
     with pytest.raises(ValueError, match=said):
         read_sections(write(tmp_path, text))
+
+
+def test_simulated_time_in_quotes_which_ros_takes_for_false_is_refused(tmp_path):
+    path = tmp_path / 'my.yaml'
+    path.write_text('/**:\n  ros__parameters:\n    use_sim_time: "true"\n')
+    with pytest.raises(ValueError, match="use_sim_time is 'true'; expected true or false"):
+        read_parameters(path)

@@ -98,6 +98,7 @@ def test_parameters_can_be_changed_until_they_are_locked(make_node):
     ('filter__buffer_s', 1e9, 'expected 0.1 to 30.0'),
     ('device', 'tpu', 'expected one of'),
     ('camera_xyz_rpy', [1.0, 2.0], 'has 2 numbers; expected 6'),
+    ('use_sim_time', 'true', "use_sim_time is 'true'; expected true or false"),
 ])
 def test_a_wrong_parameter_is_refused_with_what_was_expected(make_node, name, value, complaint):
     with pytest.raises(ValueError, match=complaint):

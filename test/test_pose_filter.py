@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 import math
+import re
 import time
 
 import numpy as np
@@ -1232,6 +1233,25 @@ def test_a_receiver_that_holds_its_position_while_the_vehicle_stands_is_nothing_
         pose_filter.add_odometry(odometry(4.0 + tick / 10, 40.0))
         update = pose_filter.add_gnss(gnss(4.0 + tick / 10, 40.0, 0.0))
     assert update.outcome is Outcome.REPEATED and not update.reason
+
+
+@pytest.mark.parametrize('scale', [0.0, 1e-3])
+def test_odometry_that_does_not_move_with_the_fixes_is_told_before_the_start(scale):
+    pose_filter = PoseFilter(CONFIG)
+    for second in range(21):
+        pose_filter.add_odometry(odometry(second, scale * 10.0 * second))
+        update = pose_filter.add_gnss(gnss(second, 10.0 * second, 0.0))
+    assert update.outcome is Outcome.NOT_STARTED
+    assert re.match(r'fixes have moved 200 m, the odometry 0\.[0-2] m', update.reason)
+
+
+def test_a_first_fix_of_another_place_does_not_delay_the_start():
+    pose_filter = PoseFilter(CONFIG)
+    pose_filter.add_gnss(gnss(0.0, 5000.0, 0.0))
+    for second in range(1, 8):
+        pose_filter.add_odometry(odometry(second, 5.0 * second))
+        pose_filter.add_gnss(gnss(second, 5.0 * second, 0.0))
+    assert pose_filter.started
 
 
 def test_a_repeated_position_does_not_start_the_filter():

@@ -30,7 +30,8 @@ def test_the_route_of_a_bag_is_that_of_its_fixes(tmp_path):
     assert read_route(path, '/gnss/fix').tolist() == [[51.7, -1.2], [51.9, -1.4]]
     with pytest.raises(ValueError, match=r'2 NavSatFix topics \(/gnss/fix, /other/fix\).*--topic'):
         read_route(path)
-    with pytest.raises(ValueError, match='0 NavSatFix topics'):
+    assert len(read_route(path, 'gnss/fix')) == 2
+    with pytest.raises(ValueError, match=r'/gnss/fix, /other/fix\); expected one, and not /no'):
         read_route(path, '/none')
     with pytest.raises(ValueError, match='no valid fix'):
         read_route(path, '/other/fix')
@@ -55,11 +56,26 @@ def test_the_route_of_a_bag_is_that_of_its_fixes(tmp_path):
      '<gx:coord>-1.26 51.75 60</gx:coord><gx:coord>-1.25 51.76 60</gx:coord></gx:Track></kml>'),
     ('track.geojson', '{"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": '
      '{"type": "LineString", "coordinates": [[-1.26, 51.75, 60], [-1.25, 51.76]]}}]}'),
+    ('deviations.csv', 'lat_std,lon_std,lat,lon\n1,1,51.75,-1.26\n1,1,51.76,-1.25\n'),
     ('gaps.csv', 'lat,lon\n51.75,-1.26\nn/a,\n51.76,-1.25\n')])
 def test_tracks_of_other_programs_are_read(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding='utf-8')
     np.testing.assert_allclose(
         read_route(tmp_path / name), [[51.75, -1.26], [51.76, -1.25]], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('encoding', ['cp1252', 'utf-16', 'utf-8-sig'])
+def test_the_encodings_of_spreadsheets_are_read(tmp_path, encoding):
+    path = tmp_path / 'sheet.csv'
+    path.write_text('Ort;lat;lon\nMünchen;48°9\'0"N;11,5\n', encoding=encoding)
+    np.testing.assert_allclose(read_route(path), [[48.15, 11.5]])
+
+
+def test_a_file_that_is_no_text_is_refused_with_what_is_read(tmp_path):
+    path = tmp_path / 'track.kmz'
+    path.write_bytes(b'PK\3\4\0\0\0')
+    with pytest.raises(ValueError, match='is no text; expected a CSV .*KML'):
+        read_route(path)
 
 
 @pytest.mark.parametrize('row', ['51,75,-1,26', 'north,-1.26', '-51.75S,1.26W', '51 75,1.26'])

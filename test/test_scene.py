@@ -416,6 +416,15 @@ def test_the_coarse_ground_is_small_has_no_texture_and_the_colours_of_the_pictur
     assert np.linalg.det(sides) > 0.0       # counter-clockwise from above
 
 
+@pytest.mark.parametrize('given, expected', [
+    ({'publish_odom_tf': 'false'}, "publish_odom_tf is 'false'; expected true or false"),
+    ({'picture_hz': 0.0}, 'picture_hz is 0.0; expected 0.01 to 1000'),
+    ({'picture_hertz': 5.0}, "unknown parameter 'picture_hertz'")])
+def test_a_parameter_of_the_scene_that_is_not_valid_is_refused(stage, given, expected):
+    with pytest.raises(ValueError, match=expected):
+        stage.add(SceneNode, **given)
+
+
 def test_paths_lie_at_heights_of_their_own_and_the_window_state_is_in_the_file():
     layout = yaml.safe_load(RVIZ.read_text())
     paths = [display for display in displays(layout['Visualization Manager']['Displays'])

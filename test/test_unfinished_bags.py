@@ -72,6 +72,19 @@ def test_a_folder_without_metadata_and_its_single_file_hold_the_same(
     assert len(read_route(alone)) == 20
 
 
+@pytest.mark.parametrize('storage, compression', [
+    (MCAP, None), (SQLITE, None), (SQLITE, CompressionMode.FILE)])
+def test_a_path_with_marks_of_an_address_holds_the_same(
+        drive, tmp_path, storage, compression, caplog):
+    bag = copy_bag(drive, tmp_path / 'bag', storage, compression)
+    whole = contents(bag)
+    odd = tmp_path / 'drive #2 %41?' / 'é'
+    shutil.copytree(bag, odd)
+    assert contents(odd) == whole and not caplog.text
+    file = only_file(odd)
+    assert contents(shutil.move(file, file.with_name(f'#{file.name}'))) == whole
+
+
 def test_metadata_that_is_empty_or_names_other_files_is_done_without(drive, tmp_path, caplog):
     whole = contents(drive)
     for text in ('', (drive / 'metadata.yaml').read_text().replace('drive.mcap', 'old.mcap')):

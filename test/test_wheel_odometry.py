@@ -68,3 +68,14 @@ def test_the_node_publishes_odometry_and_its_transform(
     moved = transforms[-1].transforms[0]
     assert (moved.header.frame_id, moved.child_frame_id) == ('odom', 'base_link')
     assert moved.transform.translation.x == last.pose.pose.position.x
+
+
+@pytest.mark.parametrize('given, said', [
+    ('use_imu:=3', "'use_imu'"), ("use_sim_time:='true'", "'use_sim_time'")])
+def test_a_parameter_of_another_kind_is_one_line_and_exit_code_2(
+        ros, own_domain, signal_handlers, capsys, given, said):
+    from crossview_localizer.wheel_odometry import main
+    assert main(['--ros-args', '-p', given]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith('wheel_odometry: error: ') and said in message
+    assert message.count('\n') == 1

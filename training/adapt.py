@@ -184,7 +184,7 @@ def seconds_per_step(network, recipe, config: TrainConfig, ranks: Ranks) -> floa
 
 def adapt_bags(args: argparse.Namespace, ranks: Ranks) -> None:
     """The command: prepare the bags, adapt, and write ``args.out`` where that is a gain."""
-    from crossview_localizer.bags.topics import Topics
+    from crossview_localizer.bags.arguments import topics_from_arguments
     from crossview_localizer.config import LocalizerConfig, NodeConfig
     from crossview_localizer.parameter_file import read_parameters
     from crossview_localizer.ros.localizer_holder import shipped_weights
@@ -199,8 +199,7 @@ def adapt_bags(args: argparse.Namespace, ranks: Ranks) -> None:
     model = read_model_config(init)[0]
     node_config, config = (read_parameters(args.params) if args.params
                            else (NodeConfig(), LocalizerConfig()))
-    topics = Topics(**{name.removesuffix('_topic'): value for name, value in vars(args).items()
-                       if name.endswith('_topic')})
+    topics = topics_from_arguments(args)
     work = args.out.with_suffix('.adapt')
     work.mkdir(parents=True, exist_ok=True)
     if ranks.rank == 0:
@@ -238,7 +237,7 @@ def with_fitted_camera(bag: Path, node_config, config, topics):
 
 
 def main(arguments=None) -> int:
-    from crossview_localizer.bags.topics import Topics
+    from crossview_localizer.bags.arguments import add_topic_arguments
 
     parser = argparse.ArgumentParser(
         prog='adapt', description=__doc__.splitlines()[0],
@@ -266,9 +265,8 @@ def main(arguments=None) -> int:
                         'calibrate_camera does')
     parser.add_argument('--params', type=Path,
                         help='parameter file of the node: camera, frames, noise of the sensors')
-    for name in ('image', 'camera_info', 'gnss', 'odometry', 'truth'):
-        parser.add_argument(f'--{name.replace("_", "-")}-topic', default=getattr(Topics(), name),
-                            metavar='TOPIC', help='default: %(default)s')
+    add_topic_arguments(
+        parser, ('image', 'camera_info', 'gnss', 'odometry', 'tf_static', 'truth'))
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto',
                         help='device of the network (default %(default)s)')
     parser.add_argument('--mixed-precision', action='store_true',

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+import hashlib
 import http.client
 import json
 import math
@@ -45,6 +46,8 @@ MAX_ZOOM = 23
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 # The server says that it has no imagery there.
 NO_IMAGERY = {204, 404, 410}
+# A photograph does not repeat: a picture of so many tiles is the server's notice.
+NOTICE_TILES = 4
 FIRST_WAIT_S = 1.0
 MAX_WAIT_S = 120.0
 
@@ -375,10 +378,29 @@ def download(source: Source, tiles: TileRange, folder: Path, fetcher: Fetcher) -
     return empty
 
 
+def drop_notices(tiles: TileRange, folder: Path) -> int:
+    """Empty the tiles that are one and the same picture; returns how many they are.
+
+    Some servers send a picture, with a text such as "Map data not yet available", where they have
+    no imagery.
+    """
+    paths = {}
+    for row, column in zip(tiles.rows.tolist(), tiles.columns.tolist()):
+        path = folder / f'{row}_{column}.png'
+        if data := path.read_bytes():
+            paths.setdefault(hashlib.sha256(data).digest(), []).append(path)
+    notices = [path for same in paths.values() if len(same) >= NOTICE_TILES for path in same]
+    for path in notices:
+        path.write_bytes(b'')
+    return len(notices)
+
+
 def write_geotiff(source: Source, tiles: TileRange, folder: Path, out: Path) -> None:
     """Join the tiles to a GeoTIFF in EPSG:3857, transparent where there is no imagery."""
     import rasterio
     from rasterio.windows import Window
+
+    from crossview_localizer.maps.geotiff import new_geotiff
 
     side_px = source.tile_px
     pixel_m = tiles.side_m / side_px
@@ -389,19 +411,18 @@ def write_geotiff(source: Source, tiles: TileRange, folder: Path, out: Path) -> 
         pixel_m, 0.0, col0 * tiles.side_m - HALF_WORLD_M,
         0.0, -pixel_m, HALF_WORLD_M - row0 * tiles.side_m)
     profile = {
-        'driver': 'GTiff', 'width': width, 'height': height, 'count': 4, 'dtype': 'uint8',
-        'crs': 'EPSG:3857', 'transform': transform, 'tiled': True, 'compress': 'deflate',
-        'predictor': 2, 'photometric': 'RGB', 'alpha': 'YES', 'sparse_ok': True,
-        'bigtiff': 'IF_SAFER'}
-    with write_atomically(out) as writing, rasterio.open(writing, 'w', **profile) as file:
-        file.update_tags(TIFFTAG_COPYRIGHT=source.attribution,
-                         TIFFTAG_IMAGEDESCRIPTION=f'Web Mercator zoom {tiles.zoom}')
+        'width': width, 'height': height, 'count': 4, 'dtype': 'uint8', 'crs': 'EPSG:3857',
+        'transform': transform, 'tiled': True, 'compress': 'deflate', 'predictor': 2,
+        'photometric': 'RGB', 'alpha': 'YES', 'sparse_ok': True, 'bigtiff': 'IF_SAFER'}
+    tags = {'TIFFTAG_COPYRIGHT': source.attribution,
+            'TIFFTAG_IMAGEDESCRIPTION': f'Web Mercator zoom {tiles.zoom}'}
+    with new_geotiff(out, tags, **profile) as write:
         for row, column in zip(tiles.rows.tolist(), tiles.columns.tolist()):
             path = folder / f'{row}_{column}.png'
             if not path.stat().st_size:
                 continue
             rgba = cv2.cvtColor(_bgra_of(path.read_bytes()), cv2.COLOR_BGRA2RGBA)
-            file.write(np.moveaxis(rgba, 2, 0), window=Window(
+            write(np.moveaxis(rgba, 2, 0), Window(
                 (column - col0) * side_px, (row - row0) * side_px, side_px, side_px))
 
 
@@ -493,6 +514,8 @@ def _run(args: argparse.Namespace) -> None:
     folder = args.out.with_name(args.out.name + '.tiles')
     fetcher = Fetcher(args.rate_hz, args.attempts, args.timeout_s, key)
     empty = download(source, tiles, folder, fetcher)
+    notices = drop_notices(tiles, folder)
+    empty += notices
     if empty == len(tiles):
         shutil.rmtree(folder)
         raise ValueError(f'the source has no imagery in any of the {empty} tiles; is the zoom '
@@ -501,6 +524,9 @@ def _run(args: argparse.Namespace) -> None:
     if not args.keep_tiles:
         shutil.rmtree(folder)
     missing = f'; {empty} of {len(tiles)} tiles have no imagery' if empty else ''
+    if notices:
+        missing += (f' ({notices} are one and the same picture, as of a server that has none '
+                    'there: try a smaller --zoom)')
     print(f'{args.out}: {source.attribution}{missing}')
 
 

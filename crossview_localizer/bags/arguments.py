@@ -25,10 +25,22 @@ def add_run_arguments(parser: argparse.ArgumentParser, topics: Sequence[str]) ->
         help='embedding map (default: the one that /diagnostics names, if it is there)')
     parser.add_argument(
         '--node', help='full name of the node (default: the one whose poses are recorded)')
-    for name in topics:
+    add_topic_arguments(parser, topics)
+
+
+def add_topic_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """An option for each of these fields of Topics."""
+    for name in names:
         parser.add_argument(
-            f'--{name}-topic', default=getattr(Topics(), name), metavar='TOPIC',
+            f'--{name.replace("_", "-")}-topic', default=getattr(Topics(), name), metavar='TOPIC',
             help=f'topic of {name} (default: %(default)s)')
+
+
+def topics_from_arguments(arguments: argparse.Namespace) -> Topics:
+    """The topics that were given with ``add_topic_arguments``."""
+    return Topics(**{
+        name.removesuffix('_topic'): value for name, value in vars(arguments).items()
+        if name.endswith('_topic')})
 
 
 def add_imagery_argument(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +56,7 @@ def node_and_topics_from_arguments(arguments: argparse.Namespace) -> tuple[str, 
     BagError or OSError.
     """
     node = arguments.node.rstrip('/') if arguments.node else find_node(arguments.bag)
-    topics = Topics(**{
-        name.removesuffix('_topic'): value for name, value in vars(arguments).items()
-        if name.endswith('_topic')})
+    topics = topics_from_arguments(arguments)
     recorded = set()
     for path in filter(None, (arguments.bag, arguments.input_bag)):
         with Bag(path) as opened:

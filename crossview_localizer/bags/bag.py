@@ -61,6 +61,10 @@ class Bag:
     def topics(self) -> set[str]:
         return {connection.topic for connection in self.connections}
 
+    def topics_of(self, *msgtypes: str) -> list[str]:
+        """The topics of these types, such as sensor_msgs/msg/NavSatFix, by name."""
+        return sorted({c.topic for c in self.connections if c.msgtype in msgtypes})
+
     def read_raw(
         self, topics: Collection[str] | None = None, start_ns: int | None = None,
         stop_ns: int | None = None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from crossview_localizer.bags.bag import BagError
-from crossview_localizer.bags.drive import read_drive, read_posed_images
+from crossview_localizer.bags.drive import missing_input, read_drive, read_posed_images
 from crossview_localizer.bags.events import read_events
 from crossview_localizer.bags.replay import feed
 from crossview_localizer.bags.topics import Topics
@@ -41,8 +41,8 @@ def fit_motion(bag: Path, node_config: NodeConfig, config: LocalizerConfig,
     frame = LocalFrame(0.0, 0.0)  # positions on Earth do not matter here
     topics = replace(topics or Topics(), gnss='', gnss_velocity='', truth='')
     drive = read_drive(bag, frame, node_config, topics)
-    if not len(drive.odometry):
-        raise BagError(f'{bag} holds no odometry on {topics.odometry}; height and pitch need it')
+    if problem := missing_input(bag, drive, topics):
+        raise BagError(f'{problem} (height and pitch need images and odometry)')
     motion = CameraMotion(drive.odometry)
     images = (event for event in read_events(bag, frame, node_config, config, topics)
               if isinstance(event, CameraImage))
@@ -54,7 +54,7 @@ def fit_motion(bag: Path, node_config: NodeConfig, config: LocalizerConfig,
 
 def fit_offset_of_bag(bag: Path, map_path: Path, weights: Path, node_config: NodeConfig,
                       config: LocalizerConfig, filtered: bool, spacing_m: float, limit: int,
-                      device: str = 'cpu') -> Offset:
+                      device: str = 'cpu', topics: Topics | None = None) -> Offset:
     """Fit the offset of the imagery with the ground truth of a bag.
 
     With ``filtered``, or if the bag holds no truth, the poses are those of the filter.
@@ -63,10 +63,11 @@ def fit_offset_of_bag(bag: Path, map_path: Path, weights: Path, node_config: Nod
     localizer = load_localizer(map_path, weights, config, device)
     if not isinstance(localizer.matcher, DenseMatcher):
         raise ValueError(f'{weights} are of a tile matcher; expected weights of the dense matcher')
-    truth = read_drive(bag, localizer.frame, node_config).truth
+    topics = topics or Topics()
+    truth = read_drive(bag, localizer.frame, node_config, topics).truth
     filtered = filtered or not len(truth)
-    posed = (_filtered_images(bag, localizer, node_config) if filtered
-             else read_posed_images(bag, localizer.frame, truth, node_config, config))
+    posed = (_filtered_images(bag, localizer, node_config, topics) if filtered
+             else read_posed_images(bag, localizer.frame, truth, node_config, config, topics))
     volumes = OffsetVolumes(localizer.matcher, localizer.embedding_map, config)
     frames: list[PosedImage] = []
     without_pose = off_the_map = 0
@@ -92,10 +93,10 @@ def fit_offset_of_bag(bag: Path, map_path: Path, weights: Path, node_config: Nod
 
 
 def _filtered_images(
-    bag: Path, localizer: Localizer, node_config: NodeConfig,
+    bag: Path, localizer: Localizer, node_config: NodeConfig, topics: Topics,
 ) -> Iterator[tuple[CameraImage, Pose2D | None]]:
     """The images of a bag with the poses of the filter; None if they are not certain enough."""
-    topics = replace(Topics(), truth='')
+    topics = replace(topics, truth='')
     for event in read_events(bag, localizer.frame, node_config, localizer.config, topics):
         localization = feed(localizer, event)
         if localization is not None:

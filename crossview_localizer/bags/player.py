@@ -20,6 +20,8 @@ IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 # A reliable publisher keeps so many messages for a slow subscriber.
 PUBLISHER_DEPTH = 100
 ACKNOWLEDGE_TIMEOUT_S = 5.0
+# A longer time without a message is not waited for: some stamps are those of another clock.
+MAX_GAP_S = 3600.0
 
 
 @dataclass
@@ -154,6 +156,11 @@ class BagPlayer:
         played_ns = start_ns
         for connection, stamp_ns, data in self._bag.read_raw(
                 self._publishers, start_ns, stop_ns):
+            if (gap_s := (stamp_ns - played_ns) * 1e-9) > MAX_GAP_S:
+                self._node.get_logger().warning(
+                    f'{gap_s:.0f} s without a message are left out: are the times before or after '
+                    'them of another clock?')
+                pace = Pace(stamp_ns, max(time.monotonic(), pace.wall_s(played_ns)), rate)
             due_s = pace.wall_s(stamp_ns)
             if not self._wait_until(due_s, pace):
                 break

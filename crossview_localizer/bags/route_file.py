@@ -1,7 +1,9 @@
 """The route of a drive from a file: a CSV, a GPX, KML or GeoJSON track, or a bag."""
 
+import codecs
 from collections.abc import Iterator
 import csv
+import io
 import json
 import logging
 import math
@@ -14,6 +16,7 @@ import numpy as np
 from crossview_localizer.bags.bag import Bag, read_messages
 from crossview_localizer.bags.storage import SUFFIXES
 
+NAV_SAT_FIX = 'sensor_msgs/msg/NavSatFix'
 STATUS_NO_FIX = -1
 LATITUDE_NAMES = ('latitude', 'lat')
 NO_VALUE = ('', 'NAN', 'NA', 'N/A', 'NULL', 'NONE', '-', '--')
@@ -56,20 +59,21 @@ def read_route(path: str | Path, topic: str | None = None) -> np.ndarray:
 
 def _csv_fixes(path: Path) -> Iterator[tuple[float, float]]:
     try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
-            lines = [line for line in file if not line.lower().startswith('sep=')]
+        lines = [line for line in io.StringIO(_decoded(path.read_bytes()), newline='')
+                 if not line.lower().startswith('sep=')]
         head = lines[0] if lines else ''
         delimiter = max(';\t,', key=head.count)
         head_row = next(csv.reader([head], delimiter=delimiter), [])
         names = [name.strip().lower() for name in head_row]
         # "lat (deg)", "lat_deg", and "field.latitude" of rostopic echo -p
         words = [re.split('[^a-z]', name.rpartition('.')[2])[0] for name in names]
-        columns = [next((words.index(name) for name in known if name in words), None)
-                   for known in (LATITUDE_NAMES, LONGITUDE_NAMES)]
+        # A plain "lat" is meant rather than "lat_std".
+        columns = [next((known.index(name) for known in (names, words) for name in wanted
+                         if name in known), None) for wanted in (LATITUDE_NAMES, LONGITUDE_NAMES)]
         if None in columns:
             raise ValueError(
-                f'{path} has the columns {", ".join(names)[:80] or "(none)"}; expected '
-                'latitude and longitude')
+                f'{path} has the columns {", ".join(names)[:80] or "(none)"}; expected those '
+                'named latitude and longitude, or lat and lon')
         for number, row in enumerate(csv.reader(lines[1:], delimiter=delimiter), 2):
             if len(row) <= max(columns):                # an empty or truncated row
                 continue
@@ -85,7 +89,23 @@ def _csv_fixes(path: Path) -> Iterator[tuple[float, float]]:
                     '"51,7605" or 51.7605N') from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
-            f'{path} is not a CSV; expected latitude and longitude columns') from error
+            f'{path} is no text; expected a CSV with latitude and longitude, a GPX, KML or '
+            'GeoJSON file, or a bag') from error
+
+
+def _decoded(data: bytes) -> str:
+    """The text of a file in UTF-8 or, as spreadsheets write it, UTF-16 or Windows-1252.
+
+    Raises UnicodeDecodeError for one that is no text.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode('utf-16')
+    if 0 in data:
+        raise UnicodeDecodeError('utf-8', data, data.index(0), data.index(0) + 1, 'a zero')
+    try:
+        return data.decode('utf-8-sig')
+    except UnicodeDecodeError:
+        return data.decode('cp1252')
 
 
 def _degrees(text: str, letters: str) -> float:
@@ -150,14 +170,16 @@ READERS = {'.gpx': _xml_fixes, '.kml': _xml_fixes, '.geojson': _geojson_fixes,
 
 def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
     with Bag(path) as bag:
-        topics = sorted({
-            connection.topic for connection in bag.connections
-            if connection.msgtype == 'sensor_msgs/msg/NavSatFix'
-            and topic in (None, connection.topic)})
-        if len(topics) != 1:
-            raise ValueError(
-                f'{path} has {len(topics)} NavSatFix topics ({", ".join(topics) or "none"}); '
-                'expected one: name it with --topic')
-    for _, _, fix in read_messages(path, topics):
+        found = bag.topics_of(NAV_SAT_FIX)
+        others = sorted(bag.topics)
+    wanted = [f'/{topic.lstrip("/")}'] if topic else found
+    if not found:
+        raise ValueError(f'{path} has no NavSatFix topic, but {", ".join(others) or "none"}; '
+                         'expected one of the type sensor_msgs/msg/NavSatFix')
+    if len(wanted) != 1 or wanted[0] not in found:
+        raise ValueError(
+            f'{path} has {len(found)} NavSatFix topics ({", ".join(found)}); expected one'
+            f'{f", and not {topic}" if topic else ""}: name it with --topic')
+    for _, _, fix in read_messages(path, wanted):
         if fix.status.status != STATUS_NO_FIX:      # one that the driver never sets is -2
             yield fix.latitude, fix.longitude

@@ -68,7 +68,9 @@ def open_storages(path: Path, stack: ExitStack, notes: list[str]) -> list[Storag
     if not path.is_dir():
         return [_open_file(path, stack, notes)]
     files = _recorded_files(path)
-    if (path / 'metadata.yaml').exists() and not any(map(_journals, files)):
+    has_metadata = (path / 'metadata.yaml').exists()
+    has_journals = any(map(_journals, files))
+    if has_metadata and not has_journals and not any(map(_is_misread, files)):
         try:
             reader = Reader(path)
             reader.open()
@@ -80,7 +82,8 @@ def open_storages(path: Path, stack: ExitStack, notes: list[str]) -> list[Storag
             stack.callback(reader.close)
             if all(getattr(storage, 'chunks', True) for storage in reader.storage.storages):
                 return [reader]
-    elif files and files[0].suffix not in ('.bag', '.active') and not any(map(_journals, files)):
+    elif not (has_metadata or has_journals) and files and (
+            files[0].suffix not in ('.bag', '.active')):
         notes.append(
             f'{path} has no metadata.yaml, as if its recorder had been killed: its files are '
             f'read without it; ros2 bag reindex {path} makes it')
@@ -121,6 +124,11 @@ def _journals(file: Path) -> list[Path]:
     """The files that sqlite left beside a database."""
     found = [file.with_name(file.name + suffix) for suffix in SQLITE_JOURNALS]
     return [path for path in found if path.exists() and path.stat().st_size]
+
+
+def _is_misread(file: Path) -> bool:
+    """Whether rosbags, which gives sqlite an address, would look for a file of another name."""
+    return '.db3' in file.suffixes and bool(re.search('[#?%]', str(file)))
 
 
 def _open_file(path: Path, stack: ExitStack, notes: list[str]) -> Storage:
@@ -240,10 +248,10 @@ def decompress_message(data: bytes) -> bytes:
 
 
 def _with_suffix(path: Path, suffix: str, stack: ExitStack) -> Path:
-    """The file under a name with this suffix."""
-    if path.suffix == suffix:
+    """The file under a name with this suffix that rosbags reads rightly."""
+    if path.suffix == suffix and not _is_misread(path):
         return path
-    link = Path(stack.enter_context(TemporaryDirectory())) / f'{path.stem}{suffix}'
+    link = Path(stack.enter_context(TemporaryDirectory())) / f'bag{suffix}'
     link.symlink_to(path.resolve())
     return link
 

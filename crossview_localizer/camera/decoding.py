@@ -17,6 +17,7 @@ PLAIN_ENCODINGS = {
     '8UC3': (3, cv2.COLOR_BGR2RGB),
     'rgba8': (4, cv2.COLOR_RGBA2RGB),
     'bgra8': (4, cv2.COLOR_BGRA2RGB),
+    '8UC4': (4, cv2.COLOR_BGRA2RGB),
     'mono8': (1, cv2.COLOR_GRAY2RGB),
     '8UC1': (1, cv2.COLOR_GRAY2RGB),
     'bayer_rggb8': (1, cv2.COLOR_BayerRGGB2RGB),
@@ -30,7 +31,7 @@ PLAIN_ENCODINGS = {
 }
 # The same with 16 bits per channel, of which the upper 8 that are in use are kept.
 WIDE_ENCODINGS = {
-    name[:-1] + '16': layout for name, layout in PLAIN_ENCODINGS.items() if name.endswith('8')
+    name.replace('8', '16'): layout for name, layout in PLAIN_ENCODINGS.items() if '8' in name
 }
 ENCODINGS = {**PLAIN_ENCODINGS, **WIDE_ENCODINGS}
 

@@ -59,7 +59,8 @@ class ImageRectifier:
         if (width_px, height_px) != self._size_px:
             raise ValueError(
                 f'image is {width_px}x{height_px} px; camera_info describes '
-                f'{self._size_px[0]}x{self._size_px[1]} px')
+                f'{self._size_px[0]}x{self._size_px[1]} px (region of interest and binning '
+                'included): publish that of the images as they are')
         if self._maps is not None:
             rgb = cv2.remap(rgb, *self._maps, cv2.INTER_LINEAR)
         if self._quarter_turns:

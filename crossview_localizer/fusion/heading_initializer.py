@@ -31,6 +31,9 @@ START_YAW_SIGMA_RAD = 0.2
 # Of the fixes within one such cell of the odometry frame only the newest counts: a vehicle that
 # stands does not show its heading.
 CELL_M = 0.25
+# Fixes that have moved by more than this, and so many times as far as the odometry, show that it
+# does not tell of the motion.
+FIXES_MOVED_M, FIXES_MOVED_TIMES = 100.0, 10.0
 # A misfit outside this share of its distribution means that odometry and GNSS disagree.
 MISFIT_PROBABILITY = 0.9999
 
@@ -105,6 +108,7 @@ class HeadingInitializer:
     def __init__(self, config: FilterConfig):
         self._config = config
         self._fixes: list[GnssFix] = []
+        self._recent: list[GnssFix] = []  # also those that do not count
         self._tried: list[GnssFix] = []
         self._reason = 'the heading is unknown until the vehicle has driven some metres'
 
@@ -117,7 +121,9 @@ class HeadingInitializer:
             return
         self._fixes = sorted((*self._fixes, fix), key=lambda other: other.stamp_ns)
         oldest_ns = self._fixes[-1].stamp_ns - round(self._config.gnss_bias_tau_s * 1e9)
-        self._fixes = [kept for kept in self._fixes if kept.stamp_ns >= oldest_ns]
+        self._fixes, self._recent = (
+            [kept for kept in some if kept.stamp_ns >= oldest_ns]
+            for some in (self._fixes, [*self._recent, fix]))
 
     def needed_from_ns(self) -> int | None:
         """The stamp of the oldest fix, since which odometry is needed; None without a fix."""
@@ -136,7 +142,21 @@ class HeadingInitializer:
         if len(reached) == len(self._tried) and reached[-1:] == self._tried[-1:]:
             return None, None, self._reason
         stamp_ns, start, self._reason = self._align(odometry, reached)
+        if start is None:
+            self._reason = self._contradiction(odometry) or self._reason
         return stamp_ns, start, self._reason
+
+    def _contradiction(self, odometry: list[OdometrySample]) -> str:
+        """What to say where the fixes move and the odometry does not, else ''."""
+        first, last = self._recent[0], self._recent[-1]
+        gone_m = math.hypot(last.x_m - first.x_m, last.y_m - first.y_m)
+        since = [s.odom_from_base for s in odometry if s.stamp_ns >= first.stamp_ns]
+        driven_m = max((math.hypot(pose.x_m - since[0].x_m, pose.y_m - since[0].y_m)
+                        for pose in since), default=math.inf)
+        if gone_m <= max(FIXES_MOVED_M, FIXES_MOVED_TIMES * driven_m):
+            return ''
+        return (f'fixes have moved {gone_m:.0f} m, the odometry {driven_m:.1f} m; expected '
+                'odometry of this vehicle, in metres and with x ahead')
 
     def _align(self, odometry, reached):
         fixes, poses, antennas_m = self._distinct(odometry, reached)

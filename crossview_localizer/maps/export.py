@@ -1,15 +1,13 @@
 """A map as a GeoTIFF, to be looked at in QGIS."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import LocalFrame, MapGrid
+from crossview_localizer.maps.geotiff import new_geotiff
 from crossview_localizer.maps.store import MapStore
 
 SAMPLES = 20_000                # cells from which the principal components are taken
@@ -22,8 +20,8 @@ def write_picture(store: MapStore, path: Path) -> None:
     if found is None:
         raise ValueError('the map holds no picture; expected one from build_map')
     rgb, grid = found
-    with _geotiff(path, store.layout.frame, grid, 3) as file:
-        file.write(np.moveaxis(rgb, 2, 0))
+    with _geotiff(path, store.layout.frame, grid, 3) as write:
+        write(np.moveaxis(rgb, 2, 0), Window(0, 0, grid.cols, grid.rows))
 
 
 def write_components(store: MapStore, path: Path) -> None:
@@ -61,7 +59,7 @@ def write_components(store: MapStore, path: Path) -> None:
     axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
     low, high = np.percentile(
         (sampled - middle) @ axes.T, [CUT_PERCENT, 100.0 - CUT_PERCENT], axis=0)
-    with _geotiff(path, layout.frame, layout.cells, 4) as file:
+    with _geotiff(path, layout.frame, layout.cells, 4) as write:
         for row, col in squares:
             cells, known = cells_of(row, col)
             values = np.einsum('kc,chw->khw', axes, cells - middle[:, None, None])
@@ -69,20 +67,15 @@ def write_components(store: MapStore, path: Path) -> None:
             rgba = np.zeros((4, *known.shape), np.uint8)
             rgba[:len(values)] = np.rint(255.0 * values.clip(0.0, 1.0)) * known
             rgba[3] = 255 * known
-            file.write(rgba, window=Window(col * n, row * n, *known.shape[::-1]))
+            write(rgba, Window(col * n, row * n, *known.shape[::-1]))
 
 
-@contextmanager
-def _geotiff(path: Path, frame: LocalFrame | None, grid: MapGrid, bands: int) -> Iterator:
-    """Open a GeoTIFF of a grid for writing; it is whole or absent."""
+def _geotiff(path: Path, frame: LocalFrame | None, grid: MapGrid, bands: int):
+    """Open a GeoTIFF of a grid for writing; see ``new_geotiff``."""
     half_m = grid.cell_m / 2.0
-    profile = {
-        'driver': 'GTiff', 'width': grid.cols, 'height': grid.rows, 'count': bands,
-        'dtype': 'uint8', 'crs': frame and frame.proj4, 'tiled': True, 'compress': 'deflate',
-        'photometric': 'RGB', 'sparse_ok': True, 'bigtiff': 'IF_SAFER',
-        'transform': rasterio.Affine(grid.cell_m, 0.0, grid.x0_m - half_m,
-                                     0.0, -grid.cell_m, grid.y0_m + half_m)}
-    if bands == 4:
-        profile['alpha'] = 'YES'
-    with write_atomically(path) as writing, rasterio.open(writing, 'w', **profile) as file:
-        yield file
+    alpha = {'alpha': 'YES'} if bands == 4 else {}
+    return new_geotiff(
+        path, width=grid.cols, height=grid.rows, count=bands, dtype='uint8',
+        crs=frame and frame.proj4, tiled=True, compress='deflate', photometric='RGB',
+        sparse_ok=True, bigtiff='IF_SAFER', **alpha, transform=rasterio.Affine(
+            grid.cell_m, 0.0, grid.x0_m - half_m, 0.0, -grid.cell_m, grid.y0_m + half_m))

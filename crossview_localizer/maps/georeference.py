@@ -112,8 +112,9 @@ def outline(path: str, dataset, crs: CRS) -> Outline:
     if not found or _is_far_outside(found, dataset.crs.to_epsg()):
         raise ValueError(
             f'{path} lies at latitude {latitude_deg[0]:.2f}, longitude {longitude_deg[0]:.2f}, '
-            f'outside its coordinate reference system {crs.name}; expected coordinates in that '
-            'system and its unit: gdal_edit.py -a_srs EPSG:... or -a_ullr corrects the file')
+            f'at a pole or outside its coordinate reference system {crs.name}; expected '
+            'coordinates in that system and its unit: gdal_edit.py -a_srs EPSG:... or -a_ullr '
+            'corrects the file')
     return found
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import math
+import os
 from pathlib import Path
 import re
 import warnings
@@ -44,6 +45,16 @@ PIXEL_RANGE_M = (0.005, 10.0)
 COARSE = 8              # cells this many times larger than the pixels are read from overviews
 IMAGE_SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2', '.png', '.jpg', '.jpeg', '.img')
 MAX_NAMES = 3           # of files, in one message
+# GDAL waits for ever for a server that has stopped, and gives up at the first one that is busy.
+# Variables of the environment that are set already are kept.
+WEB_SETTINGS = {
+    'GDAL_HTTP_LOW_SPEED_LIMIT': '100', 'GDAL_HTTP_LOW_SPEED_TIME': '30',
+    'GDAL_HTTP_MAX_RETRY': '3', 'GDAL_HTTP_RETRY_DELAY': '2'}
+# How files begin that are taken for images by mistake.
+FILE_KINDS = {
+    b'<': 'it is a page or a text, not an image: download it again',
+    b'version https://git-lfs': 'it is a pointer of Git LFS: git lfs pull',
+    b'pk\x03\x04': 'it is a zip archive: unpack it'}
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ class Imagery:
         for path in paths:
             with _open_dataset(path) as dataset:
                 _require_members(path)
+                _require_bands(path, dataset)
                 crs = read_crs(path, dataset)
                 outlines[path] = outline(path, dataset, crs)
             files.setdefault(crs, []).append(path)
@@ -158,7 +170,7 @@ class Imagery:
                 raise ValueError(
                     f'{found}: expected {max_error_m:g} m or better; use imagery in WGS84 (for '
                     'example its UTM zone), install the PROJ grid, or accept the error with '
-                    '--max-crs-error'
+                    f'--max-crs-error {accuracy_m:g}'
                 )
 
     def crop(
@@ -294,12 +306,36 @@ def _named(paths: Sequence[str]) -> str:
 def _open_dataset(path: str):
     if not _is_remote(path) and not Path(path).exists():
         raise FileNotFoundError(f'{path} does not exist; expected a GeoTIFF')
+    if _is_remote(path):
+        for name, value in WEB_SETTINGS.items():
+            os.environ.setdefault(name, value)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
             return rasterio.open(path)
     except RasterioError as error:
-        raise OSError(f'{path} cannot be read as an image ({_reason(error)})') from error
+        raise OSError(
+            f'{path} cannot be read as an image ({_reason(error)}); expected a GeoTIFF or another '
+            f'raster of GDAL{_kind_hint(path)}') from error
+
+
+def _kind_hint(path: str) -> str:
+    """What a file that GDAL cannot open is, and what to do; '' where that is not known."""
+    if _is_remote(path) or Path(path).is_dir():
+        return ''
+    with open(path, 'rb') as file:
+        head = file.read(64).lstrip().lower()
+    return next((f': {hint}' for begins, hint in FILE_KINDS.items() if head.startswith(begins)),
+                ': it is empty' if not head else
+                ': where your GDAL reads it (gdalinfo), gdal_translate FILE OUT.tif')
+
+
+def _require_bands(path: str, dataset) -> None:
+    """Raise ValueError for a container of several rasters."""
+    if dataset.count == 0:
+        names = dataset.subdatasets
+        raise ValueError(f'{path} holds {len(names)} rasters; expected one: gdal_translate '
+                         f'{names[0] if names else "RASTER"} OUT.tif for the right one of them')
 
 
 def _damaged(path: str, error: Exception) -> OSError:

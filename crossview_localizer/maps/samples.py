@@ -25,6 +25,7 @@ FRINGE_PX = 8           # width of the band beside a collar that compression has
 DIM = 15                # 8-bit values of at most this are classes or bits, and are stretched
 DARK = 3                # 8-bit values up to here may be a black collar
 FRINGE_DARK = 24
+COLOUR_NAMES = {'red': ColorInterp.red, 'green': ColorInterp.green, 'blue': ColorInterp.blue}
 
 
 class Lost(IntEnum):
@@ -146,8 +147,10 @@ def describe_samples(path: str, dataset) -> tuple[Samples, np.ndarray | None, li
             f'{path} has {", ".join(sorted(kinds))} samples ({meaning[0].name} first); '
             'expected grey or red, green and blue: gdal_translate -ot Byte -scale, or '
             '-expand rgb, converts')
+    if set(meaning) == {ColorInterp.alpha}:
+        raise ValueError(f'{path} holds transparency alone; expected grey or red, green and blue')
     notes = []
-    found = Samples(_colour_bands(meaning, notes))
+    found = Samples(_colour_bands(_named_colours(dataset), notes))
     found = replace(found, nodata=tuple(dataset.nodatavals[band - 1] for band in found.bands))
     kind = np.dtype(dataset.dtypes[found.bands[0] - 1])
     if meaning[0] == ColorInterp.palette:
@@ -190,6 +193,14 @@ def describe_samples(path: str, dataset) -> tuple[Samples, np.ndarray | None, li
     for value in (0.0, *found.collars):
         shown &= (values != value).any(0)
     return found, values[:, shown], notes
+
+
+def _named_colours(dataset) -> tuple[ColorInterp, ...]:
+    """What each band is, by its tag or, where no tag names the colours, by its description."""
+    named = [COLOUR_NAMES.get((text or '').strip().lower()) for text in dataset.descriptions]
+    if ColorInterp.red in dataset.colorinterp or not set(COLOUR_NAMES.values()) <= set(named):
+        return dataset.colorinterp
+    return tuple(name or ColorInterp.undefined for name in named)
 
 
 def _colour_bands(meaning, notes: list[str]) -> tuple[int, ...]:

@@ -53,6 +53,9 @@ GNSS_STATUS_UNKNOWN = -2
 MAX_ORIGIN_DISTANCE_M = 500e3
 # The sine of the largest elevation of a camera's axis: above it no road is seen.
 MAX_UPWARD = 0.7
+# A focal length below this share of the width is that of no lens; a principal point beyond this
+# share of both sides is that of other images.
+MIN_FOCAL_SHARE, FAR_SHARE = 0.05, 0.7
 PLANAR = (0, 1, 5)  # rows of x, y, yaw in a pose's 6x6 covariance
 
 # Camera body (x ahead, y left, z up) from optical frame (x right, y down, z ahead), REP-103.
@@ -131,7 +134,8 @@ def gnss_latlon_from_msg(msg) -> tuple[float, float]:
                          f'expected degrees{_unit_hint(latlon)}')
     if latlon == (0.0, 0.0):
         raise ValueError('position (0, 0) is what receivers send before they know any')
-    if np.isinf(msg.position_covariance).any():
+    # A receiver that knows no height may give that an infinite variance.
+    if np.isinf(np.reshape(msg.position_covariance, (3, 3))[:2, :2]).any():
         raise ValueError('covariance is infinite: the position is not known')
     if abs(latlon[1]) > 180.0:
         return latlon[0], latlon[1] - math.copysign(360.0, latlon[1])
@@ -413,6 +417,16 @@ def rectifier_from_msg(
         raise ValueError(
             f'camera_info has size {info.width}x{info.height} px; expected 1 to '
             f'{MAX_IMAGE_PX / 1e6:.0f} million pixels')
+    if k[0, 0] < MIN_FOCAL_SHARE * width_px:
+        raise ValueError(
+            f'camera_info has a focal length of {k[0, 0]:g} px for a width of {width_px} px; '
+            'expected pixels: is the calibration in another unit?')
+    # One that was cropped has it off the middle on one axis, seldom on both.
+    if not info.roi.width and (k[:2, 2] > FAR_SHARE * size).all():
+        raise ValueError(
+            f'camera_info has its principal point at {k[0, 2]:g}, {k[1, 2]:g} px of '
+            f'{width_px}x{height_px} px; expected it near the middle: is the calibration that of '
+            'larger images?')
     camera = CameraModel(
         width_px, height_px, k[0, 0], k[1, 1], k[0, 2], k[1, 2], base_from_camera, height_m)
     if image_is_rectified:

@@ -29,6 +29,7 @@ class ProcessedImage:
     localization: Localization
     match_state: str
     problem: Problem | None = None     # why the image could not be used
+    remark: str = ''                   # what is wrong with an image that was used
     error: Exception | None = None     # what the matcher raised
     map_status: Status | None = None   # if map and network had to be loaded again
 
@@ -70,4 +71,6 @@ class ImageProcessor:
                 map_status = self._holder.replace_failed_gpu(failure)
                 localization = localizer.pass_image(
                     stamp_ns, f'the matcher failed ({type(failure).__name__})')
-        return ProcessedImage(localization, localizer.match_state, problem, error, map_status)
+        return ProcessedImage(
+            localization, localizer.match_state, problem,
+            self._rig.camera_info_remark(received.msg.header.frame_id), error, map_status)

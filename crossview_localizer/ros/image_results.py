@@ -4,7 +4,7 @@ from collections.abc import Callable
 import time
 
 from crossview_localizer.datatypes import FilterUpdate, Localization, Outcome
-from crossview_localizer.ros import conversions
+from crossview_localizer.ros import conversions, remedies
 from crossview_localizer.ros.diagnostics import Diagnostics
 from crossview_localizer.ros.image_processor import ProcessedImage, ReceivedImage
 from crossview_localizer.ros.image_worker import Unprocessed
@@ -59,7 +59,7 @@ class ImageResults:
         if problem is not None:
             self._diagnostics.camera.add_refused(problem.text, problem.level, problem.remedy)
             return
-        self._diagnostics.camera.add_used()
+        self._diagnostics.camera.add_used(processed.remark, remedies.CAMERA_INFO)
         if processed.error is None:
             self._diagnostics.node.add_success()
         else:

@@ -88,3 +88,15 @@ def image_topic(node: Node, config: NodeConfig) -> str:
     """The full name of the image topic, with /compressed if image_transport says so."""
     name = node.resolve_topic_name('image')
     return f'{name}/compressed' if config.image_transport == 'compressed' else name
+
+
+def rectification_remark(image_topic: str, image_is_rectified: bool) -> str:
+    """What to say where the name of a topic contradicts ``image_is_rectified``, else ''.
+
+    Such images would be undistorted twice, or not at all.
+    """
+    for name, is_so in (('image_rect', True), ('image_raw', False)):
+        if name in image_topic and image_is_rectified is not is_so:
+            return (f'by its name {image_topic} is {"" if is_so else "not "}rectified: set '
+                    f'image_is_rectified to {str(is_so).lower()} if the name is right')
+    return ''

@@ -15,13 +15,18 @@ from crossview_localizer.config import (
     LIST_LENGTHS,
     LocalizerConfig,
     NodeConfig,
+    require_sim_time,
     tunables,
 )
 from crossview_localizer.parameter_file import belongs_to_ros
 
 
 def parameter_values(node: Node) -> dict[str, object]:
-    """All parameters of a node that have a value, without those of rclpy."""
+    """All parameters of a node that have a value, without those of rclpy.
+
+    Raises ValueError where use_sim_time is no truth value.
+    """
+    require_sim_time(node.get_parameter('use_sim_time').value)
     return {
         name: parameter.value for name, parameter in node.get_parameters_by_prefix('').items()
         if not belongs_to_ros(name) and parameter.value is not None}

@@ -7,6 +7,7 @@ import re
 import sys
 
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -30,7 +31,7 @@ def run_node(parser: argparse.ArgumentParser, args: list[str] | None, create: Ca
     try:
         initialize_ros(args)
         node = create()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ParameterException) as error:
         print(f'{parser.prog}: error: {error}', file=sys.stderr)
         rclpy.try_shutdown()
         return 2
@@ -72,4 +73,6 @@ def initialize_ros(args: list[str] | None) -> None:
     except RuntimeError as error:
         # rcl adds the places in its source to each reason.
         reason = ' '.join(re.sub(r', at [^,]*:\d+', '', str(error)).split())
+        if 'logging' in reason:
+            reason += '; set ROS_LOG_DIR to a folder that can be written to'
         raise ValueError(reason.removeprefix('failed to initialize rcl: ')) from error

@@ -9,7 +9,7 @@ import numpy as np
 from crossview_localizer.camera.blind_images import BlindImageCheck
 from crossview_localizer.camera.decoding import BitDepth
 from crossview_localizer.camera.rectification import ImageRectifier
-from crossview_localizer.config import CameraConfig, NodeConfig
+from crossview_localizer.config import CameraConfig, MAX_LEVER_M, NodeConfig
 from crossview_localizer.datatypes import CameraImage, GnssCourse, GnssFix
 from crossview_localizer.geometry import LocalFrame, Pose2D
 from crossview_localizer.ros import conversions
@@ -76,22 +76,53 @@ class SensorRig:
 
     def __init__(self, node_config: NodeConfig, camera_config: CameraConfig):
         self.static_transforms = StaticTransforms()
-        self.camera_info = None
+        self._camera_infos: dict[str, object] = {}  # by frame, the newest last
         self._blind_image_check = BlindImageCheck()
         self._bit_depth = BitDepth()
         self._config = node_config
         self._camera_height_m = camera_config.height_m
         self._antenna_m = (0.0, 0.0)  # in map, by the last fix
+        self._last_fix = ((0, ''), (0.0, 0.0))  # stamp and frame, position
         self._rectifier: tuple[tuple, ImageRectifier] | None = None
+
+    @property
+    def camera_info(self):
+        """The newest camera_info; None before the first."""
+        return next(reversed(self._camera_infos.values()), None)
+
+    @camera_info.setter
+    def camera_info(self, msg) -> None:
+        # Replaced as a whole: another thread may look one up meanwhile.
+        others = {} if msg is None else self._camera_infos
+        new = {} if msg is None else {msg.header.frame_id.lstrip('/'): msg}
+        self._camera_infos = {
+            frame: info for frame, info in others.items() if frame not in new} | new
+
+    def camera_info_remark(self, image_frame_id: str) -> str:
+        """What to say where the images and the camera_info are of different frames, else ''."""
+        frames = [frame for frame in self._camera_infos if frame]
+        if self._config.camera_frame or not image_frame_id or not frames or (
+                image_frame_id.lstrip('/') in frames):
+            return ''
+        return (f'images are of the frame {image_frame_id!r}, camera_info is of '
+                f'{", ".join(map(repr, frames))}: expected that of the same camera')
 
     def gnss_fix(self, msg, frame: LocalFrame) -> GnssFix:
         """Convert a NavSatFix, with the lever arm of its antenna.
 
-        Raises UnknownCalibration, or ValueError if the message is not valid.
+        Raises UnknownCalibration, or ValueError if the message is not valid, or gives its antenna
+        another position for the stamp of the message before.
         """
         fix = conversions.gnss_fix_from_msg(
             msg, frame, self.base_from_antenna_m(msg.header.frame_id),
             self._config.gnss_unknown_sigma_m)
+        stamped = (fix.stamp_ns, msg.header.frame_id)
+        if fix.stamp_ns > 0 and stamped == self._last_fix[0] and (
+                (fix.x_m, fix.y_m) != self._last_fix[1]):
+            raise ValueError(
+                'a second position of the same stamp: the first is used; does the driver round '
+                'its stamps to seconds, or do two receivers publish here?')
+        self._last_fix = stamped, (fix.x_m, fix.y_m)
         self._antenna_m = (fix.x_m, fix.y_m)
         return fix
 
@@ -131,7 +162,13 @@ class SensorRig:
             'antenna_xyz_m is not set: messages of the receiver are not used')
 
     def _base_from(self, frame_id: str) -> np.ndarray | None:
-        return self.static_transforms.lookup(self._config.base_frame, frame_id.lstrip('/'))
+        found = self.static_transforms.lookup(self._config.base_frame, frame_id.lstrip('/'))
+        if found is not None and (distance_m := np.linalg.norm(found[:3, 3])) > MAX_LEVER_M:
+            raise UnknownCalibration(
+                f'/tf_static puts {frame_id!r} {distance_m:.0f} m from '
+                f'{self._config.base_frame!r}; expected at most {MAX_LEVER_M:g} m: are its units '
+                'metres, and is the sensor on this vehicle?')
+        return found
 
     def _rectifier_for(self, image_frame_id: str) -> ImageRectifier:
         """The rectifier for the camera with its present calibration."""
@@ -143,7 +180,8 @@ class SensorRig:
             raise UnknownCalibration(
                 f'/tf_static has no transform from {self._config.base_frame!r} to {frame_id!r} '
                 'and camera_xyz_rpy is not set: images are not used')
-        info = self.camera_info
+        # Where two cameras share a topic, each has its own.
+        info = self._camera_infos.get(image_frame_id.lstrip('/'), self.camera_info)
         if info is None:
             raise NoCameraInfo('no camera_info has been received: images are not used')
         key = (

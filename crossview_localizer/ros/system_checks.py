@@ -260,12 +260,14 @@ def check_clock(observation: Observation) -> Finding:
         now_s = clock.last.clock.sec + clock.last.clock.nanosec * 1e-9
     age_s = now_s - (stamp.sec + stamp.nanosec * 1e-9)
     clock_name = '/clock' if use_sim_time else "this machine's clock"
+    text = (f'stamps are {abs(age_s):.2f} s {"behind" if age_s >= 0.0 else "ahead of"} '
+            f'{clock_name}')
     if abs(age_s) <= STALE_STAMP_S:
-        return ok('clock', f'stamps are {age_s:.2f} s behind {clock_name}')
+        return ok('clock', text)
     if clock.count and not use_sim_time:
-        return problem('clock', f'stamps are {age_s:.0f} s behind {clock_name}, and /clock runs',
+        return problem('clock', f'{text}, and /clock runs',
                        'set use_sim_time to true for the node and for RViz')
-    return problem('clock', f'stamps are {age_s:.1f} s behind {clock_name}',
+    return problem('clock', text,
                    'synchronize the clocks (chrony, ptp), or play the bag with --clock 100 and '
                    'use_sim_time')
 

@@ -55,16 +55,13 @@ class SmoothedDrive:
 
 def smooth_bag(bag: Path, imagery, node_config, config, topics) -> SmoothedDrive:
     """Compute the smoothed poses of a drive and choose frames; raises Refused if it is no use."""
-    from crossview_localizer.bags.drive import read_drive
+    from crossview_localizer.bags.drive import missing_input, read_drive
     from crossview_localizer.datatypes import OdometrySample
     from crossview_localizer.fusion.smoother import smooth_drive
 
     drive = read_drive(bag, imagery.frame, node_config, topics)
-    for what, found, topic in (
-            ('images', drive.image_stamps_ns, topics.image), ('fixes', drive.fixes, topics.gnss),
-            ('odometry', drive.odometry, topics.odometry)):
-        if not len(found):
-            raise Refused(f'{bag} holds no {what} on {topic}')
+    if problem := missing_input(bag, drive, topics, ('image', 'gnss', 'odometry')):
+        raise Refused(problem)
     measurements = [OdometrySample(int(stamp_ns), drive.odometry.pose(row))
                     for row, stamp_ns in enumerate(drive.odometry.stamps_ns)] + drive.fixes
     track = smooth_drive(measurements, config.filter, stamps_ns=drive.image_stamps_ns)

@@ -32,7 +32,6 @@ import numpy as np
 from crossview_localizer.bags import robotcar, robotcar_images, robotcar_tracks
 from crossview_localizer.camera.views import camera_view, CAMERA_VIEW_PX
 from crossview_localizer.command import run_command
-from crossview_localizer.files import write_atomically
 from crossview_localizer.geometry import MapGrid, wrap_angle
 from training.data.datasets import Places, read_rgb, read_some, tile_around
 
@@ -397,6 +396,8 @@ def georeference_stitched_map(png: str | Path, out: str | Path) -> float:
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
     from rasterio.windows import Window
 
+    from crossview_localizer.maps.geotiff import new_geotiff
+
     affine, residual_px = stitched_map_transform()
     # The control points are pixel numbers; a pixel's centre lies half a pixel from its corner.
     pixel_from_utm = rasterio.Affine(*affine[0, :2], affine[0, 2] + 0.5,
@@ -411,14 +412,13 @@ def georeference_stitched_map(png: str | Path, out: str | Path) -> float:
                     f'{png} is {source.width}x{source.height} with {source.count} channels; '
                     f'expected {STITCHED_MAP_PX[0]}x{STITCHED_MAP_PX[1]} in colour')
             profile = {
-                'driver': 'GTiff', 'width': source.width, 'height': source.height, 'count': 3,
-                'dtype': 'uint8', 'crs': 'EPSG:32630', 'transform': ~pixel_from_utm,
-                'tiled': True, 'compress': 'deflate', 'photometric': 'RGB'}
-            with (write_atomically(out) as writing,
-                  rasterio.open(writing, 'w', **profile) as target):
+                'width': source.width, 'height': source.height, 'count': 3, 'dtype': 'uint8',
+                'crs': 'EPSG:32630', 'transform': ~pixel_from_utm, 'tiled': True,
+                'compress': 'deflate', 'photometric': 'RGB'}
+            with new_geotiff(out, **profile) as write:
                 for top in range(0, source.height, 512):
                     strip = Window(0, top, source.width, min(512, source.height - top))
-                    target.write(source.read((1, 2, 3), window=strip), window=strip)
+                    write(source.read((1, 2, 3), window=strip), strip)
     except RasterioError as error:
         raise OSError(f'{png} cannot be converted ({error})') from error
     return residual_px

@@ -240,16 +240,18 @@ class OrthophotoWriter:
             rows.shape) for table in (self._x, self._y))
 
     def write(self, path: Path, image: np.ndarray) -> None:
-        import rasterio
         from rasterio.transform import from_origin
+        from rasterio.windows import Window
 
-        with write_atomically(path) as writing, rasterio.open(
-            writing, 'w', driver='GTiff', width=self.count, height=self.count, count=3,
-            dtype='uint8', crs=f'EPSG:{UTM_EPSG}',
+        from crossview_localizer.maps.geotiff import new_geotiff
+
+        with new_geotiff(
+            path, width=self.count, height=self.count, count=3, dtype='uint8',
+            crs=f'EPSG:{UTM_EPSG}',
             transform=from_origin(self.west, self.north, self.px_m, self.px_m),
             tiled=True, blockxsize=256, blockysize=256, compress='deflate', photometric='RGB',
-        ) as target:
-            target.write(np.moveaxis(image, 2, 0))
+        ) as write:
+            write(np.moveaxis(image, 2, 0), Window(0, 0, self.count, self.count))
 
 
 def smooth_warp(rng, x, y, rms_m):
