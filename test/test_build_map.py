@@ -438,7 +438,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for arguments, reason in (
         ((tmp_path / 'none.tif', route_csv, out), 'none.tif does not exist'),
         ((orthophoto, tmp_path / 'none.csv', out), 'none.csv does not exist'),
-        ((orthophoto, route, out), 'columns time, x, y; expected latitude and longitude'),
+        ((orthophoto, route, out), 'columns time, x, y; expected those named'),
         ((orthophoto, orthophoto, out), 'is no text'),
         ((orthophoto, tmp_path, out), 'cannot be read as a bag'),
         ((orthophoto, route_csv, tmp_path / 'none' / 'a.map'), 'in a folder that exists'),
