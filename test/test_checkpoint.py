@@ -24,7 +24,7 @@ from crossview_localizer.networks.safa import views_to_tensor
 
 SHIPPED = Path(__file__).resolve().parent.parent / 'config/weights'
 ERRORS = MatchErrors(correlation_m=7.0, correlation_s=3.0, inflation=0.5, sigma_floor_m=0.2)
-FINGERPRINT = 'da866970c98eaa0e632b5861d848c0710f596e733f961f47f289df5b4392f5b7'
+FINGERPRINT = 'e9eefedb57124e0687062232cc17ccc6105f58f3de8a5b1c5f2590724087808d'
 
 
 @pytest.fixture(scope='module')
