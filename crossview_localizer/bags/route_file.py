@@ -175,7 +175,7 @@ def _bag_fixes(path: Path, topic: str | None) -> Iterator[tuple[float, float]]:
     wanted = [f'/{topic.lstrip("/")}'] if topic else found
     if not found:
         raise ValueError(f'{path} has no NavSatFix topic, but {", ".join(others) or "none"}; '
-                         'expected one of the type sensor_msgs/msg/NavSatFix')
+                         f'expected one of the type {NAV_SAT_FIX}')
     if len(wanted) != 1 or wanted[0] not in found:
         raise ValueError(
             f'{path} has {len(found)} NavSatFix topics ({", ".join(found)}); expected one'

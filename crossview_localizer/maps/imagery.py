@@ -304,11 +304,11 @@ def _named(paths: Sequence[str]) -> str:
 
 
 def _open_dataset(path: str):
-    if not _is_remote(path) and not Path(path).exists():
-        raise FileNotFoundError(f'{path} does not exist; expected a GeoTIFF')
     if _is_remote(path):
         for name, value in WEB_SETTINGS.items():
             os.environ.setdefault(name, value)
+    elif not Path(path).exists():
+        raise FileNotFoundError(f'{path} does not exist; expected a GeoTIFF')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)

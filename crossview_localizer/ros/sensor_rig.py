@@ -82,7 +82,7 @@ class SensorRig:
         self._config = node_config
         self._camera_height_m = camera_config.height_m
         self._antenna_m = (0.0, 0.0)  # in map, by the last fix
-        self._last_fix = ((0, ''), (0.0, 0.0))  # stamp and frame, position
+        self._last_fix = (0, '')      # its stamp and frame
         self._rectifier: tuple[tuple, ImageRectifier] | None = None
 
     @property
@@ -92,11 +92,14 @@ class SensorRig:
 
     @camera_info.setter
     def camera_info(self, msg) -> None:
+        if msg is None:
+            self._camera_infos = {}
+            return
+        new = msg.header.frame_id.lstrip('/')
         # Replaced as a whole: another thread may look one up meanwhile.
-        others = {} if msg is None else self._camera_infos
-        new = {} if msg is None else {msg.header.frame_id.lstrip('/'): msg}
         self._camera_infos = {
-            frame: info for frame, info in others.items() if frame not in new} | new
+            frame: info for frame, info in self._camera_infos.items() if frame != new
+        } | {new: msg}
 
     def camera_info_remark(self, image_frame_id: str) -> str:
         """What to say where the images and the camera_info are of different frames, else ''."""
@@ -116,13 +119,13 @@ class SensorRig:
         fix = conversions.gnss_fix_from_msg(
             msg, frame, self.base_from_antenna_m(msg.header.frame_id),
             self._config.gnss_unknown_sigma_m)
-        stamped = (fix.stamp_ns, msg.header.frame_id)
-        if fix.stamp_ns > 0 and stamped == self._last_fix[0] and (
-                (fix.x_m, fix.y_m) != self._last_fix[1]):
+        stamp_and_frame = (fix.stamp_ns, msg.header.frame_id)
+        if fix.stamp_ns > 0 and stamp_and_frame == self._last_fix and (
+                (fix.x_m, fix.y_m) != self._antenna_m):
             raise ValueError(
                 'a second position of the same stamp: the first is used; does the driver round '
                 'its stamps to seconds, or do two receivers publish here?')
-        self._last_fix = stamped, (fix.x_m, fix.y_m)
+        self._last_fix = stamp_and_frame
         self._antenna_m = (fix.x_m, fix.y_m)
         return fix
 

@@ -8,6 +8,7 @@ and kind, which carry over to pictures that no renderer made.
 
 from dataclasses import dataclass
 from datetime import datetime, UTC
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -224,8 +225,8 @@ def _ground_colours(place: Place, look: Look, rng) -> np.ndarray:
     tints = rng.normal(0.0, 0.04, (units, 3)).astype(np.float32)
     broad = 0.8 * _noise_of_all_sizes(lasting, count) + 0.6 * _noise_of_all_sizes(rng, count)
     shade *= 1.0 + broad * look.broad[kind]
-    fine = 0.5 * _noise_field(lasting, count, 4) + 0.6 * _noise_field(rng, count, 3) \
-        + 0.6 * _noise_field(rng, count, 1)
+    fine = (0.5 * _noise_field(lasting, count, 4) + 0.6 * _noise_field(rng, count, 3)
+            + 0.6 * _noise_field(rng, count, 1))
     shade *= 1.0 + fine * look.fine[kind]
     keep = rng.uniform(0.3, 1.0)
     shade *= 1.0 + (place.stain.astype(np.float32) / 128.0 - 1.0) * np.float32(keep)
@@ -246,6 +247,7 @@ def _ground_colours(place: Place, look: Look, rng) -> np.ndarray:
     return cv2.GaussianBlur(image, (0, 0), 0.6)
 
 
+@lru_cache(maxsize=1)  # all views of a place ask for the same
 def ragged_edges(place: Place) -> tuple[np.ndarray, np.ndarray]:
     """Kind and unit of the ground, with ragged edges where something grows or lies loose."""
     lasting = np.random.default_rng([place.seed, 44])

@@ -2,8 +2,8 @@
 
 It is a square about the origin (x east, y north, z up, metres): streets, lots, buildings, trees
 and furniture.  The ground is a raster of classes and of units (a lot, a patch, a slab), without
-colours; objects carry a kind and a group in place of a colour.  ``look.py`` draws the colours for
-each view anew, so that no two views of a place agree on what is lighter than what.
+colours; objects carry a kind and a group in place of a colour.  ``look.py`` draws the colours:
+most views share those of the place, the others do not agree on what is lighter than what.
 Rasters are south-up: row 0 is the southernmost, so row grows with y and column with x.
 """
 
@@ -108,7 +108,7 @@ class Spot:
     yaw: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """All that views of a place share."""
 
