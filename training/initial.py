@@ -22,7 +22,11 @@ def initial_network(model: ModelConfig | DenseConfig, seed: int, checkpoint: Pat
     """
     network = random_network(model, seed)
     if checkpoint is not None:
-        state = load_network(checkpoint).state_dict()
+        loaded = load_network(checkpoint)
+        state = loaded.state_dict()
+        if (getattr(model, 'pixel_channels', False)
+                and not getattr(loaded.config, 'pixel_channels', True)):
+            state = with_pixel_channels(state, network)
         for name, value in network.state_dict().items():
             if name not in state or state[name].shape != value.shape:
                 found = tuple(state[name].shape) if name in state else 'nothing'
@@ -39,6 +43,15 @@ def initial_network(model: ModelConfig | DenseConfig, seed: int, checkpoint: Pat
         network.ground.trunk.load_pretrained(state)
         network.satellite.trunk.load_pretrained(state)
     return network
+
+
+def with_pixel_channels(state: dict[str, torch.Tensor],
+                        network: DenseNetwork) -> dict[str, torch.Tensor]:
+    """The state of a network without pixel channels, with those of a new ``network`` added."""
+    new = network.state_dict()
+    last = ('ground.exit.1.weight', 'ground.exit.1.bias')   # the last row: the credibility
+    return {**state, 'ground.log_pixel_weights': new['ground.log_pixel_weights'],
+            **{name: torch.cat((state[name], new[name][-1:])) for name in last}}
 
 
 def imagenet_trunk() -> dict[str, torch.Tensor]:

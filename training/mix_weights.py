@@ -11,18 +11,24 @@ import sys
 
 from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
+from training.initial import with_pixel_channels
 
 
 def mix(paths: list[Path], shares: list[float], out: Path) -> None:
     """Write the mean of the weights at ``paths``; settings and match errors are the first's.
 
-    Raises ValueError where the networks differ in a setting that decides about their variables.
+    Networks without pixel channels get those of the first.  Raises ValueError where the networks
+    differ in another setting that decides about their variables.
     """
     if len(paths) != len(shares) or min(shares) <= 0.0:
         raise ValueError(
             f'{len(shares)} shares for {len(paths)} files; expected one for each, above 0')
     networks = [load_network(path) for path in paths]
     states = [network.state_dict() for network in networks]
+    if getattr(networks[0].config, 'pixel_channels', False):
+        states = [state if network.config.pixel_channels
+                  else with_pixel_channels(state, networks[0])
+                  for network, state in zip(networks, states)]
     shapes = [{name: value.shape for name, value in state.items()} for state in states]
     for path, found in zip(paths, shapes):
         if found != shapes[0]:

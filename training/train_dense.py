@@ -27,7 +27,8 @@ CONFIG = TrainConfig(
 
 
 def train_dense(args: argparse.Namespace, ranks: Ranks) -> None:
-    config, model = changed_settings(args, CONFIG), DenseConfig(centred=True)
+    config, model = changed_settings(args, CONFIG), DenseConfig(
+        channels=19, pixel_channels=True, centred=True)
     places = sorted(args.places.glob('place_*.npz')) if args.places else []
     if not (args.train or places):
         raise ValueError('nothing to train on: give --places FOLDER of training.render_places, or '

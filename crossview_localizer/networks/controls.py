@@ -53,8 +53,10 @@ def control_network(
     if isinstance(config, ModelConfig):
         config = replace(config, offset_forward_m=0.0, offset_left_m=0.0, detail_weight=0.0)
     if name == RANDOM_INIT:
-        network = random_network(
-            replace(config, temperature=config.random_temperature), int(seed or 0))
+        config = replace(config, temperature=config.random_temperature)
+        if config.kind == DENSE:    # a control that nothing of the pixels helps
+            config = replace(config, pixel_channels=False)
+        network = random_network(config, int(seed or 0))
         network.fingerprint = _digest(network.config, seed or 0)
         return network
     if config.kind == DENSE:

@@ -14,6 +14,9 @@ so an image with much distinct content gives a sharper likelihood than one with 
 that is ``centred`` has g_c minus its mean over the view, weighted by w, in place of g_c: what the
 view shows everywhere says nothing about the pose, only where things lie does.
 
+With ``pixel_channels`` the last channels of s and g are not learned: edges, warmth and greenness
+of the pixels, in g times a learned credibility of the cell and a learned weight of the channel.
+
 Shape legend: B images, K headings, C descriptor length, N cells along a side of the satellite
 window, P cells along a side of the north-up patch that holds a turned bird's-eye view, F x L cells
 of the bird's-eye view (ahead x left), Z heights, H x W pixels.
@@ -30,10 +33,12 @@ from torch import nn
 import torch.nn.functional as F
 
 from crossview_localizer.datatypes import MatchErrors
+from crossview_localizer.networks import pixel_channels
 from crossview_localizer.networks.trunks import EfficientNetLite0, normalised
 
 DENSE = 'dense'
 LOST_SHARE = 1e-4   # of the energy of scores, in channels that a match leaves out
+PIXEL_WEIGHTS = (0.1, 0.03, 0.05)  # of the pixel channels, where training begins
 GAUSSIAN_DOF = 1e6  # a Student t with this many degrees of freedom is taken for a Gaussian
 
 
@@ -48,6 +53,7 @@ class DenseConfig:
 
     kind: str = DENSE
     channels: int = 16              # length of a descriptor
+    pixel_channels: bool = False    # whether its last channels are those of ``pixel_channels``
     width: int = 32                 # channels of the layers between trunk and descriptor
     px_m: float = 0.25              # size of a pixel of the imagery and of the projected road
     cell_px: int = 2                # pixels along a side of a cell
@@ -70,6 +76,10 @@ class DenseConfig:
     peak_dof: float = GAUSSIAN_DOF  # degrees of freedom of the Student t of the errors
     # For the filter:
     match_errors: MatchErrors = MatchErrors()
+
+    @property
+    def learned_channels(self) -> int:
+        return self.channels - self.pixel_channels * pixel_channels.COUNT
 
     @property
     def cell_m(self) -> float:
@@ -145,12 +155,17 @@ class SatelliteBranch(nn.Module):
 
     def __init__(self, config: DenseConfig):
         super().__init__()
+        self.config = config
         self.trunk = EfficientNetLite0((2, 4, 8, 16, 32))
         self.pyramid = Pyramid(self.trunk.channels, config.width)
-        self.head = nn.Conv2d(config.width, config.channels, 1)
+        self.head = nn.Conv2d(config.width, config.learned_channels, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.head(self.pyramid(self.trunk(images))), dim=1)
+        learned = F.normalize(self.head(self.pyramid(self.trunk(images))), dim=1)
+        if not self.config.pixel_channels:
+            return learned
+        return torch.cat((
+            learned, pixel_channels.satellite_channels(images, self.config.cell_px)), 1)
 
 
 class GroundBranch(nn.Module):
@@ -168,7 +183,13 @@ class GroundBranch(nn.Module):
         self.coarse = nn.Sequential(
             convolution(fine, coarse, 3, 2), Residual(coarse), Residual(coarse),
             Residual(coarse), nn.Conv2d(coarse, fine, 1))
-        self.exit = nn.Sequential(Residual(fine), nn.Conv2d(fine, config.channels + 1, 1))
+        outputs = config.learned_channels + 1 + config.pixel_channels
+        self.exit = nn.Sequential(Residual(fine), nn.Conv2d(fine, outputs, 1))
+        if config.pixel_channels:  # at first nearly all cells are credible
+            nn.init.zeros_(self.exit[1].weight[-1:])
+            nn.init.constant_(self.exit[1].bias[-1:], 3.0)
+            self.log_pixel_weights = nn.Parameter(
+                torch.tensor(PIXEL_WEIGHTS).log().view(1, -1, 1, 1))
         rows = torch.linspace(-1.0, 1.0, config.ahead_cells)[:, None]
         cols = torch.linspace(-1.0, 1.0, config.across_cells)[None, :]
         self.register_buffer(
@@ -200,12 +221,18 @@ class GroundBranch(nn.Module):
         x = self.entry(x)
         x = x + F.interpolate(
             self.coarse(x), size=x.shape[2:], mode='bilinear', align_corners=False)
-        x = self.exit(x)                                                # (B, C + 1, F, L)
-        weight = torch.sigmoid(x[:, -1:]) * seen.amax(1, keepdim=True)  # (B, 1, F, L)
-        view = F.normalize(x[:, :-1], dim=1) * weight                   # (B, C, F, L)
+        # Descriptors, their weight and, with pixel channels, the credibility of these.
+        learned, weight, *credible = self.exit(x).split(
+            [self.config.learned_channels] + [1] * (1 + self.config.pixel_channels), 1)
+        weight = torch.sigmoid(weight) * seen.amax(1, keepdim=True)     # (B, 1, F, L)
+        view = F.normalize(learned, dim=1) * weight                     # (B, C, F, L)
         if self.config.centred:
             area = weight.sum((2, 3), keepdim=True).clamp(min=1e-6)     # (B, 1, 1, 1)
             view = view - view.sum((2, 3), keepdim=True) / area * weight
+        if credible:
+            pixels = pixel_channels.ground_channels(
+                road, torch.sigmoid(credible[0]), self.config.cell_px)
+            view = torch.cat((view, self.log_pixel_weights.exp() * pixels), 1)
         return view, weight
 
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from crossview_localizer.networks.dense import correlate, DenseConfig, GAUSSIAN_DOF, turned_views
+from crossview_localizer.networks.pixel_channels import edge_strength
 
 SHARPNESS = 30.0   # log-likelihood = correlation coefficient times this
-BLUR = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])[None, None] / 16.0
 
 
 class GradientCorrelation:
@@ -22,8 +22,8 @@ class GradientCorrelation:
     def __init__(self, config: DenseConfig):
         """``config`` gives the sizes of cells and views; nothing of it that was fitted is used."""
         self.config = replace(
-            config, channels=1, temperature=1.0, sharpening=1.0, min_mass=0.5, peak_inflation=1.0,
-            peak_dof=GAUSSIAN_DOF)
+            config, channels=1, pixel_channels=False, temperature=1.0, sharpening=1.0,
+            min_mass=0.5, peak_inflation=1.0, peak_dof=GAUSSIAN_DOF)
         self.fingerprint = 'gradient_correlation'
 
     def satellite(self, images: torch.Tensor) -> torch.Tensor:
@@ -54,13 +54,3 @@ class GradientCorrelation:
         covariance = correlate(view, edges) - mean * correlate(view, known)
         return SHARPNESS * covariance / (variance.clamp(min=1e-9) * area).sqrt()
 
-
-def edge_strength(images: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, H, W) to the square root of their slope (B, 1, H, W).
-
-    The root, as one strong edge must not outweigh all the others.
-    """
-    grey = F.conv2d(F.pad(images.mean(1, keepdim=True), (2, 2, 2, 2), 'replicate'), BLUR)
-    across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
-    down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
-    return torch.hypot(across, down).sqrt()
