@@ -167,7 +167,7 @@ def test_image_blind_shows_the_next_place_or_grey():
 
 def test_a_run_writes_all_rows_and_a_line_an_answer_into_out_alone(folders, tmp_path, capsys):
     weights = tmp_path / 'w.safetensors'
-    save_network(random_network(SMALL, 0), weights, {})
+    save_network(random_network(replace(SMALL, channels=7, pixel_channels=True), 0), weights, {})
     (tmp_path / 'other').mkdir()
     save_network(random_network(SMALL, 1), tmp_path / 'other/w.safetensors', {})
     out = tmp_path / 'out'
@@ -178,8 +178,8 @@ def test_a_run_writes_all_rows_and_a_line_an_answer_into_out_alone(folders, tmp_
     rows = result['sets']['mine']
     assert set(rows) == {
         'dense', str(tmp_path / 'other/w.safetensors'), 'prior_centre', 'gradient_correlation',
-        'image_blind', 'random_init', 'weights_45d2a5b'}
-    assert rows['dense'] == rows['weights_45d2a5b']
+        'pixel_channels', 'image_blind', 'random_init', 'weights_45d2a5b'}
+    assert rows['pixel_channels'] != rows['dense'] == rows['weights_45d2a5b']
     assert result['weights'] == load_network(weights).fingerprint[:12] and result['device']
     assert rows['prior_centre']['median_m'] == rows['prior_centre']['prior_m']
     with gzip.open(out / 'views.csv.gz', 'rt') as file:

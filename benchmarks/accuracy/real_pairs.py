@@ -241,6 +241,14 @@ def old_network(path: Path | None):
     return None
 
 
+def pixels_only(network):
+    """The network with learned descriptors of zeros: a control that has pixel channels alone."""
+    with torch.no_grad():
+        network.satellite.head.weight.zero_()
+        network.satellite.head.bias.zero_()
+    return network
+
+
 def rows_of(weights: list[Path], old_weights: Path | None,
             names: list[str] | None) -> dict[str, Row]:
     """The rows to score, of ``names`` only; the first weights are 'dense' and the controls'."""
@@ -252,11 +260,14 @@ def rows_of(weights: list[Path], old_weights: Path | None,
     makers |= {
         'prior_centre': lambda: Row(None),
         'gradient_correlation': lambda: Row(GradientCorrelation(load_dense(first).config)),
+        'pixel_channels': lambda: Row(pixels_only(load_dense(first))),
         'image_blind': lambda: Row(load_dense(first), blind=True),
         'random_init': lambda: Row(load_network('random_init:1', like=first)),
         f'weights_{OLD_COMMIT}': lambda: (
             Row(network) if (network := old_network(old_weights)) else None),
     }
+    if not load_dense(first).config.pixel_channels:
+        del makers['pixel_channels']
     unknown = [name for name in names or () if name not in makers]
     if unknown:
         raise ValueError(f'no row {unknown[0]}; expected some of {", ".join(makers)}')
