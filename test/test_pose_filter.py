@@ -259,7 +259,8 @@ def test_only_increments_of_the_odometry_frame_matter():
 def test_a_fix_is_weighed_against_pose_and_bias_as_the_closed_form_says():
     pose_filter = straight(until_s=0.0, sigma_m=2.0)
     update = pose_filter.add_gnss(gnss(0.0, 3.0, 0.0, sigma_m=1.0))
-    spread_m2 = (2.0**2 + CONFIG.gnss_bias_sigma_m**2 + motion_model.ANTENNA_SIGMA_M**2 + 1.0**2)
+    spread_m2 = (
+        2.0**2 + CONFIG.gnss_bias_sigma_m**2 + motion_model.UNTOLD_ANTENNA_SIGMA_M**2 + 1.0**2)
     found = pose_filter.estimate_at(at(0.0))
     assert update.outcome is Outcome.USED
     assert update.mahalanobis2 == pytest.approx(3.0**2 / spread_m2)
@@ -283,22 +284,62 @@ def test_the_lever_arm_is_turned_with_the_heading():
     assert pose_filter.estimate_at(at(0.0)).pose.y_m == pytest.approx(5.0)
 
 
-def test_an_antenna_beside_where_it_is_said_to_be_is_found_in_turns_and_not_before():
-    path, off_m = winding_path(302), np.array([-0.3, 0.2])
+@pytest.mark.parametrize('lever_m, sigma_m', [
+    ((0.0, 0.0), 0.3), ((0.005, 0.0), 0.3), ((-0.5, 0.1), 0.1), ((0.0, 1.2), 0.1)])
+def test_a_lever_arm_that_is_told_is_believed_to_a_decimetre_and_one_of_zero_is_none(
+    lever_m, sigma_m,
+):
+    pose_filter = straight(until_s=0.0, sigma_m=2.0)
+    fix = replace(gnss(0.0, lever_m[0] + 3.0, lever_m[1], 1.0), base_from_antenna_m=lever_m)
+    spread_m2 = 2.0**2 + CONFIG.gnss_bias_sigma_m**2 + sigma_m**2 + 1.0**2
+    assert pose_filter.add_gnss(fix).mahalanobis2 == pytest.approx(3.0**2 / spread_m2, 1e-4)
+    assert pose_filter.estimate_at(at(0.0)).pose.x_m == pytest.approx(3.0 * 4.0 / spread_m2, 1e-4)
+
+
+@pytest.mark.parametrize('lever_m, sigma_m', [((0.0, 0.0), 0.3), ((-0.5, 0.0), 0.1)])
+def test_a_start_is_as_sure_as_its_lever_arm(lever_m, sigma_m):
+    fixes = [replace(gnss(time_s, 4.0 * time_s + lever_m[0], 0.0), base_from_antenna_m=lever_m)
+             for time_s in range(8)]
+    antennas_m = np.array([(fix.x_m, fix.y_m) for fix in fixes])
+    start = aligned_start(fixes, antennas_m, Pose2D(28.0, 0.0, 0.0), CONFIG)
+    assert np.allclose(start.mean[:3], [28.0, 0.0, 0.0])
+    assert np.allclose(start.covariance[:2, motion_model.ANTENNA], -sigma_m * np.eye(2))
+
+
+def driven_with_antenna(truth_m, told_m) -> tuple[PoseFilter, np.ndarray]:
+    """Five minutes of turns with a receiver of 2 cm; the filter, and its error at the end."""
+    path = winding_path(302)
     rng, pose_filter = np.random.default_rng(3), PoseFilter(CONFIG)
     pose_filter.set_pose(estimate(1.0, *path[100].as_array(), 0.3, 0.01))
     for tick in range(100, 30100, 10):
         pose_filter.add_odometry(OdometrySample(at(tick / 100), path[tick]))
         if tick % 100 == 0:
-            noisy_m = path[tick].transform(off_m) + 0.02 * rng.standard_normal(2)
-            pose_filter.add_gnss(gnss(tick / 100, *noisy_m, sigma_m=0.02))
-    found_m, sigmas_m = slow_state(pose_filter, motion_model.ANTENNA)
-    assert np.allclose(found_m, off_m, atol=0.1) and sigmas_m.max() < 0.1
-    error = error_of(pose_filter.estimate_at(at(tick / 100)), path[tick])
+            noisy_m = path[tick].transform(np.array(truth_m)) + 0.02 * rng.standard_normal(2)
+            pose_filter.add_gnss(replace(
+                gnss(tick / 100, *noisy_m, sigma_m=0.02), base_from_antenna_m=told_m))
+    return pose_filter, error_of(pose_filter.estimate_at(at(tick / 100)), path[tick])
+
+
+def test_an_antenna_beside_where_it_is_said_to_be_is_found_in_turns_and_not_before():
+    off_m = np.array([-0.3, 0.2])
+    pose_filter, error = driven_with_antenna(off_m, (0.0, 0.0))
+    found, sigmas = slow_state(pose_filter, motion_model.ANTENNA)
+    sigma_m = motion_model.UNTOLD_ANTENNA_SIGMA_M
+    assert np.allclose(sigma_m * found, off_m, atol=0.1) and sigma_m * sigmas.max() < 0.1
     assert np.linalg.norm(error[:2]) < 0.1
     ahead = straight(until_s=4.0)
     ahead.add_gnss(gnss(4.0, 40.0, 0.0, 0.02))
-    assert slow_state(ahead, motion_model.ANTENNA)[1].min() > 0.95 * motion_model.ANTENNA_SIGMA_M
+    assert slow_state(ahead, motion_model.ANTENNA)[1].min() > 0.95
+
+
+@pytest.mark.parametrize('told_m, least_m, most_m', [
+    ((-0.5, 0.1), 0.0, 0.05), ((-0.2, 0.1), 0.05, 0.3), ((0.5, -0.1), 0.3, 1.02)])
+def test_a_lever_arm_that_is_told_wrongly_leaves_the_pose_honest(told_m, least_m, most_m):
+    """It is told rightly, shorter by 0.3 m, and with the wrong sign."""
+    pose_filter, error = driven_with_antenna((-0.5, 0.1), told_m)
+    found = pose_filter.estimate_at(pose_filter.latest_stamp_ns)
+    assert least_m <= np.linalg.norm(error[:2]) < most_m
+    assert error @ np.linalg.solve(found.covariance, error) < 7.815
 
 
 # --- matches ------------------------------------------------------------------------------------
@@ -800,7 +841,7 @@ def test_a_fix_far_away_is_refused_with_its_distance_and_changes_nothing():
     update = pose_filter.add_gnss(gnss(4.0, 100.0, 0.0))
     assert update.outcome is Outcome.GATED
     spread_m2 = (before.covariance[0, 0] + CONFIG.gnss_bias_sigma_m**2
-                 + motion_model.ANTENNA_SIGMA_M**2 + 0.7**2)
+                 + motion_model.UNTOLD_ANTENNA_SIGMA_M**2 + 0.7**2)
     assert update.mahalanobis2 == pytest.approx(60.0**2 / spread_m2)
     after = pose_filter.estimate_at(at(4.0))
     assert after.pose == before.pose and np.array_equal(after.covariance, before.covariance)

@@ -17,6 +17,8 @@ from crossview_localizer.fusion.pose_filter import PoseFilter
 
 # Where the fixes of google_nmea lie from its reference, as measured on this very log.
 GOOGLE_LEVER_ARM_M = (-0.5, -0.1)
+# Others, a hand's breadth off and of the wrong sign.
+GOOGLE_WRONG_LEVER_ARMS_M = {'0.3_m_off': (-0.5, 0.2), 'of_wrong_sign': (0.5, 0.1)}
 # Begin of the first outage, after the filter has settled, and the lengths of the outages, s.
 OUTAGES = {'comma2k19': (20.0, (5.0, 10.0, 20.0)), 'google_nmea': (200.0, (10.0, 30.0, 60.0))}
 
@@ -32,10 +34,13 @@ def run_real_logs(data: Path, seed: int, lines: EstimateLines, smoke: bool) -> t
         ('comma2k19', 'gnss_speed'): replace(straight, courses=[]),
         ('google_nmea', 'gnss_simulated_odometry'): replace(google, courses=[]),
         ('google_nmea', 'gnss_simulated_odometry_course'): google,
-        ('google_nmea', 'gnss_with_lever_arm_simulated_odometry'): replace(
-            google, courses=[], fixes=[
-                replace(fix, base_from_antenna_m=GOOGLE_LEVER_ARM_M) for fix in google.fixes]),
     }
+    lever_arms_m = {'': GOOGLE_LEVER_ARM_M} | {
+        f'_{name}': lever_m for name, lever_m in GOOGLE_WRONG_LEVER_ARMS_M.items()}
+    for name, lever_m in lever_arms_m.items():
+        fixes = [replace(fix, base_from_antenna_m=lever_m) for fix in google.fixes]
+        sets['google_nmea', f'gnss_with_lever_arm{name}_simulated_odometry'] = replace(
+            google, courses=[], fixes=fixes)
     results, outages = {}, {}
     for (name, sensors), log in tqdm(sets.items(), desc='real logs', disable=None):
         if smoke and name == 'google_nmea':

@@ -11,6 +11,7 @@ from crossview_localizer.config import FilterConfig
 from crossview_localizer.datatypes import GnssFix, MatchErrors, OdometrySample
 from crossview_localizer.fusion.motion_model import (
     ANTENNA,
+    antenna_sigma_m,
     BIAS,
     interpolated_pose,
     POSE,
@@ -95,7 +96,8 @@ def aligned_start(
     by_errors = np.eye(STATES)
     by_errors[POSITION, YAW] = rotation_derivative(yaw_rad) @ offset_m
     by_errors[POSITION, SCALE] = rotation(yaw_rad) @ offset_m
-    by_errors[POSITION, ANTENNA] = -rotation(yaw_rad + odom_from_base.yaw_rad)
+    by_errors[POSITION, ANTENNA] = -antenna_sigma_m(fixes[-1].base_from_antenna_m) * rotation(
+        yaw_rad + odom_from_base.yaw_rad)
     by_errors[POSITION, BIAS] = -np.eye(2)
     mean = np.zeros(STATES)
     mean[POSE] = *position_m, wrap_angle(yaw_rad + odom_from_base.yaw_rad)

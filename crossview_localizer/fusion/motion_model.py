@@ -7,8 +7,8 @@ State (17,), with the number of each:
 - 6, 7: GNSS bias x, y in metres;
 - 8 to 10: what all matches are off because of the camera, ahead and left in metres, yaw in rad;
 - 11, 12: what they are off because of the imagery, x, y in metres;
-- 13, 14: by how much the lever arm of the GNSS antenna is longer than told, ahead and left in
-  metres;
+- 13, 14: by how many ``antenna_sigma_m`` the lever arm of the GNSS antenna is longer than told,
+  ahead and left;
 - 15: by how many seconds the courses of GNSS are late;
 - 16: by how many seconds e the stamps of the odometry are early: its pose of t was that of t + e.
 """
@@ -39,8 +39,10 @@ MATCH_BIASES_TAU_S = 300.0
 ODOMETRY_STAMPS_TAU_S = 14400.0
 # Sigma of the time by which the stamps of the odometry are early or late.
 ODOMETRY_STAMPS_SIGMA_S = 0.05
-# The antenna is a few decimetres from where it is said to be; it stays there.
-ANTENNA_SIGMA_M, ANTENNA_TAU_S = 0.3, 14400.0
+# The antenna stays where it is.  A lever arm that is told was measured; one of zero is none: many
+# drivers stamp their fixes with the frame of the vehicle.
+ANTENNA_TAU_S = 14400.0
+TOLD_ANTENNA_SIGMA_M, UNTOLD_ANTENNA_SIGMA_M, LEAST_LEVER_ARM_M = 0.1, 0.3, 0.01
 # A receiver smooths its courses.
 COURSE_DELAY_SIGMA_S, COURSE_DELAY_TAU_S = 0.3, 14400.0
 # Sigma of the speed of an odometry increment.
@@ -146,29 +148,35 @@ def coast(
     return moved, jacobian
 
 
-# z = p + R(yaw) (l + a) + b    l: antenna in base_link as told, a: what it is off
+def antenna_sigma_m(base_from_antenna_m) -> float:
+    """Sigma on each axis of what a lever arm is off."""
+    told = math.hypot(*base_from_antenna_m) > LEAST_LEVER_ARM_M
+    return TOLD_ANTENNA_SIGMA_M if told else UNTOLD_ANTENNA_SIGMA_M
+
+
+# z = p + R(yaw) (l + k a) + b    l: antenna in base_link as told, k: antenna_sigma_m of it
 def gnss_prediction(state, base_from_antenna_m) -> np.ndarray:
     """Predicted position (2,) of a fix."""
-    x_m, y_m, yaw_rad, _, _, _, bias_x_m, bias_y_m, *_, off_ahead_m, off_left_m, _, _ = (
-        state.tolist())
-    ahead_m, left_m = base_from_antenna_m[0] + off_ahead_m, base_from_antenna_m[1] + off_left_m
-    cos, sin = math.cos(yaw_rad), math.sin(yaw_rad)
-    return np.array([x_m + cos * ahead_m - sin * left_m + bias_x_m,
-                     y_m + sin * ahead_m + cos * left_m + bias_y_m])
+    x_m, y_m, yaw_rad, _, _, _, bias_x_m, bias_y_m, *_ = state.tolist()
+    east_m, north_m = turned(*_lever_arm_m(state, base_from_antenna_m), yaw_rad)
+    return np.array([x_m + east_m + bias_x_m, y_m + north_m + bias_y_m])
 
 
-# dz/dp = I,  dz/dyaw = R'(yaw) (l + a),  dz/db = I,  dz/da = R(yaw)
+# dz/dp = I,  dz/dyaw = R'(yaw) (l + k a),  dz/db = I,  dz/da = k R(yaw)
 def gnss_jacobian(state, base_from_antenna_m) -> np.ndarray:
     """Derivative (2, 17) of ``gnss_prediction`` by the state."""
-    ahead_m, left_m = np.asarray(base_from_antenna_m) + state[ANTENNA]
-    cos, sin = math.cos(state[YAW]), math.sin(state[YAW])
+    east_m, north_m = turned(*_lever_arm_m(state, base_from_antenna_m), state[YAW])
     jacobian = np.zeros((2, STATES))
     jacobian[0, 0] = jacobian[1, 1] = jacobian[0, 6] = jacobian[1, 7] = 1.0  # 6, 7: BIAS
-    jacobian[0, 13] = jacobian[1, 14] = cos                                  # 13, 14: ANTENNA
-    jacobian[0, 14], jacobian[1, 13] = -sin, sin
-    jacobian[0, YAW], jacobian[1, YAW] = (
-        -sin * ahead_m - cos * left_m, cos * ahead_m - sin * left_m)
+    jacobian[:, ANTENNA] = antenna_sigma_m(base_from_antenna_m) * rotation(state[YAW])
+    jacobian[0, YAW], jacobian[1, YAW] = -north_m, east_m
     return jacobian
+
+
+def _lever_arm_m(state, base_from_antenna_m) -> tuple[float, float]:
+    """The lever arm, ahead and left, with what it is off."""
+    sigma_m, (ahead, left) = antenna_sigma_m(base_from_antenna_m), state[ANTENNA].tolist()
+    return base_from_antenna_m[0] + sigma_m * ahead, base_from_antenna_m[1] + sigma_m * left
 
 
 # z = (p + R(yaw) c_p + m, yaw + c_yaw)       c: bias by the camera, m: by the imagery
@@ -204,7 +212,7 @@ def slow_sigmas(config: FilterConfig, errors: MatchErrors) -> np.ndarray:
     sigmas[BIAS] = config.gnss_bias_sigma_m
     sigmas[CAMERA_BIAS] = errors.ahead_bias_m, errors.left_bias_m, errors.yaw_bias_rad
     sigmas[IMAGERY_BIAS] = config.match_sigma_floor_m
-    sigmas[ANTENNA] = ANTENNA_SIGMA_M
+    sigmas[ANTENNA] = 1.0
     sigmas[COURSE_DELAY] = COURSE_DELAY_SIGMA_S
     sigmas[EARLY] = ODOMETRY_STAMPS_SIGMA_S
     return sigmas
