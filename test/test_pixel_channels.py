@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from training_runs import DENSE_MODEL
 
-from crossview_localizer.networks.checkpoint import load_network, save_network
+from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from crossview_localizer.networks.controls import control_network, random_network
 from crossview_localizer.networks.dense import turned_views
 from crossview_localizer.networks.pixel_channels import (
@@ -133,7 +133,7 @@ def test_training_goes_on_from_weights_without_pixel_channels_with_the_same_desc
         initial_network(plain, 0, path)
 
 
-def test_weights_without_pixel_channels_are_mixed_with_those_of_the_first(tmp_path):
+def test_weights_without_pixel_channels_are_mixed_with_those_of_the_first(tmp_path, capsys):
     paths = [tmp_path / f'{name}.safetensors' for name in ('first', 'plain')]
     first = random_network(MODEL, 1)
     first.ground.log_pixel_weights.data += 0.5
@@ -147,6 +147,15 @@ def test_weights_without_pixel_channels_are_mixed_with_those_of_the_first(tmp_pa
         found.ground.log_pixel_weights, first.ground.log_pixel_weights, rtol=2e-3, atol=1e-3)
     torch.testing.assert_close(
         found.ground.exit[1].bias[-1], first.ground.exit[1].bias[-1], rtol=1e-3, atol=1e-3)
+    arguments = ['--shares', '0.5', '0.5', '--out', str(out), '--pixel-weights']
+    assert mix_weights.main([*map(str, paths), *arguments, '0.2', '0.1', '0.3']) == 0
+    torch.testing.assert_close(
+        load_network(out).ground.log_pixel_weights.exp().flatten(),
+        torch.tensor([0.2, 0.1, 0.3]), rtol=2e-3, atol=1e-3)
+    assert read_model_config(out)[1]['pixel_weights'] == [0.2, 0.1, 0.3]
+    assert mix_weights.main([*map(str, paths), *arguments, '0.2', '-0.1', '0.3']) == 2
+    assert 'expected three above 0' in capsys.readouterr().err
+    assert mix_weights.main([*map(str, paths[::-1]), *arguments, '0.2', '0.1', '0.3']) == 2
 
 
 def test_an_untrained_control_has_no_pixel_channels():

@@ -9,13 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 import sys
 
+import torch
+
 from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
 from training.initial import with_pixel_channels
 
 
-def mix(paths: list[Path], shares: list[float], out: Path) -> None:
+def mix(paths: list[Path], shares: list[float], out: Path,
+        pixel_weights: list[float] | None = None) -> None:
     """Write the mean of the weights at ``paths``; settings and match errors are the first's.
+
+    ``pixel_weights`` (3,), above 0, take the place of the mixed weights of the pixel channels.
 
     Networks without pixel channels get those of the first.  Raises ValueError where the networks
     differ in another setting that decides about their variables.
@@ -34,16 +39,26 @@ def mix(paths: list[Path], shares: list[float], out: Path) -> None:
         if found != shapes[0]:
             raise ValueError(
                 f'{path} has other variables than {paths[0]}; expected the same model')
+    if pixel_weights and not getattr(networks[0].config, 'pixel_channels', False):
+        raise ValueError(f'{paths[0]} has no pixel channels; expected none of their weights')
+    if pixel_weights and min(pixel_weights) <= 0.0:
+        raise ValueError(f'pixel weights are {pixel_weights}; expected three above 0')
     total = sum(shares)
     network = networks[0]
     network.load_state_dict({
         name: sum(share / total * state[name].float() for share, state in zip(shares, states))
         if value.dtype.is_floating_point else value for name, value in states[0].items()})
+    if pixel_weights:
+        network.ground.log_pixel_weights.data = torch.tensor(
+            pixel_weights).log().view_as(network.ground.log_pixel_weights)
     # What the scores claim has to be fitted anew: see benchmarks.accuracy.fit_confidence.
     network.config = replace(network.config, temperature=1.0)
-    save_network(network.eval(), out, {'mixture of': [
+    provenance = {'mixture of': [
         {'file': path.name, 'share': share / total, **read_model_config(path)[1]}
-        for path, share in zip(paths, shares)]})
+        for path, share in zip(paths, shares)]}
+    if pixel_weights:
+        provenance['pixel_weights'] = pixel_weights
+    save_network(network.eval(), out, provenance)
 
 
 def main(arguments=None) -> int:
@@ -53,9 +68,13 @@ def main(arguments=None) -> int:
         '--shares 0.8 0.2 --out runs/mixed.safetensors')
     parser.add_argument('weights', nargs='+', type=Path, help='weights files of the same model')
     parser.add_argument('--shares', nargs='+', type=float, required=True, help='one for each file')
+    parser.add_argument('--pixel-weights', nargs=3, type=float,
+                        metavar=('EDGES', 'WARMTH', 'GREENNESS'),
+                        help='weights of the pixel channels (default: the mean of the files)')
     parser.add_argument('--out', type=Path, required=True, help='weights file to write')
     return run_command(
-        parser, arguments, lambda args: mix(args.weights, args.shares, args.out))
+        parser, arguments,
+        lambda args: mix(args.weights, args.shares, args.out, args.pixel_weights))
 
 
 if __name__ == '__main__':
