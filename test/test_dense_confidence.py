@@ -8,8 +8,10 @@ from scipy.stats import multivariate_t
 from test_heatmap_pose import gaussian_volume
 from test_heatmap_pose import SHARP_PRIOR as PRIOR
 
+from benchmarks.accuracy.fit_confidence import coverages_95, widening
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.matching.heatmap_pose import distance2_within, peak_of, peak_pose
+from crossview_localizer.networks.dense import GAUSSIAN_DOF
 from training.evaluation.dense_confidence import (
     fit_peaks,
     fit_tails,
@@ -60,6 +62,28 @@ def test_both_ellipsoids_hold_their_share_of_all_frames(dof, wrong):
     for share in (0.68, 0.95):
         held = np.mean(distances2 <= distance2_within(share, fitted))
         assert held == pytest.approx(share, abs=0.02)
+
+
+def test_claims_are_widened_for_a_set_whose_errors_are_larger_but_not_for_one_that_is_lost():
+    """Errors of 1 and 2.2 times the claimed variance, and a set that is 12 m off."""
+    covariance, mean = np.diag([0.6, 0.9, 0.0008]), np.array([100.0, 50.0, 0.5])
+    heatmap = gaussian_volume(mean, covariance, PRIOR)
+    rng = np.random.default_rng(3)
+
+    def frames(factor: float, off_m: float) -> list[ScoredFrame]:
+        truths = rng.multivariate_normal(mean + [off_m, 0.0, 0.0], factor * covariance, 200)
+        return [ScoredFrame(heatmap, PRIOR, Pose2D(*truth)) for truth in truths]
+
+    sets = {'fair': frames(1.0, 0.0), 'worse': frames(2.2, 0.0), 'lost': frames(1.0, 12.0)}
+    claim = (1.0, 0.5, 1.0, GAUSSIAN_DOF)
+    fair, worse, lost = (
+        coverages_95(found, 1.0, 0.5, [1.0, 2.0], GAUSSIAN_DOF) for found in sets.values())
+    # On two axes: 1 - exp(-5.99 / (2 * ratio of the variances)).
+    assert fair == pytest.approx([0.95, 0.9975], abs=0.03)
+    assert worse == pytest.approx([0.744, 0.934], abs=0.06)
+    assert (lost == 0.0).all()
+    assert widening(sets, *claim) == 2.0
+    assert widening({'fair': sets['fair']}, *claim) == 1.0
 
 
 def test_the_least_mass_lets_only_the_allowed_share_of_wrong_frames_be_sure():

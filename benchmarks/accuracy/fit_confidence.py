@@ -2,7 +2,8 @@
 
 Temperature, sharpening, least mass, inflation and tails are numbers of the weights file; the
 network's variables stay as they are.  Simulated and real frames count the same.  At most
-SURE_AND_WRONG_SHARE of the frames of each real set may be unambiguous and wrong.
+SURE_AND_WRONG_SHARE of the frames of each real set may be unambiguous and wrong, and the claimed
+95 % hold at least LEAST_COVERAGE of each set, where a wider claim can reach that.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from benchmarks.accuracy.real_pairs import (
     SURE_AND_WRONG_M,
 )
 from crossview_localizer.command import run_command
-from crossview_localizer.matching.heatmap_pose import peak_of
+from crossview_localizer.matching.heatmap_pose import distance2_within, peak_of, peak_pose
+from crossview_localizer.networks.dense import GAUSSIAN_DOF
 from training.data.datasets import load_world, World
 from training.data.rendered_places import load_place
 from training.evaluation.dense_confidence import (
@@ -40,6 +42,8 @@ from training.evaluation.dense_confidence import (
 )
 
 SURE_AND_WRONG_SHARE = 0.05
+LEAST_COVERAGE = 0.9
+WIDENINGS = (1.0, 1.5, 2.0, 3.0, 4.0)   # of the inflation that the pooled frames need
 
 
 def score_views(network, folder: Path, every: int) -> dict[str, list[ScoredFrame]]:
@@ -72,6 +76,35 @@ def fit_sharpening(frames: list[ScoredFrame], sets: dict[str, list[ScoredFrame]]
     return max(found, key=lambda candidate: len(candidate[2]))
 
 
+def widening(sets: dict[str, list[ScoredFrame]], sharpening: float, min_mass: float,
+             inflation: float, dof: float) -> float:
+    """The smallest of WIDENINGS with which most sets have LEAST_COVERAGE."""
+    inflations = [factor * inflation for factor in WIDENINGS]
+    enough = sum(coverages_95(frames, sharpening, min_mass, inflations, dof) >= LEAST_COVERAGE
+                 for frames in sets.values())
+    return WIDENINGS[int(np.argmax(enough))]    # the first of equals
+
+
+def coverages_95(frames: list[ScoredFrame], sharpening: float, min_mass: float,
+                 inflations: list[float], dof: float) -> np.ndarray:
+    """For each inflation (n,) how often the truth lies in the claimed 95 % ellipse.
+
+    The ellipse is widened by the label's accuracy.  An ambiguous frame claims its window, whatever
+    the inflation.
+    """
+    inside = []
+    for frame in frames:
+        estimate, ambiguous = peak_pose(frame.heatmap, frame.prior, sharpening, min_mass)
+        offset = (estimate.pose.as_array() - frame.truth.as_array())[:2]
+        label = frame.accuracy_m ** 2 * np.eye(2)
+        bound = distance2_within(0.95, GAUSSIAN_DOF if ambiguous else dof, 2)
+        inside.append([
+            offset @ np.linalg.solve(
+                (1.0 if ambiguous else factor) * estimate.covariance[:2, :2] + label, offset)
+            <= bound for factor in inflations])
+    return np.mean(inside, axis=0)
+
+
 def fit(weights: Path, out: Path, worlds: list[World], pairs: Path, count: int,
         every: int) -> None:
     """Fit the weights' confidence and write them to ``out``."""
@@ -84,6 +117,7 @@ def fit(weights: Path, out: Path, worlds: list[World], pairs: Path, count: int,
     factor, nll = fit_temperature(frames)
     sharpening, min_mass, sure = fit_sharpening(frames, sets, factor)
     inflation, dof = fit_tails(sure, factor * sharpening, min_mass)
+    inflation *= widening(sets, factor * sharpening, min_mass, inflation, dof)
     store_confidence(
         weights, out, Confidence(factor, sharpening, min_mass, inflation, dof), nll, worlds, count,
         confidence={'simulated': [world.name for world in worlds], 'real frames': len(real)})
