@@ -30,7 +30,8 @@ def mix(paths: list[Path], shares: list[float], out: Path,
             f'{len(shares)} shares for {len(paths)} files; expected one for each, above 0')
     networks = [load_network(path) for path in paths]
     states = [network.state_dict() for network in networks]
-    if getattr(networks[0].config, 'pixel_channels', False):
+    has_pixels = getattr(networks[0].config, 'pixel_channels', False)
+    if has_pixels:
         states = [state if network.config.pixel_channels
                   else with_pixel_channels(state, networks[0])
                   for network, state in zip(networks, states)]
@@ -39,7 +40,7 @@ def mix(paths: list[Path], shares: list[float], out: Path,
         if found != shapes[0]:
             raise ValueError(
                 f'{path} has other variables than {paths[0]}; expected the same model')
-    if pixel_weights and not getattr(networks[0].config, 'pixel_channels', False):
+    if pixel_weights and not has_pixels:
         raise ValueError(f'{paths[0]} has no pixel channels; expected none of their weights')
     if pixel_weights and min(pixel_weights) <= 0.0:
         raise ValueError(f'pixel weights are {pixel_weights}; expected three above 0')

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from benchmarks.accuracy.real_pairs import (
     chosen_sets,
     default_folder,
+    holds_label,
     load_dense,
     match_views,
     Row,
@@ -26,7 +27,7 @@ from benchmarks.accuracy.real_pairs import (
     SURE_AND_WRONG_M,
 )
 from crossview_localizer.command import run_command
-from crossview_localizer.matching.heatmap_pose import distance2_within, peak_of, peak_pose
+from crossview_localizer.matching.heatmap_pose import peak_of, peak_pose
 from crossview_localizer.networks.dense import GAUSSIAN_DOF
 from training.data.datasets import load_world, World
 from training.data.rendered_places import load_place
@@ -95,13 +96,11 @@ def coverages_95(frames: list[ScoredFrame], sharpening: float, min_mass: float,
     inside = []
     for frame in frames:
         estimate, ambiguous = peak_pose(frame.heatmap, frame.prior, sharpening, min_mass)
-        offset = (estimate.pose.as_array() - frame.truth.as_array())[:2]
-        label = frame.accuracy_m ** 2 * np.eye(2)
-        bound = distance2_within(0.95, GAUSSIAN_DOF if ambiguous else dof, 2)
         inside.append([
-            offset @ np.linalg.solve(
-                (1.0 if ambiguous else factor) * estimate.covariance[:2, :2] + label, offset)
-            <= bound for factor in inflations])
+            holds_label(
+                replace(estimate, covariance=(1.0 if ambiguous else factor) * estimate.covariance),
+                frame.truth, frame.accuracy_m, GAUSSIAN_DOF if ambiguous else dof)
+            for factor in inflations])
     return np.mean(inside, axis=0)
 
 

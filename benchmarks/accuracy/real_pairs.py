@@ -29,6 +29,7 @@ from benchmarks import cpu_name, DENSE_WEIGHTS, REPOSITORY
 from crossview_localizer.camera.views import UNSEEN
 from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
+from crossview_localizer.geometry import Pose2D
 from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
 from crossview_localizer.networks.checkpoint import load_network
 from crossview_localizer.networks.dense import DENSE, GAUSSIAN_DOF
@@ -148,10 +149,16 @@ def errors_of(estimate: PoseEstimate, view: View) -> tuple[float, float, float, 
 
 def is_covered(answer: Answer) -> bool:
     """Whether the label lies in the claimed 95 % ellipse, widened by the label's own accuracy."""
-    offset = (answer.estimate.pose.as_array() - answer.view.truth.as_array())[:2]
-    covariance = answer.estimate.covariance[:2, :2] + answer.view.accuracy_m ** 2 * np.eye(2)
+    return holds_label(
+        answer.estimate, answer.view.truth, answer.view.accuracy_m, answer.dof)
+
+
+def holds_label(estimate: PoseEstimate, truth: Pose2D, accuracy_m: float, dof: float) -> bool:
+    """Whether a label of that accuracy lies in the 95 % ellipse of a Student t distribution."""
+    offset = (estimate.pose.as_array() - truth.as_array())[:2]
+    covariance = estimate.covariance[:2, :2] + accuracy_m ** 2 * np.eye(2)
     distance2 = offset @ np.linalg.solve(covariance, offset)
-    return bool(distance2 <= distance2_within(0.95, answer.dof, 2))
+    return bool(distance2 <= distance2_within(0.95, dof, 2))
 
 
 def summarize(answers: list[Answer]) -> dict[str, float | int | None]:

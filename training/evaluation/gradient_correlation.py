@@ -53,4 +53,3 @@ class GradientCorrelation:
         variance = correlate(weight, edges.square()) / area - mean.square()
         covariance = correlate(view, edges) - mean * correlate(view, known)
         return SHARPNESS * covariance / (variance.clamp(min=1e-9) * area).sqrt()
-
