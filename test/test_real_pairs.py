@@ -167,7 +167,7 @@ def test_image_blind_shows_the_next_place_or_grey():
 
 def test_a_run_writes_all_rows_and_a_line_an_answer_into_out_alone(folders, tmp_path, capsys):
     weights = tmp_path / 'w.safetensors'
-    save_network(random_network(replace(SMALL, channels=7, pixel_channels=True), 0), weights, {})
+    save_network(random_network(replace(SMALL, channels=7, pixel_channels=3), 0), weights, {})
     (tmp_path / 'other').mkdir()
     save_network(random_network(SMALL, 1), tmp_path / 'other/w.safetensors', {})
     out = tmp_path / 'out'

@@ -24,8 +24,7 @@ def initial_network(model: ModelConfig | DenseConfig, seed: int, checkpoint: Pat
     if checkpoint is not None:
         loaded = load_network(checkpoint)
         state = loaded.state_dict()
-        if (getattr(model, 'pixel_channels', False)
-                and not getattr(loaded.config, 'pixel_channels', True)):
+        if isinstance(network, DenseNetwork) and isinstance(loaded, DenseNetwork):
             state = with_pixel_channels(state, network)
         for name, value in network.state_dict().items():
             if name not in state or state[name].shape != value.shape:
@@ -47,11 +46,17 @@ def initial_network(model: ModelConfig | DenseConfig, seed: int, checkpoint: Pat
 
 def with_pixel_channels(state: dict[str, torch.Tensor],
                         network: DenseNetwork) -> dict[str, torch.Tensor]:
-    """The state of a network without pixel channels, with those of a new ``network`` added."""
-    new = network.state_dict()
-    last = ('ground.exit.1.weight', 'ground.exit.1.bias')   # the last row: the credibility
-    return {**state, 'ground.log_pixel_weights': new['ground.log_pixel_weights'],
-            **{name: torch.cat((state[name], new[name][-1:])) for name in last}}
+    """The state of a network with, added, the pixel channels that only ``network`` has."""
+    weights = 'ground.log_pixel_weights'
+    new, state = network.state_dict(), dict(state)
+    if weights not in new:
+        return state
+    if weights not in state:
+        state[weights] = new[weights][:, :0]
+        for name in ('ground.exit.1.weight', 'ground.exit.1.bias'):  # last row: the credibility
+            state[name] = torch.cat((state[name], new[name][-1:]))
+    state[weights] = torch.cat((state[weights], new[weights][:, state[weights].shape[1]:]), 1)
+    return state
 
 
 def imagenet_trunk() -> dict[str, torch.Tensor]:

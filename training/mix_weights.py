@@ -13,6 +13,7 @@ import torch
 
 from crossview_localizer.command import run_command
 from crossview_localizer.networks.checkpoint import load_network, read_model_config, save_network
+from crossview_localizer.networks.pixel_channels import PROPERTIES
 from training.initial import with_pixel_channels
 
 
@@ -20,30 +21,27 @@ def mix(paths: list[Path], shares: list[float], out: Path,
         pixel_weights: list[float] | None = None) -> None:
     """Write the mean of the weights at ``paths``; settings and match errors are the first's.
 
-    ``pixel_weights`` (3,), above 0, take the place of the mixed weights of the pixel channels.
+    ``pixel_weights`` (N,), above 0, take the place of the mixed weights of the pixel channels.
+    Networks with fewer pixel channels get those of the first.
 
-    Networks without pixel channels get those of the first.  Raises ValueError where the networks
-    differ in another setting that decides about their variables.
+    Raises ValueError where the networks differ in another setting that decides about their
+    variables.
     """
     if len(paths) != len(shares) or min(shares) <= 0.0:
         raise ValueError(
             f'{len(shares)} shares for {len(paths)} files; expected one for each, above 0')
     networks = [load_network(path) for path in paths]
     states = [network.state_dict() for network in networks]
-    has_pixels = getattr(networks[0].config, 'pixel_channels', False)
-    if has_pixels:
-        states = [state if network.config.pixel_channels
-                  else with_pixel_channels(state, networks[0])
-                  for network, state in zip(networks, states)]
+    states = [with_pixel_channels(state, networks[0]) for state in states]
     shapes = [{name: value.shape for name, value in state.items()} for state in states]
     for path, found in zip(paths, shapes):
         if found != shapes[0]:
             raise ValueError(
                 f'{path} has other variables than {paths[0]}; expected the same model')
-    if pixel_weights and not has_pixels:
-        raise ValueError(f'{paths[0]} has no pixel channels; expected none of their weights')
-    if pixel_weights and min(pixel_weights) <= 0.0:
-        raise ValueError(f'pixel weights are {pixel_weights}; expected three above 0')
+    count = getattr(networks[0].config, 'pixel_channels', 0)
+    if pixel_weights and (len(pixel_weights) != count or min(pixel_weights) <= 0.0):
+        raise ValueError(f'pixel weights are {pixel_weights}; expected as many as {paths[0]} has '
+                         f'pixel channels, {count}, and each above 0')
     total = sum(shares)
     network = networks[0]
     network.load_state_dict({
@@ -69,9 +67,9 @@ def main(arguments=None) -> int:
         '--shares 0.8 0.2 --out runs/mixed.safetensors')
     parser.add_argument('weights', nargs='+', type=Path, help='weights files of the same model')
     parser.add_argument('--shares', nargs='+', type=float, required=True, help='one for each file')
-    parser.add_argument('--pixel-weights', nargs=3, type=float,
-                        metavar=('EDGES', 'WARMTH', 'GREENNESS'),
-                        help='weights of the pixel channels (default: the mean of the files)')
+    parser.add_argument('--pixel-weights', nargs='+', type=float, metavar='WEIGHT',
+                        help=f'weights of the pixel channels, {", ".join(PROPERTIES)} (default: '
+                        'the mean of the files)')
     parser.add_argument('--out', type=Path, required=True, help='weights file to write')
     return run_command(
         parser, arguments,

@@ -11,9 +11,9 @@ import sys
 import numpy as np
 
 from crossview_localizer.camera.views import UNSEEN
-from crossview_localizer.networks import pixel_channels
 from crossview_localizer.networks.checkpoint import read_model_config
 from crossview_localizer.networks.dense import DenseConfig
+from crossview_localizer.networks.pixel_channels import PROPERTIES
 from training.data.datasets import load_world
 from training.distributed import Ranks
 from training.initial import initial_network
@@ -29,7 +29,7 @@ CONFIG = TrainConfig(
 
 def train_dense(args: argparse.Namespace, ranks: Ranks) -> None:
     config, model = changed_settings(args, CONFIG), DenseConfig(
-        channels=16 + pixel_channels.COUNT, pixel_channels=True, centred=True)
+        channels=16 + len(PROPERTIES), pixel_channels=len(PROPERTIES), centred=True)
     places = sorted(args.places.glob('place_*.npz')) if args.places else []
     if not (args.train or places):
         raise ValueError('nothing to train on: give --places FOLDER of training.render_places, or '

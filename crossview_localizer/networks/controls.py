@@ -55,7 +55,7 @@ def control_network(
     if name == RANDOM_INIT:
         config = replace(config, temperature=config.random_temperature)
         if config.kind == DENSE:    # a control that nothing of the pixels helps
-            config = replace(config, pixel_channels=False)
+            config = replace(config, pixel_channels=0)
         network = random_network(config, int(seed or 0))
         network.fingerprint = _digest(network.config, seed or 0)
         return network

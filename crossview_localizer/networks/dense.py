@@ -14,8 +14,8 @@ so an image with much distinct content gives a sharper likelihood than one with 
 that is ``centred`` has g_c minus its mean over the view, weighted by w, in place of g_c: what the
 view shows everywhere says nothing about the pose, only where things lie does.
 
-With ``pixel_channels`` the last channels of s and g are not learned: edges, warmth and greenness
-of the pixels, in g times a learned credibility of the cell and a learned weight of the channel.
+The last ``pixel_channels`` channels of s and g are not learned: edges, warmth, greenness and light
+marks of the pixels, in g times a learned credibility of the cell and weight of the channel.
 
 Shape legend: B images, K headings, C descriptor length, N cells along a side of the satellite
 window, P cells along a side of the north-up patch that holds a turned bird's-eye view, F x L cells
@@ -38,7 +38,7 @@ from crossview_localizer.networks.trunks import EfficientNetLite0, normalised
 
 DENSE = 'dense'
 LOST_SHARE = 1e-4   # of the energy of scores, in channels that a match leaves out
-PIXEL_WEIGHTS = (0.1, 0.03, 0.05)  # of the pixel channels, where training begins
+PIXEL_WEIGHTS = (0.14, 0.03, 0.05, 0.2)  # of the pixel channels, where training begins
 GAUSSIAN_DOF = 1e6  # a Student t with this many degrees of freedom is taken for a Gaussian
 
 
@@ -53,7 +53,7 @@ class DenseConfig:
 
     kind: str = DENSE
     channels: int = 16              # length of a descriptor
-    pixel_channels: bool = False    # whether its last channels are those of ``pixel_channels``
+    pixel_channels: int = 0         # how many of these are properties of the pixels
     width: int = 32                 # channels of the layers between trunk and descriptor
     px_m: float = 0.25              # size of a pixel of the imagery and of the projected road
     cell_px: int = 2                # pixels along a side of a cell
@@ -79,7 +79,7 @@ class DenseConfig:
 
     @property
     def learned_channels(self) -> int:
-        return self.channels - self.pixel_channels * pixel_channels.COUNT
+        return self.channels - self.pixel_channels
 
     @property
     def cell_m(self) -> float:
@@ -164,8 +164,9 @@ class SatelliteBranch(nn.Module):
         learned = F.normalize(self.head(self.pyramid(self.trunk(images))), dim=1)
         if not self.config.pixel_channels:
             return learned
-        return torch.cat((
-            learned, pixel_channels.satellite_channels(images, self.config.cell_px)), 1)
+        pixels = pixel_channels.satellite_channels(
+            images, self.config.cell_px, self.config.pixel_channels)
+        return torch.cat((learned, pixels), 1)
 
 
 class GroundBranch(nn.Module):
@@ -183,13 +184,13 @@ class GroundBranch(nn.Module):
         self.coarse = nn.Sequential(
             convolution(fine, coarse, 3, 2), Residual(coarse), Residual(coarse),
             Residual(coarse), nn.Conv2d(coarse, fine, 1))
-        outputs = config.learned_channels + 1 + config.pixel_channels
+        outputs = config.learned_channels + 1 + bool(config.pixel_channels)
         self.exit = nn.Sequential(Residual(fine), nn.Conv2d(fine, outputs, 1))
         if config.pixel_channels:  # at first nearly all cells are credible
             nn.init.zeros_(self.exit[1].weight[-1:])
             nn.init.constant_(self.exit[1].bias[-1:], 3.0)
             self.log_pixel_weights = nn.Parameter(
-                torch.tensor(PIXEL_WEIGHTS).log().view(1, -1, 1, 1))
+                torch.tensor(PIXEL_WEIGHTS[:config.pixel_channels]).log().view(1, -1, 1, 1))
         rows = torch.linspace(-1.0, 1.0, config.ahead_cells)[:, None]
         cols = torch.linspace(-1.0, 1.0, config.across_cells)[None, :]
         self.register_buffer(
@@ -223,7 +224,7 @@ class GroundBranch(nn.Module):
             self.coarse(x), size=x.shape[2:], mode='bilinear', align_corners=False)
         # Descriptors, their weight and, with pixel channels, the credibility of these.
         learned, weight, *credible = self.exit(x).split(
-            [self.config.learned_channels] + [1] * (1 + self.config.pixel_channels), 1)
+            [self.config.learned_channels] + [1] * (1 + bool(self.config.pixel_channels)), 1)
         weight = torch.sigmoid(weight) * seen.amax(1, keepdim=True)     # (B, 1, F, L)
         view = F.normalize(learned, dim=1) * weight                     # (B, C, F, L)
         if self.config.centred:
@@ -231,7 +232,7 @@ class GroundBranch(nn.Module):
             view = view - view.sum((2, 3), keepdim=True) / area * weight
         if credible:
             pixels = pixel_channels.ground_channels(
-                road, torch.sigmoid(credible[0]), self.config.cell_px)
+                road, torch.sigmoid(credible[0]), self.config.cell_px, self.config.pixel_channels)
             view = torch.cat((view, self.log_pixel_weights.exp() * pixels), 1)
         return view, weight
 

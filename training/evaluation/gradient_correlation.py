@@ -22,7 +22,7 @@ class GradientCorrelation:
     def __init__(self, config: DenseConfig):
         """``config`` gives the sizes of cells and views; nothing of it that was fitted is used."""
         self.config = replace(
-            config, channels=1, pixel_channels=False, temperature=1.0, sharpening=1.0,
+            config, channels=1, pixel_channels=0, temperature=1.0, sharpening=1.0,
             min_mass=0.5, peak_inflation=1.0, peak_dof=GAUSSIAN_DOF)
         self.fingerprint = 'gradient_correlation'
 
