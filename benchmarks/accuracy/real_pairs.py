@@ -31,7 +31,7 @@ from crossview_localizer.command import run_command
 from crossview_localizer.datatypes import Heatmap, PoseEstimate
 from crossview_localizer.geometry import Pose2D
 from crossview_localizer.matching.heatmap_pose import distance2_within, peak_pose
-from crossview_localizer.networks.checkpoint import load_network
+from crossview_localizer.networks.checkpoint import load_network, read_model_config
 from crossview_localizer.networks.dense import DENSE, GAUSSIAN_DOF
 from training.data.real_pairs import read_views, View
 from training.evaluation.gradient_correlation import GradientCorrelation
@@ -273,7 +273,7 @@ def rows_of(weights: list[Path], old_weights: Path | None,
         f'weights_{OLD_COMMIT}': lambda: (
             Row(network) if (network := old_network(old_weights)) else None),
     }
-    if not load_dense(first).config.pixel_channels:
+    if not getattr(read_model_config(first)[0], 'pixel_channels', 0):
         del makers['pixel_channels']
     unknown = [name for name in names or () if name not in makers]
     if unknown:
