@@ -113,7 +113,7 @@ class NodeConfig:
         'best_effort', 'QoS of the image subscription; reliable needs a reliable publisher',
         choices=('best_effort', 'reliable'))
     sensor_reliability: str = tunable(
-        'best_effort', 'QoS of the gnss, gnss_velocity and odometry subscriptions',
+        'best_effort', 'QoS of the camera_info, gnss, gnss_velocity and odometry subscriptions',
         choices=('best_effort', 'reliable'))
     gnss_velocity_type: str = tunable(
         'TwistWithCovarianceStamped', 'message on gnss_velocity, in geometry_msgs',

@@ -46,7 +46,7 @@ DAYTON_ACCURACY_M = 1.5           # of the panoramas' published places
 DAYTON_TYPICAL_ROW = 180.0        # of a camera whose distance from the tile's centre is unknown
 LONDON_PX_M, LONDON_ACCURACY_M = 0.5, 3.0
 NUSCENES_PX_M, NUSCENES_ACCURACY_M = 0.2985, 1.5
-# Half widths of the prior, m: a tile of 50 to 73 m bears no more than 8, as a view reaches 32 m.
+# Half widths of the prior, m.  A view reaches 32 m: a tile of 50 to 73 m has room for 8 m only.
 SMALL_TILE_PRIOR_M, LONDON_PRIOR_M, NUSCENES_PRIOR_M, CVUSA_PRIOR_M = 8.0, 12.0, 12.0, 18.5
 
 # Places measured by hand: the camera's metres east and north of where its folder has it, and how
@@ -94,7 +94,7 @@ class View:
 
     ``truth`` is the pose of base_link, which here is the point of the road beneath the camera with
     x along the optical axis, in the axes of ``overhead``.  ``accuracy_m`` is how well that place
-    is known, ``prior_m`` the half width of the prior that the overhead picture bears.  If
+    is known, ``prior_m`` the half width of the prior that the overhead picture has room for.  If
     ``range_known`` is False the place along the heading is a guess.
     """
 
