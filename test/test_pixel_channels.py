@@ -165,10 +165,9 @@ def test_weights_without_pixel_channels_are_mixed_with_those_of_the_first(tmp_pa
         load_network(out).ground.log_pixel_weights.exp().flatten(),
         torch.tensor([0.2, 0.1, 0.3, 0.4]), rtol=2e-3, atol=1e-3)
     assert read_model_config(out)[1]['pixel_weights'] == [0.2, 0.1, 0.3, 0.4]
-    for wrong in (['0.2', '-0.1', '0.3', '0.4'], ['0.2', '0.1', '0.3']):
+    for wrong in (['0.2', '-0.1', '0.3', '0.4'], ['0.2', '0.1', '0.3'], ['0.2'] * 5):
         assert mix_weights.main([*map(str, paths), *arguments, *wrong]) == 2
-        assert 'has pixel channels, 4, and each above 0' in capsys.readouterr().err
-    assert mix_weights.main([*map(str, paths[::-1]), *arguments, '0.2']) == 2
+        assert 'each of their 4 pixel channels, in all at most 4' in capsys.readouterr().err
 
 
 def test_a_network_with_fewer_pixel_channels_goes_on_with_all(tmp_path):
@@ -188,6 +187,22 @@ def test_a_network_with_fewer_pixel_channels_goes_on_with_all(tmp_path):
     header = int.from_bytes(old.read_bytes()[:8], 'little') + 3
     old.write_bytes(header.to_bytes(8, 'little') + old.read_bytes()[8:])
     assert read_model_config(old)[0] == three.config
+
+
+def test_pixel_channels_are_added_to_weights_that_have_fewer(tmp_path):
+    path, out = tmp_path / 'two.safetensors', tmp_path / 'grown.safetensors'
+    two = random_network(replace(MODEL, channels=6, pixel_channels=2), 5).eval()
+    save_network(two, path, {})
+    assert mix_weights.main(
+        [str(path), '--shares', '1', '--out', str(out), '--pixel-weights', *'1234']) == 0
+    grown, two = load_network(out), load_network(path)
+    assert (grown.config.channels, grown.config.pixel_channels) == (8, 4)
+    torch.testing.assert_close(
+        grown.ground.log_pixel_weights.exp().flatten(), torch.tensor([1.0, 2.0, 3.0, 4.0]),
+        rtol=2e-3, atol=1e-3)
+    with torch.inference_mode():
+        imagery = picture(64, 7)
+        torch.testing.assert_close(grown.satellite(imagery)[:, :6], two.satellite(imagery))
 
 
 def test_an_untrained_control_has_no_pixel_channels():
