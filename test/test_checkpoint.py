@@ -24,7 +24,7 @@ from crossview_localizer.networks.safa import views_to_tensor
 
 SHIPPED = Path(__file__).resolve().parent.parent / 'config/weights'
 ERRORS = MatchErrors(correlation_m=7.0, correlation_s=3.0, inflation=0.5, sigma_floor_m=0.2)
-FINGERPRINT = 'af230d5fc6a3caa3bb7d078bb6c770eaa95234f41a7c210d3e67fbe3c87f3d9d'
+FINGERPRINT = 'd5cadd51a1347e06da804e6c5da733ee5d4e536b97cdea10918ae468348dba16'
 
 
 @pytest.fixture(scope='module')
