@@ -24,7 +24,7 @@ from crossview_localizer.networks.safa import views_to_tensor
 
 SHIPPED = Path(__file__).resolve().parent.parent / 'config/weights'
 ERRORS = MatchErrors(correlation_m=7.0, correlation_s=3.0, inflation=0.5, sigma_floor_m=0.2)
-FINGERPRINT = 'd5cadd51a1347e06da804e6c5da733ee5d4e536b97cdea10918ae468348dba16'
+FINGERPRINT = 'fac07133603673e7806ef665b81d63d4d3771dc72dea5507753abeef18087b85'
 
 
 @pytest.fixture(scope='module')
