@@ -15,12 +15,12 @@ INTRODUCTION = """# Results
 Look up here how large the errors are, in which data, and beside which control; every section
 names the command that measures it again. Written by `python -m benchmarks.results` from the files
 in `docs/results`. **Everything is simulation unless it says real**: rendered towns that training
-never saw, on other days than the orthophoto's. Real pictures, rendered towns and single images of
-the real layout are of the shipped weights (fac071336036). Single images in towns, corrupted
-images, the drives with real pictures of other places, the plain EKF and the errors that last are
-of the same network with a temperature of 1.82 in place of 1.545 (d5cadd51a134); the demos, faults
-and speed of the weights before, without light marks or any pixel channels (e9eefedb5712); the
-adaptation began with the weights a21b7d5babbe, and endurance was measured with an earlier filter.
+never saw, on other days than the orthophoto's. Real pictures and rendered towns are of the
+shipped weights (fac071336036). Single images, corrupted images, the drives with real pictures of
+other places, the plain EKF and the errors that last are of the same network with a temperature of
+1.82 in place of 1.545 (d5cadd51a134); the demos, faults and speed of the weights before, without
+light marks or any pixel channels (e9eefedb5712); the adaptation began with the weights
+a21b7d5babbe, and endurance was measured with an earlier filter.
 """
 
 
