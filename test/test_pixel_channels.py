@@ -19,6 +19,7 @@ from crossview_localizer.networks.pixel_channels import (
     PROPERTIES,
     satellite_channels,
 )
+from crossview_localizer.networks.safa import ModelConfig
 from training import mix_weights
 from training.initial import initial_network
 
@@ -165,6 +166,10 @@ def test_weights_without_pixel_channels_are_mixed_with_those_of_the_first(tmp_pa
         load_network(out).ground.log_pixel_weights.exp().flatten(),
         torch.tensor([0.2, 0.1, 0.3, 0.4]), rtol=2e-3, atol=1e-3)
     assert read_model_config(out)[1]['pixel_weights'] == [0.2, 0.1, 0.3, 0.4]
+    tiles = tmp_path / 'tiles.safetensors'
+    save_network(random_network(ModelConfig(), 0), tiles, {})
+    assert mix_weights.main([str(paths[0]), str(tiles), *arguments[:-1]]) == 2
+    assert 'has other variables than' in capsys.readouterr().err
     for wrong in (['0.2', '-0.1', '0.3', '0.4'], ['0.2', '0.1', '0.3'], ['0.2'] * 5):
         assert mix_weights.main([*map(str, paths), *arguments, *wrong]) == 2
         assert 'each of their 4 pixel channels, in all at most 4' in capsys.readouterr().err

@@ -22,10 +22,7 @@ def initial_network(model: ModelConfig | DenseConfig, seed: int, checkpoint: Pat
     """
     network = random_network(model, seed)
     if checkpoint is not None:
-        loaded = load_network(checkpoint)
-        state = loaded.state_dict()
-        if isinstance(network, DenseNetwork) and isinstance(loaded, DenseNetwork):
-            state = with_pixel_channels(state, network)
+        state = with_pixel_channels(load_network(checkpoint).state_dict(), network)
         for name, value in network.state_dict().items():
             if name not in state or state[name].shape != value.shape:
                 found = tuple(state[name].shape) if name in state else 'nothing'
@@ -45,15 +42,19 @@ def initial_network(model: ModelConfig | DenseConfig, seed: int, checkpoint: Pat
 
 
 def with_pixel_channels(state: dict[str, torch.Tensor],
-                        network: DenseNetwork) -> dict[str, torch.Tensor]:
-    """The state of a network with, added, the pixel channels that only ``network`` has."""
+                        network: SafaNetwork | DenseNetwork) -> dict[str, torch.Tensor]:
+    """The state of another network, and the pixel channels that it lacks and ``network`` has.
+
+    A state stays as it is where one of the two is not of a dense network.
+    """
     weights = 'ground.log_pixel_weights'
+    last = ('ground.exit.1.weight', 'ground.exit.1.bias')   # the last row: the credibility
     new, state = network.state_dict(), dict(state)
-    if weights not in new:
+    if weights not in new or last[0] not in state:
         return state
     if weights not in state:
         state[weights] = new[weights][:, :0]
-        for name in ('ground.exit.1.weight', 'ground.exit.1.bias'):  # last row: the credibility
+        for name in last:
             state[name] = torch.cat((state[name], new[name][-1:]))
     state[weights] = torch.cat((state[weights], new[weights][:, state[weights].shape[1]:]), 1)
     return state

@@ -23,8 +23,8 @@ def mix(paths: list[Path], shares: list[float], out: Path,
         pixel_weights: list[float] | None = None) -> None:
     """Write the mean of the weights at ``paths``; settings and match errors are the first's.
 
-    ``pixel_weights`` (N,), above 0, take the place of the mixed weights of the pixel channels; the
-    result has N of these.  Networks with fewer get those of the first, or untrained ones.
+    Networks with fewer pixel channels than the first get its own.  ``pixel_weights`` (N,), above
+    0, take the place of the mixed weights of these channels; what the first lacks of N is added.
 
     Raises ValueError where the networks differ in another setting that decides about their
     variables.
@@ -34,8 +34,6 @@ def mix(paths: list[Path], shares: list[float], out: Path,
             f'{len(shares)} shares for {len(paths)} files; expected one for each, above 0')
     networks = [load_network(path) for path in paths]
     network = networks[0]
-    if pixel_weights:
-        network = with_pixel_weights(network, pixel_weights)
     states = [with_pixel_channels(other.state_dict(), network) for other in networks]
     shapes = [{name: value.shape for name, value in state.items()} for state in states]
     for path, found in zip(paths, shapes):

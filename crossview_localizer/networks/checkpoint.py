@@ -107,7 +107,7 @@ def read_model_config(path: str | Path) -> tuple[ModelConfig | DenseConfig, dict
         raise ValueError(f'{path}: its model settings are damaged ({error!r})') from error
     if model.get('kind') == DENSE:
         model.pop('margin_px', None)        # files of before November 2026 have it
-        if model.get('pixel_channels') is True:  # so had those that had edges and colours only
+        if model.get('pixel_channels') is True:  # files with edges, warmth and greenness only
             model['pixel_channels'] = 3
     config = _checked(DenseConfig if model.get('kind') == DENSE else ModelConfig, model, path)
     return replace(config, match_errors=_checked(MatchErrors, errors, path)), provenance
